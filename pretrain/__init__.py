@@ -1,0 +1,1 @@
+"""Images to backbone: self-supervised pretraining of ResNets with whitening losses."""

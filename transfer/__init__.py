@@ -1,0 +1,1 @@
+"""Backbone to detection AP: checkpoint conversion and detectron2 fine-tuning."""
