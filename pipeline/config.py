@@ -1,0 +1,78 @@
+"""The pipeline config: which backbones, which tasks, which seeds.
+
+Config files are named relative to the file that names them; data and output folders relative to the
+working directory.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from transfer.config import DetectionData
+
+Slug = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)]
+
+
+class Section(BaseModel):
+    """A frozen part of a config that refuses unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BackboneConfig(Section):
+    """Where a backbone comes from: a pretraining config, an existing checkpoint, or nothing."""
+
+    name: Slug
+    pretrain: Path | None = None
+    overrides: tuple[str, ...] = ()
+    checkpoint: Path | None = None
+    format: str | None = None
+    encoder: str | None = None
+    random: bool = False
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        given = [self.pretrain is not None, self.checkpoint is not None, self.random]
+        if sum(given) != 1:
+            raise ValueError("give exactly one of pretrain, checkpoint and random: true")
+        if self.overrides and self.pretrain is None:
+            raise ValueError("overrides go with pretrain")
+        if (self.format or self.encoder) and self.checkpoint is None:
+            raise ValueError("format and encoder go with checkpoint")
+        return self
+
+
+class TaskConfig(Section):
+    """A detection task: a detectron2 config and `KEY=VALUE` changes to it."""
+
+    name: Slug
+    config: Path
+    title: str = ""
+    overrides: tuple[str, ...] = ()
+
+
+class PipelineConfig(Section):
+    """The whole plan: every backbone is fine-tuned on every task with every seed."""
+
+    name: Slug
+    backbones: tuple[BackboneConfig, ...] = Field(min_length=1)
+    tasks: tuple[TaskConfig, ...] = Field(min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
+    datasets: dict[Slug, DetectionData] = {}
+    num_pictures: int = Field(default=6, ge=1)
+    output_dir: Path = Path("runs")
+
+    @model_validator(mode="after")
+    def _unique(self) -> Self:
+        for what, names in (
+            ("backbones", [entry.name for entry in self.backbones]),
+            ("tasks", [entry.name for entry in self.tasks]),
+            ("seeds", [str(seed) for seed in self.seeds]),
+        ):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ValueError(f"{what}: named twice: {', '.join(twice)}")
+        return self

@@ -1,0 +1,247 @@
+"""From a pipeline config to the stages it asks for; every fault is found before anything starts."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from pipeline.config import BackboneConfig, PipelineConfig, TaskConfig
+from pipeline.datasets import detection_identity, folder_identity
+from pipeline.files import sha256_of
+from pipeline.signature import identity_of
+from pipeline.stage import Stage
+from pipeline.yaml_config import apply_overrides, faults_of, load_yaml
+from pretrain.config import PretrainConfig
+from transfer.config import ConvertConfig, FinetuneConfig, known_datasets
+
+Config = TypeVar("Config", bound=BaseModel)
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All stages, inputs before what needs them, and the config they come from."""
+
+    config: PipelineConfig
+    config_file: Path
+    overrides: tuple[str, ...]
+    stages: tuple[Stage, ...]
+
+    @property
+    def root(self) -> Path:
+        """Return the folder of this pipeline's runs."""
+        return self.config.output_dir / self.config.name
+
+
+def load_plan(config_file: Path, overrides: list[str]) -> Plan:
+    """Read, check and resolve a pipeline config and all configs it names.
+
+    Raises:
+        ValueError: one line for every fault in any of the files, data sets and checkpoints.
+    """
+    content = apply_overrides(load_yaml(config_file), overrides)
+    try:
+        config = PipelineConfig.model_validate(content)
+    except ValidationError as error:
+        lines = faults_of(error, str(config_file)) + _faults_in_named_files(content, config_file)
+        raise ValueError("\n".join(lines)) from None
+    builder = _Builder(config, config_file.parent)
+    stages = builder.build()
+    if builder.faults:
+        raise ValueError("\n".join(dict.fromkeys(builder.faults)))
+    return Plan(config, config_file, tuple(overrides), tuple(stages))
+
+
+def _faults_in_named_files(content: dict[str, Any], config_file: Path) -> list[str]:
+    """Return faults of the files a broken config names, so that one try shows them all."""
+    sections: tuple[tuple[str, type[BackboneConfig] | type[TaskConfig]], ...] = (
+        ("backbones", BackboneConfig),
+        ("tasks", TaskConfig),
+    )
+    parts: dict[str, list[Any]] = {"backbones": [], "tasks": []}
+    for key, model in sections:
+        entries = content.get(key)
+        for entry in entries if isinstance(entries, list) else []:
+            try:
+                parts[key].append(model.model_validate(entry))
+            except ValidationError:
+                continue
+    config = PipelineConfig.model_construct(
+        name="unchecked",
+        backbones=tuple(parts["backbones"]),
+        tasks=tuple(parts["tasks"]),
+        seeds=(0,),
+        datasets={},
+        num_pictures=1,
+        output_dir=Path("runs"),
+    )
+    builder = _Builder(config, config_file.parent)
+    builder.build()
+    return list(dict.fromkeys(builder.faults))
+
+
+class _Builder:
+    """Collects stages and faults while walking the config."""
+
+    def __init__(self, config: PipelineConfig, config_dir: Path) -> None:
+        self.config = config
+        self.config_dir = config_dir
+        self.root = config.output_dir / config.name
+        self.faults: list[str] = []
+        self.known_datasets = known_datasets() | dict(config.datasets)
+        self.data_identities: dict[str, dict[str, Any] | None] = {}
+
+    def build(self) -> list[Stage]:
+        tasks = [(task, self.finetune_config(task)) for task in self.config.tasks]
+        stages: list[Stage] = []
+        for backbone in self.config.backbones:
+            before = self.stages_before_finetuning(backbone)
+            stages += before
+            inputs = {"weights": before[-1]} if before else {}
+            for task, config in tasks:
+                if config is not None and (before or backbone.random):
+                    stages += self.finetune_stages(backbone, task, config, inputs)
+        return stages
+
+    def stages_before_finetuning(self, backbone: BackboneConfig) -> list[Stage]:
+        if backbone.random:
+            return []
+        if backbone.pretrain is not None:
+            pretrain = self.pretrain_stage(backbone)
+            return [pretrain, self.convert_stage(backbone, pretrain)] if pretrain else []
+        convert = self.convert_stage(backbone, None)
+        return [convert] if convert else []
+
+    def pretrain_stage(self, backbone: BackboneConfig) -> Stage | None:
+        assert backbone.pretrain is not None
+        config = self.read(backbone.pretrain, backbone.overrides, PretrainConfig)
+        if config is None:
+            return None
+        data = self.attempt(lambda: folder_identity(config.data.name, config.data.root))
+        return Stage(
+            kind="pretrain",
+            slug=backbone.name,
+            identity=identity_of(config) | {"data_content": data},
+            settings=_absolute(config.model_dump(mode="json"), ("data", "root")),
+            root=self.root,
+            backbone=backbone.name,
+        )
+
+    def convert_stage(self, backbone: BackboneConfig, pretrain: Stage | None) -> Stage:
+        config = ConvertConfig(format=backbone.format, encoder=backbone.encoder)
+        identity, settings = identity_of(config), config.model_dump(mode="json")
+        if backbone.checkpoint is not None:
+            source = backbone.checkpoint
+            settings["checkpoint"] = str(source.absolute())
+            if source.is_file():
+                identity["checkpoint_sha256"] = sha256_of(source)
+            else:
+                self.faults.append(f"{source}: no such checkpoint (backbone {backbone.name})")
+        return Stage(
+            kind="convert",
+            slug=backbone.name,
+            identity=identity,
+            settings=settings,
+            root=self.root,
+            inputs={"checkpoint": pretrain} if pretrain else {},
+            backbone=backbone.name,
+        )
+
+    def finetune_config(self, task: TaskConfig) -> tuple[FinetuneConfig, dict[str, Any]] | None:
+        path = self.config_dir / task.config
+        content = self.attempt(lambda: apply_overrides(load_yaml(path), list(task.overrides)))
+        if content is None:
+            return None
+        datasets, identities = {}, {}
+        for name in self.dataset_names(content, path):
+            if name not in self.known_datasets:
+                known = ", ".join(sorted(self.known_datasets))
+                self.faults.append(f"{path}: unknown data set {name!r}; known: {known}")
+                continue
+            datasets[name] = self.known_datasets[name]
+            if name not in self.data_identities:
+                data = datasets[name]
+                self.data_identities[name] = self.attempt(
+                    lambda name=name, data=data: detection_identity(name, data)  # type: ignore[misc]
+                )
+            identities[name] = self.data_identities[name]
+        config = FinetuneConfig(
+            detectron2=content, datasets=datasets, num_pictures=self.config.num_pictures
+        )
+        return config, identities
+
+    def dataset_names(self, content: dict[str, Any], path: Path) -> list[str]:
+        names: list[str] = []
+        section = content.get("DATASETS")
+        for key in ("TRAIN", "TEST"):
+            value = section.get(key) if isinstance(section, dict) else None
+            if isinstance(value, str):
+                try:
+                    value = ast.literal_eval(value)
+                except (ValueError, SyntaxError):
+                    value = None
+            if not isinstance(value, list | tuple) or not value:
+                self.faults.append(f"{path}: DATASETS.{key}: wanted a list of data set names")
+                continue
+            names += [str(name) for name in value]
+        return names
+
+    def finetune_stages(
+        self,
+        backbone: BackboneConfig,
+        task: TaskConfig,
+        config: tuple[FinetuneConfig, dict[str, Any]],
+        inputs: dict[str, Stage],
+    ) -> list[Stage]:
+        stages = []
+        for seed in self.config.seeds:
+            seeded = config[0].model_copy(update={"seed": seed})
+            settings = seeded.model_dump(mode="json")
+            for data in settings["datasets"].values():
+                for key in ("annotations", "images", "root"):
+                    if key in data:
+                        data[key] = str(Path(data[key]).absolute())
+            stages.append(
+                Stage(
+                    kind="finetune",
+                    slug=f"{backbone.name}--{task.name}--seed{seed}",
+                    identity=identity_of(seeded) | {"data_content": config[1]},
+                    settings=settings,
+                    root=self.root,
+                    inputs=inputs,
+                    backbone=backbone.name,
+                    task=task.name,
+                    seed=seed,
+                )
+            )
+        return stages
+
+    def read(self, path: Path, overrides: tuple[str, ...], model: type[Config]) -> Config | None:
+        path = self.config_dir / path
+        content = self.attempt(lambda: apply_overrides(load_yaml(path), list(overrides)))
+        if content is None:
+            return None
+        try:
+            return model.model_validate(content)
+        except ValidationError as error:
+            self.faults += faults_of(error, str(path))
+            return None
+
+    def attempt(self, action: Callable[[], Value]) -> Value | None:
+        """Return the action's value, or keep its ValueError as a fault and return None."""
+        try:
+            return action()
+        except ValueError as error:
+            self.faults += str(error).splitlines()
+            return None
+
+
+def _absolute(settings: dict[str, Any], key: tuple[str, str]) -> dict[str, Any]:
+    section, name = key
+    path = str(Path(settings[section][name]).absolute())
+    return settings | {section: settings[section] | {name: path}}

@@ -1,0 +1,65 @@
+"""Content addresses: what a stage computes, as 16 hex digits.
+
+A signature covers the stage's name and version, its whole resolved config and the signatures of its
+inputs. Settings that cannot change a result carry `json_schema_extra={"identity": False}` in their
+config class and stay out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from pydantic import BaseModel
+
+SIGNATURE_DIGITS = 16
+
+
+def canonical_json(value: Any) -> str:
+    """Return the one JSON text of `value`: sorted keys, no spaces, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def signature_of(identity: dict[str, Any]) -> str:
+    """Return the first 16 hex digits of the sha256 over the canonical JSON of `identity`."""
+    return hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:SIGNATURE_DIGITS]
+
+
+def identity_of(config: BaseModel) -> dict[str, Any]:
+    """Return the resolved config without the fields that are marked as not changing a result."""
+    content: dict[str, Any] = {}
+    for name, field in type(config).model_fields.items():
+        extra = field.json_schema_extra
+        if isinstance(extra, dict) and extra.get("identity") is False:
+            continue
+        content[name] = _plain(getattr(config, name))
+    return content
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return identity_of(value)
+    if isinstance(value, dict):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    raise TypeError(f"{value!r} ({type(value).__name__}) has no place in a signature")
+
+
+def differences(stored: Any, wanted: Any, path: str = "") -> list[str]:
+    """Return one line for every place where two JSON values differ."""
+    if isinstance(stored, dict) and isinstance(wanted, dict):
+        lines = []
+        for key in sorted(stored.keys() | wanted.keys()):
+            place = f"{path}.{key}" if path else str(key)
+            if key not in stored:
+                lines.append(f"{place}: stored nothing, wanted {wanted[key]!r}")
+            elif key not in wanted:
+                lines.append(f"{place}: stored {stored[key]!r}, wanted nothing")
+            else:
+                lines += differences(stored[key], wanted[key], place)
+        return lines
+    return [] if stored == wanted else [f"{path}: stored {stored!r}, wanted {wanted!r}"]

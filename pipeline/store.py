@@ -1,0 +1,156 @@
+"""Run folders: `config.json` first, outputs, `manifest.json` last. Only the manifest means done."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.files import read_json, sha256_of, write_json
+from pipeline.signature import canonical_json, differences
+from pipeline.stage import STAGE_KINDS, Stage
+
+CONFIG, JOB, MANIFEST, FAILURE = "config.json", "job.json", "manifest.json", "failure.json"
+LOCK, LOG, METRICS = "lock", "log.txt", "metrics.jsonl"
+Status = Literal["missing", "queued", "running", "done", "failed"]
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a stage stands; `reason` says why it failed or cannot run."""
+
+    status: Status
+    reason: str | None = None
+
+
+def read_state(stage: Stage) -> State:
+    """Return the stage's state from its run folder alone.
+
+    A manifest whose outputs are gone or have another size does not count as done.
+    """
+    run_dir = stage.run_dir
+    if (run_dir / MANIFEST).exists():
+        try:
+            fault = outputs_fault(run_dir, read_json(run_dir / MANIFEST), thorough=False)
+        except ValueError as error:
+            fault = str(error)
+        return State("done") if fault is None else State("missing", fault)
+    if is_locked(run_dir / LOCK):
+        return State("running")
+    if (run_dir / FAILURE).exists():
+        try:
+            return State("failed", str(read_json(run_dir / FAILURE)["reason"]))
+        except (ValueError, KeyError):
+            return State("failed", f"{run_dir / FAILURE} is damaged; see {run_dir / LOG}")
+    return State("missing")
+
+
+def outputs_fault(run_dir: Path, manifest: dict[str, Any], thorough: bool) -> str | None:
+    """Return how the outputs differ from the manifest, or None; `thorough` compares sha256 too."""
+    try:
+        outputs = manifest["outputs"].items()
+        for name, entry in outputs:
+            path = run_dir / name
+            if not path.is_file():
+                return f"{path}: gone since it was made; it will be made again"
+            size = path.stat().st_size
+            if size != entry["size"]:
+                return f"{path}: {size} bytes, wanted {entry['size']}; it will be made again"
+            if thorough and sha256_of(path) != entry["sha256"]:
+                return f"{path}: changed since it was made (sha256 differs); it will be made again"
+    except (KeyError, AttributeError, TypeError):
+        return f"{run_dir / MANIFEST}: not a manifest; the stage will be run again"
+    return None
+
+
+def prepare(stage: Stage) -> None:
+    """Make the run folder: `config.json` once, `job.json` with today's paths each time.
+
+    Raises:
+        ValueError: the folder holds another config than the wanted one.
+    """
+    run_dir = stage.run_dir
+    run_dir.mkdir(parents=True, exist_ok=True)
+    check_config(stage)
+    if not (run_dir / CONFIG).exists():
+        write_json(run_dir / CONFIG, stage.record)
+    job = {
+        "stage": stage.kind,
+        "name": stage.name,
+        "settings": stage.settings,
+        "inputs": {role: str(source.result.absolute()) for role, source in stage.inputs.items()},
+    }
+    write_json(run_dir / JOB, job)
+
+
+def check_config(stage: Stage) -> None:
+    """Compare a stored `config.json`, if there is one, with the wanted config.
+
+    Raises:
+        ValueError: they differ, with every difference.
+    """
+    path = stage.run_dir / CONFIG
+    if not path.exists():
+        return
+    stored = read_json(path)
+    if canonical_json(stored) != canonical_json(stage.record):
+        lines = "; ".join(differences(stored, stage.record))
+        raise ValueError(f"{path}: not the config of this plan ({lines}); move the folder away")
+
+
+def write_manifest(run_dir: Path, kind: str, metrics: dict[str, Any], made: dict[str, Any]) -> None:
+    """Record the outputs with sizes and sha256; from here on the stage is done.
+
+    Raises:
+        ValueError: an output that the stage must write is not there.
+    """
+    outputs = {}
+    for pattern in STAGE_KINDS[kind].outputs:
+        paths = sorted(run_dir.glob(pattern))
+        if not paths:
+            raise ValueError(f"{run_dir}: stage {kind} ended without writing {pattern}")
+        for path in paths:
+            name = path.relative_to(run_dir).as_posix()
+            outputs[name] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
+    manifest = {"stage": kind, "metrics": metrics, "outputs": outputs, "provenance": made}
+    write_json(run_dir / MANIFEST, manifest)
+    (run_dir / FAILURE).unlink(missing_ok=True)
+
+
+class LockedError(Exception):
+    """Another process holds the lock."""
+
+
+@contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on `path`; it is released when the process ends, however it ends.
+
+    Raises:
+        LockedError: another process holds it; the text says which.
+    """
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise LockedError(file.read().strip() or "unknown process") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
+        file.flush()
+        yield
+
+
+def is_locked(path: Path) -> bool:
+    """Return whether a living process holds the lock."""
+    try:
+        with path.open("r", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False

@@ -1,0 +1,119 @@
+"""The child process that runs one stage, or checks many before any of them starts.
+
+    python -m pipeline.worker run RUN_DIR       exit 0 done, 1 failed, 75 interrupted or locked
+    python -m pipeline.worker check JOBS.json   prints one fault a line, exit 2 if there are any
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+import logging
+import math
+import signal
+import sys
+import time
+import traceback
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pipeline.files import read_json, write_json
+from pipeline.provenance import provenance
+from pipeline.stage import STAGE_KINDS
+from pipeline.store import FAILURE, JOB, LOCK, MANIFEST, LockedError, lock, outputs_fault
+from pipeline.store import write_manifest as finish
+
+EXIT_INTERRUPTED = 75
+PR_SET_PDEATHSIG = 1
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command line above."""
+    die_with_parent()
+    if len(arguments) == 2 and arguments[0] == "run":
+        return run(Path(arguments[1]))
+    if len(arguments) == 2 and arguments[0] == "check":
+        faults = check(json.loads(Path(arguments[1]).read_text(encoding="utf-8")))
+        print("\n".join(faults))
+        return 2 if faults else 0
+    print(__doc__, file=sys.stderr)
+    return 2
+
+
+def die_with_parent() -> None:
+    """Ask Linux for SIGTERM when the parent dies, so that a killed `run` leaves nothing behind."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def run(run_dir: Path) -> int:
+    """Run the stage whose `job.json` is in `run_dir` and write its manifest, or its failure."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        with lock(run_dir / LOCK):
+            if (run_dir / MANIFEST).exists():
+                return 0
+            return _run_locked(run_dir)
+    except LockedError as holder:
+        print(f"{run_dir}: is being worked on by {holder}", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def _run_locked(run_dir: Path) -> int:
+    started = time.time()
+    try:
+        job = read_json(run_dir / JOB)
+        inputs = {role: Path(path) for role, path in job["inputs"].items()}
+        for path in inputs.values():
+            check_input(path)
+        module = importlib.import_module(STAGE_KINDS[job["stage"]].module)
+        metrics = module.run_stage(job["settings"], inputs, run_dir)
+        made = provenance() | {
+            "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
+            "wall_time_s": round(time.time() - started, 1),
+        }
+        finish(run_dir, job["stage"], _finite(metrics), made)
+    except (KeyboardInterrupt, SystemExit):
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        traceback.print_exc()
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if not isinstance(error, ValueError):
+            reason = f"{type(error).__name__}: {reason}"
+        write_json(run_dir / FAILURE, {"reason": reason[:1000]})
+        return 1
+    return 0
+
+
+def check_input(path: Path) -> None:
+    """Compare a stage's input with the manifest it was made under.
+
+    Raises:
+        ValueError: the input is not what its stage wrote.
+    """
+    folder = path.parent
+    fault = outputs_fault(folder, read_json(folder / MANIFEST), thorough=True)
+    if fault is not None:
+        (folder / MANIFEST).unlink()
+        raise ValueError(fault)
+
+
+def _finite(metrics: dict[str, Any]) -> dict[str, float | None]:
+    """Return the metrics with NaN (such as the AP of a class without objects) as None."""
+    values = {name: float(value) for name, value in metrics.items()}
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
+def check(jobs: list[dict[str, Any]]) -> list[str]:
+    """Return the faults that the stages' own modules find in their settings, data and checkpoints."""
+    faults: list[str] = []
+    for job in jobs:
+        module = importlib.import_module(STAGE_KINDS[job["stage"]].module)
+        faults += module.check_stage(job["settings"])
+    return list(dict.fromkeys(faults))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

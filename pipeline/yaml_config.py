@@ -1,0 +1,103 @@
+"""Read YAML with detectron2's `_BASE_` inheritance, and apply `key=value` overrides."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+BASE_KEY = "_BASE_"
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """Return the mapping in `path`, merged over the file that its `_BASE_` names.
+
+    Mappings merge key by key, everything else replaces; a base is looked up beside the file that
+    names it, as in detectron2.
+
+    Raises:
+        ValueError: the file is missing, is not YAML, is not a mapping, or its bases form a circle.
+    """
+    return _load(path, ())
+
+
+def _load(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    resolved = path.resolve()
+    if resolved in seen:
+        raise ValueError(f"{path}: {BASE_KEY} leads back to the file itself")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such config file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read as text ({error})") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    if content is None:
+        content = {}
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: holds a {type(content).__name__}, wanted a mapping of keys")
+    base = content.pop(BASE_KEY, None)
+    if base is None:
+        return content
+    if not isinstance(base, str):
+        raise ValueError(f"{path}: {BASE_KEY} is {base!r}, wanted a path")
+    return merge(_load(path.parent / base, (*seen, resolved)), content)
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Return `base` with the entries of `over` put over it; neither argument is changed."""
+    merged = copy.deepcopy(base)
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = merge(merged[key], value)
+        else:
+            merged[key] = copy.deepcopy(value)
+    return merged
+
+
+def apply_overrides(content: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """Return `content` with every `a.b.0.c=value` applied; values are YAML, indices are numbers.
+
+    Raises:
+        ValueError: an override is not `key=value`, or its path does not lead anywhere.
+    """
+    content = copy.deepcopy(content)
+    faults = [fault for text in overrides if (fault := _apply_one(content, text))]
+    if faults:
+        raise ValueError("\n".join(faults))
+    return content
+
+
+def _apply_one(content: dict[str, Any], text: str) -> str | None:
+    path, separator, value_text = text.partition("=")
+    if not separator or not path:
+        return f"override {text!r}: wanted key=value"
+    try:
+        value = yaml.safe_load(value_text)
+    except yaml.YAMLError:
+        return f"override {text!r}: the value is not YAML"
+    *parents, last = path.split(".")
+    node: Any = content
+    try:
+        for part in parents:
+            node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
+        node[int(last) if isinstance(node, list) else last] = value
+    except (KeyError, IndexError, ValueError, TypeError, AttributeError):
+        return f"override {text!r}: the config has nothing at {path!r} to set"
+    return None
+
+
+def faults_of(error: ValidationError, where: str) -> list[str]:
+    """Return pydantic's faults as one line each: where, which key, what was wrong, what was given."""
+    lines = []
+    for fault in error.errors(include_url=False):
+        key = ".".join(str(part) for part in fault["loc"]) or "(whole file)"
+        given = fault["input"]
+        shown = "" if isinstance(given, dict | list | BaseModel) else f", got {given!r}"
+        message = fault["msg"].removeprefix("Value error, ")
+        lines.append(f"{where}: {key}: {message}{shown}")
+    return lines

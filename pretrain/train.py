@@ -1,0 +1,50 @@
+"""Stage `pretrain`: a folder of images becomes `backbone.pth`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pretrain.checkpoint import BACKBONE, save_backbone
+from pretrain.config import PretrainConfig
+from pretrain.data import list_images, read_image
+from pretrain.engine import Trainer
+
+FULL_CHECK_LIMIT = 20_000
+
+
+def pretrain(config: PretrainConfig, output_dir: Path) -> dict[str, float]:
+    """Train to the end, resuming what `output_dir` already holds; return the final metrics.
+
+    Writes `backbone.pth`, `last.pth`, `metrics.jsonl` and TensorBoard events.
+    """
+    output_dir.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(config, output_dir)
+    metrics = trainer.train()
+    save_backbone(trainer.model.encoder, config, output_dir / BACKBONE)
+    return metrics
+
+
+def run_stage(config: dict[str, Any], inputs: dict[str, Path], output_dir: Path) -> dict[str, float]:
+    """Entry point for the pipeline: `pretrain` with a plain config and no inputs."""
+    del inputs
+    return pretrain(PretrainConfig.model_validate(config), output_dir)
+
+
+def check_stage(config: dict[str, Any]) -> list[str]:
+    """Return what would stop the run: a missing or empty folder, images that cannot be read.
+
+    Every image is decoded up to 20,000 of them; a larger folder is only listed.
+    """
+    data = PretrainConfig.model_validate(config).data
+    try:
+        paths = list_images(data.root)
+    except ValueError as error:
+        return [str(error)]
+    faults = []
+    for path in paths if len(paths) <= FULL_CHECK_LIMIT else []:
+        try:
+            read_image(path)
+        except ValueError as error:
+            faults.append(str(error))
+    return faults

@@ -1,0 +1,117 @@
+"""What conversion and fine-tuning are made of. Imports neither torch nor detectron2.
+
+Fields marked `identity: False` cannot change a result and stay out of a stage's signature.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+NOT_IDENTITY: dict[str, Any] = {"identity": False}
+
+VOC_CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
+    "train", "tvmonitor",
+)  # fmt: skip
+DIGIT_CLASSES = (
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"
+)  # fmt: skip
+
+
+class Section(BaseModel):
+    """A frozen part of a config that refuses unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CocoData(Section):
+    """A detection set in COCO's layout; class names come from the annotation file."""
+
+    format: Literal["coco"] = "coco"
+    annotations: Path = Field(json_schema_extra=NOT_IDENTITY)
+    images: Path = Field(json_schema_extra=NOT_IDENTITY)
+
+    def under(self, root: Path) -> CocoData:
+        """Return the same set with its paths taken below `root`."""
+        return self.model_copy(
+            update={"annotations": root / self.annotations, "images": root / self.images}
+        )
+
+
+class VocData(Section):
+    """A detection set in Pascal VOC's layout; the year decides how AP is integrated (2007: 11 points)."""
+
+    format: Literal["voc"] = "voc"
+    root: Path = Field(json_schema_extra=NOT_IDENTITY)
+    split: str
+    year: Literal[2007, 2012] = 2007
+    class_names: tuple[str, ...] = VOC_CLASSES
+
+    def under(self, root: Path) -> VocData:
+        """Return the same set with its paths taken below `root`."""
+        return self.model_copy(update={"root": root / self.root})
+
+
+DetectionData = Annotated[CocoData | VocData, Field(discriminator="format")]
+
+
+def _voc(year: Literal[2007, 2012], split: str) -> VocData:
+    return VocData(root=Path(f"VOC{year}"), split=split, year=year)
+
+
+def _coco(split: str, prefix: str = "") -> CocoData:
+    base = Path(prefix) / "coco"
+    return CocoData(annotations=base / f"annotations/instances_{split}.json", images=base / split)
+
+
+def _digits_voc(split: str) -> VocData:
+    return VocData(root=Path("digits/VOC2007"), split=split, class_names=DIGIT_CLASSES)
+
+
+# Names as detectron2 gives them, and the embedded digits; paths are below $DETECTRON2_DATASETS.
+KNOWN_DATASETS: dict[str, CocoData | VocData] = {
+    "voc_2007_trainval": _voc(2007, "trainval"),
+    "voc_2007_train": _voc(2007, "train"),
+    "voc_2007_val": _voc(2007, "val"),
+    "voc_2007_test": _voc(2007, "test"),
+    "voc_2012_trainval": _voc(2012, "trainval"),
+    "voc_2012_train": _voc(2012, "train"),
+    "voc_2012_val": _voc(2012, "val"),
+    "coco_2017_train": _coco("train2017"),
+    "coco_2017_val": _coco("val2017"),
+    "digits_voc_trainval": _digits_voc("trainval"),
+    "digits_voc_test": _digits_voc("test"),
+    "digits_coco_train": _coco("train2017", "digits"),
+    "digits_coco_val": _coco("val2017", "digits"),
+}
+
+
+def datasets_root() -> Path:
+    """Return the folder that holds detection sets: `$DETECTRON2_DATASETS`, else `datasets`."""
+    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
+
+
+def known_datasets() -> dict[str, CocoData | VocData]:
+    """Return the sets known by name, with their paths below `datasets_root()`."""
+    return {name: data.under(datasets_root()) for name, data in KNOWN_DATASETS.items()}
+
+
+class ConvertConfig(Section):
+    """How a checkpoint is read; both fields are recognised from its content when left out."""
+
+    format: str | None = None
+    encoder: str | None = None
+
+
+class FinetuneConfig(Section):
+    """One fine-tuning run: a resolved detectron2 config, the sets it names, and a seed."""
+
+    detectron2: dict[str, Any]
+    datasets: dict[str, DetectionData]
+    seed: int = Field(default=0, ge=0)
+    num_pictures: int = Field(default=6, ge=1, json_schema_extra=NOT_IDENTITY)

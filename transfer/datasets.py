@@ -1,0 +1,32 @@
+"""Give detectron2 the detection sets of a config, in COCO's or VOC's layout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances, register_pascal_voc
+
+from transfer.config import CocoData, VocData
+
+
+def register(datasets: Mapping[str, CocoData | VocData]) -> None:
+    """Register the sets under their names; a set that detectron2 knows by that name is replaced."""
+    for name, data in datasets.items():
+        if name in DatasetCatalog.list():
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+        if isinstance(data, CocoData):
+            register_coco_instances(name, {}, str(data.annotations), str(data.images))
+        else:
+            register_pascal_voc(
+                name, str(data.root), data.split, data.year, list(data.class_names)
+            )  # fmt: skip
+            MetadataCatalog.get(name).evaluator_type = "pascal_voc"
+
+
+def class_names(name: str) -> list[str]:
+    """Return the class names of a registered set; reads the annotations where needed."""
+    if MetadataCatalog.get(name).get("thing_classes") is None:
+        DatasetCatalog.get(name)
+    return list(MetadataCatalog.get(name).thing_classes)

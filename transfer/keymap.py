@@ -1,0 +1,82 @@
+"""Names of ResNet tensors: torchvision's to detectron2's, and what a complete set looks like."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+BLOCKS: dict[str, tuple[int, int, int, int]] = {
+    "resnet18": (2, 2, 2, 2),
+    "resnet34": (3, 4, 6, 3),
+    "resnet50": (3, 4, 6, 3),
+    "resnet101": (3, 4, 23, 3),
+    "resnet152": (3, 8, 36, 3),
+}
+DEPTHS = {arch: int(arch.removeprefix("resnet")) for arch in BLOCKS}
+COUNTER = "num_batches_tracked"
+NORM_ENTRIES = ("weight", "bias", "running_mean", "running_var", COUNTER)
+
+_RULES: tuple[tuple[str, str], ...] = (
+    (r"conv1\.weight", r"stem.conv1.weight"),
+    (r"bn1\.(\w+)", r"stem.conv1.norm.\1"),
+    (r"layer(\d)\.(\d+)\.conv(\d)\.weight", r"res{stage}.\2.conv\3.weight"),
+    (r"layer(\d)\.(\d+)\.bn(\d)\.(\w+)", r"res{stage}.\2.conv\3.norm.\4"),
+    (r"layer(\d)\.(\d+)\.downsample\.0\.weight", r"res{stage}.\2.shortcut.weight"),
+    (r"layer(\d)\.(\d+)\.downsample\.1\.(\w+)", r"res{stage}.\2.shortcut.norm.\3"),
+)
+
+
+def to_detectron2(name: str) -> str:
+    """Return detectron2's name of a torchvision ResNet entry (`layer1` becomes `res2`).
+
+    Raises:
+        ValueError: the name belongs to no part of a ResNet backbone.
+    """
+    for pattern, replacement in _RULES:
+        match = re.fullmatch(pattern, name)
+        if match is not None:
+            if "{stage}" in replacement:
+                replacement = replacement.format(stage=int(match[1]) + 1)
+            return match.expand(replacement)
+    raise ValueError(f"{name}: no such entry in torchvision's ResNet backbone")
+
+
+def expected_names(arch: str, counters: bool = True) -> set[str]:
+    """Return torchvision's entry names of a ResNet without `fc`."""
+    num_convs = 2 if arch in ("resnet18", "resnet34") else 3
+    names = {"conv1.weight", *_norm("bn1")}
+    for stage, num_blocks in enumerate(BLOCKS[arch], start=1):
+        for block in range(num_blocks):
+            prefix = f"layer{stage}.{block}"
+            for conv in range(1, num_convs + 1):
+                names |= {f"{prefix}.conv{conv}.weight", *_norm(f"{prefix}.bn{conv}")}
+            if block == 0 and not (stage == 1 and num_convs == 2):
+                names |= {f"{prefix}.downsample.0.weight", *_norm(f"{prefix}.downsample.1")}
+    return names if counters else {name for name in names if not name.endswith(COUNTER)}
+
+
+def recognise_arch(names: Iterable[str]) -> str | None:
+    """Return the architecture whose complete entry names these are, with or without counters."""
+    found = {name for name in names if not name.endswith(COUNTER)}
+    for arch in BLOCKS:
+        if found == expected_names(arch, counters=False):
+            return arch
+    return None
+
+
+def detectron2_keys(arch: str, pixel: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the detectron2 config keys that a backbone demands."""
+    depth = DEPTHS[arch]
+    return {
+        "INPUT.FORMAT": pixel["format"],
+        "MODEL.PIXEL_MEAN": list(pixel["pixel_mean"]),
+        "MODEL.PIXEL_STD": list(pixel["pixel_std"]),
+        "MODEL.RESNETS.DEPTH": depth,
+        "MODEL.RESNETS.RES2_OUT_CHANNELS": 64 if depth < 50 else 256,
+        "MODEL.RESNETS.STRIDE_IN_1X1": False,
+    }
+
+
+def _norm(prefix: str) -> set[str]:
+    return {f"{prefix}.{entry}" for entry in NORM_ENTRIES}

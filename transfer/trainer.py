@@ -1,0 +1,102 @@
+"""detectron2's DefaultTrainer with evaluation, a metrics file, and a clean stop on signals."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer, HookBase, hooks
+from detectron2.evaluation import DatasetEvaluators
+from detectron2.utils.events import EventWriter, get_event_storage
+
+from transfer.evaluation import build_evaluator, flat_metrics
+
+METRICS = "metrics.jsonl"
+LOG_PERIOD = 10
+EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: saved, to be started again
+
+
+class MetricsWriter(EventWriter):  # type: ignore[misc]
+    """Appends the latest scalars to `metrics.jsonl`, one JSON object a line with `step`."""
+
+    def __init__(self, path: Path, max_steps: int) -> None:
+        self.path = path
+        self.max_steps = max_steps
+
+    def write(self) -> None:
+        """Append what was logged at the current iteration."""
+        storage = get_event_storage()
+        entry: dict[str, float] = {"step": storage.iter + 1, "max_steps": self.max_steps}
+        for name, (value, iteration) in storage.latest().items():
+            if iteration == storage.iter and math.isfinite(value):
+                entry[name] = value
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+
+class StopOnSignal(HookBase):  # type: ignore[misc]
+    """Saves and leaves with code 75 after the iteration in which SIGTERM, SIGINT or SIGUSR2 came."""
+
+    def __init__(self) -> None:
+        self.received = False
+        self.before: dict[int, Any] = {}
+
+    def before_train(self) -> None:
+        """Take over the signals."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
+            self.before[number] = signal.signal(number, self._receive)
+
+    def after_step(self) -> None:
+        """Save and leave, if asked to."""
+        if self.received:
+            iteration = self.trainer.iter
+            self.trainer.checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+            raise SystemExit(EXIT_INTERRUPTED)
+
+    def after_train(self) -> None:
+        """Give the signals back."""
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: object) -> None:
+        self.received = True
+
+
+class Trainer(DefaultTrainer):  # type: ignore[misc]
+    """Trains one model and keeps the metrics of its last evaluation in `metrics`, in percent."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self.metrics: dict[str, float] = {}
+        super().__init__(cfg)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
+        """Return the evaluator of a set, by its layout."""
+        return build_evaluator(dataset_name, Path(cfg.OUTPUT_DIR))
+
+    def build_writers(self) -> list[EventWriter]:
+        """Return detectron2's writers and `metrics.jsonl`."""
+        path = Path(self.cfg.OUTPUT_DIR) / METRICS
+        return [*super().build_writers(), MetricsWriter(path, self.max_iter)]
+
+    def build_hooks(self) -> list[HookBase]:
+        """Return detectron2's hooks with an evaluation that keeps its metrics, and the stop."""
+
+        def evaluate() -> dict[str, Any]:
+            results: dict[str, Any] = self.test(self.cfg, self.model)
+            self.metrics = flat_metrics(results)
+            return results
+
+        built: list[HookBase] = []
+        for hook in super().build_hooks():
+            if isinstance(hook, hooks.EvalHook):
+                built += [StopOnSignal(), hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, evaluate)]
+            elif isinstance(hook, hooks.PeriodicWriter):
+                built.append(hooks.PeriodicWriter(self.build_writers(), period=LOG_PERIOD))
+            else:
+                built.append(hook)
+        return built
