@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 
 class Edit(NamedTuple):
-    """Replace the `count` places of `file` that match `old` by `new`."""
+    """Replace the `places` (how many) of `file` that match `old` by `new`."""
 
     file: str
     old: str
     new: str
-    count: int
+    places: int
     why: str
     regex: bool = False
 
@@ -21,14 +21,14 @@ class Edit(NamedTuple):
         """Returns the edited text.
 
         Raises:
-            ValueError: the file holds `old` more or less often than `count` times.
+            ValueError: the file holds `old` more or less often than `places` says.
         """
         pattern = self.old if self.regex else re.escape(self.old)
         new = self.new if self.regex else self.new.replace("\\", r"\\")
         text, found = re.subn(pattern, new, text)
-        if found != self.count:
+        if found != self.places:
             raise ValueError(
-                f"{self.file}: {self.old!r} matches {found} times, wanted {self.count}; "
+                f"{self.file}: {self.old!r} matches {found} times, wanted {self.places}; "
                 "this is not the v0.6 the edits were written for"
             )
         return text

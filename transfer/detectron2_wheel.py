@@ -105,7 +105,7 @@ def apply_edits(
 
 def edits_table(edits: Iterable[Edit] = EDITS) -> str:
     """Returns one line per edit and per added file."""
-    lines = [f"{edit.file} ({edit.count}x): {edit.why}" for edit in edits]
+    lines = [f"{edit.file} ({edit.places}x): {edit.why}" for edit in edits]
     return "\n".join([*lines, *(f"{file} (added): stands in for the C++ part" for file in ADDED)])
 
 
