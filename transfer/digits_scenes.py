@@ -32,8 +32,8 @@ MAX_ANGLE_DEGREES = 12.0
 BACKGROUND_LEVELS = (0.05, 0.4)
 ELLIPSE_LEVELS = (0.25, 0.6)
 DIGIT_LEVELS = (0.6, 1.0)
-INK_THRESHOLD = 0.4  # share of full ink (16) from which a pixel belongs to the mask
-EDGE_WIDTH = 1.5  # pixels over which a digit fades into what lies behind it
+INK_THRESHOLD = 0.45  # share of full ink (16) from which a pixel belongs to the mask; half opaque
+INK_FADE = 0.4  # from no opacity to full, around the threshold: small holes of an 8 stay visible
 MAX_BOX_OVERLAP = 0.05  # of the smaller box; masks never share a pixel
 PLACING_TRIES = 30
 
@@ -184,8 +184,7 @@ def _make_glyph(rng: np.random.Generator, ink: Floats, sides: tuple[float, float
     u = (offset[None, :] * cos + offset[:, None] * sin) * step + (len(ink) - 1) / 2
     v = (offset[:, None] * cos - offset[None, :] * sin) * step + (len(ink) - 1) / 2
     value = _sample(ink, u, v)
-    contrast = side / _GRID / EDGE_WIDTH
-    alpha = np.clip((value - INK_THRESHOLD) * contrast + 0.5, 0.0, 1.0)
+    alpha = np.clip((value - INK_THRESHOLD) / INK_FADE + 0.5, 0.0, 1.0)
     mask = value >= INK_THRESHOLD
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     top, left = int(rows[0]), int(columns[0])
