@@ -188,9 +188,9 @@ How drawn (seed {drawing.SEED}; every item from its own generator)
   {low:g} to {high:g} pixels, rotated by up to {drawing.MAX_ANGLE_DEGREES:g} degrees, \
 all of each digit inside the picture.
   A pixel belongs to a mask where at least {drawing.INK_THRESHOLD:g} of full ink falls on it \
-(there a digit is half
-  opaque); boxes are tight around the mask. Masks share no pixel; boxes overlap by at most {drawing.MAX_BOX_OVERLAP:.0%} \
-of the smaller one.
+(there a digit
+  is half opaque); boxes are tight around the mask. Masks share no pixel; boxes overlap by at
+  most {drawing.MAX_BOX_OVERLAP:.0%} of the smaller one.
   A digit that finds no room in {drawing.PLACING_TRIES} tries is left out.
   Masks are stored as polygons along pixel borders; a hole is joined to the outline by a bridge.
 """
