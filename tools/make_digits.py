@@ -1,0 +1,31 @@
+"""Builds the embedded digits data set (COCO and VOC layouts, crops)."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+from pathlib import Path
+
+from transfer.digits import build_digits
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns 0 when the data set is there, 2 when the user has to mend something."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output-dir", type=Path, default=Path("datasets/digits"))
+    parser.add_argument("--force", action="store_true", help="build anew what is there")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # clean up as after Ctrl-C
+    try:
+        build_digits(options.output_dir, force=options.force)
+    except (ValueError, OSError) as error:
+        print(f"make_digits: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
