@@ -1,0 +1,209 @@
+"""The report's plots as SVG or PNG bytes, drawn without pyplot and without lasting global state.
+
+The same input gives the same bytes whatever matplotlibrc says. Colours in an SVG are CSS variables
+with a light fallback, so that a page can restyle them (see `recolour`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any, Literal
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from pipeline.report_data import Cell, Curve, finite
+
+INK, QUIET, GRID = "#1f2428", "#656d76", "#d8dee4"
+BASELINE = "#8c959f"
+SERIES = ("#0969a8", "#c2410c", "#15803d", "#7c3aed", "#be185d", "#0e7490", "#854d0e")
+CSS_NAMES = {INK: "--ink", QUIET: "--quiet", GRID: "--grid", BASELINE: "--c0"} | {
+    colour: f"--c{i}" for i, colour in enumerate(SERIES, start=1)
+}
+STYLE: dict[str, Any] = {
+    "svg.hashsalt": "report",
+    "svg.fonttype": "none",
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": QUIET,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "text.color": INK,
+    "xtick.color": QUIET,
+    "ytick.color": QUIET,
+    "savefig.dpi": 200,
+}
+NOT_STYLE = ("backend", "backend_fallback", "date.epoch", "interactive", "toolbar")
+NO_METADATA = {
+    "svg": {"Date": None, "Creator": None, "Format": None, "Type": None},
+    "png": {"Software": None},
+}
+MAX_POINTS = 240
+
+Format = Literal["svg", "png"]
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a plot."""
+
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    colour: str
+
+
+def colours(backbones: Sequence[str], baseline: str | None) -> dict[str, str]:
+    """A colour per backbone: grey for the baseline, the palette in turn for the others."""
+    others = [name for name in backbones if name != baseline]
+    found = {name: SERIES[i % len(SERIES)] for i, name in enumerate(others)}
+    return {name: found.get(name, BASELINE) for name in backbones}
+
+
+def bar_plot(
+    cells: Mapping[str, Cell], palette: Mapping[str, str], *, fmt: Format = "svg"
+) -> bytes:
+    """One bar per backbone: mean, whiskers of one standard deviation, a dot per seed."""
+    with _style():
+        figure, axes = _figure(3.6, 0.55 + 0.42 * len(cells))
+        for i, (name, cell) in enumerate(cells.items()):
+            _bar(axes, i, cell, palette[name])
+        axes.set_yticks(range(len(cells)))
+        axes.set_yticklabels([_short(name) for name in cells], parse_math=False, color=INK)
+        axes.set_ylim(len(cells) - 0.5, -0.5)
+        axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        axes.grid(axis="x", color=GRID, linewidth=0.6)
+        return _save(figure, fmt)
+
+
+def _bar(axes: Axes, position: int, cell: Cell, colour: str) -> None:
+    if cell.spread is None:
+        axes.text(0, position, " not measured", va="center", color=QUIET, fontsize=8)
+        return
+    axes.barh(position, cell.spread.mean, height=0.62, color=colour, alpha=0.45, linewidth=0)
+    if cell.spread.std is not None:
+        axes.errorbar(
+            cell.spread.mean,
+            position,
+            xerr=cell.spread.std,
+            color=INK,
+            capsize=3,
+            elinewidth=1.1,
+            zorder=3,
+        )
+    # dots beside each other, always in seed order: no random jitter
+    n = len(cell.values)
+    offsets = [0.0] if n == 1 else [-0.18 + 0.36 * i / (n - 1) for i in range(n)]
+    axes.scatter(
+        [value for _, value in cell.values],
+        [position + offset for offset in offsets],
+        s=11,
+        color=colour,
+        edgecolors="none",
+        zorder=4,
+    )
+
+
+def line_plot(series: Sequence[Series], *, x_label: str = "step", fmt: Format = "svg") -> bytes:
+    """Lines over steps."""
+    with _style():
+        figure, axes = _figure(3.6, 2.2)
+        for line in series:
+            marker = "o" if len(line.x) < 3 else None
+            axes.plot(
+                line.x,
+                line.y,
+                color=line.colour,
+                linewidth=1.3,
+                alpha=0.9,
+                marker=marker,
+                markersize=3,
+            )
+        axes.set_xlabel(x_label, parse_math=False)
+        axes.grid(color=GRID, linewidth=0.6)
+        axes.margins(x=0.02)
+        return _save(figure, fmt)
+
+
+def curve_series(
+    curves: Sequence[Curve], key: str, palette: Mapping[str, str]
+) -> tuple[list[Series], int]:
+    """The lines of one measured key, and how many points at most were averaged into one."""
+    lines, most = [], 1
+    for curve in curves:
+        x, y = points(curve, key)
+        size = -(-len(x) // MAX_POINTS)
+        if not x:
+            continue
+        most = max(most, size)
+        lines.append(Series(thin(x, size), thin(y, size), palette[curve.backbone]))
+    return lines, most
+
+
+def points(curve: Curve, key: str) -> tuple[list[float], list[float]]:
+    """Steps and values of a key, where both are finite numbers."""
+    pairs = [(finite(point.get("step")), finite(point.get(key))) for point in curve.points]
+    kept = [(x, y) for x, y in pairs if x is not None and y is not None]
+    return [x for x, _ in kept], [y for _, y in kept]
+
+
+def thin(values: Sequence[float], size: int) -> tuple[float, ...]:
+    """Means of `size` consecutive values; the last mean may be of fewer."""
+    groups = [values[i : i + size] for i in range(0, len(values), size)]
+    return tuple(sum(group) / len(group) for group in groups)
+
+
+def recolour(svg: str) -> str:
+    """The SVG with its colours as CSS variables, the fixed colour as their fallback."""
+    return re.sub(
+        r"\b(fill|stroke): ?(#[0-9a-f]{6})\b",
+        lambda found: (
+            f"{found[1]}: var({CSS_NAMES[found[2]]}, {found[2]})"
+            if found[2] in CSS_NAMES
+            else found[0]
+        ),
+        svg,
+    )
+
+
+def _short(name: str, limit: int = 20) -> str:
+    return name if len(name) <= limit else name[: limit - 1] + "…"
+
+
+def _style() -> Any:
+    """Matplotlib's own defaults and ours on top, restored on leaving."""
+    defaults: dict[Any, Any] = {
+        k: v for k, v in matplotlib.rcParamsDefault.items() if k not in NOT_STYLE
+    }
+    return matplotlib.rc_context(defaults | STYLE)
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.add_subplot()
+
+
+def _save(figure: Figure, fmt: Format) -> bytes:
+    buffer = BytesIO()
+    with warnings.catch_warnings():
+        # names in any script: the browser has the glyphs that matplotlib's own font lacks
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.savefig(buffer, format=fmt, transparent=fmt == "svg", metadata=NO_METADATA[fmt])
+    return _unique_ids(buffer.getvalue()) if fmt == "svg" else buffer.getvalue()
+
+
+def _unique_ids(svg: bytes) -> bytes:
+    """The SVG with ids that stay apart from another plot's on the same page, and CSS colours."""
+    prefix = f"p{hashlib.sha256(svg).hexdigest()[:8]}-"
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", svg.decode("utf-8"))
+    return recolour(text).encode("utf-8")
