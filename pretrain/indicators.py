@@ -1,0 +1,53 @@
+"""Indicators of dimensional collapse, read from the singular values of a feature matrix.
+
+Legend: N samples, D dimensions. Used on encoding, embedding and whitened output, as in
+"An Investigation into Whitening Loss" (Weng et al., arXiv 2210.03586, section 3).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def spectrum_indicators(features: Tensor) -> dict[str, float]:
+    """Return `rank`, `stable_rank`, `normalized_stable_rank`, `effective_rank` of `features` [N, D].
+
+    With singular values s_1 >= s_2 >= ... of the features as they are (not centred):
+    rank counts s_i > max(N, D) * eps * s_1 (float32 eps, as features are float32);
+    stable rank is sum(s_i^2) / s_1^2, in [1, rank]; normalised by D it is in (0, 1];
+    effective rank is exp(entropy of s_i / sum(s)) (Roy and Vetterli, 2007), in [1, rank].
+    All are 0 for a zero matrix.
+
+    Raises:
+        ValueError: if `features` is not a non-empty matrix, or has non-finite entries.
+    """
+    if features.dim() != 2 or 0 in features.shape:
+        raise ValueError(f"indicators want features [N, D], got {list(features.shape)}")
+    precision = torch.finfo(features.dtype if features.is_floating_point() else torch.float32)
+    resolution = max(features.shape) * min(precision.eps, torch.finfo(torch.float32).eps)
+    values = torch.linalg.svdvals(_finite(features.detach().double()))
+    largest = values[0]
+    if largest == 0:
+        return dict.fromkeys(
+            ("rank", "stable_rank", "normalized_stable_rank", "effective_rank"), 0.0
+        )
+    relative = values / largest
+    share = relative / relative.sum()
+    stable_rank = float(relative.square().sum())
+    return {
+        "rank": float((relative > resolution).sum()),
+        "stable_rank": stable_rank,
+        "normalized_stable_rank": stable_rank / features.shape[1],
+        "effective_rank": float(torch.exp(-torch.special.xlogy(share, share).sum())),
+    }
+
+
+def _finite(features: Tensor) -> Tensor:
+    bad = int((~features.isfinite()).sum())
+    if bad:
+        raise ValueError(
+            f"indicators need finite features, got {bad} of {features.numel()} entries NaN or "
+            f"infinite; the training diverged before this point"
+        )
+    return features
