@@ -1,0 +1,42 @@
+"""Convert a ResNet checkpoint to detectron2 weights, and prove that nothing was lost."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+EXAMPLE = """example:
+  python tools/convert_to_detectron2.py runs/cw-rgp/backbone.pth cw-rgp.pkl"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Return 0 when OUTPUT and its companion .json are written, 2 when the input is refused."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("input", type=Path, metavar="INPUT", help="checkpoint file")
+    parser.add_argument("output", type=Path, metavar="OUTPUT.pkl", help="detectron2 weights")
+    parser.add_argument("--format", help="take the file for this format; default: recognised")
+    parser.add_argument("--encoder", help="prefix of the encoder to take, such as module.encoder_q.")
+    options = parser.parse_args(arguments)
+    from transfer.convert import convert_checkpoint  # after parsing: --help needs no torch
+
+    try:
+        report = convert_checkpoint(
+            options.input, options.output, format=options.format, encoder=options.encoder
+        )
+    except (ValueError, OSError) as error:
+        print(f"convert_to_detectron2: {error}", file=sys.stderr)
+        return 2
+    print(
+        f"{options.output}: {report.arch}, {report.num_entries} entries, format {report.format}; "
+        f"largest relative feature difference {report.largest_feature_difference:.1e}"
+    )
+    for key, value in report.detectron2.items():
+        print(f"  {key} {value}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,38 @@
+"""Run a benchmark pipeline: pretrain, convert, fine-tune, report.
+
+run     runs what is not done yet, then writes the report
+plan    prints every stage, what is done and what it needs; runs nothing
+status  prints where every stage stands
+report  writes the report anew from whatever is done
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from pipeline.commands import COMMANDS, execute
+
+EXAMPLE = """example:
+  python tools/run_pipeline.py run --config-file configs/pipeline/demo.yaml
+  python tools/run_pipeline.py plan --config-file configs/pipeline/demo.yaml seeds=[0,1,2]"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Return the exit code: 0 done, 1 a stage failed, 2 something to mend, 130 interrupted."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("command", choices=list(COMMANDS))
+    parser.add_argument("--config-file", type=Path, required=True, help="pipeline config (YAML)")
+    parser.add_argument("--executor", choices=["local"], default="local", help="where stages run")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="changes to the config, such as seeds=[0]"
+    )
+    options = parser.parse_intermixed_args(arguments)
+    return execute(options.command, options.config_file, options.overrides)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
