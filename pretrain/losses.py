@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pretrain.whitening import whiten_counted, whitening_faults
+from pretrain.loss_config import whitening_faults
+from pretrain.whitening import whiten_counted
 
 
 class WhiteningLoss(nn.Module):

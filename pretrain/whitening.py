@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pretrain.inverse_roots import METHODS, inverse_root
+from pretrain.loss_config import whitening_faults
 
 AXES = ("batch", "channels")
 
@@ -103,31 +104,6 @@ def whiten(
     return whiten_counted(x, over=over, method=method, groups=groups, partition=partition, eps=eps)[
         0
     ]
-
-
-def whitening_faults(over: str, num_samples: int, dim: int, groups: int, eps: float) -> list[str]:
-    """Return why N `num_samples` and D `dim` cannot be whitened, one line each, empty if they can.
-
-    Channel whitening loses no rank to its centring per sample and all channels when G > 1, so
-    there n >= k is enough; with one group n > k.
-    """
-    if dim % groups:
-        return [
-            f"embedding dimension {dim} is not divisible by {groups} groups; "
-            f"choose groups among the divisors of {dim}"
-        ]
-    width = dim // groups
-    if width < 2 and over == "channels":
-        return [f"{width} channel per group ({dim} / {groups}) has no covariance; use fewer groups"]
-    if eps > 0:
-        return []
-    if over == "batch" and num_samples <= width:
-        return [
-            f"batch whitening of {width} channels ({dim} / {groups} groups) needs more than "
-            f"{width} samples, got {num_samples}; use a sub-batch of about {2 * width}, a smaller "
-            f"embedding, more groups, or eps > 0"
-        ]
-    return []
 
 
 def _check(x: Tensor, over: str, method: str, groups: int, eps: float) -> None:

@@ -1,0 +1,170 @@
+"""Settings of a pretraining loss; importable without torch, so that plans can be validated."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+LossName = Literal["w-mse", "cw-rgp", "whitening", "batch-norm", "none"]
+Axis = Literal["batch", "channels"]
+Method = Literal["cholesky", "zca", "pca", "newton"]
+
+_WHITENING_FIELDS = {"sub_batch", "iterations", "over", "method", "groups", "random_partition"}
+_REFUSED: dict[str, set[str]] = {
+    "w-mse": set(),
+    "cw-rgp": set(),
+    "whitening": set(),
+    "batch-norm": _WHITENING_FIELDS | {"newton_iterations", "covariance_weight"},
+    "none": _WHITENING_FIELDS | {"newton_iterations", "covariance_weight", "eps"},
+}
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "w-mse": {"over": "batch", "method": "cholesky"},
+    "cw-rgp": {"over": "channels", "method": "zca"},
+    "whitening": {},
+    "batch-norm": {"eps": 1e-5},
+    "none": {},
+}
+_NEEDED: dict[str, tuple[str, ...]] = {
+    "w-mse": ("sub_batch",),
+    "cw-rgp": ("sub_batch", "groups"),
+    "whitening": ("sub_batch", "over", "method"),
+    "batch-norm": (),
+    "none": (),
+}
+
+
+class LossConfig(BaseModel):
+    """A loss by name and its settings; defaults that depend on the name are filled in.
+
+    `w-mse` is batch whitening by Cholesky, `cw-rgp` channel whitening by ZCA with a random
+    partition into groups, `whitening` any combination of `over` and `method`; `batch-norm` only
+    standardises each channel and `none` compares the embeddings as they are: the controls.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: LossName
+    sub_batch: int | None = Field(default=None, ge=2, description="images whitened together")
+    iterations: int = Field(default=1, ge=1, description="shuffles of the batch per step")
+    normalize: bool = Field(default=True, description="L2-normalise before the distance")
+    over: Axis | None = Field(default=None, description="what is whitened")
+    method: Method | None = Field(default=None, description="inverse square root")
+    groups: int = Field(default=1, ge=1, description="groups of channels, whitened apart")
+    random_partition: bool = Field(
+        default=False, description="deal channels to groups anew per sub-batch and view"
+    )
+    eps: float = Field(default=0.0, ge=0.0, le=1.0, description="shrinkage towards I")
+    newton_iterations: int | None = Field(
+        default=None, ge=1, description="IterNorm's T; none: until converged, which equals zca"
+    )
+    covariance_weight: float = Field(
+        default=0.0, ge=0.0, description="weight of the off-diagonal sample covariance"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("name") not in _DEFAULTS:
+            return values
+        name = values["name"]
+        filled = {**_DEFAULTS[name], **{k: v for k, v in values.items() if v is not None}}
+        if name in ("w-mse", "cw-rgp", "whitening"):
+            groups = filled.get("groups", 1)
+            filled.setdefault("random_partition", isinstance(groups, int) and groups > 1)
+        if filled.get("method") == "newton":
+            filled.setdefault("newton_iterations", 5)
+        faults = [f"{field} (needed)" for field in _NEEDED[name] if field not in filled]
+        faults += [
+            f"{field} (has no effect)"
+            for field in sorted(_REFUSED[name])
+            if values.get(field, _UNSET[field]) != _UNSET[field]
+        ]
+        if faults:
+            raise ValueError(f"loss {name!r}: {', '.join(faults)}; add or remove these settings")
+        return filled
+
+    @model_validator(mode="after")
+    def _agree(self) -> LossConfig:
+        over = _DEFAULTS[self.name].get("over")
+        if over is not None and self.over != over:
+            raise ValueError(
+                f"loss {self.name!r} whitens over {over!r}, got over {self.over!r}; "
+                f"use name 'whitening' for other combinations"
+            )
+        if self.newton_iterations is not None and self.method != "newton":
+            raise ValueError(
+                f"newton_iterations {self.newton_iterations} has no effect with method "
+                f"{self.method!r}; remove it or use method 'newton'"
+            )
+        if self.random_partition and self.groups == 1:
+            raise ValueError("random_partition has no effect with groups 1; remove it")
+        if self.covariance_weight and self.over != "channels":
+            raise ValueError(
+                f"covariance_weight {self.covariance_weight} belongs to channel whitening, got "
+                f"over {self.over!r}; set it to 0"
+            )
+        return self
+
+    def check(self, batch_size: int, embedding_dim: int, num_ranks: int = 1) -> list[str]:
+        """Return every reason why N `batch_size` (global) and D `embedding_dim` cannot work.
+
+        One line each with the numbers and the remedy; an empty list if all is well. Channel
+        whitening takes its sub-batches within a rank, batch whitening from the global batch.
+        """
+        if self.sub_batch is None:
+            return [] if batch_size > 1 else [f"batch of {batch_size} images; use at least 2"]
+        faults = sub_batch_faults(self.sub_batch, batch_size, self.over, num_ranks)
+        faults += whitening_faults(
+            str(self.over), self.sub_batch, embedding_dim, self.groups, self.eps
+        )
+        width, rest = divmod(embedding_dim, self.groups)
+        observations = width - (self.groups == 1)
+        if self.over == "channels" and not rest and not self.eps and observations < self.sub_batch:
+            faults.append(
+                f"channel whitening of {self.sub_batch} images over {width} channels "
+                f"({embedding_dim} / {self.groups} groups) can never have full rank; "
+                f"use sub_batch <= {observations}, fewer groups, or eps > 0"
+            )
+        return faults
+
+
+_UNSET = {name: field.default for name, field in LossConfig.model_fields.items()}
+
+
+def sub_batch_faults(
+    sub_batch: int, batch_size: int, over: str | None, num_ranks: int = 1
+) -> list[str]:
+    """Return why a batch of N `batch_size` (global) does not divide into sub-batches, or []."""
+    if batch_size % num_ranks:
+        return [f"batch of {batch_size} images is not divisible by {num_ranks} processes"]
+    where, size = "batch", batch_size
+    if over == "channels" and num_ranks > 1:
+        where, size = f"per-process batch ({batch_size} / {num_ranks})", batch_size // num_ranks
+    if size % sub_batch:
+        return [
+            f"{where} of {size} images is not divisible by sub_batch {sub_batch}; "
+            f"choose sub_batch among the divisors of {size}"
+        ]
+    return []
+
+
+def whitening_faults(over: str, num_samples: int, dim: int, groups: int, eps: float) -> list[str]:
+    """Return why [N `num_samples`, D `dim`] can never be whitened, one line each, or []."""
+    if dim % groups:
+        return [
+            f"embedding dimension {dim} is not divisible by {groups} groups; "
+            f"choose groups among the divisors of {dim}"
+        ]
+    width = dim // groups
+    if over == "channels" and width < 2:
+        return [f"{width} channel per group ({dim} / {groups}) has no covariance; use fewer groups"]
+    if over == "batch" and num_samples < 2:
+        return [f"{num_samples} sample has no covariance; use at least 2"]
+    if over == "batch" and eps == 0 and num_samples <= width:
+        return [
+            f"batch whitening of {width} channels ({dim} / {groups} groups) needs more than "
+            f"{width} samples, got {num_samples}; use a sub-batch of about {2 * width}, a smaller "
+            f"embedding, more groups, or eps > 0"
+        ]
+    return []
