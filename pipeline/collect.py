@@ -39,7 +39,7 @@ def collect(plan: Plan) -> ReportData:
         provenance=_provenance(plan, states),
         command=shlex.join(
             ["python", "tools/run_pipeline.py", "run", "--config-file", str(plan.config_file)]
-            + list(plan.overrides)
+            + list(plan.overrides)  # noqa: RUF005  (reads as the command line)
         ),
     )
 
@@ -61,7 +61,7 @@ def _metrics(finetunes: list[Stage], task: str) -> tuple[str, ...]:
     for stage in finetunes:
         if stage.task == task:
             model = stage.settings["detectron2"].get("MODEL", {})
-            return BOX_METRICS + (MASK_METRICS if model.get("MASK_ON") else ())
+            return (*BOX_METRICS, *(MASK_METRICS if model.get("MASK_ON") else ()))
     return BOX_METRICS
 
 
@@ -116,7 +116,8 @@ def _provenance(plan: Plan, states: dict[str, State]) -> dict[str, Any]:
     }
     machines = {
         f"{entry.get('host')}": {
-            key: entry.get(key) for key in ("cpu", "num_cpus", "gpus", "system", "python", "packages")
+            key: entry.get(key)
+            for key in ("cpu", "num_cpus", "gpus", "system", "python", "packages")
         }
         for entry in made.values()
     }

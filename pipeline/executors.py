@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipeline.plan import Plan
 from pipeline.progress import Progress
-from pipeline.stage import Stage
+from pipeline.stage import STAGE_KINDS, Stage
 from pipeline.store import LOG, METRICS, State, check_config, prepare, read_state
 from pipeline.worker import EXIT_INTERRUPTED
 
@@ -31,17 +31,16 @@ def check_before_start(plan: Plan, states: dict[str, State]) -> None:
     waiting = [stage for stage in plan.stages if states[stage.name].status != "done"]
     for stage in plan.stages:
         check_config(stage)
-    jobs = {
-        json.dumps({"stage": stage.kind, "settings": stage.settings | {"seed": 0}})
-        if stage.kind == "finetune"
-        else json.dumps({"stage": stage.kind, "settings": stage.settings})
-        for stage in waiting
-    }
+    jobs = {}
+    for stage in waiting:
+        settings = stage.settings | ({"seed": 0} if stage.seed is not None else {})
+        job = {"module": STAGE_KINDS[stage.kind].module, "settings": settings}
+        jobs[json.dumps(job, sort_keys=True)] = job  # seeds share one check
     if not jobs:
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "jobs.json"
-        path.write_text(f"[{','.join(sorted(jobs))}]", encoding="utf-8")
+        path.write_text(json.dumps(list(jobs.values())), encoding="utf-8")
         answer = subprocess.run(
             [sys.executable, "-m", "pipeline.worker", "check", str(path)],
             capture_output=True,
@@ -109,10 +108,11 @@ def run_stage(stage: Stage, progress: Progress) -> State:
             stop(child)
             raise
     state = read_state(stage)
-    if state.status != "done" and child.returncode not in (0, 1, EXIT_INTERRUPTED, -signal.SIGTERM):
-        state = State("failed", f"ended with code {child.returncode} and no word; see {log_path}")
-    elif state.status == "running":
+    interrupted = child.returncode in (EXIT_INTERRUPTED, -signal.SIGTERM)
+    if state.status == "running":
         state = State("failed", f"is being worked on by another process; see {log_path}")
+    elif state.status == "missing" and not interrupted:
+        state = State("failed", f"ended with code {child.returncode} and no word; see {log_path}")
     progress.ended(stage, state, time.monotonic() - begun)
     return state
 

@@ -17,7 +17,7 @@ LINE_EVERY_S = 15.0
 
 
 class Progress:
-    """Follows stages through their `metrics.jsonl` (`step`, `max_steps`, and what else they log)."""
+    """Follows stages through their `metrics.jsonl`: `step`, `max_steps`, and what they log."""
 
     def __init__(self, console: Console, num_stages: int, num_done: int) -> None:
         self.console = console

@@ -16,7 +16,7 @@ PACKAGES = ("torch", "torchvision", "detectron2", "numpy", "pillow", "pycocotool
 
 @cache
 def code_state() -> dict[str, Any]:
-    """Return the commit of the code and whether it was changed since (`dirty`); None where unknown."""
+    """Return the commit of the code and whether it is `dirty`; None where unknown."""
     folder = Path(__file__).resolve().parent.parent
     commit = _git(folder, "rev-parse", "HEAD")
     changes = _git(folder, "status", "--porcelain", "--untracked-files=no")

@@ -68,7 +68,7 @@ def outputs_fault(run_dir: Path, manifest: dict[str, Any], thorough: bool) -> st
 
 
 def prepare(stage: Stage) -> None:
-    """Make the run folder: `config.json` once, `job.json` with today's paths each time.
+    """Make the run folder of a stage that is not done: `config.json` once, `job.json` each time.
 
     Raises:
         ValueError: the folder holds another config than the wanted one.
@@ -76,11 +76,15 @@ def prepare(stage: Stage) -> None:
     run_dir = stage.run_dir
     run_dir.mkdir(parents=True, exist_ok=True)
     check_config(stage)
+    (run_dir / MANIFEST).unlink(missing_ok=True)  # its outputs are gone or changed
     if not (run_dir / CONFIG).exists():
         write_json(run_dir / CONFIG, stage.record)
+    kind = STAGE_KINDS[stage.kind]
     job = {
         "stage": stage.kind,
         "name": stage.name,
+        "module": kind.module,
+        "outputs": list(kind.outputs),
         "settings": stage.settings,
         "inputs": {role: str(source.result.absolute()) for role, source in stage.inputs.items()},
     }
@@ -102,21 +106,23 @@ def check_config(stage: Stage) -> None:
         raise ValueError(f"{path}: not the config of this plan ({lines}); move the folder away")
 
 
-def write_manifest(run_dir: Path, kind: str, metrics: dict[str, Any], made: dict[str, Any]) -> None:
+def write_manifest(
+    run_dir: Path, job: dict[str, Any], metrics: dict[str, Any], made: dict[str, Any]
+) -> None:
     """Record the outputs with sizes and sha256; from here on the stage is done.
 
     Raises:
         ValueError: an output that the stage must write is not there.
     """
     outputs = {}
-    for pattern in STAGE_KINDS[kind].outputs:
+    for pattern in job["outputs"]:
         paths = sorted(run_dir.glob(pattern))
         if not paths:
-            raise ValueError(f"{run_dir}: stage {kind} ended without writing {pattern}")
+            raise ValueError(f"{run_dir}: stage {job['stage']} ended without writing {pattern}")
         for path in paths:
             name = path.relative_to(run_dir).as_posix()
             outputs[name] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
-    manifest = {"stage": kind, "metrics": metrics, "outputs": outputs, "provenance": made}
+    manifest = {"stage": job["stage"], "metrics": metrics, "outputs": outputs, "provenance": made}
     write_json(run_dir / MANIFEST, manifest)
     (run_dir / FAILURE).unlink(missing_ok=True)
 

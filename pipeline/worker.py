@@ -1,7 +1,7 @@
 """The child process that runs one stage, or checks many before any of them starts.
 
-    python -m pipeline.worker run RUN_DIR       exit 0 done, 1 failed, 75 interrupted or locked
-    python -m pipeline.worker check JOBS.json   prints one fault a line, exit 2 if there are any
+python -m pipeline.worker run RUN_DIR       exit 0 done, 1 failed, 75 interrupted or locked
+python -m pipeline.worker check JOBS.json   prints one fault a line, exit 2 if there are any
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from typing import Any
 
 from pipeline.files import read_json, write_json
 from pipeline.provenance import provenance
-from pipeline.stage import STAGE_KINDS
 from pipeline.store import FAILURE, JOB, LOCK, MANIFEST, LockedError, lock, outputs_fault
 from pipeline.store import write_manifest as finish
 
@@ -50,7 +49,9 @@ def die_with_parent() -> None:
 
 def run(run_dir: Path) -> int:
     """Run the stage whose `job.json` is in `run_dir` and write its manifest, or its failure."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
     try:
         with lock(run_dir / LOCK):
             if (run_dir / MANIFEST).exists():
@@ -68,16 +69,16 @@ def _run_locked(run_dir: Path) -> int:
         inputs = {role: Path(path) for role, path in job["inputs"].items()}
         for path in inputs.values():
             check_input(path)
-        module = importlib.import_module(STAGE_KINDS[job["stage"]].module)
+        module = importlib.import_module(job["module"])
         metrics = module.run_stage(job["settings"], inputs, run_dir)
         made = provenance() | {
             "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
             "wall_time_s": round(time.time() - started, 1),
         }
-        finish(run_dir, job["stage"], _finite(metrics), made)
+        finish(run_dir, job, _finite(metrics), made)
     except (KeyboardInterrupt, SystemExit):
         return EXIT_INTERRUPTED
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  (whatever broke becomes the stage's reason)
         traceback.print_exc()
         reason = " ".join(str(error).split()) or type(error).__name__
         if not isinstance(error, ValueError):
@@ -107,10 +108,10 @@ def _finite(metrics: dict[str, Any]) -> dict[str, float | None]:
 
 
 def check(jobs: list[dict[str, Any]]) -> list[str]:
-    """Return the faults that the stages' own modules find in their settings, data and checkpoints."""
+    """Return the faults that stages find in their settings, data and checkpoints."""
     faults: list[str] = []
     for job in jobs:
-        module = importlib.import_module(STAGE_KINDS[job["stage"]].module)
+        module = importlib.import_module(job["module"])
         faults += module.check_stage(job["settings"])
     return list(dict.fromkeys(faults))
 

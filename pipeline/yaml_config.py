@@ -92,7 +92,7 @@ def _apply_one(content: dict[str, Any], text: str) -> str | None:
 
 
 def faults_of(error: ValidationError, where: str) -> list[str]:
-    """Return pydantic's faults as one line each: where, which key, what was wrong, what was given."""
+    """Return pydantic's faults, one line each: where, which key, what was wrong, what was given."""
     lines = []
     for fault in error.errors(include_url=False):
         key = ".".join(str(part) for part in fault["loc"]) or "(whole file)"

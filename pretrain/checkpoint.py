@@ -38,7 +38,7 @@ def load_state(path: Path) -> dict[str, Any] | None:
         return None
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many types for a damaged file
+    except Exception as error:  # noqa: BLE001  (torch raises many types for a damaged file)
         first_line = str(error).partition("\n")[0]
         raise ValueError(
             f"{path}: damaged checkpoint ({first_line}); remove it to start this run over"

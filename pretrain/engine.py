@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import signal
 import time
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from pretrain.checkpoint import LAST, load_state, save_atomically
 from pretrain.config import OptimizerConfig, PretrainConfig
 from pretrain.data import ViewsDataset, derived_seed, epoch_order, list_images
 from pretrain.indicators import spectrum_indicators
-from pretrain.losses import build_loss
+from pretrain.loss_factory_tmp import build_loss
 from pretrain.models import SelfSupervisedModel
 from pretrain.schedule import lr_factor
 
@@ -153,7 +154,7 @@ class Trainer:
             for views in self.batches():
                 loss, encoding, embedding = self.train_step(views)
                 value = float(loss)
-                if value != value or abs(value) == float("inf"):
+                if not math.isfinite(value):
                     raise ValueError(self._divergence(value))
                 self.step += 1
                 images += self.config.batch_size

@@ -25,7 +25,9 @@ def pretrain(config: PretrainConfig, output_dir: Path) -> dict[str, float]:
     return metrics
 
 
-def run_stage(config: dict[str, Any], inputs: dict[str, Path], output_dir: Path) -> dict[str, float]:
+def run_stage(
+    config: dict[str, Any], inputs: dict[str, Path], output_dir: Path
+) -> dict[str, float]:
     """Entry point for the pipeline: `pretrain` with a plain config and no inputs."""
     del inputs
     return pretrain(PretrainConfig.model_validate(config), output_dir)

@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/pretrain.py hides pretrain
+
 EXAMPLE = """example:
   python tools/convert_to_detectron2.py runs/cw-rgp/backbone.pth cw-rgp.pkl"""
 
@@ -18,9 +20,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("input", type=Path, metavar="INPUT", help="checkpoint file")
     parser.add_argument("output", type=Path, metavar="OUTPUT.pkl", help="detectron2 weights")
     parser.add_argument("--format", help="take the file for this format; default: recognised")
-    parser.add_argument("--encoder", help="prefix of the encoder to take, such as module.encoder_q.")
+    parser.add_argument(
+        "--encoder", help="prefix of the encoder to take, such as module.encoder_q."
+    )
     options = parser.parse_args(arguments)
-    from transfer.convert import convert_checkpoint  # after parsing: --help needs no torch
+    from transfer.convert import convert_checkpoint  # noqa: PLC0415  (--help needs no torch)
 
     try:
         report = convert_checkpoint(

@@ -4,6 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/pretrain.py hides pretrain
+
 from transfer.detectron2_install import ensure_detectron2
 from transfer.detectron2_wheel import edits_table
 

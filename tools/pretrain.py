@@ -7,6 +7,8 @@ import logging
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/pretrain.py hides pretrain
+
 from pydantic import ValidationError
 
 from pipeline.yaml_config import apply_overrides, faults_of, load_yaml

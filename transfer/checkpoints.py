@@ -73,7 +73,9 @@ def _load(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
         first_line = str(error).partition("\n")[0]
-        raise ValueError(f"{path}: not a checkpoint that can be read safely ({first_line})") from None
+        raise ValueError(
+            f"{path}: not a checkpoint that can be read safely ({first_line})"
+        ) from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds a {type(content).__name__}, wanted a state dict")
     return content

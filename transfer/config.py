@@ -44,7 +44,10 @@ class CocoData(Section):
 
 
 class VocData(Section):
-    """A detection set in Pascal VOC's layout; the year decides how AP is integrated (2007: 11 points)."""
+    """A detection set in Pascal VOC's layout; the year decides how AP is integrated.
+
+    2007 takes the mean over 11 recalls, 2012 the area under the curve.
+    """
 
     format: Literal["voc"] = "voc"
     root: Path = Field(json_schema_extra=NOT_IDENTITY)

@@ -95,7 +95,9 @@ def write_detectron2_pickle(backbone: Backbone, path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def run_stage(config: dict[str, Any], inputs: dict[str, Path], output_dir: Path) -> dict[str, float]:
+def run_stage(
+    config: dict[str, Any], inputs: dict[str, Path], output_dir: Path
+) -> dict[str, float]:
     """Entry point for the pipeline: converts `inputs["checkpoint"]`, or `config["checkpoint"]`."""
     source = inputs.get("checkpoint") or Path(config["checkpoint"])
     report = convert_checkpoint(

@@ -116,7 +116,9 @@ def drop_metrics_after(path: Path, step: int) -> None:
     path.write_text("".join(kept), encoding="utf-8")
 
 
-def run_stage(config: dict[str, Any], inputs: dict[str, Path], output_dir: Path) -> dict[str, float]:
+def run_stage(
+    config: dict[str, Any], inputs: dict[str, Path], output_dir: Path
+) -> dict[str, float]:
     """Entry point for the pipeline: `finetune` with the converted weights, or from random."""
     return finetune(FinetuneConfig.model_validate(config), inputs.get("weights"), output_dir)
 

@@ -36,9 +36,8 @@ def to_detectron2(name: str) -> str:
     for pattern, replacement in _RULES:
         match = re.fullmatch(pattern, name)
         if match is not None:
-            if "{stage}" in replacement:
-                replacement = replacement.format(stage=int(match[1]) + 1)
-            return match.expand(replacement)
+            stage = int(match[1]) + 1 if "{stage}" in replacement else None
+            return match.expand(replacement.format(stage=stage))
     raise ValueError(f"{name}: no such entry in torchvision's ResNet backbone")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont
+from pycocotools import mask as coco_mask
 
 from transfer.evaluation import PREDICTIONS
 
@@ -53,10 +54,12 @@ def write_pictures(
 def draw(
     image: Image.Image, objects: list[tuple[list[float], str, Any]], class_names: list[str]
 ) -> Image.Image:
-    """Return the image, enlarged to at least 256 pixels, with masks, boxes `[x, y, w, h]`, labels."""
+    """Return the image, at least 256 pixels wide, with masks, boxes `[x, y, w, h]` and labels."""
     scale = max(1, -(-MIN_SIDE // min(image.size)))
-    masks = [(label, mask) for _, label, shape in objects if (mask := _mask(shape, image.size)) is not None]
-    for label, mask in masks:
+    for _, label, shape in objects:
+        mask = _mask(shape, image.size)
+        if mask is None:
+            continue
         tint = Image.new("RGB", image.size, _colour(label, class_names))
         image.paste(tint, mask=Image.fromarray(mask * np.uint8(110)))
     image = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
@@ -84,8 +87,6 @@ def _mask(shape: Any, size: tuple[int, int]) -> np.ndarray | None:
     if not shape:
         return None
     if isinstance(shape, dict):
-        from pycocotools import mask as coco_mask
-
         return np.asarray(coco_mask.decode(shape))
     canvas = Image.new("L", size)
     for polygon in shape:
@@ -94,5 +95,5 @@ def _mask(shape: Any, size: tuple[int, int]) -> np.ndarray | None:
 
 
 def _colour(label: str, class_names: list[str]) -> tuple[int, ...]:
-    index = next((i for i, name in enumerate(class_names) if label.split(" ")[0] == name), 0)
+    index = next((i for i, name in enumerate(class_names) if label.partition(" ")[0] == name), 0)
     return ImageColor.getrgb(COLOURS[index % len(COLOURS)])

@@ -39,7 +39,7 @@ class MetricsWriter(EventWriter):  # type: ignore[misc]
 
 
 class StopOnSignal(HookBase):  # type: ignore[misc]
-    """Saves and leaves with code 75 after the iteration in which SIGTERM, SIGINT or SIGUSR2 came."""
+    """Saves and leaves with code 75 after the iteration in which a signal asked to stop."""
 
     def __init__(self) -> None:
         self.received = False

@@ -1,0 +1,33 @@
+# make demo    from a bare machine to the result table
+# make test    the same environment, and every test this machine can run
+# make lint type    what CI checks besides
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: env demo test lint type check clean-runs
+.DELETE_ON_ERROR:
+
+env: $(STAMP)
+
+# The stamp is written last, so an interrupted installation is taken up again.
+$(STAMP): pyproject.toml constraints.txt tools/setup_env.sh
+	@PYTHON="$(PYTHON)" VENV="$(VENV)" sh tools/setup_env.sh
+	@touch $@
+
+demo: env
+	@$(BIN)/python tools/make_digits.py
+	@$(BIN)/python tools/run_pipeline.py run --config-file configs/pipeline/demo.yaml
+
+test: env
+	@$(BIN)/python -m pytest
+
+lint: env
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+type: env
+	@$(BIN)/mypy
+
+check: lint type test

@@ -1,0 +1,160 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.plan import Plan, load_plan
+
+CONFIG = Path("configs/tiny.yaml")
+
+
+def edit(path: str, change: Callable[[dict[str, Any]], object]) -> None:
+    content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    change(content)
+    Path(path).write_text(yaml.safe_dump(content), encoding="utf-8")
+
+
+def signatures(overrides: list[str] | None = None) -> dict[str, str]:
+    return {stage.name: stage.signature for stage in load_plan(CONFIG, overrides or []).stages}
+
+
+def faults() -> list[str]:
+    with pytest.raises(ValueError, match=".") as caught:
+        load_plan(CONFIG, [])
+    return str(caught.value).splitlines()
+
+
+def test_stages_in_order_with_their_inputs(project: Path) -> None:
+    plan = load_plan(CONFIG, [])
+    assert len(plan.stages) == 2 + 2 + 3 * 2 * 2
+    seen: set[str] = set()
+    for stage in plan.stages:
+        assert all(source.name in seen for source in stage.inputs.values())
+        seen.add(stage.name)
+    by_name = {stage.name: stage for stage in plan.stages}
+    tuned = by_name["finetune/a--voc--seed1"]
+    assert tuned.inputs["weights"].name == "convert/a"
+    assert tuned.inputs["weights"].inputs["checkpoint"].name == "pretrain/a"
+    assert tuned.seed == 1 and tuned.task == "voc" and tuned.backbone == "a"
+    assert by_name["finetune/random--coco--seed0"].inputs == {}
+    assert tuned.run_dir == Path("runs/tiny/finetune") / f"a--voc--seed1-{tuned.signature}"
+
+
+def test_signatures_are_pinned(project: Path) -> None:
+    # A change here means that every finished run of every user will be run again.
+    found = signatures()
+    assert found["pretrain/a"] == "f7ecb9bcc56dc551"
+    assert found["convert/a"] == "586fcf781542d7fc"
+    assert found["finetune/a--coco--seed0"] == "b57e9025d3cf9777"
+
+
+def test_editing_one_recipe_changes_only_what_depends_on_it(project: Path) -> None:
+    before = signatures()
+    edit("configs/a.yaml", lambda content: content["optimizer"].update(lr=0.002))
+    after = signatures()
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {
+        "pretrain/a",
+        "convert/a",
+        *(f"finetune/a--{task}--seed{seed}" for task in ("coco", "voc") for seed in (0, 1)),
+    }
+
+
+def test_editing_one_task_changes_only_its_fine_tunings(project: Path) -> None:
+    before = signatures()
+    edit("configs/voc.yaml", lambda content: content.update(SOLVER={"MAX_ITER": 7}))
+    after = signatures()
+    assert {name for name in before if before[name] != after[name]} == {
+        name for name in before if "--voc--" in name
+    }
+
+
+def test_moving_data_changes_nothing_and_changing_it_does(project: Path) -> None:
+    before = signatures()
+    Path("data/coco").rename("data/elsewhere")
+
+    def move(content: dict[str, Any]) -> None:
+        content["datasets"]["my_coco"] |= {
+            "annotations": "data/elsewhere/annotations.json",
+            "images": "data/elsewhere/val",
+        }
+
+    edit("configs/tiny.yaml", move)
+    assert signatures() == before
+    (Path("data/elsewhere/val") / "000.jpg").write_bytes(b"shorter")
+    after = signatures()
+    assert {name for name in before if before[name] != after[name]} == {
+        name for name in before if "--coco--" in name
+    }
+
+
+def test_overrides_reach_the_plan(project: Path) -> None:
+    assert not any("seed1" in name for name in signatures(["seeds=[0]"]))
+
+
+def test_all_faults_of_all_files_are_listed_at_once(project: Path) -> None:
+    edit("configs/tiny.yaml", lambda content: content.update(sedes=[1]))
+    edit("configs/tiny.yaml", lambda content: content["backbones"].append({"name": "x"}))
+    edit("configs/a.yaml", lambda content: content["optimizer"].update(lr=-1, momentun=0.9))
+    edit("configs/b.yaml", lambda content: content["loss"].update(sub_batch=3))
+    edit("configs/voc.yaml", lambda content: content["DATASETS"].update(TRAIN=["unheard_of"]))
+    lines = faults()
+    for expected in (
+        "configs/tiny.yaml: sedes:",
+        "configs/tiny.yaml: backbones.3: give exactly one of pretrain, checkpoint and random",
+        "configs/a.yaml: optimizer.lr:",
+        "configs/a.yaml: optimizer.momentun:",
+        "configs/b.yaml: (whole file): loss: batch of 8 images is not divisible by sub_batch 3",
+        "configs/voc.yaml: unknown data set 'unheard_of'",
+    ):
+        assert sum(expected in line for line in lines) == 1, (expected, lines)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "expected"),
+    [
+        (lambda: Path("data/images").rename("gone"), "data/images: no such folder"),
+        (lambda: Path("data/coco/annotations.json").unlink(), "annotations.json: no such file"),
+        (lambda: Path("data/voc/ImageSets/Main/all.txt").unlink(), "all.txt: no such file"),
+        (lambda: Path("data/voc/Annotations/001.xml").unlink(), "001.xml: no such file"),
+        (lambda: Path("configs/b.yaml").unlink(), "b.yaml: no such config file"),
+    ],
+)
+def test_missing_files_are_named_once(
+    project: Path, break_it: Callable[[], object], expected: str
+) -> None:
+    break_it()
+    lines = faults()
+    assert len(lines) == 1 and expected in lines[0], lines
+
+
+def test_an_empty_data_folder_is_a_fault(project: Path) -> None:
+    for path in Path("data/images").iterdir():
+        path.unlink()
+    assert faults() == ["data/images: empty folder; data set tiny is expected there"]
+
+
+def test_names_must_be_unique_and_plain(project: Path) -> None:
+    edit("configs/tiny.yaml", lambda content: content["backbones"][2].update(name="a"))
+    assert "backbones: named twice: a" in faults()[0]
+    edit("configs/tiny.yaml", lambda content: content["backbones"][2].update(name="../../etc"))
+    assert "backbones.2.name" in faults()[0]
+
+
+def test_an_existing_checkpoint_enters_by_its_content(project: Path) -> None:
+    Path("weights.pth").write_bytes(b"one")
+
+    def add(content: dict[str, Any]) -> None:
+        content["backbones"].append({"name": "given", "checkpoint": "weights.pth"})
+
+    edit("configs/tiny.yaml", add)
+    plan: Plan = load_plan(CONFIG, [])
+    convert = next(stage for stage in plan.stages if stage.name == "convert/given")
+    assert convert.inputs == {}
+    before = convert.signature
+    Path("weights.pth").write_bytes(b"two")
+    assert signatures()["convert/given"] != before
+    Path("weights.pth").unlink()
+    assert faults() == ["weights.pth: no such checkpoint (backbone given)"]

@@ -1,0 +1,217 @@
+"""The local executor with fake stages: order, reuse, failure, interruption, locks."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from pipeline import commands, stage
+from pipeline.executors import check_before_start, run_local
+from pipeline.plan import Plan, load_plan
+from pipeline.progress import Progress
+from pipeline.stage import StageKind
+from pipeline.store import FAILURE, LOG, MANIFEST, State, lock, read_state
+
+CONFIG = Path("configs/tiny.yaml")
+RUN = """
+import sys
+sys.path[:0] = {paths!r}
+from pathlib import Path
+from pipeline import commands, stage
+for name in stage.STAGE_KINDS:
+    stage.STAGE_KINDS[name] = stage.StageKind("fake_stages", 1, ("out.txt",), "out.txt")
+sys.exit(commands.execute("run", Path("configs/tiny.yaml"), []))
+"""
+
+
+@pytest.fixture
+def fakes(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in stage.STAGE_KINDS:
+        monkeypatch.setitem(
+            stage.STAGE_KINDS, name, StageKind("fake_stages", 1, ("out.txt",), "out.txt")
+        )
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    return project
+
+
+def run(plan: Plan) -> dict[str, State]:
+    with Progress(Console(quiet=True), len(plan.stages), 0) as progress:
+        return run_local(plan, progress)
+
+
+def ran() -> list[str]:
+    path = Path("ran.txt")
+    lines = path.read_text(encoding="utf-8").split() if path.exists() else []
+    path.unlink(missing_ok=True)
+    return lines
+
+
+def small_plan() -> Plan:
+    return load_plan(CONFIG, ["seeds=[0]"])
+
+
+def test_everything_runs_once_in_order_and_never_again(fakes: Path) -> None:
+    plan = small_plan()
+    states = run(plan)
+    assert {state.status for state in states.values()} == {"done"}
+    assert ran() == [entry.slug for entry in plan.stages]
+    assert run(plan) == states
+    assert ran() == []
+    tuned = plan.stages[-1]
+    manifest = json.loads((tuned.run_dir / MANIFEST).read_text(encoding="utf-8"))
+    assert manifest["metrics"] == {"bbox/AP": 10.0, "bbox/AP50": None}
+    assert manifest["outputs"]["out.txt"]["size"] == (tuned.run_dir / "out.txt").stat().st_size
+    assert manifest["provenance"]["wall_time_s"] >= 0
+    assert json.loads((tuned.run_dir / "config.json").read_text("utf-8")) == tuned.record
+
+
+def test_a_failed_stage_stops_only_what_needs_it(fakes: Path) -> None:
+    Path("behaviour-a").write_text("fail", encoding="utf-8")
+    plan = small_plan()
+    states = run(plan)
+    assert states["pretrain/a"] == State("failed", "the loss became NaN at step 3")
+    assert states["convert/a"].reason == (
+        "needs pretrain/a, which failed: the loss became NaN at step 3"
+    )
+    assert states["finetune/a--voc--seed0"].status == "failed"
+    others = [state for name, state in states.items() if "/a" not in name]
+    assert {state.status for state in others} == {"done"}
+    pretrain = next(entry for entry in plan.stages if entry.name == "pretrain/a")
+    assert "Traceback" in (pretrain.run_dir / LOG).read_text(encoding="utf-8")
+    assert not (pretrain.run_dir / MANIFEST).exists()
+    ran()
+    Path("behaviour-a").unlink()
+    assert {state.status for state in run(plan).values()} == {"done"}
+    assert ran() == ["a", "a", "a--coco--seed0", "a--voc--seed0"]
+    assert not (pretrain.run_dir / FAILURE).exists()
+
+
+def test_a_stage_that_is_killed_or_writes_nothing_has_failed(fakes: Path) -> None:
+    Path("behaviour-a").write_text("die", encoding="utf-8")
+    Path("behaviour-b").write_text("write nothing", encoding="utf-8")
+    states = run(small_plan())
+    assert "ended with code -9" in str(states["pretrain/a"].reason)
+    assert "ended without writing out.txt" in str(states["pretrain/b"].reason)
+
+
+def test_changed_or_lost_outputs_are_noticed_and_made_again(fakes: Path) -> None:
+    plan = small_plan()
+    run(plan)
+    ran()
+    by_name = {entry.name: entry for entry in plan.stages}
+    (by_name["finetune/random--coco--seed0"].run_dir / "out.txt").unlink()
+    state = read_state(by_name["finetune/random--coco--seed0"])
+    assert state.status == "missing" and "gone since it was made" in str(state.reason)
+    run(plan)
+    assert ran() == ["random--coco--seed0"]
+
+
+def test_an_input_edited_by_hand_is_refused_and_made_again(fakes: Path) -> None:
+    plan = small_plan()
+    run(plan)
+    ran()
+    by_name = {entry.name: entry for entry in plan.stages}
+    backbone = by_name["convert/a"].run_dir / "out.txt"
+    backbone.write_text("x" * backbone.stat().st_size, encoding="utf-8")
+    (by_name["finetune/a--voc--seed0"].run_dir / MANIFEST).unlink()
+    states = run(plan)
+    assert "sha256 differs" in str(states["finetune/a--voc--seed0"].reason)
+    assert {state.status for state in run(plan).values()} == {"done"}
+
+
+def test_another_config_in_a_run_folder_is_an_error_with_the_difference(fakes: Path) -> None:
+    plan = small_plan()
+    run(plan)
+    path = plan.stages[0].run_dir / "config.json"
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    stored["config"]["seed"] = 99
+    path.write_text(json.dumps(stored), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"config\.seed: stored 99, wanted 0"):
+        check_before_start(plan, run(load_plan(CONFIG, ["seeds=[0]", "name=other"])))
+
+
+def test_faults_found_before_the_start_run_nothing(
+    fakes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("check.txt").write_text("a.jpg: not an image\nb.jpg: not an image", encoding="utf-8")
+    assert commands.execute("run", CONFIG, []) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert errors == [
+        "run_pipeline: a.jpg: not an image",
+        "run_pipeline: b.jpg: not an image",
+    ]
+    assert ran() == []
+
+
+def test_exit_code_and_report_say_that_a_stage_failed(
+    fakes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("behaviour-random--voc--seed1").write_text("fail", encoding="utf-8")
+    assert commands.execute("run", CONFIG, []) == 1
+    assert "report:" in capsys.readouterr().out
+    results = json.loads(Path("runs/tiny/report/results.json").read_text(encoding="utf-8"))
+    assert len(results["rows"]) == 11
+    failed = ("random", "voc", 1)
+    named = {(row["backbone"], row["task"], row["seed"]) for row in results["rows"]}
+    assert len(named) == 11 and failed not in named
+    assert all(row["metrics"]["bbox/AP"] == 10.0 + row["seed"] for row in results["rows"])
+    markdown = Path("runs/tiny/report/report.md").read_text(encoding="utf-8")
+    assert "the loss became NaN at step 3" in markdown
+    assert commands.execute("status", CONFIG, []) == 1
+    Path("behaviour-random--voc--seed1").unlink()
+    assert commands.execute("run", CONFIG, []) == 0
+    capsys.readouterr()
+    ran()
+    page = Path("runs/tiny/report/index.html").stat().st_mtime_ns
+    assert commands.execute("run", CONFIG, []) == 0
+    assert ran() == []
+    assert Path("runs/tiny/report/index.html").stat().st_mtime_ns == page
+
+
+def test_interrupted_run_leaves_nothing_at_work_and_goes_on(fakes: Path) -> None:
+    Path("behaviour-a").write_text("hang", encoding="utf-8")
+    script = RUN.format(paths=sys.path)
+    parent = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not Path("hanging").exists():
+        assert time.monotonic() < deadline and parent.poll() is None
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 2
+    parent.send_signal(signal.SIGTERM)
+    assert parent.wait(60) == 130
+    assert parent.stderr is not None and "interrupted" in parent.stderr.read()
+    pretrain = next(entry for entry in load_plan(CONFIG, []).stages if entry.name == "pretrain/a")
+    assert read_state(pretrain) == State("missing")
+    ran()
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+    assert ran()[0] == "a"
+
+
+def test_a_killed_run_takes_its_child_with_it(fakes: Path) -> None:
+    Path("behaviour-a").write_text("hang", encoding="utf-8")
+    script = RUN.format(paths=sys.path)
+    parent = subprocess.Popen([sys.executable, "-c", script])
+    deadline = time.monotonic() + 60
+    while not Path("hanging").exists():
+        assert time.monotonic() < deadline and parent.poll() is None
+    pretrain = next(entry for entry in load_plan(CONFIG, []).stages if entry.name == "pretrain/a")
+    assert read_state(pretrain).status == "running"
+    parent.kill()
+    parent.wait()
+    while read_state(pretrain).status == "running":
+        assert time.monotonic() < deadline
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_a_lock_is_exclusive_and_names_its_holder(tmp_path: Path) -> None:
+    from pipeline.store import LockedError
+
+    with lock(tmp_path / "lock"), pytest.raises(LockedError, match=r"process \d+ on"):
+        with lock(tmp_path / "lock"):
+            pass
+    with lock(tmp_path / "lock"):
+        pass

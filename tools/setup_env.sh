@@ -1,0 +1,45 @@
+#!/bin/sh
+# Makes $VENV with everything the project needs. Safe to interrupt and to run again.
+# Says in one line what is missing when something is.
+set -eu
+
+fail() { printf 'setup: %s\n' "$1" >&2; exit 2; }
+
+is_recent() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+
+find_python() {
+    for name in "$PYTHON" python3 python3.12 python3.13 python3.14; do
+        if is_recent "$name"; then echo "$name"; return; fi
+    done
+    fail "no Python 3.11 or newer found (tried $PYTHON, python3); install one, or say make PYTHON=/path/to/python3"
+}
+
+free_gb() { df -Pk "$1" | awk 'NR == 2 { print int($4 / 1048576) }'; }
+
+python=$(find_python) || exit 2
+[ -x "$VENV/bin/python" ] && is_recent "$VENV/bin/python" || {
+    rm -rf "$VENV"
+    "$python" -c 'import ensurepip, venv' 2>/dev/null ||
+        fail "$python has no venv module; install it (Debian and Ubuntu: apt-get install python3-venv)"
+    "$python" -m venv "$VENV" || fail "cannot make $VENV here"
+}
+if ! "$VENV/bin/python" -c 'import torch' 2>/dev/null && [ "$(free_gb .)" -lt 8 ]; then
+    fail "only $(free_gb .) GB free on this disk, wanted 8 for the environment; free some and run again"
+fi
+
+log="$VENV/install.log"
+install() {
+    "$VENV/bin/python" -m pip install --disable-pip-version-check --quiet -c constraints.txt "$@" >"$log" 2>&1 || {
+        reason=$(grep -E 'No space left|Errno 28|Temporary failure|NewConnectionError|No matching distribution|ERROR' "$log" | tail -n 1)
+        case "$reason" in
+            *"No space left"* | *"Errno 28"*) fail "the disk is full; free about 8 GB and run again" ;;
+            *"Temporary failure"* | *NewConnection* | *"No matching distribution"*)
+                fail "cannot get packages from PyPI (no network?); see $log" ;;
+            *) fail "installing packages failed: ${reason:-unknown reason}; see $log" ;;
+        esac
+    }
+}
+echo "setup: packages into $VENV (about 5.5 GB once; see $log)"
+install setuptools wheel
+install --no-build-isolation -e '.[dev]'
+"$VENV/bin/python" tools/install_detectron2.py
