@@ -64,7 +64,14 @@ def build_digits(
         (fresh / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         if existing is not None:
             target.rename(Path(workspace) / "old")
-        fresh.rename(target)
+        try:
+            fresh.rename(target)
+        except OSError:
+            quicker = _existing_index(target)  # another build may have finished meanwhile
+            if quicker is None:
+                raise
+            _check_same(target, quicker, sizes)
+            return quicker
     logger.info("%s: built, sha256 %s", target, index["sha256"])
     return index
 

@@ -178,9 +178,9 @@ def test_the_digest_sees_a_changed_byte_and_a_changed_name(built, tmp_path):
     build_digits(root, sizes=SMALL)
     before = digest(root)
     picture = root / "unlabeled" / "000003.png"
-    picture.rename(picture.with_name("x.png"))
+    picture.rename(picture.with_name("000003b.png"))  # still between its neighbours
     assert digest(root) != before
-    picture.with_name("x.png").rename(picture)
+    picture.with_name("000003b.png").rename(picture)
     assert digest(root) == before
     picture.write_bytes(picture.read_bytes()[:-1] + b"\0")
     assert digest(root) != before
@@ -203,6 +203,22 @@ def test_an_empty_folder_is_filled(tmp_path):
     (tmp_path / "empty").mkdir()
     build_digits(tmp_path / "empty", sizes=SMALL)
     assert contents(tmp_path / "empty") == contents(tmp_path / "digits")
+
+
+def test_of_two_builds_at_once_the_slower_one_takes_what_is_there(tmp_path, monkeypatch):
+    root, write_crops = tmp_path / "digits", digits_layouts.write_crops
+
+    def overtaken(folder, crops):
+        monkeypatch.setattr(digits_layouts, "write_crops", write_crops)
+        quicker = build_digits(root, sizes=SMALL)
+        (root / "mark").touch()
+        assert quicker["counts"]["unlabeled"] == 25
+        return write_crops(folder, crops)
+
+    monkeypatch.setattr(digits_layouts, "write_crops", overtaken)
+    assert build_digits(root, sizes=SMALL) == json.loads((root / "index.json").read_text("utf-8"))
+    assert (root / "mark").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["digits"]
 
 
 @pytest.mark.parametrize("force", [False, True])
@@ -237,7 +253,9 @@ def test_an_interrupted_build_leaves_everything_as_it_was(tmp_path, monkeypatch,
         build_digits(root, sizes=SMALL)
     before = contents(tmp_path)
 
-    def stop(*_arguments, **_options):
+    def stop(folder, _crops):
+        assert folder.is_relative_to(tmp_path)  # beside its place, so that a rename is enough
+        assert not folder.is_relative_to(root)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(digits_layouts, "write_crops", stop)

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from transfer.digits_scenes import (
+    PlacedDigit,
+    _fits,
     draw_crop,
     draw_scene,
     load_source_digits,
@@ -109,6 +111,22 @@ def test_masks_share_no_pixel_and_boxes_hardly_overlap(scenes):
             for layer, (x, y, width, height) in zip(cover, (one.box, other.box), strict=True):
                 layer[y : y + height, x : x + width] = True
             assert (cover[0] & cover[1]).sum() <= 0.05 * cover.sum(axis=(1, 2)).min()
+
+
+def test_a_digit_fits_where_masks_are_apart_and_boxes_share_at_most_a_twentieth():
+    full = np.ones((20, 20), dtype=bool)
+    first = PlacedDigit(0, 0, 10, 10, full)
+    without_corner = full.copy()
+    without_corner[:4, :5] = False
+
+    def fits(x, y, mask):
+        return _fits(PlacedDigit(1, 1, x, y, mask), [first], first.scene_mask())
+
+    assert fits(30, 10, full)  # side by side
+    assert not fits(29, 29, full)  # one shared pixel
+    assert fits(25, 26, without_corner)  # 5 x 4 of 400: just allowed
+    without_corner[:4, :6] = False
+    assert not fits(24, 26, without_corner)  # 6 x 4
 
 
 def test_masks_lie_on_the_digits_and_shifted_masks_do_not(scenes):
