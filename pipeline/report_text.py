@@ -36,8 +36,14 @@ VERDICTS: dict[Verdict, str] = {
     "yes": "yes",
     "no": "no",
     "worse": "no, worse",
-    "baseline": DASH,
+    "baseline": "baseline",
     "n/a": "n/a",
+}
+FINDINGS: dict[Verdict, str] = {
+    "yes": "more than the seed spread",
+    "no": "within the seed spread",
+    "worse": "lower by more than the seed spread on the seeds they share",
+    "n/a": "too few seeds for a spread",
 }
 
 
@@ -135,8 +141,9 @@ def legend(data: ReportData) -> list[str]:
             "differences, same seed against same seed. A * marks an unpaired one (no seeds in "
             "common): difference of the means ± the root of the summed variances.",
             f"“{verdict_heading(data.baseline)}”: yes if the mean difference is larger than its "
-            "own standard deviation and than the standard deviation of either backbone; n/a with "
-            "fewer than two seeds; “no, worse” is the same downwards. It describes these runs and is no significance test.",
+            "own standard deviation and than the standard deviation of either backbone; “no, "
+            "worse” is the same downwards; n/a with fewer than two seeds. It describes these runs "
+            "and is no significance test.",
         ]
     if any(row.dirty and row.status == "done" for row in data.rows):
         notes.append("† holds results from modified (uncommitted) code.")
@@ -152,27 +159,24 @@ def finding(summary: TaskSummary, baseline: str | None) -> str:
     """The highest mean of a task's first main metric, in words."""
     metric = main_metrics(summary.task)[0]
     found = [
-        (line.backbone, cell)
+        (line.backbone, cell, cell.spread)
         for line in summary.backbones
         for cell in line.cells
         if cell.metric == metric and cell.spread is not None
     ]
-    title = summary.task.title
     if not found:
-        return f"{title}: nothing finished yet."
+        return f"{summary.task.title}: nothing finished yet."
     decimals = task_decimals(summary)
-    name, cell = max(found, key=lambda pair: pair[1].spread.mean if pair[1].spread else 0.0)
-    seeds = cell.spread.n if cell.spread else 0
+    name, cell, best = max(found, key=lambda entry: entry[2].mean)
     text = (
-        f"{title}: {name} has the highest {metric_label(metric)}, "
-        f"{spread_text(cell.spread, decimals)} over {seeds} seed{'' if seeds == 1 else 's'}"
+        f"{summary.task.title}: {name} has the highest {metric_label(metric)}, "
+        f"{spread_text(best, decimals)} over {best.n} seed{'' if best.n == 1 else 's'}"
     )
     if name == baseline:
         return f"{text}; it is the baseline." if len(found) > 1 else f"{text}."
     if cell.difference is None:
         return f"{text}."
-    tail = {"yes": "more than the seed spread", "no": "within the seed spread"}
-    reading = tail.get(cell.verdict, "too few seeds for a spread")
+    reading = FINDINGS[cell.verdict]
     return f"{text}: {difference_text(cell.difference, decimals)} against {baseline}, {reading}."
 
 
@@ -307,7 +311,7 @@ def _rich_table(title: str, headings: Sequence[str]) -> Table:
 
 def _rich_task(summary: TaskSummary, metrics: Sequence[str], baseline: str | None) -> Table:
     group = TaskInfo(summary.task.name, summary.task.title, tuple(metrics))
-    verdicts = ["> seed spread"] if baseline is not None else []
+    verdicts = ["Beyond\nspread"] if baseline is not None else []
     table = _rich_table(group.title, ["Backbone", "Seeds", *map(metric_label, metrics), *verdicts])
     decimals = task_decimals(summary)
     for line in summary.backbones:
