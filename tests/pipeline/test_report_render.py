@@ -15,8 +15,7 @@ from PIL import Image
 from rich.console import Console
 
 from pipeline.report_data import Curve, ProbeRow, ReportData, ResultRow, TaskInfo, summarise
-from pipeline.report_html import html, picture_uri
-from pipeline.report_provenance import duration
+from pipeline.report_html import html
 from pipeline.report_render import results_csv, results_json, write_files, write_report
 from pipeline.report_text import findings, markdown, rich_tables
 
@@ -320,30 +319,12 @@ def test_pictures_stand_under_their_ground_truth(tmp_path):
     ]
 
 
-def test_picture_uri_tells_the_type_by_content_and_shrinks(tmp_path):
-    Image.new("RGB", (8, 8)).save(tmp_path / "png.jpg", format="PNG")
-    assert picture_uri(tmp_path / "png.jpg").startswith("data:image/png;base64,")
-    Image.effect_noise((2000, 1500), 80).save(tmp_path / "large.png")
-    assert len(picture_uri(tmp_path / "large.png")) < (tmp_path / "large.png").stat().st_size / 4
-    (tmp_path / "evil.svg").write_text("<svg onload='x'/>", encoding="utf-8")
-    assert picture_uri(tmp_path / "evil.svg") is None
-    assert picture_uri(tmp_path / "absent.jpg") is None
-
-
 def test_empty_report_renders():
     empty = ReportData("demo", (), (), None, (), (), (), (), {}, "run")
     assert "demo" in Page(html(empty)).text
     assert summarise(empty) == ()
     planned = replace(case(), rows=(), probes=(), pretraining=(), finetuning=())
     assert "nothing finished yet" in Page(html(planned)).text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "wanted"),
-    [(None, "–"), (math.nan, "–"), (0.4, "0 s"), (59.6, "1 min 00 s"), (3725, "1 h 02 min")],
-)
-def test_duration(seconds, wanted):
-    assert duration(seconds) == wanted
 
 
 # --- files
