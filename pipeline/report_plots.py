@@ -22,9 +22,10 @@ from matplotlib.figure import Figure
 from pipeline.report_data import Cell, Curve, finite
 
 INK, QUIET, GRID = "#1f2428", "#656d76", "#d8dee4"
+PAGE = "#ffffff"
 BASELINE = "#8c959f"
 SERIES = ("#0969a8", "#c2410c", "#15803d", "#7c3aed", "#be185d", "#0e7490", "#854d0e")
-CSS_NAMES = {INK: "--ink", QUIET: "--quiet", GRID: "--grid", BASELINE: "--c0"} | {
+CSS_NAMES = {INK: "--ink", QUIET: "--quiet", GRID: "--grid", PAGE: "--page", BASELINE: "--c0"} | {
     colour: f"--c{i}" for i, colour in enumerate(SERIES, start=1)
 }
 STYLE: dict[str, Any] = {
@@ -90,7 +91,8 @@ def _bar(axes: Axes, position: int, cell: Cell, colour: str) -> None:
     if cell.spread is None:
         axes.text(0, position, " not measured", va="center", color=QUIET, fontsize=8)
         return
-    axes.barh(position, cell.spread.mean, height=0.62, color=colour, alpha=0.4, linewidth=0)
+    for fill, alpha in ((PAGE, 1.0), (colour, 0.4)):  # no grid lines through a pale bar
+        axes.barh(position, cell.spread.mean, height=0.62, color=fill, alpha=alpha, linewidth=0)
     if cell.spread.std is not None:
         axes.errorbar(
             cell.spread.mean,

@@ -19,7 +19,7 @@ from pipeline.report_plots import (
 
 CELLS = {
     "random": Cell("bbox/AP", ((0, 1.0), (1, 3.0)), Spread(2.0, 1.414, 2), None, "baseline", False),
-    "<b>&$\\frac{": Cell("bbox/AP", ((0, 4.0),), Spread(4.0, None, 1), None, "n/a", True),
+    "<b>&$\\frac{$": Cell("bbox/AP", ((0, 4.0),), Spread(4.0, None, 1), None, "n/a", True),
     "日本\n語": Cell("bbox/AP", (), None, None, "n/a", False),
 }
 PALETTE = colours(list(CELLS), "random")
@@ -28,8 +28,10 @@ PALETTE = colours(list(CELLS), "random")
 def test_bar_plot_is_well_formed_and_keeps_any_name():
     root = ElementTree.fromstring(bar_plot(CELLS, PALETTE))
     texts = ["".join(e.itertext()) for e in root.iter() if e.tag.endswith("text")]
-    assert [text.strip() for text in texts if text.strip() in ("random", "<b>&$\\frac{", "日本 語")]
-    assert "<b>&$\\frac{" in texts
+    assert [
+        text.strip() for text in texts if text.strip() in ("random", "<b>&$\\frac{$", "日本 語")
+    ]
+    assert "<b>&$\\frac{$" in texts
     assert "日本 語" in texts
     assert "not measured" in [text.strip() for text in texts]
 
