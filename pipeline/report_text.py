@@ -119,12 +119,12 @@ def failure_text(row: ResultRow) -> str:
     """`cw-rgp, seed 2: CUDA out of memory (log: runs/.../log.txt)`."""
     reason = one_line(row.reason) if row.reason else "no reason recorded"
     log = f" (log: {one_line(row.log)})" if row.log else ""
-    return f"{row.backbone}, seed {row.seed}: {reason}{log}"
+    return f"{one_line(row.backbone)}, seed {row.seed}: {reason}{log}"
 
 
 def one_line(text: str) -> str:
-    """Text with every run of white space made one space."""
-    return " ".join(text.split())
+    """Text on one line: control characters (terminal escapes too) and white space made a space."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def legend(data: ReportData) -> list[str]:
@@ -294,7 +294,7 @@ def rich_tables(data: ReportData) -> list[Table]:
         headings, lines = probe_table(data)
         table = _rich_table("Probes", ["Backbone", *headings])
         for name, cells in lines:
-            table.add_row(Text(name), *map(Text, cells))
+            table.add_row(Text(one_line(name)), *map(Text, cells))
         tables.append(table)
     return tables
 
@@ -312,13 +312,17 @@ def _rich_table(title: str, headings: Sequence[str]) -> Table:
 def _rich_task(summary: TaskSummary, metrics: Sequence[str], baseline: str | None) -> Table:
     group = TaskInfo(summary.task.name, summary.task.title, tuple(metrics))
     verdicts = ["Beyond\nspread"] if baseline is not None else []
-    table = _rich_table(group.title, ["Backbone", "Seeds", *map(metric_label, metrics), *verdicts])
+    table = _rich_table(
+        one_line(group.title), ["Backbone", "Seeds", *map(metric_label, metrics), *verdicts]
+    )
     decimals = task_decimals(summary)
     for line in summary.backbones:
         cells = [_rich_cell(c, decimals) for c in line.cells if c.metric in metrics]
         last = [Text(verdict_text(group, line))] if baseline is not None else []
         seeds = Text("\n".join(filter(None, [seeds_text(line), state_text(line)])))
-        table.add_row(Text(line.backbone + (" †" if line.dirty else "")), seeds, *cells, *last)
+        table.add_row(
+            Text(one_line(line.backbone) + (" †" if line.dirty else "")), seeds, *cells, *last
+        )
     return table
 
 

@@ -5,7 +5,7 @@ from PIL import Image
 
 from pipeline.report_html import finetuning_keys, picture_uri, pretraining_keys
 from pipeline.report_provenance import Entry, duration, entry
-from pipeline.report_text import metric_label, number
+from pipeline.report_text import metric_label, number, one_line
 
 
 def test_picture_uri_tells_the_type_by_content_and_shrinks(tmp_path):
@@ -46,3 +46,7 @@ def test_labels_and_numbers():
     assert metric_label("segm/AP") == "Mask AP"
     assert metric_label("knn/top1") == "knn/top1"
     assert (number(-1.25, 1), number(-0.04, 1), number(None, 1)) == ("−1.2", "0.0", "–")
+
+
+def test_one_line_drops_terminal_escapes():
+    assert one_line("out\n of\x1b[31m\tmemory\x00") == "out of [31m memory"
