@@ -25,6 +25,7 @@ from pipeline.report_data import (
 from pipeline.report_provenance import provenance
 
 DASH = "–"
+MAX_REASON = 400
 KINDS = {"bbox": "Box", "segm": "Mask", "keypoints": "Keypoint"}
 NOT_DONE = {
     "failed": "failed",
@@ -117,7 +118,9 @@ def unfinished(summary: TaskSummary, status: str) -> list[ResultRow]:
 
 def failure_text(row: ResultRow) -> str:
     """`cw-rgp, seed 2: CUDA out of memory (log: runs/.../log.txt)`."""
-    reason = one_line(row.reason) if row.reason else "no reason recorded"
+    reason = one_line(row.reason or "") or "no reason recorded"
+    if len(reason) > MAX_REASON:
+        reason = f"{reason[: MAX_REASON - 1]}…"
     log = f" (log: {one_line(row.log)})" if row.log else ""
     return f"{one_line(row.backbone)}, seed {row.seed}: {reason}{log}"
 
@@ -165,7 +168,7 @@ def finding(summary: TaskSummary, baseline: str | None) -> str:
         if cell.metric == metric and cell.spread is not None
     ]
     if not found:
-        return f"{summary.task.title}: nothing finished yet."
+        return f"{summary.task.title}: no finished result."
     decimals = task_decimals(summary)
     name, cell, best = max(found, key=lambda entry: entry[2].mean)
     text = (

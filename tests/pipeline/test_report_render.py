@@ -193,7 +193,7 @@ def test_findings_say_who_is_highest_and_whether_it_stands_out():
         "+10.0 ± – against random, too few seeds for a spread.",
     ]
     nothing = replace(case(), rows=())
-    assert findings(nothing)[0] == "Faster R-CNN on VOC: nothing finished yet."
+    assert findings(nothing)[0] == "Faster R-CNN on VOC: no finished result."
 
 
 def test_a_small_spread_is_not_printed_as_zero():
@@ -331,7 +331,7 @@ def test_empty_report_renders():
     assert "demo" in Page(html(empty)).text
     assert summarise(empty) == ()
     planned = replace(case(), rows=(), probes=(), pretraining=(), finetuning=())
-    assert "nothing finished yet" in Page(html(planned)).text
+    assert "no finished result" in Page(html(planned)).text
 
 
 # --- files
