@@ -22,9 +22,10 @@ from matplotlib.figure import Figure
 from pipeline.report_data import Cell, Curve, finite
 
 INK, QUIET, GRID = "#1f2428", "#656d76", "#d8dee4"
+PAGE = "#ffffff"
 BASELINE = "#8c959f"
 SERIES = ("#0969a8", "#c2410c", "#15803d", "#7c3aed", "#be185d", "#0e7490", "#854d0e")
-CSS_NAMES = {INK: "--ink", QUIET: "--quiet", GRID: "--grid", BASELINE: "--c0"} | {
+CSS_NAMES = {INK: "--ink", QUIET: "--quiet", GRID: "--grid", PAGE: "--page", BASELINE: "--c0"} | {
     colour: f"--c{i}" for i, colour in enumerate(SERIES, start=1)
 }
 STYLE: dict[str, Any] = {
@@ -32,6 +33,7 @@ STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "font.family": "DejaVu Sans",
     "font.size": 9,
+    "axes.axisbelow": True,
     "axes.edgecolor": GRID,
     "axes.labelcolor": QUIET,
     "axes.spines.top": False,
@@ -89,7 +91,8 @@ def _bar(axes: Axes, position: int, cell: Cell, colour: str) -> None:
     if cell.spread is None:
         axes.text(0, position, " not measured", va="center", color=QUIET, fontsize=8)
         return
-    axes.barh(position, cell.spread.mean, height=0.62, color=colour, alpha=0.45, linewidth=0)
+    for fill, alpha in ((PAGE, 1.0), (colour, 0.4)):  # no grid lines through a pale bar
+        axes.barh(position, cell.spread.mean, height=0.62, color=fill, alpha=alpha, linewidth=0)
     if cell.spread.std is not None:
         axes.errorbar(
             cell.spread.mean,
@@ -106,7 +109,7 @@ def _bar(axes: Axes, position: int, cell: Cell, colour: str) -> None:
     axes.scatter(
         [value for _, value in cell.values],
         [position + offset for offset in offsets],
-        s=11,
+        s=14,
         color=colour,
         edgecolors="none",
         zorder=4,
@@ -123,7 +126,7 @@ def line_plot(series: Sequence[Series], *, x_label: str = "step", fmt: Format = 
                 line.x,
                 line.y,
                 color=line.colour,
-                linewidth=1.3,
+                linewidth=1.3 if len(series) <= 6 else 1.0,
                 alpha=0.9,
                 marker=marker,
                 markersize=3,
@@ -176,6 +179,7 @@ def recolour(svg: str) -> str:
 
 
 def _short(name: str, limit: int = 20) -> str:
+    name = " ".join(name.split())
     return name if len(name) <= limit else name[: limit - 1] + "…"
 
 

@@ -55,12 +55,19 @@ def write_files(directory: Path, files: Mapping[str, bytes]) -> None:
     written = {directory / f".{name}{suffix}": directory / name for name in files}
     try:
         for temporary, target in written.items():
-            temporary.write_bytes(files[target.name])
+            _write(temporary, target, files[target.name])
         for temporary, target in written.items():
             temporary.replace(target)
     finally:
         for temporary in written:
             temporary.unlink(missing_ok=True)
+
+
+def _write(temporary: Path, target: Path, content: bytes) -> None:
+    try:
+        temporary.write_bytes(content)
+    except OSError as error:  # a write, unlike an open, does not say which file it was
+        raise OSError(error.errno, error.strerror, str(target)) from error
 
 
 def results_json(data: ReportData) -> str:

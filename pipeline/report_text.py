@@ -25,6 +25,7 @@ from pipeline.report_data import (
 from pipeline.report_provenance import provenance
 
 DASH = "–"
+MAX_REASON = 400
 KINDS = {"bbox": "Box", "segm": "Mask", "keypoints": "Keypoint"}
 NOT_DONE = {
     "failed": "failed",
@@ -36,8 +37,14 @@ VERDICTS: dict[Verdict, str] = {
     "yes": "yes",
     "no": "no",
     "worse": "no, worse",
-    "baseline": DASH,
+    "baseline": "baseline",
     "n/a": "n/a",
+}
+FINDINGS: dict[Verdict, str] = {
+    "yes": "more than the seed spread",
+    "no": "within the seed spread",
+    "worse": "lower by more than the seed spread on the seeds they share",
+    "n/a": "too few seeds for a spread",
 }
 
 
@@ -111,14 +118,16 @@ def unfinished(summary: TaskSummary, status: str) -> list[ResultRow]:
 
 def failure_text(row: ResultRow) -> str:
     """`cw-rgp, seed 2: CUDA out of memory (log: runs/.../log.txt)`."""
-    reason = one_line(row.reason) if row.reason else "no reason recorded"
+    reason = one_line(row.reason or "") or "no reason recorded"
+    if len(reason) > MAX_REASON:
+        reason = f"{reason[: MAX_REASON - 1]}…"
     log = f" (log: {one_line(row.log)})" if row.log else ""
-    return f"{row.backbone}, seed {row.seed}: {reason}{log}"
+    return f"{one_line(row.backbone)}, seed {row.seed}: {reason}{log}"
 
 
 def one_line(text: str) -> str:
-    """Text with every run of white space made one space."""
-    return " ".join(text.split())
+    """Text on one line: control characters (terminal escapes too) and white space made a space."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def legend(data: ReportData) -> list[str]:
@@ -135,8 +144,9 @@ def legend(data: ReportData) -> list[str]:
             "differences, same seed against same seed. A * marks an unpaired one (no seeds in "
             "common): difference of the means ± the root of the summed variances.",
             f"“{verdict_heading(data.baseline)}”: yes if the mean difference is larger than its "
-            "own standard deviation and than the standard deviation of either backbone; n/a with "
-            "fewer than two seeds; “no, worse” is the same downwards. It describes these runs and is no significance test.",
+            "own standard deviation and than the standard deviation of either backbone; “no, "
+            "worse” is the same downwards; n/a with fewer than two seeds. It describes these runs "
+            "and is no significance test.",
         ]
     if any(row.dirty and row.status == "done" for row in data.rows):
         notes.append("† holds results from modified (uncommitted) code.")
@@ -152,27 +162,24 @@ def finding(summary: TaskSummary, baseline: str | None) -> str:
     """The highest mean of a task's first main metric, in words."""
     metric = main_metrics(summary.task)[0]
     found = [
-        (line.backbone, cell)
+        (line.backbone, cell, cell.spread)
         for line in summary.backbones
         for cell in line.cells
         if cell.metric == metric and cell.spread is not None
     ]
-    title = summary.task.title
     if not found:
-        return f"{title}: nothing finished yet."
+        return f"{summary.task.title}: no finished result."
     decimals = task_decimals(summary)
-    name, cell = max(found, key=lambda pair: pair[1].spread.mean if pair[1].spread else 0.0)
-    seeds = cell.spread.n if cell.spread else 0
+    name, cell, best = max(found, key=lambda entry: entry[2].mean)
     text = (
-        f"{title}: {name} has the highest {metric_label(metric)}, "
-        f"{spread_text(cell.spread, decimals)} over {seeds} seed{'' if seeds == 1 else 's'}"
+        f"{summary.task.title}: {name} has the highest {metric_label(metric)}, "
+        f"{spread_text(best, decimals)} over {best.n} seed{'' if best.n == 1 else 's'}"
     )
     if name == baseline:
         return f"{text}; it is the baseline." if len(found) > 1 else f"{text}."
     if cell.difference is None:
         return f"{text}."
-    tail = {"yes": "more than the seed spread", "no": "within the seed spread"}
-    reading = tail.get(cell.verdict, "too few seeds for a spread")
+    reading = FINDINGS[cell.verdict]
     return f"{text}: {difference_text(cell.difference, decimals)} against {baseline}, {reading}."
 
 
@@ -290,7 +297,7 @@ def rich_tables(data: ReportData) -> list[Table]:
         headings, lines = probe_table(data)
         table = _rich_table("Probes", ["Backbone", *headings])
         for name, cells in lines:
-            table.add_row(Text(name), *map(Text, cells))
+            table.add_row(Text(one_line(name)), *map(Text, cells))
         tables.append(table)
     return tables
 
@@ -307,14 +314,18 @@ def _rich_table(title: str, headings: Sequence[str]) -> Table:
 
 def _rich_task(summary: TaskSummary, metrics: Sequence[str], baseline: str | None) -> Table:
     group = TaskInfo(summary.task.name, summary.task.title, tuple(metrics))
-    verdicts = ["> seed spread"] if baseline is not None else []
-    table = _rich_table(group.title, ["Backbone", "Seeds", *map(metric_label, metrics), *verdicts])
+    verdicts = ["Beyond\nspread"] if baseline is not None else []
+    table = _rich_table(
+        one_line(group.title), ["Backbone", "Seeds", *map(metric_label, metrics), *verdicts]
+    )
     decimals = task_decimals(summary)
     for line in summary.backbones:
         cells = [_rich_cell(c, decimals) for c in line.cells if c.metric in metrics]
         last = [Text(verdict_text(group, line))] if baseline is not None else []
         seeds = Text("\n".join(filter(None, [seeds_text(line), state_text(line)])))
-        table.add_row(Text(line.backbone + (" †" if line.dirty else "")), seeds, *cells, *last)
+        table.add_row(
+            Text(one_line(line.backbone) + (" †" if line.dirty else "")), seeds, *cells, *last
+        )
     return table
 
 
