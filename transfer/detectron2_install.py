@@ -26,7 +26,7 @@ if spec:
     places = list(spec.submodule_search_locations or [])
     found = {"version": "", "location": places[0] if places else "?", "problem": ""}
     for dist in importlib.metadata.distributions(name="detectron2"):
-        if os.path.realpath(dist.locate_file("detectron2")) in map(os.path.realpath, places):
+        if os.path.realpath(str(dist.locate_file("detectron2"))) in map(os.path.realpath, places):
             found["version"] = dist.version
     try:
         import detectron2, detectron2.layers, detectron2.modeling
