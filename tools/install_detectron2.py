@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"install_detectron2: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("install_detectron2: interrupted, nothing installed", file=sys.stderr)
+        print("install_detectron2: interrupted; run it again to see what is there", file=sys.stderr)
         return 2
     return 0
 

@@ -19,15 +19,15 @@ from transfer.detectron2_edits import REQUIRES
 from transfer.detectron2_wheel import ARCHIVE_SHA256, DIST_INFO, PROJECT, VERSION, build_wheel
 
 PROBE = """
-import importlib.metadata, importlib.util, json, os, sys
+import importlib.metadata, importlib.util, json, os
 spec = importlib.util.find_spec("detectron2")
 found = None
 if spec:
     places = list(spec.submodule_search_locations or [])
     found = {"version": "", "location": places[0] if places else "?", "problem": ""}
     for dist in importlib.metadata.distributions(name="detectron2"):
-        found["version"] = dist.version
-        break
+        if os.path.realpath(str(dist.locate_file("detectron2"))) in map(os.path.realpath, places):
+            found["version"] = dist.version
     try:
         import detectron2, detectron2.layers, detectron2.modeling
         found["version"] = found["version"] or detectron2.__version__

@@ -161,6 +161,8 @@ def write_wheel(files: Files, folder: Path) -> Path:
                 info.create_system = 3  # the same bytes on every platform
                 archive.writestr(info, contents[name], zipfile.ZIP_DEFLATED)
         partial.replace(wheel)
+    except OSError as error:  # a full disk does not say where it is full
+        raise OSError(error.errno, error.strerror, str(wheel)) from error
     finally:
         partial.unlink(missing_ok=True)
     return wheel
