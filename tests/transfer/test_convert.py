@@ -1,0 +1,148 @@
+"""Conversion against detectron2's own loader, with negative controls that must fail."""
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor
+
+from transfer import convert
+from transfer.checkpoints import read_backbone
+from transfer.convert import convert_checkpoint
+from transfer.keymap import to_detectron2
+
+
+def source_state(arch: str) -> dict[str, Tensor]:
+    """Return a ResNet whose every entry differs from what a fresh network holds."""
+    torch.manual_seed(1)
+    model = torchvision.models.get_model(arch, weights=None)
+    model.train()
+    with torch.no_grad():
+        for _ in range(2):
+            model(torch.randn(4, 3, 64, 64) + 0.5)
+        for name, value in model.named_parameters():
+            if "bn" in name or "downsample.1" in name:
+                value.add_(0.2 * torch.rand_like(value))
+    return {name: v for name, v in model.state_dict().items() if not name.startswith("fc.")}
+
+
+def save_backbone(path: Path, arch: str) -> Path:
+    content = {
+        "state_dict": source_state(arch),
+        "arch": arch,
+        "method": "test",
+        "input": {"format": "RGB", "pixel_mean": [1.0, 2.0, 3.0], "pixel_std": [4.0, 5.0, 6.0]},
+    }
+    torch.save(content, path)
+    return path
+
+
+@pytest.mark.parametrize(("arch", "num_entries"), [("resnet18", 120), ("resnet50", 318)])
+def test_features_are_equal_and_the_companion_says_so(
+    tmp_path: Path, arch: str, num_entries: int
+) -> None:
+    source = save_backbone(tmp_path / "backbone.pth", arch)
+    target = tmp_path / "out" / "weights.pkl"
+    report = convert_checkpoint(source, target)
+    assert 0 < report.largest_feature_difference < 1e-4
+    assert (report.arch, report.num_entries) == (arch, num_entries)
+    assert report.format == "whitening-transfer"
+    with target.open("rb") as file:
+        content = pickle.load(file)
+    assert content["matching_heuristics"] is True and "__author__" in content
+    state = source_state(arch)
+    assert len(content["model"]) == num_entries
+    for name, value in state.items():
+        assert torch.equal(torch.as_tensor(content["model"][to_detectron2(name)]), value)
+    companion = json.loads(target.with_suffix(".json").read_text(encoding="utf-8"))
+    assert companion["detectron2"]["MODEL.PIXEL_MEAN"] == [1.0, 2.0, 3.0]
+    assert companion["detectron2"]["MODEL.RESNETS.DEPTH"] == int(arch.removeprefix("resnet"))
+    assert sorted(path.name for path in target.parent.iterdir()) == ["weights.json", "weights.pkl"]
+
+
+def swapped_blocks(name: str) -> str:
+    renamed = to_detectron2(name)
+    return renamed.replace("res3.0.conv1.", "swap").replace("res3.1.conv1.", "res3.0.conv1.").replace(
+        "swap", "res3.1.conv1."
+    ) if "res3.1.conv1.norm" in renamed or "res3.0.conv1.norm" in renamed else renamed  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        swapped_blocks,
+        lambda name: to_detectron2(name).replace("res5.0.shortcut", "res5.0.lost"),
+        lambda name: to_detectron2(name).replace("stem.conv1.norm.running_mean", "lost"),
+        lambda name: to_detectron2(name).replace("running_var", "lost_var"),
+    ],
+)
+def test_a_conversion_with_one_step_wrong_is_refused_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: Callable[[str], str]
+) -> None:
+    source = save_backbone(tmp_path / "backbone.pth", "resnet18")
+    target = tmp_path / "out" / "weights.pkl"
+    monkeypatch.setattr(convert, "to_detectron2", broken)
+    with pytest.raises(ValueError, match="converted features differ by"):
+        convert_checkpoint(source, target)
+    assert list(target.parent.iterdir()) == []
+
+
+def test_plain_torchvision_and_prefixed_files_are_read(tmp_path: Path) -> None:
+    state = source_state("resnet18")
+    torch.save(state | {"fc.weight": torch.zeros(3), "fc.bias": torch.zeros(3)}, tmp_path / "a.pth")
+    plain = read_backbone(tmp_path / "a.pth")
+    assert (plain.format, plain.arch, len(plain.state_dict)) == ("torchvision", "resnet18", 120)
+    assert plain.input["pixel_mean"] == [123.675, 116.28, 103.53]
+    prefixed = {f"module.encoder_q.{name}": value for name, value in state.items()}
+    torch.save({"state_dict": prefixed, "epoch": 3}, tmp_path / "b.pth")
+    chosen = read_backbone(tmp_path / "b.pth", encoder="module.encoder_q.")
+    assert chosen.state_dict.keys() == state.keys()
+    with pytest.raises(ValueError, match=r"prefixes that have one: module\.encoder_q\."):
+        read_backbone(tmp_path / "b.pth")
+
+
+class Hostile:
+    """Runs a command when it is unpickled by an ordinary unpickler."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        import os
+
+        return os.system, ("touch owned",)
+
+
+def test_bad_files_are_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    state = source_state("resnet18")
+    nan = {name: value.clone() for name, value in state.items()}
+    nan["layer2.0.conv1.weight"][0] = float("nan")
+    cases: dict[str, tuple[object, str]] = {
+        "hostile.pth": (Hostile(), "cannot|can be read safely"),
+        "empty.pth": (b"", "can be read safely"),
+        "text.pth": (b"hello", "can be read safely"),
+        "list.pth": ([1, 2], "holds a list"),
+        "nothing.pth": ({"epoch": 3}, "no tensors"),
+        "missing.pth": (
+            {name: v for name, v in state.items() if name != "layer3.0.bn1.weight"},
+            r"nearest is resnet18: 1 missing \['layer3.0.bn1.weight'\]",
+        ),
+        "nan.pth": (nan, "1 tensors hold NaN or infinity, first layer2.0.conv1.weight"),
+    }
+    for name, (content, expected) in cases.items():
+        if isinstance(content, bytes):
+            Path(name).write_bytes(content)
+        else:
+            torch.save(content, name)
+        with pytest.raises(ValueError, match=expected) as caught:
+            convert_checkpoint(Path(name), Path("out.pkl"))
+        assert name in str(caught.value) and "\n" not in str(caught.value)
+    assert not Path("owned").exists() and not Path("out.pkl").exists()
+    with pytest.raises(ValueError, match="no such checkpoint"):
+        convert_checkpoint(Path("absent.pth"), Path("out.pkl"))
+    with pytest.raises(ValueError, match=r"ending in \.pkl"):
+        convert_checkpoint(Path("nan.pth"), Path("out.pth"))
