@@ -48,7 +48,7 @@ def test_features_are_equal_and_the_companion_says_so(
     source = save_backbone(tmp_path / "backbone.pth", arch)
     target = tmp_path / "out" / "weights.pkl"
     report = convert_checkpoint(source, target)
-    assert 0 < report.largest_feature_difference < 1e-4
+    assert 0 <= report.largest_feature_difference < 1e-5
     assert (report.arch, report.num_entries) == (arch, num_entries)
     assert report.format == "whitening-transfer"
     with target.open("rb") as file:

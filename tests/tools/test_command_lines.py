@@ -1,0 +1,81 @@
+"""The scripts as a person runs them: help, exit codes, one line for what is wrong."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = sorted(path.name for path in (ROOT / "tools").glob("*.py"))
+
+
+def run(script: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "tools" / script), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_works_everywhere_and_scripts_are_thin(script: str, tmp_path: Path) -> None:
+    answer = run(script, "--help", cwd=tmp_path)
+    assert answer.returncode == 0 and answer.stdout.startswith("usage:"), answer.stderr
+    assert len((ROOT / "tools" / script).read_text("utf-8").splitlines()) <= 60
+
+
+def test_convert_writes_weights_and_says_what_was_proved(tmp_path: Path) -> None:
+    torch.save(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "r18.pth")
+    answer = run("convert_to_detectron2.py", "r18.pth", "out/r18.pkl", cwd=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    assert "resnet18, 120 entries, format torchvision; largest relative" in answer.stdout
+    assert json.loads((tmp_path / "out" / "r18.json").read_text("utf-8"))["arch"] == "resnet18"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("absent.pth", "o.pkl"), "absent.pth: no such checkpoint file"),
+        (("absent.pth", "o.pth"), "o.pth: wanted a name ending in .pkl"),
+        (("absent.pth", "o.pkl", "--format", "moca"), "unknown format 'moca'; known:"),
+    ],
+)
+def test_convert_refuses_in_one_line(
+    tmp_path: Path, arguments: tuple[str, ...], expected: str
+) -> None:
+    answer = run("convert_to_detectron2.py", *arguments, cwd=tmp_path)
+    assert answer.returncode == 2 and answer.stdout == ""
+    lines = [line for line in answer.stderr.splitlines() if "convert_to_detectron2:" in line]
+    assert len(lines) == 1 and expected in lines[0]
+    assert "Traceback" not in answer.stderr and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["run", "plan", "status", "report"])
+def test_pipeline_names_a_missing_config(command: str, tmp_path: Path) -> None:
+    answer = run("run_pipeline.py", command, "--config-file", "absent.yaml", cwd=tmp_path)
+    assert answer.returncode == 2
+    assert answer.stderr == "run_pipeline: absent.yaml: no such config file\n"
+
+
+def test_demo_without_data_says_how_to_get_it(tmp_path: Path) -> None:
+    config = str(ROOT / "configs" / "pipeline" / "demo.yaml")
+    answer = run("run_pipeline.py", "run", "--config-file", config, cwd=tmp_path)
+    assert answer.returncode == 2
+    lines = answer.stderr.splitlines()
+    assert all(line.startswith("run_pipeline: datasets/digits/") for line in lines)
+    assert any("datasets/digits/unlabeled: no such folder" in line for line in lines)
+    assert any("instances_val2017.json: no such file" in line for line in lines)
+
+
+def test_pretrain_lists_every_fault_of_its_config(tmp_path: Path) -> None:
+    config = str(ROOT / "configs" / "pretrain" / "digits_w_mse.yaml")
+    answer = run(
+        "pretrain.py", "--config-file", config, "--output-dir", "out",
+        "optimizer.lr=-1", "batch_size=1", "lossy=3", cwd=tmp_path,
+    )  # fmt: skip
+    assert answer.returncode == 2
+    assert len(answer.stderr.splitlines()) == 3
+    for key in ("optimizer.lr", "batch_size", "lossy"):
+        assert f"digits_w_mse.yaml: {key}:" in answer.stderr
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,51 @@
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from transfer.config import CocoData, VocData
+
+VOC_XML = """<annotation><size><width>64</width><height>48</height><depth>3</depth></size>
+<object><name>one</name><difficult>0</difficult>
+<bndbox><xmin>5</xmin><ymin>6</ymin><xmax>30</xmax><ymax>40</ymax></bndbox></object></annotation>"""
+
+
+def write_images(folder: Path, count: int) -> None:
+    folder.mkdir(parents=True)
+    for index in range(count):
+        Image.new("RGB", (64, 48), (40 * index, 99, 0)).save(folder / f"{index:03d}.jpg")
+
+
+@pytest.fixture
+def coco(tmp_path: Path) -> CocoData:
+    """Return a sound set of three images with one box each."""
+    write_images(tmp_path / "coco" / "val", 3)
+    content = {
+        "images": [
+            {"id": i, "file_name": f"{i:03d}.jpg", "width": 64, "height": 48} for i in range(3)
+        ],
+        "annotations": [
+            {"id": i, "image_id": i, "category_id": 7, "bbox": [4, 5, 25, 34], "iscrowd": 0,
+             "area": 850, "segmentation": [[4, 5, 29, 5, 29, 39, 4, 39]]}
+            for i in range(3)
+        ],
+        "categories": [{"id": 7, "name": "one"}],
+    }  # fmt: skip
+    path = tmp_path / "coco" / "val.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return CocoData(annotations=path, images=tmp_path / "coco" / "val")
+
+
+@pytest.fixture
+def voc(tmp_path: Path) -> VocData:
+    """Return the same set in VOC's layout."""
+    root = tmp_path / "voc"
+    write_images(root / "JPEGImages", 3)
+    (root / "Annotations").mkdir()
+    (root / "ImageSets" / "Main").mkdir(parents=True)
+    for index in range(3):
+        (root / "Annotations" / f"{index:03d}.xml").write_text(VOC_XML, encoding="utf-8")
+    names = "".join(f"{index:03d}\n" for index in range(3))
+    (root / "ImageSets" / "Main" / "test.txt").write_text(names, encoding="utf-8")
+    return VocData(root=root, split="test", class_names=("one",))

@@ -1,0 +1,125 @@
+"""Every fault of a data set is one line that names the file and what was expected."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from transfer.config import CocoData, VocData
+from transfer.data_check import MAX_FAULTS, detection_faults
+
+Content = dict[str, Any]
+
+
+def edit(data: CocoData, change: Callable[[Content], object]) -> None:
+    content = json.loads(data.annotations.read_text(encoding="utf-8"))
+    change(content)
+    data.annotations.write_text(json.dumps(content), encoding="utf-8")
+
+
+def test_sound_sets_have_no_faults(coco: CocoData, voc: VocData) -> None:
+    assert detection_faults(coco) == []
+    assert detection_faults(voc) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda c: c["annotations"][1].update(image_id=9), "annotation 1: image_id 9 is not"),
+        (lambda c: c["annotations"][1].update(category_id=8), "annotation 1: category_id 8 is not"),
+        (lambda c: c["annotations"][2].update(bbox=[1, 2, 0, 4]), r"annotation 2: bbox \[1, 2, 0"),
+        (lambda c: c["annotations"][2].update(bbox=[1, 2, 3]), "annotation 2: bbox"),
+        (lambda c: c["annotations"][2].update(bbox="1 2 3 4"), "annotation 2: bbox"),
+        (lambda c: c["annotations"][0].pop("category_id"), "lacks or misuses 'category_id'"),
+        (lambda c: c["images"][0].pop("file_name"), "lacks or misuses 'file_name'"),
+        (lambda c: c["images"][0].update(width=65), r"000.jpg: size \(64, 48\), but .* \(65, 48\)"),
+        (lambda c: c["images"][0].update(file_name="x.jpg"), "x.jpg: no such image; .* points at"),
+        (lambda c: c.update(images=[]), "not COCO's layout"),
+        (lambda c: c.pop("categories"), "not COCO's layout"),
+    ],
+)
+def test_coco_faults(coco: CocoData, change: Callable[[Content], object], expected: str) -> None:
+    edit(coco, change)
+    faults = detection_faults(coco)
+    assert len(faults) == 1 and re.search(expected, faults[0]), faults
+
+
+@pytest.mark.parametrize("content", ["", "[1, 2]", "{", "3", "\x00"])
+def test_files_that_are_not_coco(coco: CocoData, content: str) -> None:
+    coco.annotations.write_text(content, encoding="utf-8")
+    (fault,) = detection_faults(coco)
+    assert str(coco.annotations) in fault and "wanted" in fault
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("<name>one</name>", "<name>two</name>", "unknown class 'two'; known: one"),
+        ("<difficult>0</difficult>", "", "lacks difficult"),
+        ("<xmax>30</xmax>", "", "lacks a bndbox"),
+        ("<xmax>30</xmax>", "<xmax>5</xmax>", "has an empty bndbox"),
+        ("<width>64</width>", "", "not VOC's XML"),
+        ("<width>64</width>", "<width>63</width>", "size (64, 48), but"),
+        ("</annotation>", "", "not VOC's XML"),
+    ],
+)
+def test_voc_faults(voc: VocData, old: str, new: str, expected: str) -> None:
+    path = voc.root / "Annotations" / "001.xml"
+    path.write_text(path.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
+    (fault,) = detection_faults(voc)
+    assert expected in fault and "001" in fault
+
+
+def test_voc_files_that_are_missing(voc: VocData) -> None:
+    (voc.root / "Annotations" / "000.xml").unlink()
+    (voc.root / "JPEGImages" / "001.jpg").unlink()
+    faults = detection_faults(voc)
+    assert len(faults) == 2
+    assert "000.xml: no such file" in faults[0] and "001.jpg: no such image" in faults[1]
+    (voc.root / "ImageSets" / "Main" / "test.txt").unlink()
+    assert "test.txt: cannot be read" in detection_faults(voc)[0]
+
+
+@pytest.mark.parametrize("damage", ["text", "cut"])
+def test_unreadable_images_are_named(coco: CocoData, voc: VocData, damage: str) -> None:
+    for path in (coco.images / "002.jpg", voc.root / "JPEGImages" / "002.jpg"):
+        if damage == "text":
+            path.write_text("hello", encoding="utf-8")
+        else:
+            Image.effect_noise((64, 48), 90).convert("RGB").save(path)
+            path.write_bytes(path.read_bytes()[:-900])
+    for data in (coco, voc):
+        (fault,) = detection_faults(data)
+        assert "002.jpg: not a readable image" in fault
+
+
+def test_many_faults_are_cut_short(coco: CocoData) -> None:
+    def many(content: Content) -> None:
+        content["annotations"] = [
+            entry | {"image_id": 99, "id": number}
+            for number, entry in enumerate(content["annotations"] * 50)
+        ]
+
+    edit(coco, many)
+    faults = detection_faults(coco)
+    assert len(faults) == MAX_FAULTS + 1 and "more faults like these" in faults[-1]
+
+
+def test_hostile_xml_is_refused(voc: VocData) -> None:
+    bomb = '<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa">' + "".join(
+        f'<!ENTITY {chr(98 + i)} "{f"&{chr(97 + i)};" * 10}">' for i in range(9)
+    )
+    text = bomb + "]><annotation><size><width>&j;</width><height>1</height></size></annotation>"
+    (voc.root / "Annotations" / "001.xml").write_text(text, encoding="utf-8")
+    (fault,) = detection_faults(voc)
+    assert "001.xml: not VOC's XML" in fault
+
+
+def test_paths_that_leave_the_set_are_only_paths(coco: CocoData, tmp_path: Path) -> None:
+    edit(coco, lambda content: content["images"][0].update(file_name="../../../etc/hostname"))
+    (fault,) = detection_faults(coco)
+    assert "hostname" in fault

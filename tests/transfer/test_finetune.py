@@ -1,0 +1,163 @@
+"""Fine-tuning of tiny detectors on a small drawing of the digits, through the stage's own entry."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+import yaml
+
+from transfer.config import KNOWN_DATASETS, FinetuneConfig
+from transfer.convert import convert_checkpoint
+from transfer.digits import Sizes, build_digits
+from transfer.finetune import check_stage, finetune, run_stage
+from transfer.trainer import EXIT_INTERRUPTED, METRICS, Trainer
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "transfer"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Draw 8 training and 6 validation scenes and convert a random ResNet-18."""
+    root = tmp_path_factory.mktemp("finetune")
+    build_digits(root / "digits", sizes=Sizes(8, 6, 2, 20, 20))
+    torch.manual_seed(0)
+    state = torchvision.models.resnet18(weights=None).state_dict()
+    torch.save(state, root / "source.pth")
+    convert_checkpoint(root / "source.pth", root / "backbone.pkl")
+    return root
+
+
+def task(root: Path, name: str, **changes: Any) -> FinetuneConfig:
+    """Return one of the demo's tasks, cut to three iterations."""
+    content: dict[str, Any] = {}
+    for file in ("digits_base.yaml", f"digits_{name}.yaml"):
+        for key, value in yaml.safe_load((CONFIGS / file).read_text("utf-8")).items():
+            if isinstance(value, dict):
+                content[key] = content.get(key, {}) | value
+    base_model = yaml.safe_load((CONFIGS / "digits_base.yaml").read_text("utf-8"))["MODEL"]
+    content["MODEL"] = base_model | content["MODEL"] | changes.pop("MODEL", {})
+    content["SOLVER"] = content["SOLVER"] | {
+        "IMS_PER_BATCH": 2, "MAX_ITER": 3, "STEPS": [2], "WARMUP_ITERS": 0,
+        "CHECKPOINT_PERIOD": 100,
+    } | changes.pop("SOLVER", {})  # fmt: skip
+    names = [*content["DATASETS"]["TRAIN"], *content["DATASETS"]["TEST"]]
+    return FinetuneConfig(
+        detectron2=content,
+        datasets={key: KNOWN_DATASETS[key].under(root) for key in names},
+        num_pictures=2,
+        **changes,
+    )
+
+
+def logged(folder: Path) -> list[dict[str, float]]:
+    lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "kinds"), [("faster_rcnn_voc", {"bbox"}), ("mask_rcnn_coco", {"bbox", "segm"})]
+)
+def test_a_stage_writes_ap_predictions_and_pictures(
+    root: Path, tmp_path: Path, name: str, kinds: set[str]
+) -> None:
+    settings = task(root, name).model_dump(mode="json")
+    metrics = run_stage(settings, {"weights": root / "backbone.pkl"}, tmp_path)
+    assert {key.partition("/")[0] for key in metrics} == kinds
+    assert all(0 <= metrics[f"{kind}/AP"] <= 100 for kind in kinds)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert "model_final.pth" in names and "predictions.json" in names
+    assert not [name for name in names if name.startswith("model_0")]
+    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == [
+        "00-detections.jpg", "00-ground_truth.jpg", "01-detections.jpg", "01-ground_truth.jpg",
+    ]  # fmt: skip
+    assert logged(tmp_path)[-1]["step"] == 3
+
+
+@pytest.mark.slow
+def test_a_stopped_run_resumes_with_the_right_learning_rate(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = task(root, "faster_rcnn_voc", SOLVER={"MAX_ITER": 4, "STEPS": [3], "BASE_LR": 0.01})
+    original, rates = Trainer.run_step, []
+
+    def run_step(self: Trainer) -> None:
+        rates.append(self.optimizer.param_groups[0]["lr"])
+        if len(rates) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(self)
+
+    monkeypatch.setattr(Trainer, "run_step", run_step)
+    with pytest.raises(SystemExit) as stopped:
+        finetune(config, root / "backbone.pkl", tmp_path)
+    assert stopped.value.code == EXIT_INTERRUPTED
+    assert rates == pytest.approx([0.01, 0.01])
+    assert (tmp_path / "last_checkpoint").read_text("utf-8") == "model_0000001.pth"
+    finetune(config, root / "backbone.pkl", tmp_path)
+    assert rates == pytest.approx([0.01, 0.01, 0.01, 0.001])
+
+
+@pytest.mark.slow
+def test_same_seed_gives_the_same_model_and_another_seed_another(
+    root: Path, tmp_path: Path
+) -> None:
+    def final(folder: str, seed: int) -> dict[str, torch.Tensor]:
+        config = task(root, "faster_rcnn_voc", SOLVER={"MAX_ITER": 2}, seed=seed)
+        finetune(config, root / "backbone.pkl", tmp_path / folder)
+        path = tmp_path / folder / "model_final.pth"
+        state: dict[str, torch.Tensor] = torch.load(path, weights_only=False)["model"]
+        return state
+
+    first, again, other = final("a", 0), final("b", 0), final("c", 1)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    head = "roi_heads.box_predictor.cls_score.weight"
+    assert not torch.equal(first[head], other[head])
+
+
+def test_a_config_that_contradicts_the_weights_is_refused(root: Path, tmp_path: Path) -> None:
+    changed = {"PIXEL_MEAN": [0.0, 0.0, 0.0], "RESNETS": {"DEPTH": 34}}
+    base = task(root, "faster_rcnn_voc").detectron2["MODEL"]["RESNETS"]
+    changed["RESNETS"] = base | {"DEPTH": 34}
+    config = task(root, "faster_rcnn_voc", MODEL=changed)
+    with pytest.raises(ValueError, match=r"PIXEL_MEAN is \[0.0.*DEPTH is 34, wanted 18"):
+        finetune(config, root / "backbone.pkl", tmp_path)
+
+
+def test_weights_that_do_not_reach_the_model_are_an_error(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trainer, "resume_or_load", lambda self, resume: None)
+    with pytest.raises(ValueError, match=r"120 entries were not loaded: .*stem\.conv1\.weight"):
+        finetune(task(root, "faster_rcnn_voc"), root / "backbone.pkl", tmp_path)
+
+
+@pytest.mark.slow
+def test_divergence_ends_in_one_line_with_a_hint(root: Path, tmp_path: Path) -> None:
+    clip = {"CLIP_GRADIENTS": {"ENABLED": False}, "BASE_LR": 1e9, "MAX_ITER": 6}
+    with pytest.raises(ValueError, match=r"diverged at iteration \d of 6 .*SOLVER\.BASE_LR"):
+        finetune(task(root, "faster_rcnn_voc", SOLVER=clip), None, tmp_path)
+
+
+def test_checks_before_the_start(root: Path) -> None:
+    assert check_stage(task(root, "mask_rcnn_coco").model_dump(mode="json")) == []
+    unknown = task(root, "mask_rcnn_coco", SOLVER={"BASE_LRR": 0.1}).model_dump(mode="json")
+    (fault,) = check_stage(unknown)
+    assert "SOLVER.BASE_LRR" in fault
+    wrong = task(root, "mask_rcnn_coco", SOLVER={"BASE_LR": "fast"}).model_dump(mode="json")
+    (fault,) = check_stage(wrong)
+    assert "BASE_LR" in fault
+    elsewhere = task(root / "gone", "faster_rcnn_voc").model_dump(mode="json")
+    faults = check_stage(elsewhere)
+    assert len(faults) >= 2 and all("gone" in line for line in faults)
+
+
+def test_class_count_must_match_the_data(root: Path, tmp_path: Path) -> None:
+    base = task(root, "faster_rcnn_voc").detectron2["MODEL"]["ROI_HEADS"]
+    config = task(root, "faster_rcnn_voc", MODEL={"ROI_HEADS": base | {"NUM_CLASSES": 3}})
+    with pytest.raises(ValueError, match="NUM_CLASSES is 3, but digits_voc_test has 10 classes"):
+        finetune(config, None, tmp_path)
