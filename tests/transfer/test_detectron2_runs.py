@@ -281,6 +281,19 @@ def test_coco_evaluation(coco, tmp_path):
     assert moved["segm"]["AP"] == pytest.approx(50.0)
 
 
+def test_training_reads_a_registered_data_set(coco, tmp_path):
+    cfg = tiny_config("FPN", True, tmp_path)
+    cfg.DATASETS.TRAIN, cfg.INPUT.MIN_SIZE_TRAIN = (coco,), (SIZE,)
+    cfg.INPUT.RANDOM_FLIP = "none"
+    batch = next(iter(build_detection_train_loader(cfg)))
+    assert {item["image_id"] for item in batch} <= {1, 2}
+    for item in batch:
+        x, y, w, h = BOXES[item["image_id"]]
+        assert item["image"].shape == (3, SIZE, SIZE)
+        assert item["instances"].gt_boxes.tensor.tolist() == [[x, y, x + w, y + h]]
+        assert item["instances"].gt_masks.area().tolist() == [w * h]
+
+
 def test_a_model_is_evaluated_from_files(coco, tmp_path):
     cfg = tiny_config("FPN", True, tmp_path)
     torch.manual_seed(0)
