@@ -34,7 +34,7 @@ if spec:
         from detectron2.data.build import print_instances_class_histogram as count
         count([{"annotations": [{"category_id": 0}]}], ["one"])  # v0.6 as it was: np.int is gone
     except BaseException as error:
-        found["problem"] = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        found["problem"] = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
     try:
         import detectron2._C
         found["compiled"] = True
