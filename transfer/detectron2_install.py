@@ -31,8 +31,10 @@ if spec:
     try:
         import detectron2, detectron2.layers, detectron2.modeling
         found["version"] = found["version"] or detectron2.__version__
+        from detectron2.data.build import print_instances_class_histogram as count
+        count([{"annotations": [{"category_id": 0}]}], ["one"])  # v0.6 as it was: np.int is gone
     except BaseException as error:
-        found["problem"] = " ".join(f"{type(error).__name__}: {error}".split())
+        found["problem"] = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
     try:
         import detectron2._C
         found["compiled"] = True
@@ -43,7 +45,7 @@ print(json.dumps(found))
 
 
 class Installed(NamedTuple):
-    """A detectron2 that the interpreter finds; `problem` is empty when it can be imported."""
+    """A detectron2 that the interpreter finds; `problem` is empty when it works."""
 
     version: str  # empty when nothing states it
     location: str
@@ -59,8 +61,9 @@ class Installed(NamedTuple):
 def probe(first: Path | None = None) -> Installed | None:
     """Returns the detectron2 that a new process of this interpreter finds, None if there is none.
 
-    It is imported there: this process stays clean, and a crash counts as a problem. `first` is
-    searched before everything else.
+    It is imported there: this process stays clean, and a crash counts as a problem. So does a v0.6
+    that imports but was never adapted to the numpy beside it, such as conda-forge's with numpy
+    1.24 or later. `first` is searched before everything else.
     """
     env = dict(os.environ)
     if first:
@@ -111,8 +114,8 @@ def must_install(found: Installed | None, *, force: bool = False) -> bool:
         return True
     if found.problem:
         raise ValueError(
-            f"{found}, cannot be imported: {found.problem}; repair it, or remove it "
-            f"(python -m pip uninstall detectron2) and run this again"
+            f"{found}, does not work: {found.problem}; repair it, or remove it with what "
+            "installed it (conda remove, or python -m pip uninstall detectron2) and run this again"
         )
     raise ValueError(
         f"{found}, is not the pure-Python build that --force makes anew; remove it first "
@@ -208,5 +211,5 @@ def ensure_detectron2(
     found = probe()
     if found is None or found.problem:
         problem = found.problem if found else "not found"
-        raise ValueError(f"{VERSION} is installed but cannot be imported: {problem}")
+        raise ValueError(f"{VERSION} is installed but does not work: {problem}")
     return f"{found}: installed"

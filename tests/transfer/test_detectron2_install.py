@@ -13,6 +13,10 @@ from transfer.detectron2_install import Installed
 SITE = Path(detectron2_install.sysconfig.get_path("purelib"))
 WORKING = Installed("0.6+pure.1", str(SITE / "detectron2"), compiled=False, problem="")
 COMPILED = Installed("0.6", str(SITE / "detectron2"), compiled=True, problem="")
+HISTOGRAM = """
+def print_instances_class_histogram(dataset_dicts, class_names):
+    assert [len(item["annotations"]) for item in dataset_dicts] == [1]
+"""
 
 
 @pytest.fixture
@@ -21,6 +25,8 @@ def site(tmp_path):
     for name in ("detectron2", "detectron2/layers", "detectron2/modeling"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("", encoding="utf-8")
+    (tmp_path / "detectron2/data").mkdir()
+    (tmp_path / "detectron2/data/build.py").write_text(HISTOGRAM, encoding="utf-8")
     info = tmp_path / "detectron2-7.5.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: detectron2\nVersion: 7.5\n")
@@ -54,6 +60,14 @@ def test_probe_sees_a_broken_part(site, part):
     found = detectron2_install.probe(first=site)
     assert found is not None
     assert found.problem == "ModuleNotFoundError: No module named 'no_such'"
+
+
+def test_probe_sees_a_v06_that_numpy_left_behind(site):
+    text = f"import sys\n{HISTOGRAM}    sys.int_of_old\n"
+    (site / "detectron2/data/build.py").write_text(text, encoding="utf-8")
+    found = detectron2_install.probe(first=site)
+    assert found is not None
+    assert found.problem == "AttributeError: module 'sys' has no attribute 'int_of_old'"
 
 
 def test_probe_sees_the_rest_of_an_interrupted_install(site):
@@ -95,7 +109,7 @@ def test_must_install(found, force, wanted):
     ("found", "force", "message"),
     [
         (COMPILED, True, "not the pure-Python build that --force makes anew"),
-        (COMPILED._replace(problem="ImportError: x.so"), False, r"imported: ImportError: x\.so"),
+        (COMPILED._replace(problem="ImportError: x.so"), False, r"not work: ImportError: x\.so"),
         (COMPILED._replace(problem="ImportError: x.so"), True, "repair it, or remove it"),
         (WORKING._replace(location="/src/detectron2", problem="E"), False, "/src/detectron2"),
     ],

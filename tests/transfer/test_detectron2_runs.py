@@ -42,6 +42,15 @@ LEARNING_RATES = [0.5e-4, 0.75e-4, 1e-4, 1e-5]
 BOXES = {1: [8.0, 8.0, 20.0, 28.0], 2: [24.0, 16.0, 32.0, 24.0]}  # image id: x, y, w, h
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Keeps these tiny models from waiting for threads on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def only_the_pure_build() -> None:
     try:
         version = importlib.metadata.version("detectron2")
@@ -191,6 +200,7 @@ def test_train_save_resume_and_run(net, mask, tmp_path):
 
 
 def test_schedule_of_torch_is_saved_too():
+    only_the_pure_build()
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=1.0)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.1)
@@ -269,6 +279,19 @@ def test_coco_evaluation(coco, tmp_path):
     assert moved["bbox"]["AP-one"] == pytest.approx(40.0)
     assert moved["bbox"]["AP-two"] == pytest.approx(60.0)
     assert moved["segm"]["AP"] == pytest.approx(50.0)
+
+
+def test_training_reads_a_registered_data_set(coco, tmp_path):
+    cfg = tiny_config("FPN", True, tmp_path)
+    cfg.DATASETS.TRAIN, cfg.INPUT.MIN_SIZE_TRAIN = (coco,), (SIZE,)
+    cfg.INPUT.RANDOM_FLIP = "none"
+    batch = next(iter(build_detection_train_loader(cfg)))
+    assert {item["image_id"] for item in batch} <= {1, 2}
+    for item in batch:
+        x, y, w, h = BOXES[item["image_id"]]
+        assert item["image"].shape == (3, SIZE, SIZE)
+        assert item["instances"].gt_boxes.tensor.tolist() == [[x, y, x + w, y + h]]
+        assert item["instances"].gt_masks.area().tolist() == [w * h]
 
 
 def test_a_model_is_evaluated_from_files(coco, tmp_path):
