@@ -37,10 +37,8 @@ def collect(plan: Plan) -> ReportData:
         pretraining=tuple(_curve(stage) for stage in plan.stages if stage.kind == "pretrain"),
         finetuning=tuple(_curve(stage) for stage in finetunes),
         provenance=_provenance(plan, states),
-        command=shlex.join(
-            ["python", "tools/run_pipeline.py", "run", "--config-file", str(plan.config_file)]
-            + list(plan.overrides)  # noqa: RUF005  (reads as the command line)
-        ),
+        command="python tools/run_pipeline.py run --config-file "
+        + shlex.join([str(plan.config_file), *plan.overrides]),
     )
 
 

@@ -57,8 +57,8 @@ def save_backbone(encoder: nn.Module, config: PretrainConfig, path: Path) -> Non
         "method": config.method,
         "input": {
             "format": "RGB",
-            "pixel_mean": [255 * value for value in config.augment.mean],
-            "pixel_std": [255 * value for value in config.augment.std],
+            "pixel_mean": [round(255 * value, 6) for value in config.augment.mean],
+            "pixel_std": [round(255 * value, 6) for value in config.augment.std],
         },
     }
     save_atomically(content, path)

@@ -1,4 +1,4 @@
-"""The one-way rule of imports: tools -> {pipeline, pretrain, transfer}, which meet through files."""
+"""The one-way rule of imports: tools -> {pipeline, pretrain, transfer}."""
 
 import ast
 import subprocess

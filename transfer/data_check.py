@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ET
+from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -55,6 +56,13 @@ def _coco_faults(data: CocoData) -> Iterator[str]:
                 path,
                 decode=len(images) <= DECODE_LIMIT,
             )
+        ids = Counter(annotation["id"] for annotation in content["annotations"])
+        for number, count in ids.items():
+            if count > 1 or not isinstance(number, int) or number < 1:
+                yield (
+                    f"{path}: annotation id {number!r} ({count} times); COCO's evaluation counts "
+                    "right detections as wrong unless ids are different whole numbers from 1"
+                )
         for annotation in content["annotations"]:
             yield from _coco_annotation_faults(path, annotation, images, categories)
     except (KeyError, TypeError) as error:
@@ -111,8 +119,10 @@ def _voc_annotation(
         name = element.findtext("name", "")
         if name not in class_names:
             faults.append(f"{path}: unknown class {name!r}; known: {', '.join(class_names)}")
-        if not (element.findtext("difficult") or "").strip().isdigit():
-            faults.append(f"{path}: object {name!r} lacks difficult (0 or 1)")
+        for key in ("pose", "truncated", "difficult"):  # detectron2's VOC evaluator reads them
+            text = element.findtext(key)
+            if text is None or (key != "pose" and not text.strip().isdigit()):
+                faults.append(f"{path}: object {name!r} lacks {key}, wanted VOC's field")
         try:
             keys = ("xmin", "ymin", "xmax", "ymax")
             box = [float(element.findtext(f"bndbox/{key}", "")) for key in keys]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Mapping
 
+import numpy
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances, register_pascal_voc
 
@@ -12,6 +14,7 @@ from transfer.config import CocoData, VocData
 
 def register(datasets: Mapping[str, CocoData | VocData]) -> None:
     """Register the sets under their names; a set that detectron2 knows by that name is replaced."""
+    restore_numpy_names()
     for name, data in datasets.items():
         if name in DatasetCatalog.list():
             DatasetCatalog.remove(name)
@@ -23,6 +26,14 @@ def register(datasets: Mapping[str, CocoData | VocData]) -> None:
                 name, str(data.root), data.split, data.year, list(data.class_names)
             )  # fmt: skip
             MetadataCatalog.get(name).evaluator_type = "pascal_voc"
+
+
+def restore_numpy_names() -> None:
+    """Give numpy back the aliases that compiled builds of detectron2 0.6 use (gone since 1.24)."""
+    if importlib.metadata.version("detectron2") == "0.6":
+        for alias in (bool, int, float, str):
+            if alias.__name__ not in vars(numpy):
+                setattr(numpy, alias.__name__, alias)
 
 
 def class_names(name: str) -> list[str]:

@@ -29,10 +29,13 @@ if spec:
         if os.path.realpath(str(dist.locate_file("detectron2"))) in map(os.path.realpath, places):
             found["version"] = dist.version
     try:
-        import detectron2, detectron2.layers, detectron2.modeling
+        import detectron2, detectron2.layers, detectron2.modeling, numpy
+        for alias in (bool, int, float, str):  # as transfer.datasets gives them back
+            if alias.__name__ not in vars(numpy):
+                setattr(numpy, alias.__name__, alias)
         found["version"] = found["version"] or detectron2.__version__
         from detectron2.data.build import print_instances_class_histogram as count
-        count([{"annotations": [{"category_id": 0}]}], ["one"])  # v0.6 as it was: np.int is gone
+        count([{"annotations": [{"category_id": 0}]}], ["one"])
     except BaseException as error:
         found["problem"] = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
     try:
@@ -62,8 +65,8 @@ def probe(first: Path | None = None) -> Installed | None:
     """Returns the detectron2 that a new process of this interpreter finds, None if there is none.
 
     It is imported there: this process stays clean, and a crash counts as a problem. So does a v0.6
-    that imports but was never adapted to the numpy beside it, such as conda-forge's with numpy
-    1.24 or later. `first` is searched before everything else.
+    that imports but does not work with the numpy beside it even with the aliases that
+    `transfer.datasets` gives back. `first` is searched before everything else.
     """
     env = dict(os.environ)
     if first:

@@ -49,13 +49,17 @@ class PredictionsWriter(DatasetEvaluator):  # type: ignore[misc]
             temporary.replace(self.path)
 
 
-def build_evaluator(name: str, output_dir: Path) -> DatasetEvaluators:
-    """Return the evaluator that the set's layout asks for, and the writer of predictions."""
+def build_evaluator(name: str, output_dir: Path, masks: bool = False) -> DatasetEvaluators:
+    """Return the evaluator that the set's layout asks for, and the writer of predictions.
+
+    `masks` asks for mask AP too, also where nothing was detected.
+    """
     output_dir.mkdir(parents=True, exist_ok=True)
     if MetadataCatalog.get(name).evaluator_type == "pascal_voc":
         measure: DatasetEvaluator = PascalVOCDetectionEvaluator(name)
     else:
-        measure = COCOEvaluator(name, output_dir=str(output_dir), use_fast_impl=False)
+        tasks = ("bbox", "segm") if masks else ("bbox",)
+        measure = COCOEvaluator(name, tasks, output_dir=str(output_dir), use_fast_impl=False)
     return DatasetEvaluators([measure, PredictionsWriter(output_dir / PREDICTIONS)])
 
 

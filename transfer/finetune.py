@@ -6,6 +6,7 @@ import argparse
 import io
 import json
 import logging
+import math
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -61,10 +62,19 @@ def check_companion(cfg: CfgNode, weights: Path) -> None:
         for part in key.split("."):
             node = node[part]
         got = list(node) if isinstance(node, list | tuple) else node
-        if got != wanted:
+        if not agree(got, wanted):
             faults.append(f"{key} is {got}, wanted {wanted}")
     if faults:
         raise ValueError(f"{weights}: the config contradicts these weights: {'; '.join(faults)}")
+
+
+def agree(got: Any, wanted: Any) -> bool:
+    """Return whether two config values are equal, numbers up to rounding."""
+    if isinstance(got, list) and isinstance(wanted, list) and len(got) == len(wanted):
+        return all(agree(*pair) for pair in zip(got, wanted, strict=True))
+    if isinstance(got, float) and isinstance(wanted, int | float):
+        return math.isclose(got, wanted, rel_tol=1e-6, abs_tol=1e-6)
+    return bool(got == wanted)
 
 
 def finetune(config: FinetuneConfig, weights: Path | None, output_dir: Path) -> dict[str, float]:

@@ -30,7 +30,8 @@ class MetricsWriter(EventWriter):  # type: ignore[misc]
     def write(self) -> None:
         """Append what was logged at the current iteration."""
         storage = get_event_storage()
-        entry: dict[str, float] = {"step": storage.iter + 1, "max_steps": self.max_steps}
+        step = min(storage.iter + 1, self.max_steps)  # the evaluation comes after the last step
+        entry: dict[str, float] = {"step": step, "max_steps": self.max_steps}
         for name, (value, iteration) in storage.latest().items():
             if iteration == storage.iter and math.isfinite(value):
                 entry[name] = value
@@ -72,11 +73,13 @@ class Trainer(DefaultTrainer):  # type: ignore[misc]
     def __init__(self, cfg: CfgNode) -> None:
         self.metrics: dict[str, float] = {}
         super().__init__(cfg)
+        if "state_dict" not in vars(DefaultTrainer):  # detectron2 0.6 forgets the optimiser
+            self.checkpointer.add_checkpointable("optimizer", self.optimizer)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
         """Return the evaluator of a set, by its layout."""
-        return build_evaluator(dataset_name, Path(cfg.OUTPUT_DIR))
+        return build_evaluator(dataset_name, Path(cfg.OUTPUT_DIR), masks=cfg.MODEL.MASK_ON)
 
     def build_writers(self) -> list[EventWriter]:
         """Return detectron2's writers and `metrics.jsonl`."""

@@ -18,7 +18,7 @@ PRETRAIN = {
     "max_steps": 2,
 }
 VOC_XML = """<annotation><size><width>64</width><height>48</height><depth>3</depth></size>
-<object><name>one</name><difficult>0</difficult>
+<object><name>one</name><pose>x</pose><truncated>0</truncated><difficult>0</difficult>
 <bndbox><xmin>5</xmin><ymin>6</ymin><xmax>30</xmax><ymax>40</ymax></bndbox></object></annotation>"""
 
 
@@ -41,7 +41,7 @@ def write_coco(root: Path, count: int = 3) -> None:
             {"id": i, "file_name": f"{i:03d}.jpg", "width": 64, "height": 48} for i in range(count)
         ],
         "annotations": [
-            {"id": i, "image_id": i, "category_id": 1, "bbox": [4, 5, 25, 34], "iscrowd": 0}
+            {"id": i + 1, "image_id": i, "category_id": 1, "bbox": [4, 5, 25, 34], "iscrowd": 0}
             for i in range(count)
         ],
         "categories": [{"id": 1, "name": "one"}],

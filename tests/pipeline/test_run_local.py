@@ -210,8 +210,8 @@ def test_a_killed_run_takes_its_child_with_it(fakes: Path) -> None:
 def test_a_lock_is_exclusive_and_names_its_holder(tmp_path: Path) -> None:
     from pipeline.store import LockedError
 
-    with lock(tmp_path / "lock"), pytest.raises(LockedError, match=r"process \d+ on"):
-        with lock(tmp_path / "lock"):
-            pass
+    path = tmp_path / "lock"
+    with lock(path), pytest.raises(LockedError, match=r"process \d+ on"), lock(path):
+        pass
     with lock(tmp_path / "lock"):
         pass

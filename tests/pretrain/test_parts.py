@@ -72,9 +72,9 @@ def test_an_epoch_visits_every_image_once_in_its_own_order() -> None:
 def test_encoder_sees_one_view_and_projector_all_views_at_a_time() -> None:
     model = SelfSupervisedModel(ModelConfig(projector_hidden=16, embedding_dim=4))
     seen: dict[str, list[int]] = {"encoder": [], "projector": []}
-    for name in seen:
+    for name, sizes in seen.items():
         part = getattr(model, name)
-        part.register_forward_pre_hook(lambda _, x, name=name: seen[name].append(len(x[0])))
+        part.register_forward_pre_hook(lambda _, x, sizes=sizes: sizes.append(len(x[0])))
     encoding, embedding = model(torch.randn(3, 5, 3, 32, 32))
     assert seen == {"encoder": [5, 5, 5], "projector": [15]}
     assert encoding.shape == (3, 5, 512) and embedding.shape == (3, 5, 4)
@@ -93,7 +93,7 @@ def test_zero_init_residual_is_torchvisions(arch: str) -> None:
     def last_norm(zero: bool) -> Tensor:
         config = ModelConfig.model_validate({"arch": arch, "zero_init_residual": zero})
         block = SelfSupervisedModel(config).encoder.layer1[0]
-        norm: Tensor = (block.bn3 if hasattr(block, "bn3") else block.bn2).weight
+        norm: Tensor = (block.bn3 if hasattr(block, "bn3") else block.bn2).weight.detach()
         return norm
 
     assert float(last_norm(True).abs().max()) == 0

@@ -7,7 +7,7 @@ from PIL import Image
 from transfer.config import CocoData, VocData
 
 VOC_XML = """<annotation><size><width>64</width><height>48</height><depth>3</depth></size>
-<object><name>one</name><difficult>0</difficult>
+<object><name>one</name><pose>x</pose><truncated>0</truncated><difficult>0</difficult>
 <bndbox><xmin>5</xmin><ymin>6</ymin><xmax>30</xmax><ymax>40</ymax></bndbox></object></annotation>"""
 
 
@@ -26,7 +26,7 @@ def coco(tmp_path: Path) -> CocoData:
             {"id": i, "file_name": f"{i:03d}.jpg", "width": 64, "height": 48} for i in range(3)
         ],
         "annotations": [
-            {"id": i, "image_id": i, "category_id": 7, "bbox": [4, 5, 25, 34], "iscrowd": 0,
+            {"id": i + 1, "image_id": i, "category_id": 7, "bbox": [4, 5, 25, 34], "iscrowd": 0,
              "area": 850, "segmentation": [[4, 5, 29, 5, 29, 39, 4, 39]]}
             for i in range(3)
         ],

@@ -65,10 +65,11 @@ def test_features_are_equal_and_the_companion_says_so(
 
 
 def swapped_blocks(name: str) -> str:
+    """Exchange the norms of res3.0.conv1 and res3.1.conv1: same shapes, wrong places."""
     renamed = to_detectron2(name)
-    return renamed.replace("res3.0.conv1.", "swap").replace("res3.1.conv1.", "res3.0.conv1.").replace(
-        "swap", "res3.1.conv1."
-    ) if "res3.1.conv1.norm" in renamed or "res3.0.conv1.norm" in renamed else renamed  # fmt: skip
+    swap = {"res3.0.conv1.norm": "res3.1.conv1.norm", "res3.1.conv1.norm": "res3.0.conv1.norm"}
+    head, _, entry = renamed.rpartition(".")
+    return f"{swap.get(head, head)}.{entry}"
 
 
 @pytest.mark.parametrize(
@@ -114,9 +115,7 @@ class Hostile:
         return os.system, ("touch owned",)
 
 
-def test_bad_files_are_refused_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bad_files_are_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     state = source_state("resnet18")
     nan = {name: value.clone() for name, value in state.items()}

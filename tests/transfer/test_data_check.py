@@ -29,15 +29,17 @@ def test_sound_sets_have_no_faults(coco: CocoData, voc: VocData) -> None:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda c: c["annotations"][1].update(image_id=9), "annotation 1: image_id 9 is not"),
-        (lambda c: c["annotations"][1].update(category_id=8), "annotation 1: category_id 8 is not"),
-        (lambda c: c["annotations"][2].update(bbox=[1, 2, 0, 4]), r"annotation 2: bbox \[1, 2, 0"),
-        (lambda c: c["annotations"][2].update(bbox=[1, 2, 3]), "annotation 2: bbox"),
-        (lambda c: c["annotations"][2].update(bbox="1 2 3 4"), "annotation 2: bbox"),
+        (lambda c: c["annotations"][1].update(image_id=9), "annotation 2: image_id 9 is not"),
+        (lambda c: c["annotations"][1].update(category_id=8), "annotation 2: category_id 8 is not"),
+        (lambda c: c["annotations"][2].update(bbox=[1, 2, 0, 4]), r"annotation 3: bbox \[1, 2, 0"),
+        (lambda c: c["annotations"][2].update(bbox=[1, 2, 3]), "annotation 3: bbox"),
+        (lambda c: c["annotations"][2].update(bbox="1 2 3 4"), "annotation 3: bbox"),
         (lambda c: c["annotations"][0].pop("category_id"), "lacks or misuses 'category_id'"),
         (lambda c: c["images"][0].pop("file_name"), "lacks or misuses 'file_name'"),
         (lambda c: c["images"][0].update(width=65), r"000.jpg: size \(64, 48\), but .* \(65, 48\)"),
         (lambda c: c["images"][0].update(file_name="x.jpg"), "x.jpg: no such image; .* points at"),
+        (lambda c: c["annotations"][0].update(id=0), "annotation id 0 .*from 1"),
+        (lambda c: c["annotations"][0].update(id=2), r"annotation id 2 \(2 times\)"),
         (lambda c: c.update(images=[]), "not COCO's layout"),
         (lambda c: c.pop("categories"), "not COCO's layout"),
     ],
@@ -60,6 +62,8 @@ def test_files_that_are_not_coco(coco: CocoData, content: str) -> None:
     [
         ("<name>one</name>", "<name>two</name>", "unknown class 'two'; known: one"),
         ("<difficult>0</difficult>", "", "lacks difficult"),
+        ("<truncated>0</truncated>", "<truncated>no</truncated>", "lacks truncated"),
+        ("<pose>x</pose>", "", "lacks pose"),
         ("<xmax>30</xmax>", "", "lacks a bndbox"),
         ("<xmax>30</xmax>", "<xmax>5</xmax>", "has an empty bndbox"),
         ("<width>64</width>", "", "not VOC's XML"),
@@ -101,7 +105,7 @@ def test_many_faults_are_cut_short(coco: CocoData) -> None:
     def many(content: Content) -> None:
         content["annotations"] = [
             entry | {"image_id": 99, "id": number}
-            for number, entry in enumerate(content["annotations"] * 50)
+            for number, entry in enumerate(content["annotations"] * 50, start=1)
         ]
 
     edit(coco, many)

@@ -69,9 +69,7 @@ def nothing(index: int, records: list[dict[str, Any]]) -> Instances:
 
 
 @pytest.mark.parametrize("name", ["digits_voc_test", "digits_coco_val"])
-def test_perfect_shuffled_and_no_detections(
-    digits: object, tmp_path: Path, name: str
-) -> None:
+def test_perfect_shuffled_and_no_detections(digits: object, tmp_path: Path, name: str) -> None:
     best = evaluate(name, tmp_path / "a", perfect)
     assert [best[f"bbox/{key}"] for key in ("AP", "AP50", "AP75")] == pytest.approx([100] * 3)
     assert evaluate(name, tmp_path / "b", shuffled)["bbox/AP"] < 2

@@ -27,6 +27,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build_digits(root / "digits", sizes=Sizes(8, 6, 2, 20, 20))
     torch.manual_seed(0)
     state = torchvision.models.resnet18(weights=None).state_dict()
+    for name, value in state.items():  # nothing may look like a fresh network
+        state[name] = (
+            value + 1 if name.endswith("tracked") else value + 0.01 * torch.rand_like(value)
+        )
     torch.save(state, root / "source.pth")
     convert_checkpoint(root / "source.pth", root / "backbone.pkl")
     return root
@@ -83,11 +87,13 @@ def test_a_stage_writes_ap_predictions_and_pictures(
 def test_a_stopped_run_resumes_with_the_right_learning_rate(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = task(root, "faster_rcnn_voc", SOLVER={"MAX_ITER": 4, "STEPS": [3], "BASE_LR": 0.01})
-    original, rates = Trainer.run_step, []
+    solver = {"MAX_ITER": 4, "STEPS": [3], "BASE_LR": 0.01, "WARMUP_ITERS": 2, "WARMUP_FACTOR": 0.5}
+    config = task(root, "faster_rcnn_voc", SOLVER=solver)
+    original, rates, momentum = Trainer.run_step, [], []
 
     def run_step(self: Trainer) -> None:
         rates.append(self.optimizer.param_groups[0]["lr"])
+        momentum.append(len(self.optimizer.state))
         if len(rates) == 2:
             os.kill(os.getpid(), signal.SIGTERM)
         original(self)
@@ -96,10 +102,11 @@ def test_a_stopped_run_resumes_with_the_right_learning_rate(
     with pytest.raises(SystemExit) as stopped:
         finetune(config, root / "backbone.pkl", tmp_path)
     assert stopped.value.code == EXIT_INTERRUPTED
-    assert rates == pytest.approx([0.01, 0.01])
+    assert rates == pytest.approx([0.005, 0.0075])
     assert (tmp_path / "last_checkpoint").read_text("utf-8") == "model_0000001.pth"
     finetune(config, root / "backbone.pkl", tmp_path)
-    assert rates == pytest.approx([0.01, 0.01, 0.01, 0.001])
+    assert rates == pytest.approx([0.005, 0.0075, 0.01, 0.001])
+    assert momentum[0] == 0 and momentum[2] == momentum[1] > 50
 
 
 @pytest.mark.slow
@@ -107,7 +114,7 @@ def test_same_seed_gives_the_same_model_and_another_seed_another(
     root: Path, tmp_path: Path
 ) -> None:
     def final(folder: str, seed: int) -> dict[str, torch.Tensor]:
-        config = task(root, "faster_rcnn_voc", SOLVER={"MAX_ITER": 2}, seed=seed)
+        config = task(root, "faster_rcnn_voc", SOLVER={"MAX_ITER": 2, "STEPS": []}, seed=seed)
         finetune(config, root / "backbone.pkl", tmp_path / folder)
         path = tmp_path / folder / "model_final.pth"
         state: dict[str, torch.Tensor] = torch.load(path, weights_only=False)["model"]
