@@ -36,11 +36,11 @@ def times(matrix: Tensor, variables: Tensor) -> Tensor:
     return matrix @ variables
 
 
-def subtract_times(grad: Tensor, matrix: Tensor, variables: Tensor, scale: float) -> Tensor:
-    """Return `grad - scale * matrix @ variables` for a symmetric matrix, in the order of `grad`."""
-    if grad.mT.is_contiguous():
-        return torch.baddbmm(grad.mT, variables.mT, matrix, alpha=-scale).mT
-    return torch.baddbmm(grad, matrix, variables, alpha=-scale)
+def add_times_(total: Tensor, matrix: Tensor, variables: Tensor, scale: float) -> Tensor:
+    """Add `scale * matrix @ variables`, for a symmetric matrix, to `total` in place; return it."""
+    if total.mT.is_contiguous():
+        return total.mT.baddbmm_(variables.mT, matrix, alpha=scale).mT
+    return total.baddbmm_(matrix, variables, alpha=scale)
 
 
 class InverseRoot:
@@ -64,10 +64,30 @@ class InverseRoot:
     def pull_back(
         self, grad: Tensor, output: Tensor, variables: Tensor | None, scale: float
     ) -> Tensor:
-        """Return dL/dA for `grad` dL/dY, `output` Y, and A where `needs_variables`."""
+        """Return dL/dA for `grad` dL/dY, `output` Y, and A where `needs_variables`.
+
+        May overwrite `grad`.
+        """
         del variables
         symmetric = self.symmetric_part(grad @ output.mT)
-        return self.apply_transposed(subtract_times(grad, symmetric, output, scale))
+        return self.apply_transposed(add_times_(grad, symmetric, output, -scale))
+
+
+def _solve_lower(lower: Tensor, right: Tensor) -> tuple[Tensor]:
+    if right.mT.is_contiguous():
+        return (_solve_from_right(lower.mT, right.mT, upper=True).mT,)
+    return (torch.linalg.solve_triangular(lower, right, upper=False),)
+
+
+def _solve_lower_transposed(lower: Tensor, right: Tensor) -> tuple[Tensor]:
+    if right.mT.is_contiguous():
+        return (_solve_from_right(lower, right.mT, upper=False).mT,)
+    return (torch.linalg.solve_triangular(lower.mT, right, upper=True),)
+
+
+def _solve_from_right(matrix: Tensor, left: Tensor, *, upper: bool) -> Tensor:
+    """Return X with X T = `left`, rows first: three times as fast as the same solve from the left."""
+    return torch.linalg.solve_triangular(matrix, left, upper=upper, left=False).contiguous()
 
 
 @dataclass(frozen=True)
@@ -79,15 +99,16 @@ class CholeskyRoot(InverseRoot):
 
     def apply(self, variables: Tensor) -> Tensor:
         """Return L⁻¹ A."""
-        return torch.linalg.solve_triangular(self.lower, variables, upper=False)
+        return map_matrices(_solve_lower, self.lower, variables)[0]
 
     def apply_transposed(self, grad: Tensor) -> Tensor:
         """Return L⁻ᵀ H."""
-        return torch.linalg.solve_triangular(self.lower.mT, grad, upper=True)
+        return map_matrices(_solve_lower_transposed, self.lower, grad)[0]
 
     def symmetric_part(self, product: Tensor) -> Tensor:
         """Return the symmetric matrix that has the lower triangle of M."""
-        return product.tril() + product.tril(-1).mT
+        lower = torch.ones(product.shape[-2:], dtype=torch.bool, device=product.device).tril_()
+        return torch.where(lower, product, product.mT)
 
 
 @dataclass(frozen=True)
@@ -103,7 +124,9 @@ class ZCARoot(InverseRoot):
         """Return W A."""
         return times(self.weight, variables)
 
-    apply_transposed = apply
+    def apply_transposed(self, grad: Tensor) -> Tensor:
+        """Return W H."""
+        return times(self.weight, grad)
 
     def symmetric_part(self, product: Tensor) -> Tensor:
         """Return X with W X + X W = W M + Mᵀ W: only sums of roots are divided by."""
@@ -154,7 +177,9 @@ class MatmulRoot(InverseRoot):
         """Return W A."""
         return times(self.weight, variables)
 
-    apply_transposed = apply
+    def apply_transposed(self, grad: Tensor) -> Tensor:
+        """Return W H."""
+        return times(self.weight, grad)
 
     def symmetric_part(self, product: Tensor) -> Tensor:
         """Return X with W X + X W = W M + Mᵀ W, by matrix products."""
@@ -188,7 +213,7 @@ class IterNormRoot(InverseRoot):
             covariance = self.covariance.detach().requires_grad_()
             weight = _newton_weight(covariance, self.iterations)
         (slope,) = torch.autograd.grad(weight, covariance, grad @ variables.mT)
-        return subtract_times(self.apply(grad), slope + slope.mT, variables, -scale)
+        return add_times_(self.apply(grad), slope + slope.mT, variables, scale)
 
 
 def _tolerance(covariance: Tensor) -> float:

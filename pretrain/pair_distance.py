@@ -47,8 +47,8 @@ def pair_sum(views: Tensor, *, normalize: bool) -> PairSum:
     inverse = torch.where(norm <= _SHORTEST, 0.0, 1.0 / norm)
     unit = views * inverse
     total = unit.sum(0)
-    value = V * (norm * inverse).square().sum() - total.square().sum()
     along = torch.linalg.vecdot(unit, total).unsqueeze(-1)
+    value = V * (norm * inverse).square().sum() - along.sum()
     return PairSum(value, total, -2.0 * inverse, 2.0 * inverse.square() * along)
 
 

@@ -30,19 +30,22 @@ def _pool(num_threads: int, process: int) -> ThreadPoolExecutor:
     return pool
 
 
-def map_matrices(
-    function: Callable[[Tensor], Sequence[Tensor]], matrices: Tensor
-) -> tuple[Tensor, ...]:
-    """Return `function(matrices)` for `matrices` [B, ...], computed in one part per thread.
+def map_matrices(function: Callable[..., Sequence[Tensor]], *batches: Tensor) -> tuple[Tensor, ...]:
+    """Return `function(*batches)` for `batches` [B, ...], computed in one part per thread.
 
-    `function` treats the B members independently and returns tensors [B, ...]; matrices among
-    them come back in Fortran order, as LAPACK leaves them.
+    `function` treats the B members independently and returns tensors [B, ...]. Those with more
+    than two dimensions keep the memory order, rows or columns first, in which they come.
     """
-    num_parts = min(torch.get_num_threads(), matrices.shape[0])
-    if matrices.device.type != "cpu" or num_parts == 1:
-        return tuple(function(matrices))
-    parts = _pool(torch.get_num_threads(), os.getpid()).map(function, matrices.chunk(num_parts))
-    return tuple(
-        torch.cat([t.mT for t in group]).mT if group[0].dim() > 2 else torch.cat(group)
-        for group in zip(*parts, strict=True)
-    )
+    num_parts = min(torch.get_num_threads(), batches[0].shape[0])
+    if batches[0].device.type != "cpu" or num_parts == 1:
+        return tuple(function(*batches))
+    parts = zip(*(batch.chunk(num_parts) for batch in batches), strict=True)
+    pool = _pool(torch.get_num_threads(), os.getpid())
+    results = [future.result() for future in [pool.submit(function, *part) for part in parts]]
+    return tuple(_join(group) for group in zip(*results, strict=True))
+
+
+def _join(parts: Sequence[Tensor]) -> Tensor:
+    if parts[0].dim() > 2 and parts[0].mT.is_contiguous():
+        return torch.cat([part.mT for part in parts]).mT
+    return torch.cat(list(parts))

@@ -133,12 +133,12 @@ class _Whiten(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
         output, variables = ctx.saved_tensors
         with full_precision(grad.device):
-            grad = ctx.arrangement.to_variables(grad.contiguous())
+            grad = ctx.arrangement.to_variables(grad.clone(memory_format=torch.contiguous_format))
             grad = ctx.root.pull_back(grad, output, variables, ctx.scale)
             return ctx.arrangement.centre_(ctx.arrangement.from_variables(grad)), None, None
 
 
-def whiten(
+def whiten(  # noqa: PLR0913 - the settings of one formula
     x: Tensor,
     *,
     over: str,
@@ -147,7 +147,7 @@ def whiten(
     partition: Tensor | None = None,
     eps: float = 0.0,
     newton_iterations: int | None = None,
-) -> Tensor:  # noqa: PLR0913 - the settings of one formula
+) -> Tensor:
     """Return `x` [..., N, D] whitened; every leading index is a whitening of its own.
 
     `over="batch"` whitens each group's channels over the samples, `over="channels"` whitens the
