@@ -13,12 +13,13 @@ No eigenvalue gap is divided by, except for PCA, whose axes do turn infinitely f
 eigenvalues meet.
 
 A matrix that is singular to working precision gets a ridge relative to its own scale,
-`sqrt(eps) * trace / k` (1 for a zero matrix), and is counted. Its neighbours in the batch keep
+`RIDGE * trace / k` (1 for a zero matrix), and is counted. Its neighbours in the batch keep
 their exact values. The ridge is a constant for the derivative. A non-finite matrix has W = NaN.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -27,6 +28,8 @@ from torch import Tensor
 
 from pretrain.matmul_roots import inverse_root_by_matmul, lyapunov_by_matmul
 from pretrain.threads import map_matrices
+
+RIDGE = 1e-3  # of the mean eigenvalue: well above rounding in float32, whatever k
 
 
 def times(matrix: Tensor, variables: Tensor) -> Tensor:
@@ -74,20 +77,17 @@ class InverseRoot:
 
 
 def _solve_lower(lower: Tensor, right: Tensor) -> tuple[Tensor]:
-    if right.mT.is_contiguous():
-        return (_solve_from_right(lower.mT, right.mT, upper=True).mT,)
-    return (torch.linalg.solve_triangular(lower, right, upper=False),)
+    return (_solve_from_right(lower.mT, right, upper=True),)
 
 
 def _solve_lower_transposed(lower: Tensor, right: Tensor) -> tuple[Tensor]:
-    if right.mT.is_contiguous():
-        return (_solve_from_right(lower, right.mT, upper=False).mT,)
-    return (torch.linalg.solve_triangular(lower.mT, right, upper=True),)
+    return (_solve_from_right(lower, right, upper=False),)
 
 
-def _solve_from_right(matrix: Tensor, left: Tensor, *, upper: bool) -> Tensor:
-    """Return X with X T = `left`, rows first: three times as fast as the same solve from the left."""
-    return torch.linalg.solve_triangular(matrix, left, upper=upper, left=False).contiguous()
+def _solve_from_right(matrix: Tensor, right: Tensor, *, upper: bool) -> Tensor:
+    """Return X with Xᵀ `matrix` = `right`ᵀ, in the order of `right`; thrice as fast as T X = R."""
+    solution: Tensor = torch.linalg.solve_triangular(matrix, right.mT, upper=upper, left=False)
+    return solution.contiguous().mT if right.mT.is_contiguous() else solution.mT
 
 
 @dataclass(frozen=True)
@@ -218,15 +218,15 @@ class IterNormRoot(InverseRoot):
 
 def _tolerance(covariance: Tensor) -> float:
     """Return the least ratio of smallest to largest eigenvalue that is told from rounding."""
-    size: int = covariance.shape[-1]
-    return max(8.0, size**0.5) * torch.finfo(covariance.dtype).eps
+    size = float(covariance.shape[-1])
+    return max(8.0, math.sqrt(size)) * torch.finfo(covariance.dtype).eps
 
 
 def _ridge(covariance: Tensor) -> Tensor:
     """Return the ridge [B] that a singular member of `covariance` gets, from its own scale."""
     info = torch.finfo(covariance.dtype)
     scale = covariance.diagonal(dim1=-2, dim2=-1).mean(-1)
-    return torch.where(scale > info.tiny**0.75, scale * info.eps**0.5, torch.ones_like(scale))
+    return torch.where(scale > info.tiny**0.75, scale * RIDGE, torch.ones_like(scale))
 
 
 def _without_non_finite(covariance: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -303,13 +303,17 @@ def _by_matmul(covariance: Tensor) -> InverseRoot:
 
 
 def _newton_weight(covariance: Tensor, iterations: int) -> Tensor:
+    """Return P_T / sqrt(tr S), with P <- (3 P - P³ N) / 2 and N = S / tr S.
+
+    P N is carried along: equal in exact arithmetic, and does not diverge for large T.
+    """
     trace = covariance.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
-    normed = covariance / trace
-    weight = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
-    weight = weight.expand_as(covariance)
+    root = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
+    three, root, square = 3.0 * root, root.expand_as(covariance), covariance / trace
     for _ in range(iterations):
-        weight = 1.5 * weight - 0.5 * (weight @ weight @ weight @ normed)
-    return weight / trace.sqrt()
+        step = torch.baddbmm(three, root, square, beta=0.5, alpha=-0.5)
+        square, root = square @ step, step @ root
+    return root / trace.sqrt()
 
 
 def _iter_norm(covariance: Tensor, iterations: int) -> InverseRoot:

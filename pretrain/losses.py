@@ -288,4 +288,8 @@ def _draw_permutations(shape: tuple[int, ...], generator: torch.Generator | None
 def _checked(name: str, indices: Tensor, shape: tuple[int, ...]) -> Tensor:
     if tuple(indices.shape) != shape:
         raise ValueError(f"{name} has shape {list(indices.shape)}, want {list(shape)}")
-    return indices.long()
+    size, indices = shape[-1], indices.long()
+    in_order = torch.arange(size, device=indices.device).expand(shape)
+    if not torch.equal(indices.sort(-1).values, in_order):
+        raise ValueError(f"{name} is not a permutation of 0..{size - 1} along its last dimension")
+    return indices

@@ -41,14 +41,14 @@ def pair_sum(views: Tensor, *, normalize: bool) -> PairSum:
     V = views.shape[0]
     if not normalize:
         total = views.sum(0)
-        value = V * views.square().sum() - total.square().sum()
+        value = (V * views.square().sum() - total.square().sum()).clamp_(min=0)
         return PairSum(value, total, views.new_tensor(-2.0), views.new_tensor(2.0 * V))
     norm = torch.linalg.vector_norm(views, dim=-1, keepdim=True)
     inverse = torch.where(norm <= _SHORTEST, 0.0, 1.0 / norm)
     unit = views * inverse
     total = unit.sum(0)
     along = torch.linalg.vecdot(unit, total).unsqueeze(-1)
-    value = V * (norm * inverse).square().sum() - along.sum()
+    value = (V * (norm * inverse).square().sum() - along.sum()).clamp_(min=0)
     return PairSum(value, total, -2.0 * inverse, 2.0 * inverse.square() * along)
 
 
@@ -58,8 +58,8 @@ def mean_over_pairs(shape: torch.Size, *, normalize: bool) -> float:
     Over pairs and samples, and without `normalize` over dimensions too.
     """
     V, D = shape[0], shape[-1]
-    num_entries = shape.numel() / V
-    return 2.0 / (V * (V - 1) * (num_entries / D if normalize else num_entries))
+    num_compared = float(shape.numel()) / V / (D if normalize else 1)
+    return 2.0 / (V * (V - 1) * num_compared)
 
 
 class _PairDistance(torch.autograd.Function):
