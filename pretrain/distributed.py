@@ -52,7 +52,7 @@ def gather_with_gradient(part: Tensor, dim: int = 0) -> Tensor:
     images, which is what one process holding the whole batch gets. No communication in the
     backward. Without a process group this is the identity.
     """
-    return _Gather.apply(part, dim) if is_distributed() else part  # type: ignore[no-any-return]
+    return _Gather.apply(part, dim) if is_distributed() else part
 
 
 def broadcast_from_first(tensor: Tensor, device: torch.device) -> Tensor:

@@ -11,10 +11,11 @@ from torch import Tensor
 
 
 def spectrum_indicators(features: Tensor) -> dict[str, float]:
-    """Return `rank`, `stable_rank`, `normalized_stable_rank`, `effective_rank` of `features` [N, D].
+    """Return the ranks of `features` [N, D], as they are (not centred).
 
-    With singular values s_1 >= s_2 >= ... of the features as they are (not centred):
-    rank counts s_i > max(N, D) * eps * s_1 (float32 eps, as features are float32);
+    The keys are `rank`, `stable_rank`, `normalized_stable_rank` and `effective_rank`. With
+    singular values s_1 >= s_2 >= ...:
+    rank counts s_i > max(N, D) * eps * s_1, with the features' own eps, at most float32's;
     stable rank is sum(s_i^2) / s_1^2, in [1, rank]; normalised by D it is in (0, 1];
     effective rank is exp(entropy of s_i / sum(s)) (Roy and Vetterli, 2007), in [1, rank].
     All are 0 for a zero matrix.

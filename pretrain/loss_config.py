@@ -56,7 +56,7 @@ class LossConfig(BaseModel):
     )
     eps: float = Field(default=0.0, ge=0.0, le=1.0, description="shrinkage towards I")
     newton_iterations: int | None = Field(
-        default=None, ge=1, description="IterNorm's T; none: until converged, which equals zca"
+        default=None, ge=1, description="steps of method newton (IterNorm); 5 unless given"
     )
     covariance_weight: float = Field(
         default=0.0, ge=0.0, description="weight of the off-diagonal sample covariance"

@@ -1,65 +1,67 @@
 """Self-supervised losses on embeddings of several views: W-MSE, CW-RGP, and their controls.
 
-Legend: V views, N batch, D embedding dimension, S = N / sub_batch sub-batches, T iterations.
+Legend: V views, N batch, D embedding dimension, n sub-batch, S = N / n sub-batches, T iterations.
+
+Every loss is called as `loss(embeddings [V, N, D], *, generator, batch_permutation,
+channel_partition)`, computes in float32 (float64 for float64 embeddings) with autocast off, and
+returns a scalar. Non-finite embeddings give NaN.
+
+Several processes: `embeddings` are this rank's [V, N / world, D]. What depends on the whole batch
+(batch whitening, BatchNorm, the covariance term) gathers it with gradients. The convention is
+that of DistributedDataParallel: after its mean over ranks the parameters' gradients are those of
+one process holding the whole batch. Channel whitening treats each sub-batch on its own, so its
+sub-batches stay within a rank and nothing is gathered; each rank returns the loss of its part,
+whose mean over ranks is the loss of the whole.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
-from pretrain.loss_config import whitening_faults
-from pretrain.whitening import whiten_counted
+from pretrain.distributed import broadcast_from_first, gather_with_gradient
+from pretrain.loss_config import LossConfig, sub_batch_faults, whitening_faults
+from pretrain.pair_distance import Plan, pair_distance, whitened_pair_distance
+from pretrain.whitening import Arrangement, Whitening, full_precision
 
 
 class WhiteningLoss(nn.Module):
     """Mean squared distance between the whitened views of an image, over all pairs of views.
 
-    Each of `iterations` rounds shuffles the batch, cuts it into sub-batches (the same images in
-    every view), whitens every sub-batch of every view on its own, and compares the views:
-    squared distance between L2-normalised outputs (`normalize`), else the mean squared error.
-    With `random_partition` the channels are dealt to the groups anew for every round, sub-batch
-    and view. `covariance_weight` adds the squared off-diagonal entries of the sample x sample
-    covariance over channels of the whole batch, summed, divided by N, summed over views.
+    Each of T rounds shuffles the batch, cuts it into sub-batches (the same images in every view),
+    whitens every sub-batch of every view on its own and compares the views. With a random
+    partition the channels are dealt to the groups anew for every round, sub-batch and view.
 
-    `regularized_count` counts the factorisations that needed a ridge so far.
+    `regularized_count` counts the factorisations that needed a ridge (`pretrain.inverse_roots`).
+    `covariance_weight` is a plain attribute: set it to 0 to end that term during training.
     """
 
-    def __init__(
-        self,
-        sub_batch: int,
-        *,
-        over: str,
-        method: str,
-        groups: int = 1,
-        random_partition: bool = False,
-        iterations: int = 1,
-        normalize: bool = True,
-        eps: float = 0.0,
-        covariance_weight: float = 0.0,
-    ) -> None:
+    def __init__(self, config: LossConfig) -> None:
         super().__init__()
-        self.sub_batch, self.iterations, self.groups = sub_batch, iterations, groups
-        self.over, self.method, self.random_partition = over, method, random_partition
-        self.normalize, self.eps, self.covariance_weight = normalize, eps, covariance_weight
+        if config.sub_batch is None or config.over is None or config.method is None:
+            raise ValueError(f"loss {config.name!r} whitens nothing; build it with build_loss")
+        self.config = config
+        self.sub_batch = config.sub_batch
+        self.covariance_weight = config.covariance_weight
+        self._over = config.over
+        self._whitening = Whitening(config.method, config.eps, config.newton_iterations)
         self._regularized: Tensor | None = None
+
+    def extra_repr(self) -> str:
+        """Return the settings."""
+        return " ".join(f"{key}={value}" for key, value in self.config.model_dump().items())
 
     @property
     def regularized_count(self) -> int:
-        """Factorisations that needed a ridge since construction; waits for the device."""
-        return 0 if self._regularized is None else int(self._regularized)
+        """Factorisations that needed a ridge since construction; waits for the device.
 
-    def check(self, batch_size: int, embedding_dim: int) -> list[str]:
-        """Return all reasons why N `batch_size` and D `embedding_dim` cannot work, or []."""
-        faults = []
-        if batch_size % self.sub_batch:
-            faults.append(
-                f"batch of {batch_size} images is not divisible by sub_batch {self.sub_batch}; "
-                f"choose a sub_batch among the divisors of {batch_size}"
-            )
-        return faults + whitening_faults(
-            self.over, self.sub_batch, embedding_dim, self.groups, self.eps
-        )
+        Under batch whitening every rank counts those of the global batch.
+        """
+        return 0 if self._regularized is None else int(self._regularized)
 
     def forward(
         self,
@@ -72,62 +74,64 @@ class WhiteningLoss(nn.Module):
         """Return the scalar loss of `embeddings` [V, N, D].
 
         `batch_permutation` [T, N] and `channel_partition` [T, S, V, D] are drawn from `generator`
-        unless given.
+        unless given (an empty partition means channels in order). Under several processes, batch
+        whitening takes both for the global batch and draws them on rank 0.
+
+        Raises:
+            ValueError: if the sizes cannot work.
         """
-        V, N, D = embeddings.shape
-        faults = self.check(N, D)
-        if faults:
-            raise ValueError("; ".join(faults))
-        device = embeddings.device
-        T, S, n = self.iterations, N // self.sub_batch, self.sub_batch
-        if batch_permutation is None:
-            batch_permutation = torch.stack(
-                [torch.randperm(N, generator=generator) for _ in range(T)]
-            )
-        if channel_partition is None and self.random_partition:
-            channel_partition = torch.rand(T, S, V, D, generator=generator).argsort(-1)
-        with torch.autocast(device.type, enabled=False):
-            x = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
-            shuffled = x[:, batch_permutation.to(device)].reshape(V, T, S, n, D)
-            partition = None
-            if channel_partition is not None:
-                partition = channel_partition.to(device).permute(2, 0, 1, 3)
-            white, count = whiten_counted(
-                shuffled,
-                over=self.over,
-                method=self.method,
-                groups=self.groups,
-                partition=partition,
-                eps=self.eps,
-            )
-            self._regularized = count if self._regularized is None else self._regularized + count
-            loss = mean_pair_distance(white, normalize=self.normalize)
+        _check_views(embeddings)
+        with full_precision(embeddings.device):
+            x = _computed(embeddings)
+            penalty = None
             if self.covariance_weight:
-                loss = loss + self.covariance_weight * covariance_penalty(x)
-        return loss
+                penalty = covariance_penalty(gather_with_gradient(x, 1))
+            if self._over == "batch":
+                x = gather_with_gradient(x, 1)
+            _, N, D = x.shape
+            faults = sub_batch_faults(self.sub_batch, N, self._over) + whitening_faults(
+                self._over, self.sub_batch, D, self.config.groups, self.config.eps
+            )
+            if faults:
+                raise ValueError("; ".join(faults))
+            plan = self._plan(
+                x,
+                self._permutation(x, batch_permutation, generator),
+                self._partition(x, channel_partition, generator),
+            )
+            loss, count = whitened_pair_distance(x, plan)
+            self._regularized = count if self._regularized is None else self._regularized + count
+            return loss if penalty is None else loss + self.covariance_weight * penalty
 
+    def _plan(self, x: Tensor, permutation: Tensor, partition: Tensor | None) -> Plan:
+        rows = permutation.view(permutation.shape[0], -1, self.sub_batch)
+        if partition is not None:
+            partition = partition.permute(2, 0, 1, 3).reshape(-1, x.shape[-1])
+        arrangement = Arrangement(self._over, self.config.groups, partition)
+        return Plan(rows, arrangement, self._whitening, self.config.normalize)
 
-def mean_pair_distance(views: Tensor, *, normalize: bool) -> Tensor:
-    """Return the mean over all pairs of V of the squared distance of `views` [V, ..., D].
+    def _permutation(
+        self, x: Tensor, given: Tensor | None, generator: torch.Generator | None
+    ) -> Tensor:
+        shape = (self.config.iterations, x.shape[1])
+        if given is None:
+            return self._shared(_draw_permutations(shape, generator), x.device)
+        return _checked("batch_permutation", given, shape).to(x.device)
 
-    Uses sum_{i<j} |a_i - a_j|^2 = V sum |a_i|^2 - |sum a_i|^2. Without `normalize` the distance
-    is divided by D.
-    """
-    V, D = views.shape[0], views.shape[-1]
-    if normalize:
-        views = nn.functional.normalize(views, dim=-1)
-    total = V * views.square().sum() - views.sum(0).square().sum()
-    num_vectors = views[0].numel() // D
-    return total * (2.0 / (V * (V - 1) * num_vectors * (1 if normalize else D)))
+    def _partition(
+        self, x: Tensor, given: Tensor | None, generator: torch.Generator | None
+    ) -> Tensor | None:
+        V, N, D = x.shape
+        shape = (self.config.iterations, N // self.sub_batch, V, D)
+        if given is not None:
+            return _checked("channel_partition", given, shape).to(x.device) if len(given) else None
+        if not self.config.random_partition:
+            return None
+        return self._shared(_draw_permutations(shape, generator), x.device)
 
-
-def covariance_penalty(embeddings: Tensor) -> Tensor:
-    """Return the off-diagonal covariance between samples of `embeddings` [V, N, D], per sample."""
-    _, N, D = embeddings.shape
-    centred = embeddings - embeddings.mean(-1, keepdim=True)
-    covariance = centred @ centred.mT / (D - 1)
-    diagonal = covariance.diagonal(dim1=-2, dim2=-1)
-    return (covariance.square().sum() - diagonal.square().sum()) / N
+    def _shared(self, drawn: Tensor, device: torch.device) -> Tensor:
+        """Return `drawn` on `device`, the same on all ranks where they share a batch."""
+        return broadcast_from_first(drawn, device) if self._over == "batch" else drawn.to(device)
 
 
 class WMSELoss(WhiteningLoss):
@@ -144,21 +148,22 @@ class WMSELoss(WhiteningLoss):
         eps: float = 0.0,
     ) -> None:
         super().__init__(
-            sub_batch,
-            over="batch",
-            method=method,
-            groups=groups,
-            random_partition=groups > 1,
-            iterations=iterations,
-            normalize=normalize,
-            eps=eps,
+            loss_config(
+                name="w-mse",
+                sub_batch=sub_batch,
+                iterations=iterations,
+                normalize=normalize,
+                method=method,
+                groups=groups,
+                eps=eps,
+            )
         )
 
 
 class CWRGPLoss(WhiteningLoss):
     """CW-RGP (Weng et al., arXiv 2210.03586, section 4.2): channel whitening, random partition."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the settings of one published loss
         self,
         sub_batch: int,
         groups: int,
@@ -170,13 +175,121 @@ class CWRGPLoss(WhiteningLoss):
         covariance_weight: float = 0.0,
     ) -> None:
         super().__init__(
-            sub_batch,
-            over="channels",
-            method=method,
-            groups=groups,
-            random_partition=groups > 1,
-            iterations=iterations,
-            normalize=normalize,
-            eps=eps,
-            covariance_weight=covariance_weight,
+            loss_config(
+                name="cw-rgp",
+                sub_batch=sub_batch,
+                groups=groups,
+                iterations=iterations,
+                normalize=normalize,
+                method=method,
+                eps=eps,
+                covariance_weight=covariance_weight,
+            )
         )
+
+
+class BatchNormLoss(nn.Module):
+    """The control that only standardises each channel over the (global) batch of each view."""
+
+    regularized_count = 0
+
+    def __init__(self, config: LossConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(self, embeddings: Tensor, **_: Any) -> Tensor:
+        """Return the scalar loss of `embeddings` [V, N, D]; nothing is drawn."""
+        _check_views(embeddings)
+        with full_precision(embeddings.device):
+            x = gather_with_gradient(_computed(embeddings), 1)
+            centred = x - x.mean(1, keepdim=True)
+            variance = centred.square().mean(1, keepdim=True) + self.config.eps
+            return pair_distance(centred * variance.rsqrt(), normalize=self.config.normalize)
+
+
+class PlainLoss(nn.Module):
+    """The control without whitening: views are compared as they are, and collapse."""
+
+    regularized_count = 0
+
+    def __init__(self, config: LossConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(self, embeddings: Tensor, **_: Any) -> Tensor:
+        """Return the scalar loss of `embeddings` [V, N, D], of this rank's part only."""
+        _check_views(embeddings)
+        with full_precision(embeddings.device):
+            return pair_distance(_computed(embeddings), normalize=self.config.normalize)
+
+
+_LOSSES: dict[str, Callable[[LossConfig], nn.Module]] = {
+    "batch-norm": BatchNormLoss,
+    "cw-rgp": WhiteningLoss,
+    "none": PlainLoss,
+    "w-mse": WhiteningLoss,
+    "whitening": WhiteningLoss,
+}
+
+
+def build_loss(config: LossConfig) -> nn.Module:
+    """Return the loss that `config` names."""
+    if config.name not in _LOSSES:
+        raise ValueError(f"unknown loss {config.name!r}; known: {', '.join(_LOSSES)}")
+    return _LOSSES[config.name](config)
+
+
+def loss_config(**settings: Any) -> LossConfig:
+    """Return the config with these settings; all faults in one line.
+
+    Raises:
+        ValueError: naming each setting and what is wrong with it.
+    """
+    try:
+        return LossConfig(**settings)
+    except ValidationError as error:
+        faults = (f"{'.'.join(map(str, e['loc']))} {e['msg']}".strip() for e in error.errors())
+        raise ValueError("; ".join(faults)) from None
+
+
+def covariance_penalty(embeddings: Tensor) -> Tensor:
+    """Return the squared off-diagonal covariances between samples of `embeddings` [V, N, D].
+
+    The covariance of two samples is over their channels; the squares are summed over pairs and
+    views and divided by N.
+    """
+    _, N, D = embeddings.shape
+    centred = embeddings - embeddings.mean(-1, keepdim=True)
+    covariance = centred @ centred.mT / (D - 1)
+    diagonal = covariance.diagonal(dim1=-2, dim2=-1)
+    return (covariance.square().sum() - diagonal.square().sum()) / N
+
+
+def _computed(embeddings: Tensor) -> Tensor:
+    return embeddings if embeddings.dtype == torch.float64 else embeddings.float()
+
+
+def _check_views(embeddings: Tensor) -> None:
+    if embeddings.dim() != 3 or embeddings.shape[0] < 2:
+        raise ValueError(
+            f"embeddings want [V views, N batch, D] with at least 2 views, "
+            f"got {list(embeddings.shape)}"
+        )
+
+
+def _draw_permutations(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+    """Return independent permutations of the last dimension, [...], from `generator`."""
+    device = "cpu" if generator is None else generator.device
+    num = torch.Size(shape[:-1]).numel()
+    drawn = [torch.randperm(shape[-1], generator=generator, device=device) for _ in range(num)]
+    return torch.stack(drawn).view(shape)
+
+
+def _checked(name: str, indices: Tensor, shape: tuple[int, ...]) -> Tensor:
+    if tuple(indices.shape) != shape:
+        raise ValueError(f"{name} has shape {list(indices.shape)}, want {list(shape)}")
+    size, indices = shape[-1], indices.long()
+    in_order = torch.arange(size, device=indices.device).expand(shape)
+    if not torch.equal(indices.sort(-1).values, in_order):
+        raise ValueError(f"{name} is not a permutation of 0..{size - 1} along its last dimension")
+    return indices

@@ -1,53 +1,144 @@
 """Whitening of embeddings over the batch or over the channels, differentiable everywhere.
 
-Legend: N samples, D channels, G groups of D/G channels, B independent whitenings, k variables,
+Legend: N samples, D channels, G groups of w = D/G channels, B independent whitenings, k variables,
 n observations.
 
 Batch whitening (W-MSE, Ermolov et al., arXiv 2007.06346, section 3) makes the D x D covariance
-over samples the identity: k = D/G, n = N. Channel whitening (CW-RGP, Weng et al., arXiv
-2210.03586, section 4) makes the N x N covariance over channels the identity: k = N, n = D/G.
+over samples the identity: k = w, n = N. Channel whitening (CW-RGP, Weng et al., arXiv 2210.03586,
+section 4) makes the N x N covariance over channels the identity: k = N, n = w.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pretrain.inverse_roots import METHODS, inverse_root
+from pretrain.inverse_roots import METHODS, InverseRoot, inverse_root
 from pretrain.loss_config import whitening_faults
 
 AXES = ("batch", "channels")
 
 
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Keep matrix products in the precision of their inputs: no autocast, no TF32, no bf16."""
+    allowed = torch.get_float32_matmul_precision()
+    if allowed != "highest":
+        torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        if allowed != "highest":
+            torch.set_float32_matmul_precision(allowed)
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """How samples [M, N, D] become variables [M*G, k, n], and back; a reordering of entries.
+
+    `order` [M, D] lists each member's channels group by group; None leaves them as they are.
+    """
+
+    over: str
+    groups: int
+    order: Tensor | None = None
+
+    def to_variables(self, x: Tensor) -> Tensor:
+        """Return the variables [M*G, k, n] of `x` [M, N, D]; batch whitening's are transposed."""
+        M, N, D = x.shape
+        width = D // self.groups
+        blocks = x.view(M, N, self.groups, width).transpose(1, 2)
+        if self.order is not None:
+            index = self.order.view(M, self.groups, 1, width).expand_as(blocks)
+            blocks = x[:, None].expand(M, self.groups, N, D).gather(-1, index)
+        blocks = blocks.reshape(-1, N, width)
+        return blocks.mT if self.over == "batch" else blocks
+
+    def from_variables(self, variables: Tensor) -> Tensor:
+        """Return x [M, N, D] again: the inverse of `to_variables`, and its transpose."""
+        blocks = variables.mT if self.over == "batch" else variables
+        N, width = blocks.shape[-2:]
+        x = blocks.reshape(-1, self.groups, N, width).transpose(1, 2)
+        x = x.reshape(-1, N, self.groups * width)
+        if self.order is None:
+            return x
+        return x.gather(-1, inverse_permutation(self.order)[:, None, :].expand_as(x))
+
+    def per_sample(self, factor: Tensor) -> Tensor:
+        """Return `factor` [..., N, 1] as it stands beside variables; a single number stays one."""
+        if factor.dim() == 0:
+            return factor
+        factor = factor.reshape(-1, *factor.shape[-2:])
+        if self.groups > 1:
+            factor = factor.repeat_interleave(self.groups, 0)
+        return factor.mT if self.over == "batch" else factor
+
+    def centre_(self, x: Tensor) -> Tensor:
+        """Subtract from `x` [M, N, D], in place, the mean over samples or over all channels."""
+        return x.sub_(x.mean(1 if self.over == "batch" else 2, keepdim=True))
+
+
+@dataclass(frozen=True)
+class Whitening:
+    """By which W: `method`, shrinkage `eps`, and IterNorm's number of steps, if fixed."""
+
+    method: str
+    eps: float = 0.0
+    newton_iterations: int | None = None
+
+    def scale(self, variables: Tensor) -> float:
+        """Return the factor of A Aᵀ in S = (1 - eps) A Aᵀ / (n - 1) + eps I."""
+        return (1.0 - self.eps) / (variables.shape[-1] - 1)
+
+    def root(self, variables: Tensor) -> InverseRoot:
+        """Return W for the covariance of `variables` [B, k, n]."""
+        covariance = variables @ variables.mT
+        covariance *= self.scale(variables)
+        if self.eps:
+            covariance.diagonal(dim1=-2, dim2=-1).add_(self.eps)
+        return inverse_root(covariance, self.method, self.newton_iterations)
+
+
+def inverse_permutation(permutation: Tensor) -> Tensor:
+    """Return q with q[p[i]] = i for each `permutation` p [..., D]."""
+    positions = torch.arange(permutation.shape[-1], device=permutation.device)
+    return torch.empty_like(permutation).scatter_(-1, permutation, positions.expand_as(permutation))
+
+
 class _Whiten(torch.autograd.Function):
-    """Y = W A for centred A [B, k, n]; derivative as derived in `pretrain.inverse_roots`."""
+    """Whitened x [M, N, D]; the derivative is in `pretrain.inverse_roots`."""
 
     @staticmethod
-    def forward(ctx: Any, variables: Tensor, method: str, eps: float) -> tuple[Tensor, Tensor]:
-        scale = (1.0 - eps) / (variables.shape[-1] - 1)
-        covariance = (variables @ variables.mT) * scale
-        if eps:
-            covariance.diagonal(dim1=-2, dim2=-1).add_(eps)
-        root = inverse_root(covariance, method)
+    def forward(
+        ctx: Any, x: Tensor, arrangement: Arrangement, whitening: Whitening
+    ) -> tuple[Tensor, Tensor]:
+        centred = arrangement.centre_(x.clone(memory_format=torch.contiguous_format))
+        variables = arrangement.to_variables(centred)
+        root = whitening.root(variables)
         output = root.apply(variables)
-        ctx.root, ctx.scale = root, scale
-        ctx.save_for_backward(output)
+        ctx.arrangement, ctx.root, ctx.scale = arrangement, root, whitening.scale(variables)
+        ctx.save_for_backward(output, variables if root.needs_variables else None)
         ctx.mark_non_differentiable(root.num_regularized)
-        return output, root.num_regularized
+        return arrangement.from_variables(output), root.num_regularized
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
-        (output,) = ctx.saved_tensors
-        symmetric = ctx.root.symmetric_part(grad @ output.mT)
-        inner = torch.baddbmm(grad, symmetric, output, alpha=-ctx.scale)
-        return ctx.root.apply_transposed(inner), None, None
+        output, variables = ctx.saved_tensors
+        with full_precision(grad.device):
+            grad = ctx.arrangement.to_variables(grad.clone(memory_format=torch.contiguous_format))
+            grad = ctx.root.pull_back(grad, output, variables, ctx.scale)
+            return ctx.arrangement.centre_(ctx.arrangement.from_variables(grad)), None, None
 
 
-def whiten_counted(
+def whiten(  # noqa: PLR0913 - the settings of one formula
     x: Tensor,
     *,
     over: str,
@@ -55,55 +146,33 @@ def whiten_counted(
     groups: int = 1,
     partition: Tensor | None = None,
     eps: float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    """Return `whiten(x, ...)` and the number of factorisations that needed a ridge (a scalar)."""
-    _check(x, over, method, groups, eps)
-    *lead, N, D = x.shape
-    with torch.autocast(x.device.type, enabled=False):
-        x = x if x.dtype == torch.float64 else x.float()
-        if partition is not None:
-            index = partition[..., None, :].expand(x.shape)
-            inverse = partition.argsort(-1)[..., None, :].expand(x.shape)
-        centred = x - x.mean(-2 if over == "batch" else -1, keepdim=True)
-        if partition is not None:
-            centred = centred.gather(-1, index)
-        blocks = centred.reshape(-1, N, groups, D // groups)
-        order = (0, 2, 3, 1) if over == "batch" else (0, 2, 1, 3)
-        variables = blocks.permute(order)
-        shape = variables.shape
-        output, count = _Whiten.apply(variables.reshape(-1, *shape[-2:]), method, float(eps))
-        back = (0, 3, 1, 2) if over == "batch" else (0, 2, 1, 3)
-        output = output.reshape(shape).permute(back).reshape(*lead, N, D)
-        if partition is not None:
-            output = output.gather(-1, inverse)
-    return output, count
-
-
-def whiten(
-    x: Tensor,
-    *,
-    over: str,
-    method: str,
-    groups: int = 1,
-    partition: Tensor | None = None,
-    eps: float = 0.0,
+    newton_iterations: int | None = None,
 ) -> Tensor:
     """Return `x` [..., N, D] whitened; every leading index is a whitening of its own.
 
     `over="batch"` whitens each group's channels over the samples, `over="channels"` whitens the
     samples over each group's channels, each sample centred over all its channels. Covariances
-    divide by the number of observations less one. `eps` shrinks: (1 - eps) S + eps I. Group g
+    divide by the number of observations less one. `eps` shrinks them: (1 - eps) S + eps I. Group g
     takes the channels `partition[..., g*D/G : (g+1)*D/G]`; the output keeps the input's channel
-    order (PCA puts its components where its group's channels were). Computed in float32, or in
-    float64 for float64 input, with autocast off.
+    order (PCA over the batch puts its components where its group's channels were).
+
+    `newton` iterates to convergence, which makes it `zca`, or just `newton_iterations` times, as
+    IterNorm does. Singular covariances get a ridge (see `pretrain.inverse_roots`). Computed in
+    float32, or in float64 for float64 input, whatever autocast says. Differentiable once.
 
     Raises:
-        ValueError: for an unknown name, indivisible groups, or a covariance that cannot have
-            full rank with eps 0.
+        ValueError: for an unknown name, a partition that does not fit, indivisible groups, or too
+            few samples for batch whitening with eps 0.
     """
-    return whiten_counted(x, over=over, method=method, groups=groups, partition=partition, eps=eps)[
-        0
-    ]
+    _check(x, over, method, groups, eps)
+    *lead, N, D = x.shape
+    if partition is not None:
+        partition = _checked_partition(partition, x).reshape(-1, D)
+    arrangement = Arrangement(over, groups, partition)
+    with full_precision(x.device):
+        flat = (x if x.dtype == torch.float64 else x.float()).reshape(-1, N, D)
+        output, _ = _Whiten.apply(flat, arrangement, Whitening(method, eps, newton_iterations))
+    return output.view(*lead, N, D)  # type: ignore[no-any-return]
 
 
 def _check(x: Tensor, over: str, method: str, groups: int, eps: float) -> None:
@@ -112,7 +181,7 @@ def _check(x: Tensor, over: str, method: str, groups: int, eps: float) -> None:
     if method not in METHODS:
         raise ValueError(f"unknown whitening method {method!r}; known: {', '.join(METHODS)}")
     if x.dim() < 2:
-        raise ValueError(f"whitening wants [..., N, D], got {tuple(x.shape)}")
+        raise ValueError(f"whitening wants [..., N, D], got {list(x.shape)}")
     if groups < 1:
         raise ValueError(f"groups must be at least 1, got {groups}")
     if not 0.0 <= eps <= 1.0:
@@ -120,3 +189,19 @@ def _check(x: Tensor, over: str, method: str, groups: int, eps: float) -> None:
     faults = whitening_faults(over, x.shape[-2], x.shape[-1], groups, eps)
     if faults:
         raise ValueError("; ".join(faults))
+
+
+def _checked_partition(partition: Tensor, x: Tensor) -> Tensor:
+    *lead, _, D = x.shape
+    try:
+        partition = partition.to(x.device, torch.int64).expand(*lead, D)
+    except RuntimeError:
+        raise ValueError(
+            f"partition {list(partition.shape)} does not fit x {list(x.shape)}; "
+            f"want [{D}] or {[*lead, D]}"
+        ) from None
+    if not torch.equal(
+        partition.sort(-1).values, torch.arange(D, device=x.device).expand(*lead, D)
+    ):
+        raise ValueError(f"partition is not a permutation of the {D} channels")
+    return partition

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from pretrain.losses import CWRGPLoss, WMSELoss
+from pretrain.loss_config import LossConfig
+from pretrain.losses import CWRGPLoss, WMSELoss, build_loss, covariance_penalty
+from pretrain.whitening import whiten
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 CASES = sorted(path.stem for path in GOLDEN.glob("*.npz"))
@@ -44,3 +46,349 @@ def test_equals_the_published_loss_and_gradient(name):
     assert loss.item() == pytest.approx(float(case["loss"]), rel=1e-9)
     assert (x.grad - gradient).norm() <= 1e-7 * gradient.norm()
     assert loss_fn.regularized_count == 0
+
+
+# --- against whitening done step by step -----------------------------------------------------
+
+
+def embeddings(V, N, D, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(N, D, generator=generator, dtype=dtype)
+    views = images + 0.7 * torch.randn(V, N, D, generator=generator, dtype=dtype)
+    return views @ torch.randn(D, D, generator=generator, dtype=dtype) / D**0.5
+
+
+def step_by_step(x, config, permutation, partition):
+    """The loss as the papers write it: loops over rounds, sub-batches, views and pairs."""
+    V = len(x)
+    values = []
+    for t in range(config.iterations):
+        for s, rows in enumerate(permutation[t].split(config.sub_batch)):
+            white = [
+                whiten(
+                    x[v, rows],
+                    over=config.over,
+                    method=config.method,
+                    groups=config.groups,
+                    partition=None if partition is None else partition[t, s, v],
+                    eps=config.eps,
+                    newton_iterations=config.newton_iterations,
+                )
+                for v in range(V)
+            ]
+            if config.normalize:
+                white = [y / y.norm(dim=-1, keepdim=True) for y in white]
+            for i in range(V):
+                for j in range(i):
+                    square = (white[i] - white[j]).square()
+                    values.append(square.sum(-1).mean() if config.normalize else square.mean())
+    return torch.stack(values).mean()
+
+
+@pytest.mark.parametrize("over", ["batch", "channels"])
+@pytest.mark.parametrize("method", ["cholesky", "zca", "newton", "pca"])
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_equals_whitening_step_by_step(over, method, groups, normalize):
+    V, N, D, sub_batch, T = (3, 24, 10, 12, 2) if over == "batch" else (3, 12, 20, 4, 2)
+    config = LossConfig(
+        name="whitening",
+        over=over,
+        method=method,
+        groups=groups,
+        normalize=normalize,
+        sub_batch=sub_batch,
+        iterations=T,
+        eps=0.05,
+    )
+    generator = torch.Generator().manual_seed(5)
+    permutation = torch.stack([torch.randperm(N, generator=generator) for _ in range(T)])
+    partition = None
+    if groups > 1:
+        partition = torch.rand(T, N // sub_batch, V, D, generator=generator).argsort(-1)
+    x = embeddings(V, N, D).requires_grad_()
+    loss = build_loss(config)(x, batch_permutation=permutation, channel_partition=partition)
+    want = step_by_step(x, config, permutation, partition)
+    torch.testing.assert_close(loss, want)
+    gradients = [torch.autograd.grad(value, x)[0] for value in (loss, want)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_gradcheck_with_the_covariance_term():
+    loss = CWRGPLoss(4, 2, iterations=2, covariance_weight=0.3)
+    x = embeddings(3, 8, 12).requires_grad_()
+
+    def value(x):
+        return loss(x, generator=torch.Generator().manual_seed(2))
+
+    assert torch.autograd.gradcheck(value, x)
+
+
+# --- hand-computed ---------------------------------------------------------------------------
+
+
+def test_opposite_and_equal_views_by_hand():
+    # one whitened channel: +-1 after normalisation. View 2 flips one pair of signs of four.
+    x = torch.tensor([[[1.0], [1], [-1], [-1]], [[1.0], [-1], [1], [-1]]], dtype=torch.float64)
+    assert WMSELoss(4)(x).item() == pytest.approx((0 + 4 + 4 + 0) / 4)
+    # without normalisation S = 4/3: outputs +-sqrt(3/4), squared distance 3 where they differ
+    assert WMSELoss(4, normalize=False)(x).item() == pytest.approx((0 + 3 + 3 + 0) / 4)
+    assert WMSELoss(4)(torch.stack([x[0], x[0]])).item() == pytest.approx(0.0, abs=1e-15)
+
+
+def test_controls_by_hand():
+    x = torch.tensor([[[3.0, 4.0], [0.0, 2.0]], [[4.0, 3.0], [5.0, 0.0]]], dtype=torch.float64)
+    plain = build_loss(LossConfig(name="none"))
+    assert plain(x).item() == pytest.approx(((2 - 2 * 24 / 25) + 2) / 2)
+    euclidean = build_loss(LossConfig(name="none", normalize=False))
+    assert euclidean(x).item() == pytest.approx((1 + 1 + 25 + 4) / 4)
+    # two samples: BatchNorm gives +-1 in every channel; here the views have opposite signs in both
+    standard = build_loss(LossConfig(name="batch-norm", eps=0.0))
+    flipped = torch.tensor([[[3.0, 4.0], [0.0, 2.0]], [[4.0, 1.0], [5.0, 6.0]]]).double()
+    assert standard(flipped).item() == pytest.approx(4.0)
+    assert plain.regularized_count == standard.regularized_count == 0
+
+
+def test_batch_norm_control_is_batch_norm():
+    x = embeddings(2, 16, 6).requires_grad_()
+    loss = build_loss(LossConfig(name="batch-norm", normalize=False))
+    a, b = (torch.nn.functional.batch_norm(v, None, None, training=True) for v in x)
+    torch.testing.assert_close(loss(x), (a - b).square().mean())
+    assert torch.autograd.gradcheck(loss, x)
+
+
+def test_covariance_penalty_by_hand():
+    # centred samples (1,-1), (2,-2): covariance 4/1 off the diagonal, twice, squared, over N = 2
+    x = torch.tensor([[[5.0, 3.0], [2.0, -2.0]]], dtype=torch.float64)
+    assert covariance_penalty(x).item() == pytest.approx((16 + 16) / 2)
+
+
+# --- invariances -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", [WMSELoss(24), CWRGPLoss(8, 1)], ids=["w-mse", "cw-rgp"])
+def test_order_of_images_views_scale_and_offset_do_not_matter(loss):
+    shape = (3, 24, 8) if isinstance(loss, WMSELoss) else (3, 8, 24)
+    x = embeddings(*shape)
+    want = loss(x)
+    shuffled = x[:, torch.randperm(shape[1])]
+    for other in (shuffled, x.flip(0), 1e6 * x, 1e-6 * x, x - 5.0):
+        torch.testing.assert_close(loss(other), want)
+
+
+def test_permuting_channels_leaves_one_group_of_zca_but_not_cholesky():
+    x, order = embeddings(2, 24, 8), torch.randperm(8, generator=torch.Generator().manual_seed(1))
+    for loss in (WMSELoss(24, method="zca"), CWRGPLoss(6, 1)):
+        y = x if isinstance(loss, WMSELoss) else embeddings(2, 6, 8)
+        torch.testing.assert_close(loss(y[..., order]), loss(y))
+    assert (WMSELoss(24)(x[..., order]) - WMSELoss(24)(x)).abs() > 1e-3
+
+
+def test_rotating_features_leaves_zca_but_not_cholesky():
+    # ZCA turns its output along (y -> y R), so distances stay. Cholesky's output turns by another
+    # rotation in each view. Channel whitening sees only x xᵀ, so any rotation that keeps the
+    # all-ones direction of the centring leaves it.
+    x = embeddings(2, 24, 8)
+    generator = torch.Generator().manual_seed(1)
+    turn = torch.linalg.qr(torch.randn(8, 8, generator=generator).double())[0]
+    torch.testing.assert_close(WMSELoss(24, method="zca")(x @ turn), WMSELoss(24, method="zca")(x))
+    assert (WMSELoss(24)(x @ turn) - WMSELoss(24)(x)).abs() > 1e-3
+
+
+# --- randomness ------------------------------------------------------------------------------
+
+
+def test_draws_come_from_the_generator_and_differ_per_round_sub_batch_and_view():
+    x, loss = embeddings(2, 16, 32), CWRGPLoss(4, 2)
+    first, again = (loss(x, generator=torch.Generator().manual_seed(7)) for _ in range(2))
+    torch.testing.assert_close(first, again, rtol=0, atol=0)
+    generator = torch.Generator().manual_seed(7)
+    state = torch.get_rng_state()
+    values = [loss(x, generator=generator).item() for _ in range(4)]
+    assert len(set(values)) == 4
+    assert torch.equal(torch.get_rng_state(), state)
+    drawn = loss._partition(x, None, generator).reshape(-1, 32)
+    assert len({tuple(order.tolist()) for order in drawn}) == len(drawn) == 4 * 2
+    assert torch.equal(drawn.sort(-1).values, torch.arange(32).expand(8, 32))
+
+
+def test_an_empty_partition_keeps_channels_in_order():
+    x = embeddings(2, 4, 16)
+    in_order = torch.arange(16).expand(1, 1, 2, 16)
+    loss = CWRGPLoss(4, 2)
+    torch.testing.assert_close(
+        loss(x, channel_partition=torch.empty(0)), loss(x, channel_partition=in_order)
+    )
+
+
+# --- precision -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("loss", [WMSELoss(32), CWRGPLoss(8, 2)], ids=["w-mse", "cw-rgp"])
+def test_autocast_does_not_reach_the_whitening(loss, dtype):
+    x = embeddings(2, 32, 16, dtype=torch.float32)
+
+    def value_and_gradient(x, autocast):
+        x = x.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=dtype, enabled=autocast):
+            value = loss(x, generator=torch.Generator().manual_seed(0))
+            value.backward()
+        assert value.dtype == torch.float32
+        return value, x.grad
+
+    plain, gradient = value_and_gradient(x, autocast=False)
+    inside, inside_gradient = value_and_gradient(x, autocast=True)
+    torch.testing.assert_close(inside, plain, rtol=0, atol=0)
+    torch.testing.assert_close(inside_gradient, gradient, rtol=0, atol=0)
+    rounded, rounded_gradient = value_and_gradient(x.to(dtype), autocast=True)
+    same, _ = value_and_gradient(x.to(dtype).float(), autocast=False)
+    torch.testing.assert_close(rounded, same, rtol=0, atol=0)
+    torch.testing.assert_close(rounded, plain, rtol=0.05, atol=0.01)
+    assert rounded_gradient.dtype == dtype
+
+
+def test_reduced_matmul_precision_does_not_reach_the_whitening():
+    x = embeddings(2, 32, 16, dtype=torch.float32)
+    order, loss = torch.arange(32)[None], WMSELoss(32, method="zca")
+    want = loss(x, batch_permutation=order)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        torch.testing.assert_close(loss(x, batch_permutation=order), want, rtol=0, atol=0)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+# --- degenerate embeddings -------------------------------------------------------------------
+
+
+def degenerate(x):
+    _, N, D = x.shape
+    return {
+        "constant": torch.full_like(x, 3.7),
+        "zero": torch.zeros_like(x),
+        "one zero view": torch.stack([x[0], torch.zeros_like(x[0])]),
+        "one image for all": x[:, :1].expand_as(x),
+        "images twice": x[:, : N // 4].repeat(1, 4, 1),
+        "channels twice": x[..., : D // 4].repeat(1, 1, 4),
+        "rank 3": x[..., :3] @ x[0, :3],
+        "dead channels": x * (torch.arange(D) < D // 2),
+    }
+
+
+LOSSES = {
+    **{f"w-mse {m}": (lambda m=m: WMSELoss(32, method=m)) for m in ("cholesky", "zca", "pca")},
+    **{f"cw-rgp {m}": (lambda m=m: CWRGPLoss(8, 2, method=m)) for m in ("cholesky", "zca", "pca")},
+    "w-mse newton": lambda: WMSELoss(32, method="newton"),
+    "cw-rgp newton": lambda: CWRGPLoss(8, 2, method="newton"),
+    "w-mse euclidean": lambda: WMSELoss(32, normalize=False),
+    "cw-rgp euclidean": lambda: CWRGPLoss(8, 2, normalize=False),
+}
+CASE_NAMES = sorted(degenerate(embeddings(2, 32, 16)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("case", CASE_NAMES)
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_degenerate_embeddings_have_a_finite_loss_and_gradient(name, case, dtype):
+    x = degenerate(embeddings(2, 32, 16, dtype=dtype))[case].clone().requires_grad_()
+    loss = LOSSES[name]()
+    value = loss(x, generator=torch.Generator().manual_seed(0))
+    value.backward()
+    assert value.isfinite()
+    assert -1e-6 <= value <= (4.001 if loss.config.normalize else 10.0)
+    assert x.grad.isfinite().all()
+    if "newton" not in name:  # a few Newton steps need no inverse
+        assert loss.regularized_count > 0
+
+
+@pytest.mark.parametrize("scale", [1e6, 1e-6])
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_scaled_embeddings_need_no_ridge(name, scale):
+    if "pca" in name:
+        pytest.skip("signs of components are arbitrary")
+    generator = torch.Generator().manual_seed(4)
+    x = (torch.randn(2, 32, 32 if "cw" in name else 8, generator=generator)).requires_grad_()
+    scaled = (x.detach() * scale).requires_grad_()
+    loss = LOSSES[name]()
+    values = [loss(v, generator=torch.Generator().manual_seed(0)) for v in (x, scaled)]
+    sum(values).backward()
+    torch.testing.assert_close(values[1], values[0], rtol=1e-3, atol=0)
+    assert (scaled.grad * scale - x.grad).norm() <= 1e-3 * x.grad.norm()
+    assert loss.regularized_count == 0
+
+
+def test_only_the_singular_factorisations_are_counted_and_changed():
+    x = embeddings(2, 64, 8, dtype=torch.float32)
+    order = torch.arange(64)[None]
+    loss, healthy = WMSELoss(32), WMSELoss(32)
+    want = healthy(x, batch_permutation=order)
+    broken = x.clone()
+    broken[0, :32, 7] = 0.0  # view 0, first sub-batch
+    broken.requires_grad_()
+    value = loss(broken, batch_permutation=order)
+    value.backward()
+    assert loss.regularized_count == 1
+    assert healthy.regularized_count == 0
+    second = WMSELoss(32)(x[:, 32:], batch_permutation=order[:, :32])
+    first = WMSELoss(32)(broken[:, :32].detach(), batch_permutation=order[:, :32])
+    torch.testing.assert_close(value, (first + second) / 2)
+    assert want != value
+    loss(x, batch_permutation=order)
+    assert loss.regularized_count == 1
+    loss(broken.detach(), batch_permutation=order)
+    assert loss.regularized_count == 2
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_non_finite_embeddings_are_not_hidden(name, bad):
+    x = embeddings(2, 32, 16, dtype=torch.float32)
+    x[1, 5, 3] = bad
+    assert LOSSES[name]()(x).isnan()
+
+
+# --- faults ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("loss", "shape", "message"),
+    [
+        (WMSELoss(16), (2, 32, 16), "needs more than 16 samples, got 16; use a sub-batch of"),
+        (WMSELoss(12), (2, 32, 4), "batch of 32 images is not divisible by sub_batch 12; choose"),
+        (CWRGPLoss(8, 3), (2, 32, 16), "dimension 16 is not divisible by 3 groups; choose"),
+        (CWRGPLoss(8, 2), (1, 32, 16), "at least 2 views, got \\[1, 32, 16\\]"),
+        (CWRGPLoss(8, 2), (32, 16), "at least 2 views, got \\[32, 16\\]"),
+    ],
+)
+def test_what_cannot_work_is_refused(loss, shape, message):
+    with pytest.raises(ValueError, match=message):
+        loss(torch.randn(shape))
+
+
+def test_given_draws_must_fit():
+    x, loss = embeddings(2, 8, 16), CWRGPLoss(4, 2)
+    with pytest.raises(ValueError, match=r"batch_permutation has shape \[2, 8\], want \[1, 8\]"):
+        loss(x, batch_permutation=torch.zeros(2, 8))
+    with pytest.raises(ValueError, match=r"channel_partition has shape .* want \[1, 2, 2, 16\]"):
+        loss(x, channel_partition=torch.zeros(1, 2, 1, 16))
+    with pytest.raises(ValueError, match=r"batch_permutation is not a permutation of 0\.\.7"):
+        loss(x, batch_permutation=torch.zeros(1, 8))
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: WMSELoss(1), "sub_batch"),
+        (lambda: WMSELoss(64, iterations=0), "iterations"),
+        (lambda: WMSELoss(64, method="svd"), "method"),
+        (lambda: WMSELoss(64, eps=-1.0), "eps"),
+        (lambda: CWRGPLoss(64, 0), "groups"),
+        (lambda: CWRGPLoss(64, 2, covariance_weight=-0.1), "covariance_weight"),
+    ],
+)
+def test_settings_out_of_range_are_refused_in_one_line(build, message):
+    with pytest.raises(ValueError, match=message) as error:
+        build()
+    assert "\n" not in str(error.value)

@@ -1,0 +1,80 @@
+"""S^(-1/2) and its derivative by matrix products alone, for devices that have slow eigensolvers.
+
+Both use the Newton-Schulz iteration x -> a x (3 - a² x²) / 2 on singular values in [l, 1] with
+the scaling a(l) that maps the interval into the shortest one below 1 (Chen and Chow, 2014). The
+steps follow from the smallest ratio l that is of interest, so no step waits for the device.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def scaling_schedule(smallest: float, precision: float) -> list[float]:
+    """Return the scalings a that bring singular values in [`smallest`, 1] within `precision` of 1.
+
+    With a = sqrt(3 / (1 + l + l²)) both ends of [l, 1] go to the same value, the least of the
+    image; the largest value of the image is 1.
+    """
+    scalings, lowest = [], smallest
+    while 1.0 - lowest > precision:
+        scaling = (3.0 / (1.0 + lowest + lowest * lowest)) ** 0.5
+        scalings.append(scaling)
+        lowest = 0.5 * scaling * lowest * (3.0 - (scaling * lowest) ** 2)
+    return scalings
+
+
+def _schedule(dtype: torch.dtype, tolerance: float) -> list[float]:
+    return [*scaling_schedule(tolerance**0.5, 0.1 * torch.finfo(dtype).eps ** 0.5), 1.0]
+
+
+def _spectral_bound(matrix: Tensor) -> Tensor:
+    """Return an upper bound [B, 1, 1] of the largest eigenvalue, at most k^(1/4) too large."""
+    scale = matrix.abs().amax((-2, -1), keepdim=True).clamp(min=torch.finfo(matrix.dtype).tiny)
+    square = matrix / scale
+    square = square @ square
+    bound: Tensor = scale * torch.linalg.matrix_norm(square, keepdim=True).sqrt()
+    return bound
+
+
+def inverse_root_by_matmul(covariance: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+    """Return S^(-1/2) of `covariance` [B, k, k], and for which members it has converged [B].
+
+    Converged: the root mean square of the eigenvalues of W S W - I is within 3 sqrt(eps), which
+    a member with a smaller eigenvalue than `tolerance` times the bound of its largest one misses.
+    """
+    bound = _spectral_bound(covariance)
+    square = covariance / bound
+    root = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
+    three = 3.0 * root
+    root = root.expand_as(covariance)
+    for scaling in _schedule(covariance.dtype, tolerance):
+        step = torch.baddbmm(three, root, square, beta=0.5 * scaling, alpha=-0.5 * scaling**3)
+        square, root = square @ step, step @ root
+    root = 0.5 * (root + root.mT) / bound.sqrt()
+    residual = root @ covariance @ root
+    residual.diagonal(dim1=-2, dim2=-1).sub_(1.0)
+    size = covariance.shape[-1]
+    error = residual.square().sum((-2, -1)) / size
+    return root, error <= 9.0 * torch.finfo(covariance.dtype).eps
+
+
+def lyapunov_by_matmul(matrix: Tensor, right: Tensor) -> Tensor:
+    """Return X with P X + X P = Q for `matrix` P positive definite and `right` Q symmetric.
+
+    The iteration acts on [[P, Q], [0, -P]], whose matrix sign is [[I, 2 X], [0, -I]] (Roberts,
+    1980).
+    """
+    bound = _spectral_bound(matrix)
+    block, corner = matrix / bound, right / bound
+    tolerance = max(8.0, matrix.shape[-1] ** 0.5) * torch.finfo(matrix.dtype).eps
+    for scaling in _schedule(matrix.dtype, tolerance):
+        square = block @ block
+        mixed = block @ corner
+        mixed = block @ (mixed - mixed.mT)
+        mixed = torch.baddbmm(mixed, corner, square)
+        corner = (1.5 * scaling) * corner - (0.5 * scaling**3) * mixed
+        block = torch.baddbmm(block, block, square, beta=1.5 * scaling, alpha=-0.5 * scaling**3)
+        corner = 0.5 * (corner + corner.mT)
+    return 0.5 * corner

@@ -1,0 +1,70 @@
+import math
+
+import pytest
+import torch
+
+from pretrain.indicators import spectrum_indicators
+
+
+def test_by_hand():
+    # singular values 4, 2, 2 of a 5 x 4 matrix
+    features = torch.zeros(5, 4)
+    features[0, 0], features[1, 1], features[3, 2] = 4.0, 2.0, -2.0
+    got = spectrum_indicators(features)
+    assert got["rank"] == 3
+    assert got["stable_rank"] == pytest.approx((16 + 4 + 4) / 16)
+    assert got["normalized_stable_rank"] == pytest.approx(24 / 16 / 4)
+    entropy = -(0.5 * math.log(0.5) + 2 * 0.25 * math.log(0.25))
+    assert got["effective_rank"] == pytest.approx(math.exp(entropy))
+
+
+def test_orthogonal_columns_have_full_rank_of_every_kind():
+    features = torch.linalg.qr(torch.randn(30, 6))[0] * 7
+    got = spectrum_indicators(features)
+    assert got["rank"] == 6
+    assert got["stable_rank"] == pytest.approx(6, rel=1e-5)
+    assert got["normalized_stable_rank"] == pytest.approx(1, rel=1e-5)
+    assert got["effective_rank"] == pytest.approx(6, rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_one_direction_has_rank_one_of_every_kind(dtype):
+    features = torch.tensor([1.0, 2.0, -4.0, 0.5])[:, None] * torch.tensor([1.0, 0.0, 2.0])
+    got = spectrum_indicators(features.to(dtype))
+    assert got == pytest.approx(
+        {"rank": 1, "stable_rank": 1, "normalized_stable_rank": 1 / 3, "effective_rank": 1},
+        abs=1e-6,
+    )
+
+
+def test_zero_features_have_rank_zero_and_scale_does_not_matter():
+    assert set(spectrum_indicators(torch.zeros(4, 3)).values()) == {0.0}
+    features = torch.randn(20, 5, generator=torch.Generator().manual_seed(0))
+    assert spectrum_indicators(features * 1e-20) == pytest.approx(
+        spectrum_indicators(features), rel=1e-5
+    )
+
+
+def test_rounding_noise_is_no_rank():
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(50, 3, generator=generator) @ torch.randn(3, 20, generator=generator)
+    assert spectrum_indicators(features)["rank"] == 3
+    assert spectrum_indicators(features.T)["rank"] == 3
+
+
+def test_features_are_taken_as_they_are_and_may_need_gradients():
+    got = spectrum_indicators(torch.ones(4, 3, requires_grad=True))
+    assert got["rank"] == 1
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        (torch.zeros(3), r"want features \[N, D\], got \[3\]"),
+        (torch.zeros(0, 3), r"want features \[N, D\], got \[0, 3\]"),
+        (torch.tensor([[1.0, torch.nan]]), "got 1 of 2 entries NaN"),
+    ],
+)
+def test_faults(features, message):
+    with pytest.raises(ValueError, match=message):
+        spectrum_indicators(features)
