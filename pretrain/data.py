@@ -37,7 +37,8 @@ def read_image(path: Path) -> Tensor:
     """
     try:
         with Image.open(path) as image:
-            return pil_to_tensor(image.convert("RGB"))
+            pixels: Tensor = pil_to_tensor(image.convert("RGB"))
+            return pixels
     except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: not a readable image ({error})") from None
 

@@ -25,7 +25,7 @@ from pretrain.checkpoint import LAST, load_state, save_atomically
 from pretrain.config import OptimizerConfig, PretrainConfig
 from pretrain.data import ViewsDataset, derived_seed, epoch_order, list_images
 from pretrain.indicators import spectrum_indicators
-from pretrain.loss_factory_tmp import build_loss
+from pretrain.losses import build_loss
 from pretrain.models import SelfSupervisedModel
 from pretrain.schedule import lr_factor
 
