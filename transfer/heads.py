@@ -12,7 +12,7 @@ from torch import nn
 
 if "Res5ROIHeadsExtraNorm" not in ROI_HEADS_REGISTRY:
 
-    @ROI_HEADS_REGISTRY.register()  # type: ignore[untyped-decorator]
+    @ROI_HEADS_REGISTRY.register()
     class Res5ROIHeadsExtraNorm(Res5ROIHeads):  # type: ignore[misc]
         """The C4 box head with one more normalisation after res5 (MoCo's detection recipe)."""
 
