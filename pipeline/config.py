@@ -11,7 +11,7 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from transfer.config import DetectionData
+from transfer.config import DetectionData, Optimizer
 
 Slug = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)]
 
@@ -51,6 +51,7 @@ class TaskConfig(Section):
     name: Slug
     config: Path
     title: str = ""
+    optimizer: Optimizer = "sgd"
     overrides: tuple[str, ...] = ()
 
 
@@ -64,6 +65,7 @@ class PipelineConfig(Section):
     datasets: dict[Slug, DetectionData] = {}
     num_pictures: int = Field(default=6, ge=1)
     output_dir: Path = Path("runs")
+    num_parallel: int = Field(default=1, ge=1, description="stages at a time on one machine")
 
     @model_validator(mode="after")
     def _unique(self) -> Self:

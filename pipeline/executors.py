@@ -1,4 +1,4 @@
-"""Run the stages of a plan on this machine: one child process at a time, with live progress."""
+"""Run the stages of a plan on this machine, in child processes, with live progress."""
 
 from __future__ import annotations
 
@@ -54,74 +54,113 @@ def check_before_start(plan: Plan, states: dict[str, State]) -> None:
 
 
 def run_local(plan: Plan, progress: Progress) -> dict[str, State]:
-    """Run what is not done yet, in order; return the state of every stage at the end.
+    """Run what is not done yet, up to `plan.config.num_parallel` stages at a time.
 
-    A failed stage keeps the stages that need it from running, the others go on.
+    Stages start in the plan's order as soon as their inputs are done; a failed one keeps those that
+    need it from running, the others go on. Returns the state of every stage at the end.
 
     Raises:
-        KeyboardInterrupt: the run was asked to stop; the stage at work has ended.
+        KeyboardInterrupt: the run was asked to stop; no stage is left at work.
     """
     states = {stage.name: read_state(stage) for stage in plan.stages}
-    for stage in plan.stages:
-        if states[stage.name].status == "done":
-            continue
+    waiting = [stage for stage in plan.stages if states[stage.name].status != "done"]
+    states |= {stage.name: State("missing") for stage in waiting}  # what failed is tried again
+    running: list[Child] = []
+    try:
+        while waiting or running:
+            waiting = _start_ready(waiting, running, states, progress, plan.config.num_parallel)
+            for child in list(running):
+                if child.process.poll() is None:
+                    progress.update(child.stage, child.stage.run_dir / METRICS)
+                    continue
+                running.remove(child)
+                state, interrupted = child.ended()
+                states[child.stage.name] = state
+                progress.ended(child.stage, state, time.monotonic() - child.begun)
+                if interrupted:
+                    raise KeyboardInterrupt
+            time.sleep(POLL_S if running else 0)
+    finally:
+        stop(running)
+    return states
+
+
+def _start_ready(
+    waiting: list[Stage],
+    running: list[Child],
+    states: dict[str, State],
+    progress: Progress,
+    num_parallel: int,
+) -> list[Stage]:
+    """Start what can run now, mark what never can; return the stages that still have to wait."""
+    left = []
+    for stage in waiting:
         broken = first_broken(stage.inputs.values(), states)
         if broken is not None:
             states[stage.name] = State("failed", broken)
             progress.skipped(stage, broken)
-            continue
-        states[stage.name] = run_stage(stage, progress)
-        if states[stage.name].status == "missing":
-            raise KeyboardInterrupt
-    return states
+        elif len(running) < num_parallel and all(
+            states[source.name].status == "done" for source in stage.inputs.values()
+        ):
+            prepare(stage)
+            progress.started(stage)
+            running.append(Child(stage, num_threads=max(1, num_cpus() // num_parallel)))
+        else:
+            left.append(stage)
+    return left
 
 
 def first_broken(inputs: Iterable[Stage], states: dict[str, State]) -> str | None:
-    """Return why a stage cannot run, or None when all its inputs are done."""
+    """Return why a stage can never run, or None when none of its inputs has failed."""
     for source in inputs:
         state = states[source.name]
-        if state.status != "done":
+        if state.status == "failed":
             return f"needs {source.name}, which failed: {state.reason}"
     return None
 
 
-def run_stage(stage: Stage, progress: Progress) -> State:
-    """Run one stage in a child process and follow it; return how it ended."""
-    prepare(stage)
-    log_path = stage.run_dir / LOG
-    progress.started(stage)
-    begun = time.monotonic()
-    with log_path.open("ab") as log:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.worker", "run", str(stage.run_dir.absolute())],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env=os.environ | {"PYTHONUNBUFFERED": "1"},
-        )
+def num_cpus() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+class Child:
+    """A child process at work on one stage, its words going to the stage's log."""
+
+    def __init__(self, stage: Stage, num_threads: int) -> None:
+        self.stage = stage
+        self.begun = time.monotonic()
+        with (stage.run_dir / LOG).open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "pipeline.worker", "run", str(stage.run_dir.absolute())],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={"OMP_NUM_THREADS": str(num_threads), **os.environ, "PYTHONUNBUFFERED": "1"},
+            )
+
+    def ended(self) -> tuple[State, bool]:
+        """Return the state that the ended process left, and whether it was interrupted."""
+        state, code = read_state(self.stage), self.process.returncode
+        log = self.stage.run_dir / LOG
+        interrupted = code in (EXIT_INTERRUPTED, -signal.SIGTERM)
+        if state.status == "running":
+            return State("failed", f"is being worked on by another process; see {log}"), False
+        if state.status == "missing" and not interrupted:
+            return State("failed", f"ended with code {code} and no word; see {log}"), False
+        return state, interrupted and state.status == "missing"
+
+
+def stop(children: Iterable[Child]) -> None:
+    """Ask children to save and end; kill those that do not within a minute."""
+    children = list(children)
+    for child in children:
+        child.process.terminate()
+    deadline = time.monotonic() + STOP_WAIT_S
+    for child in children:
         try:
-            while child.poll() is None:
-                progress.update(stage, stage.run_dir / METRICS)
-                time.sleep(POLL_S)
-        except BaseException:
-            stop(child)
-            raise
-    state = read_state(stage)
-    interrupted = child.returncode in (EXIT_INTERRUPTED, -signal.SIGTERM)
-    if state.status == "running":
-        state = State("failed", f"is being worked on by another process; see {log_path}")
-    elif state.status == "missing" and not interrupted:
-        state = State("failed", f"ended with code {child.returncode} and no word; see {log_path}")
-    progress.ended(stage, state, time.monotonic() - begun)
-    return state
-
-
-def stop(child: subprocess.Popen[bytes]) -> None:
-    """Ask a child to save and end; kill it if it does not within a minute."""
-    child.terminate()
-    try:
-        child.wait(STOP_WAIT_S)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.wait()
+            child.process.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            child.process.kill()
+            child.process.wait()

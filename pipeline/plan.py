@@ -171,7 +171,10 @@ class _Builder:
                 )
             identities[name] = self.data_identities[name]
         config = FinetuneConfig(
-            detectron2=content, datasets=datasets, num_pictures=self.config.num_pictures
+            detectron2=content,
+            datasets=datasets,
+            optimizer=task.optimizer,
+            num_pictures=self.config.num_pictures,
         )
         return config, identities
 

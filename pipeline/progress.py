@@ -22,9 +22,9 @@ class Progress:
     def __init__(self, console: Console, num_stages: int, num_done: int) -> None:
         self.console = console
         self.num_stages = num_stages
-        self.position = num_done
-        self.last_line = 0.0
-        self.task: bars.TaskID | None = None
+        self.num_over = num_done
+        self.tasks: dict[str, bars.TaskID] = {}
+        self.last_lines: dict[str, float] = {}
         self.bars = bars.Progress(
             bars.TextColumn("{task.description}"),
             bars.BarColumn(bar_width=24),
@@ -50,13 +50,11 @@ class Progress:
 
     def started(self, stage: Stage) -> None:
         """A stage begins."""
-        self.position += 1
-        self.last_line = time.monotonic()
-        label = f"[{self.position}/{self.num_stages}] {stage.name}"
+        self.last_lines[stage.name] = time.monotonic()
         if self.console.is_terminal:
-            self.task = self.bars.add_task(label.replace("[", r"\["), total=None, note="")
+            self.tasks[stage.name] = self.bars.add_task(stage.name, total=None, note="")
         else:
-            self.console.print(f"{label} ...", markup=False, highlight=False, soft_wrap=True)
+            self._print(f"{stage.name} ...")
 
     def update(self, stage: Stage, metrics: Path) -> None:
         """Show the last line that the stage logged."""
@@ -69,26 +67,28 @@ class Progress:
             for key in ("loss", "total_loss", "lr", "images_per_s", "bbox/AP")
             if isinstance(entry.get(key), int | float)
         )
-        if self.console.is_terminal and self.task is not None:
-            self.bars.update(self.task, completed=step, total=total, note=note)
-        elif time.monotonic() - self.last_line > LINE_EVERY_S:
-            self.last_line = time.monotonic()
-            text = f"    {stage.name}: step {step:.0f} of {total}  {note}"
-            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        if stage.name in self.tasks:
+            self.bars.update(self.tasks[stage.name], completed=step, total=total, note=note)
+        elif time.monotonic() - self.last_lines[stage.name] > LINE_EVERY_S:
+            self.last_lines[stage.name] = time.monotonic()
+            self._print(f"    {stage.name}: step {step:.0f} of {total}  {note}")
 
     def ended(self, stage: Stage, state: State, seconds: float) -> None:
         """A stage is over."""
-        if self.task is not None:
-            self.bars.remove_task(self.task)
-            self.task = None
-        text = f"[{self.position}/{self.num_stages}] {stage.name}: {state.status}, {seconds:.0f} s"
+        if stage.name in self.tasks:
+            self.bars.remove_task(self.tasks.pop(stage.name))
+        text = f"{self._count()} {stage.name}: {state.status}, {seconds:.0f} s"
         if state.reason:
             text += f": {state.reason} (log: {stage.run_dir / LOG})"
-        style = "red" if state.status == "failed" else None
-        self.console.print(text, markup=False, highlight=False, style=style, soft_wrap=True)
+        self._print(text, style="red" if state.status == "failed" else None)
 
     def skipped(self, stage: Stage, reason: str) -> None:
         """A stage cannot run."""
-        self.position += 1
-        text = f"[{self.position}/{self.num_stages}] {stage.name}: not run, {reason}"
-        self.console.print(text, markup=False, highlight=False, style="red", soft_wrap=True)
+        self._print(f"{self._count()} {stage.name}: not run, {reason}", style="red")
+
+    def _count(self) -> str:
+        self.num_over += 1
+        return f"[{self.num_over}/{self.num_stages}]"
+
+    def _print(self, text: str, style: str | None = None) -> None:
+        self.console.print(text, markup=False, highlight=False, style=style, soft_wrap=True)

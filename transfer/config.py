@@ -111,10 +111,18 @@ class ConvertConfig(Section):
     encoder: str | None = None
 
 
+Optimizer = Literal["sgd", "adamw"]
+
+
 class FinetuneConfig(Section):
-    """One fine-tuning run: a resolved detectron2 config, the sets it names, and a seed."""
+    """One fine-tuning run: a resolved detectron2 config, the sets it names, and a seed.
+
+    `optimizer` stands here because detectron2's own configs know only SGD; both take their learning
+    rate, weight decay and clipping from the config's SOLVER section.
+    """
 
     detectron2: dict[str, Any]
     datasets: dict[str, DetectionData]
     seed: int = Field(default=0, ge=0)
+    optimizer: Optimizer = "sgd"
     num_pictures: int = Field(default=6, ge=1, json_schema_extra=NOT_IDENTITY)

@@ -21,7 +21,7 @@ from transfer.config import FinetuneConfig
 from transfer.data_check import detection_faults
 from transfer.datasets import class_names, register
 from transfer.pictures import write_pictures
-from transfer.trainer import METRICS, Trainer
+from transfer.trainer import METRICS, TRAINERS
 from transfer.verify import missing_entries
 
 FINAL = "model_final.pth"
@@ -95,7 +95,7 @@ def finetune(config: FinetuneConfig, weights: Path | None, output_dir: Path) -> 
             f"{len(names)} classes"
         )
     default_setup(cfg, argparse.Namespace())
-    trainer = Trainer(cfg)
+    trainer = TRAINERS[config.optimizer](cfg)
     trainer.resume_or_load(resume=True)
     if weights is not None and trainer.start_iter == 0:
         lost = missing_entries(trainer.model, weights)

@@ -11,7 +11,10 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase, hooks
 from detectron2.evaluation import DatasetEvaluators
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils.events import EventWriter, get_event_storage
+from torch import nn
+from torch.optim import AdamW, Optimizer
 
 from transfer.evaluation import build_evaluator, flat_metrics
 
@@ -103,3 +106,25 @@ class Trainer(DefaultTrainer):  # type: ignore[misc]
             else:
                 built.append(hook)
         return built
+
+
+class AdamWTrainer(Trainer):
+    """The same with AdamW; learning rate, weight decay and clipping come from SOLVER as for SGD."""
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> Optimizer:
+        """Return AdamW with the parameter groups that detectron2 gives to SGD."""
+        params = get_default_optimizer_params(
+            model,
+            base_lr=cfg.SOLVER.BASE_LR,
+            weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+            bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
+            weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+        )
+        optimizer: Optimizer = maybe_add_gradient_clipping(cfg, AdamW)(
+            params, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY
+        )
+        return optimizer
+
+
+TRAINERS: dict[str, type[Trainer]] = {"sgd": Trainer, "adamw": AdamWTrainer}
