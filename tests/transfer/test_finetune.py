@@ -14,8 +14,8 @@ import yaml
 from transfer.config import KNOWN_DATASETS, FinetuneConfig
 from transfer.convert import convert_checkpoint
 from transfer.digits import Sizes, build_digits
-from transfer.finetune import check_stage, finetune, run_stage
-from transfer.trainer import EXIT_INTERRUPTED, METRICS, Trainer
+from transfer.finetune import build_cfg, check_stage, finetune, run_stage
+from transfer.trainer import EXIT_INTERRUPTED, METRICS, TRAINERS, AdamWTrainer, Trainer
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "transfer"
 
@@ -168,3 +168,17 @@ def test_class_count_must_match_the_data(root: Path, tmp_path: Path) -> None:
     config = task(root, "faster_rcnn_voc", MODEL={"ROI_HEADS": base | {"NUM_CLASSES": 3}})
     with pytest.raises(ValueError, match="NUM_CLASSES is 3, but digits_voc_test has 10 classes"):
         finetune(config, None, tmp_path)
+
+
+def test_adamw_takes_its_settings_from_solver(root: Path) -> None:
+    clip = {"ENABLED": True, "CLIP_TYPE": "norm", "CLIP_VALUE": 1.0}
+    solver = {"BASE_LR": 0.003, "WEIGHT_DECAY": 0.05, "CLIP_GRADIENTS": clip}
+    cfg = build_cfg(task(root, "faster_rcnn_voc", SOLVER=solver), None, Path())
+    model = torch.nn.Linear(3, 2, bias=False)
+    optimizer = AdamWTrainer.build_optimizer(cfg, model)
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert {(g["lr"], g["weight_decay"]) for g in optimizer.param_groups} == {(0.003, 0.05)}
+    model.weight.grad = torch.full((2, 3), 100.0)
+    optimizer.step()
+    assert float(model.weight.grad.norm()) == pytest.approx(1.0, rel=1e-5)
+    assert TRAINERS[task(root, "faster_rcnn_voc").optimizer] is Trainer
