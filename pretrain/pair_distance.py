@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pretrain.cpu import keep_freed_memory
 from pretrain.whitening import Arrangement, Whitening, full_precision, inverse_permutation
 
 _SHORTEST = 1e-12  # a shorter vector has no direction: it normalises to zero, with derivative zero
@@ -141,4 +142,6 @@ def whitened_pair_distance(x: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
 
     Equal to shuffling, whitening by `pretrain.whitening.whiten` and comparing, in one pass.
     """
+    if x.device.type == "cpu":
+        keep_freed_memory()
     return _WhitenedPairDistance.apply(x, plan)  # type: ignore[no-any-return]
