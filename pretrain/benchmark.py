@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from rich.console import Console
@@ -39,7 +40,8 @@ class WhiteningCase:
         images = torch.randn(self.batch, self.dim, generator=generator)
         noise = torch.randn(self.views, self.batch, self.dim, generator=generator)
         mix = torch.randn(self.dim, self.dim, generator=generator) / self.dim**0.5
-        return ((images + 0.5 * noise) @ mix).to(device)
+        embeddings: Tensor = (images + 0.5 * noise) @ mix
+        return embeddings.to(device)
 
 
 WHITENING_CASES = (
@@ -89,7 +91,7 @@ def plain_whiten(x: Tensor, config: LossConfig, order: list[int]) -> Tensor:
     else:
         vectors, values, _ = torch.linalg.svd(covariance)
         weight = vectors @ torch.diag_embed(values.rsqrt()) @ vectors.mT
-    white = weight @ variables
+    white: Tensor = weight @ variables
     white = white.permute(2, 0, 1) if axis == 0 else white.permute(1, 0, 2)
     return white.reshape(x.shape)[:, [order.index(channel) for channel in range(len(order))]]
 
@@ -103,11 +105,8 @@ def plain_loss(x: Tensor, config: LossConfig) -> Tensor:
         for view in range(V):
             order = torch.randperm(D).tolist() if config.random_partition else list(range(D))
             white[view, rows] = plain_whiten(x[view, rows], config, order)
-    distances = [
-        2 - 2 * nn.functional.cosine_similarity(white[i], white[j], dim=-1).mean()
-        for i in range(V)
-        for j in range(i)
-    ]
+    unit = nn.functional.normalize(white, dim=-1)
+    distances = [(unit[i] - unit[j]).square().sum(-1) for i in range(V) for j in range(i)]
     return torch.stack(distances).mean()
 
 
@@ -175,10 +174,9 @@ def _whitening_table(device: torch.device, name: str, rounds: int) -> Table:
         table.add_column(column, justify="left" if column == "case" else "right")
     for case in WHITENING_CASES:
         x = case.embeddings(device).requires_grad_()
-        loss = build_loss(case.config)
         steps: dict[str, Step] = {
-            "plain": lambda x=x, case=case: _backward(plain_loss(x, case.config), x),
-            "ours": lambda x=x, loss=loss: _backward(loss(x), x),
+            "plain": partial(_forward_backward, partial(plain_loss, config=case.config), x),
+            "ours": partial(_forward_backward, build_loss(case.config), x),
         }
         ms = interleaved_ms(steps, rounds, device)
         peaks = {key: peak_mb(step, device) for key, step in steps.items()}
@@ -193,6 +191,6 @@ def _whitening_table(device: torch.device, name: str, rounds: int) -> Table:
     return table
 
 
-def _backward(loss: Tensor, x: Tensor) -> None:
+def _forward_backward(loss: Callable[[Tensor], Tensor], x: Tensor) -> None:
     x.grad = None
-    loss.backward()
+    torch.autograd.backward(loss(x))

@@ -67,9 +67,10 @@ class _PairDistance(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, views: Tensor, normalize: bool) -> Tensor:
         pairs = pair_sum(views, normalize=normalize)
-        ctx.factor = mean_over_pairs(views.shape, normalize=normalize)
+        factor = mean_over_pairs(views.shape, normalize=normalize)
+        ctx.factor = factor
         ctx.save_for_backward(views, pairs.total, pairs.along_total, pairs.along_view)
-        return pairs.value * ctx.factor
+        return pairs.value * factor
 
     @staticmethod
     @once_differentiable
