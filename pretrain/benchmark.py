@@ -9,9 +9,11 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -138,9 +140,11 @@ def peak_mb(step: Step, device: torch.device) -> float:
 
 def _allocated_peak_mb(step: Step) -> float:
     """Return the highest sum of CPU tensors alive at once during `step`, from the profiler."""
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profile:
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with (
+        _silent_stderr(),
+        torch.profiler.profile(activities=activities, profile_memory=True) as profile,
+    ):
         step()
     current = highest = 0
     for event in profile.profiler.kineto_results.events():
@@ -148,6 +152,19 @@ def _allocated_peak_mb(step: Step) -> float:
             current += event.nbytes()
             highest = max(highest, current)
     return highest / 1e6
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Drop what libraries write to the standard error stream: the profiler is talkative."""
+    kept = os.dup(2)
+    try:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def benchmark_whitening(*, rounds: int = 15, threads: int | None = None) -> None:
