@@ -26,8 +26,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pretrain.cpu import map_matrices
 from pretrain.matmul_roots import inverse_root_by_matmul, lyapunov_by_matmul
-from pretrain.threads import map_matrices
 
 RIDGE = 1e-3  # of the mean eigenvalue: well above rounding in float32, whatever k
 

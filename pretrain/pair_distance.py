@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pretrain.cpu import keep_freed_memory
 from pretrain.whitening import Arrangement, Whitening, full_precision, inverse_permutation
 
 _SHORTEST = 1e-12  # a shorter vector has no direction: it normalises to zero, with derivative zero
@@ -66,9 +67,10 @@ class _PairDistance(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, views: Tensor, normalize: bool) -> Tensor:
         pairs = pair_sum(views, normalize=normalize)
-        ctx.factor = mean_over_pairs(views.shape, normalize=normalize)
+        factor = mean_over_pairs(views.shape, normalize=normalize)
+        ctx.factor = factor
         ctx.save_for_backward(views, pairs.total, pairs.along_total, pairs.along_view)
-        return pairs.value * ctx.factor
+        return pairs.value * factor
 
     @staticmethod
     @once_differentiable
@@ -141,4 +143,6 @@ def whitened_pair_distance(x: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
 
     Equal to shuffling, whitening by `pretrain.whitening.whiten` and comparing, in one pass.
     """
+    if x.device.type == "cpu":
+        keep_freed_memory()
     return _WhitenedPairDistance.apply(x, plan)  # type: ignore[no-any-return]

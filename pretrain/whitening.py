@@ -28,15 +28,17 @@ AXES = ("batch", "channels")
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """Keep matrix products in the precision of their inputs: no autocast, no TF32, no bf16."""
-    allowed = torch.get_float32_matmul_precision()
-    if allowed != "highest":
-        torch.set_float32_matmul_precision("highest")
+    backend: Any = torch.backends.mkldnn
+    backend = torch.backends.cuda.matmul if device.type == "cuda" else backend.matmul
+    allowed = backend.fp32_precision
+    if allowed not in ("ieee", "none"):
+        backend.fp32_precision = "ieee"
     try:
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
-        if allowed != "highest":
-            torch.set_float32_matmul_precision(allowed)
+        if allowed not in ("ieee", "none"):
+            backend.fp32_precision = allowed
 
 
 @dataclass(frozen=True)

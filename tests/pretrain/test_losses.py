@@ -6,7 +6,7 @@ import torch
 
 from pretrain.loss_config import LossConfig
 from pretrain.losses import CWRGPLoss, WMSELoss, build_loss, covariance_penalty
-from pretrain.whitening import whiten
+from pretrain.whitening import full_precision, whiten
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 CASES = sorted(path.stem for path in GOLDEN.glob("*.npz"))
@@ -256,6 +256,12 @@ def test_reduced_matmul_precision_does_not_reach_the_whitening():
     try:
         torch.testing.assert_close(loss(x, batch_permutation=order), want, rtol=0, atol=0)
         assert torch.get_float32_matmul_precision() == "medium"
+        with full_precision(torch.device("cuda")):
+            assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+        with full_precision(torch.device("cpu")):
+            assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+        assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
     finally:
         torch.set_float32_matmul_precision("highest")
 

@@ -1,0 +1,213 @@
+"""Timings of this package's parts against plain references; `tools/benchmark.py` prints them.
+
+Legend: V views, N batch, D embedding dimension, G groups, n sub-batch.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from pretrain.loss_config import LossConfig
+from pretrain.losses import build_loss
+
+Step = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class WhiteningCase:
+    """One loss at one size."""
+
+    title: str
+    config: LossConfig
+    batch: int
+    views: int
+    dim: int
+
+    def embeddings(self, device: torch.device) -> Tensor:
+        """Return correlated embeddings [V, N, D] of images seen in several views."""
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(self.batch, self.dim, generator=generator)
+        noise = torch.randn(self.views, self.batch, self.dim, generator=generator)
+        mix = torch.randn(self.dim, self.dim, generator=generator) / self.dim**0.5
+        embeddings: Tensor = (images + 0.5 * noise) @ mix
+        return embeddings.to(device)
+
+
+WHITENING_CASES = (
+    WhiteningCase(
+        "CW-RGP 256 x 4 x 512, 4 groups, sub-batch 64",
+        LossConfig(name="cw-rgp", sub_batch=64, groups=4),
+        batch=256,
+        views=4,
+        dim=512,
+    ),
+    WhiteningCase(
+        "CW-RGP 128 x 4 x 1024, 2 groups, sub-batch 128",
+        LossConfig(name="cw-rgp", sub_batch=128, groups=2),
+        batch=128,
+        views=4,
+        dim=1024,
+    ),
+    WhiteningCase(
+        "W-MSE 256 x 4 x 64, sub-batch 128",
+        LossConfig(name="w-mse", sub_batch=128),
+        batch=256,
+        views=4,
+        dim=64,
+    ),
+    WhiteningCase(
+        "W-MSE 512 x 2 x 128, sub-batch 256",
+        LossConfig(name="w-mse", sub_batch=256),
+        batch=512,
+        views=2,
+        dim=128,
+    ),
+)
+
+
+def plain_whiten(x: Tensor, config: LossConfig, order: list[int]) -> Tensor:
+    """Return `x` [n, D] whitened as the papers' formulas read: explicit W, one set of samples."""
+    width = x.shape[1] // config.groups
+    axis = 0 if config.over == "batch" else 1
+    centred = (x - x.mean(axis, keepdim=True))[:, order]
+    blocks = centred.reshape(len(x), config.groups, width)
+    variables = blocks.permute(1, 2, 0) if axis == 0 else blocks.permute(1, 0, 2)
+    covariance = variables @ variables.mT / (variables.shape[-1] - 1)
+    if config.method == "cholesky":
+        eye = torch.eye(covariance.shape[-1], device=x.device).expand_as(covariance)
+        factor = torch.linalg.cholesky(covariance)
+        weight = torch.linalg.solve_triangular(factor, eye, upper=False)
+    else:
+        vectors, values, _ = torch.linalg.svd(covariance)
+        weight = vectors @ torch.diag_embed(values.rsqrt()) @ vectors.mT
+    white: Tensor = weight @ variables
+    white = white.permute(2, 0, 1) if axis == 0 else white.permute(1, 0, 2)
+    return white.reshape(x.shape)[:, [order.index(channel) for channel in range(len(order))]]
+
+
+def plain_loss(x: Tensor, config: LossConfig) -> Tensor:
+    """Return the loss of `x` [V, N, D] with a loop over sub-batches, views and pairs of views."""
+    V, N, D = x.shape
+    assert config.sub_batch is not None
+    white = torch.empty_like(x)
+    for rows in torch.randperm(N, device=x.device).view(-1, config.sub_batch):
+        for view in range(V):
+            order = torch.randperm(D).tolist() if config.random_partition else list(range(D))
+            white[view, rows] = plain_whiten(x[view, rows], config, order)
+    unit = nn.functional.normalize(white, dim=-1)
+    distances = [(unit[i] - unit[j]).square().sum(-1) for i in range(V) for j in range(i)]
+    return torch.stack(distances).mean()
+
+
+def interleaved_ms(steps: dict[str, Step], rounds: int, device: torch.device) -> dict[str, float]:
+    """Return the median milliseconds of each step, timed in turns so that load hits all alike."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for round_ in range(rounds + 2):
+        for name, step in steps.items():
+            begin = time.perf_counter()
+            step()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if round_ >= 2:
+                times[name].append(1e3 * (time.perf_counter() - begin))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def peak_mb(step: Step, device: torch.device) -> float:
+    """Return by how much `step` raises memory at its highest, in MB (on a CPU: resident memory)."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        step()
+        torch.cuda.synchronize(device)
+        return (torch.cuda.max_memory_allocated(device) - before) / 1e6
+    return _allocated_peak_mb(step)
+
+
+def _allocated_peak_mb(step: Step) -> float:
+    """Return the highest sum of CPU tensors alive at once during `step`, from the profiler."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with (
+        _silent_stderr(),
+        torch.profiler.profile(activities=activities, profile_memory=True) as profile,
+    ):
+        step()
+    current = highest = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            current += event.nbytes()
+            highest = max(highest, current)
+    return highest / 1e6
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Drop what libraries write to the standard error stream: the profiler is talkative."""
+    kept = os.dup(2)
+    try:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def benchmark_whitening(*, rounds: int = 15, threads: int | None = None) -> None:
+    """Print forward and backward of every case against the plain loop, per device.
+
+    Also prints the load, as the numbers mean little on a busy machine.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    devices = [torch.device("cpu")]
+    if torch.cuda.is_available():
+        devices.append(torch.device("cuda"))
+    for device in devices:
+        name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
+        Console().print(_whitening_table(device, name, rounds))
+
+
+def _whitening_table(device: torch.device, name: str, rounds: int) -> Table:
+    table = Table(
+        title=f"Whitening losses, forward + backward, float32, {name}, "
+        f"{torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}"
+    )
+    for column in ("case", "plain ms", "ours ms", "ratio", "plain peak MB", "ours peak MB"):
+        table.add_column(column, justify="left" if column == "case" else "right")
+    for case in WHITENING_CASES:
+        x = case.embeddings(device).requires_grad_()
+        steps: dict[str, Step] = {
+            "plain": partial(_forward_backward, partial(plain_loss, config=case.config), x),
+            "ours": partial(_forward_backward, build_loss(case.config), x),
+        }
+        ms = interleaved_ms(steps, rounds, device)
+        peaks = {key: peak_mb(step, device) for key, step in steps.items()}
+        table.add_row(
+            case.title,
+            f"{ms['plain']:.1f}",
+            f"{ms['ours']:.1f}",
+            f"{ms['plain'] / ms['ours']:.1f}x",
+            f"{peaks['plain']:.1f}",
+            f"{peaks['ours']:.1f}",
+        )
+    return table
+
+
+def _forward_backward(loss: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    x.grad = None
+    torch.autograd.backward(loss(x))

@@ -1,0 +1,61 @@
+import pytest
+import torch
+
+from pretrain.benchmark import (
+    WHITENING_CASES,
+    WhiteningCase,
+    interleaved_ms,
+    peak_mb,
+    plain_loss,
+    plain_whiten,
+)
+from pretrain.loss_config import LossConfig
+from pretrain.losses import build_loss
+from pretrain.whitening import whiten
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["w-mse", "cw-rgp"])
+def test_the_plain_loop_computes_the_same_loss(name):
+    # one group and one sub-batch: nothing is left to chance but the order of the images
+    sizes = (32, 3, 8) if name == "w-mse" else (8, 3, 32)
+    config = LossConfig(name=name, sub_batch=sizes[0], groups=1)
+    x = WhiteningCase("", config, *sizes).embeddings(CPU).requires_grad_()
+    plain, ours = plain_loss(x, config), build_loss(config)(x)
+    torch.testing.assert_close(ours, plain)
+    gradients = [torch.autograd.grad(loss, x)[0] for loss in (ours, plain)]
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["w-mse", "cw-rgp"])
+def test_plain_whitening_with_groups_is_whitening(name):
+    config = LossConfig(name=name, sub_batch=8, groups=2)
+    x = torch.randn(24, 16) if name == "w-mse" else torch.randn(6, 32)
+    order = torch.randperm(x.shape[1])
+    got = plain_whiten(x, config, order.tolist())
+    want = whiten(x, over=config.over, method=config.method, groups=2, partition=order)
+    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
+
+
+def test_the_published_sizes_can_be_run():
+    for case in WHITENING_CASES:
+        assert case.config.check(case.batch, case.dim) == []
+        assert case.embeddings(CPU).shape == (case.views, case.batch, case.dim)
+
+
+def test_steps_take_turns_and_the_first_two_rounds_are_not_counted():
+    calls = []
+    steps = {name: (lambda name=name: calls.append(name)) for name in ("a", "b")}
+    assert set(interleaved_ms(steps, 3, CPU)) == {"a", "b"}
+    assert calls == ["a", "b"] * 5
+
+
+def test_peak_memory_counts_what_is_alive_at_once():
+    def two_then_one():
+        a = torch.ones(1_000_000)  # 4 MB
+        b = a + 1
+        del a
+        return b + 1
+
+    assert peak_mb(two_then_one, CPU) == pytest.approx(8.0, abs=0.1)

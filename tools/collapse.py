@@ -1,0 +1,37 @@
+"""Train on digits with each whitening method, print and plot how many dimensions survive."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from pretrain.collapse import follow_training, plot_collapse
+
+
+def main() -> None:
+    """Run every method with a few seeds, print the last indicators, write the plot."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path("collapse.png"), help="plot to write")
+    parser.add_argument("--methods", nargs="+", default=["zca", "cholesky", "pca"])
+    parser.add_argument("--seeds", type=int, default=3, help="runs per method (default 3)")
+    arguments = parser.parse_args()
+    curves = {
+        method: [follow_training(method, seed=seed) for seed in range(arguments.seeds)]
+        for method in arguments.methods
+    }
+    print("method    seed  loss  effective rank: embedding  encoding  stable rank: embedding")
+    for method, runs in curves.items():
+        for seed, run in enumerate(runs):
+            last = run[-1]
+            print(
+                f"{method:9} {seed:4}  {last['loss']:4.2f}"
+                f"  {last['embedding/effective_rank']:25.1f}"
+                f"  {last['encoding/effective_rank']:8.1f}"
+                f"  {last['embedding/stable_rank']:22.1f}"
+            )
+    plot_collapse(curves, arguments.output)
+    print(f"wrote {arguments.output}")
+
+
+if __name__ == "__main__":
+    main()
