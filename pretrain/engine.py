@@ -165,6 +165,7 @@ class Trainer:
                     started, images = time.perf_counter(), 0
                 if self.stop_signal is not None:
                     self.save()
+                    logger.warning("signal %d: saved at step %d", self.stop_signal, self.step)
                     raise SystemExit(EXIT_INTERRUPTED)
                 if self.step % self.config.checkpoint_every == 0 or self.step == self.total_steps:
                     self.save()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from detectron2.data import DatasetCatalog
@@ -13,7 +14,7 @@ from detectron2.evaluation import DatasetEvaluators
 from detectron2.structures import Boxes, Instances
 
 from transfer.config import KNOWN_DATASETS, CocoData, VocData, known_datasets
-from transfer.datasets import class_names, register
+from transfer.datasets import class_names, register, restore_numpy_names
 from transfer.digits import Sizes, build_digits
 from transfer.evaluation import PREDICTIONS, build_evaluator, flat_metrics
 
@@ -119,3 +120,17 @@ def test_known_sets_lie_below_the_datasets_folder(monkeypatch: pytest.MonkeyPatc
     assert isinstance(val, CocoData) and isinstance(test, VocData)
     assert val.annotations == Path("/data/coco/annotations/instances_val2017.json")
     assert (test.root, test.split, test.year) == (Path("/data/VOC2007"), "test", 2007)
+
+
+def test_aliases_come_back_only_for_the_build_that_needs_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(vars(numpy), "int", None)
+    monkeypatch.delitem(vars(numpy), "int")
+    for version, expected in (("0.6+pure.1", False), ("0.6", True)):
+        monkeypatch.setattr("importlib.metadata.version", lambda name, found=version: found)
+        restore_numpy_names()
+        assert ("int" in vars(numpy)) is expected
+    assert vars(numpy)["int"] is int
+    for name in ("int", "float", "str"):
+        vars(numpy).pop(name, None)
