@@ -18,12 +18,16 @@ MAX_FAULTS = 20
 DECODE_LIMIT = 2_000
 
 
-def detection_faults(data: CocoData | VocData) -> list[str]:
+def detection_faults(data: CocoData | VocData, evaluated: bool = True) -> list[str]:
     """Return one line per fault, at most 20 of them and one that says there are more.
 
     Images are opened and their size compared; in sets of up to 2,000 images each is decoded.
+    A set that is only trained on may lack the fields that only VOC's evaluation reads.
     """
-    faults = _coco_faults(data) if isinstance(data, CocoData) else _voc_faults(data)
+    if isinstance(data, CocoData):
+        faults = _coco_faults(data)
+    else:
+        faults = _voc_faults(data, evaluated)
     found = list(islice(faults, MAX_FAULTS + 1))
     if len(found) > MAX_FAULTS:
         place = data.annotations if isinstance(data, CocoData) else data.root
@@ -85,7 +89,7 @@ def _coco_annotation_faults(
         yield f"{where}: bbox {box}, wanted [x, y, width, height] with width and height above 0"
 
 
-def _voc_faults(data: VocData) -> Iterator[str]:
+def _voc_faults(data: VocData, evaluated: bool) -> Iterator[str]:
     split = data.root / "ImageSets" / "Main" / f"{data.split}.txt"
     try:
         names = [line.split()[0] for line in split.read_text(encoding="utf-8").splitlines() if line]
@@ -96,7 +100,7 @@ def _voc_faults(data: VocData) -> Iterator[str]:
         yield f"{split}: {len(names)} image names, wanted at least 2"
     for name in names:
         annotation = data.root / "Annotations" / f"{name}.xml"
-        size, faults = _voc_annotation(annotation, data.class_names)
+        size, faults = _voc_annotation(annotation, data.class_names, evaluated)
         yield from faults
         if size is not None:
             image = data.root / "JPEGImages" / f"{name}.jpg"
@@ -104,7 +108,7 @@ def _voc_faults(data: VocData) -> Iterator[str]:
 
 
 def _voc_annotation(
-    path: Path, class_names: tuple[str, ...]
+    path: Path, class_names: tuple[str, ...], evaluated: bool
 ) -> tuple[tuple[int, int] | None, list[str]]:
     """Return (width, height) as annotated, and the file's faults."""
     try:
@@ -117,12 +121,10 @@ def _voc_annotation(
     faults = []
     for element in tree.findall("object"):
         name = element.findtext("name", "")
+        if evaluated:
+            faults += _evaluation_faults(path, name, element)
         if name not in class_names:
             faults.append(f"{path}: unknown class {name!r}; known: {', '.join(class_names)}")
-        for key in ("pose", "truncated", "difficult"):  # detectron2's VOC evaluator reads them
-            text = element.findtext(key)
-            if text is None or (key != "pose" and not text.strip().isdigit()):
-                faults.append(f"{path}: object {name!r} lacks {key}, wanted VOC's field")
         try:
             keys = ("xmin", "ymin", "xmax", "ymax")
             box = [float(element.findtext(f"bndbox/{key}", "")) for key in keys]
@@ -132,6 +134,19 @@ def _voc_annotation(
         if not (box[2] > box[0] and box[3] > box[1]):
             faults.append(f"{path}: object {name!r} has an empty bndbox {box}")
     return size, faults
+
+
+def _evaluation_faults(path: Path, name: str, element: ET.Element) -> list[str]:
+    """Return what detectron2's VOC evaluator would trip over, long after training began."""
+    faults = []
+    for key in ("pose", "truncated", "difficult"):
+        text = element.findtext(key)
+        if text is None or (key != "pose" and not text.strip().isdigit()):
+            faults.append(f"{path}: object {name!r} lacks {key}, wanted VOC's field")
+    box = element.find("bndbox")
+    if box is not None and not all((side.text or "").strip().isdigit() for side in box):
+        faults.append(f"{path}: object {name!r} has a bndbox that is not in whole pixels")
+    return faults
 
 
 def image_faults(

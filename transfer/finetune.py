@@ -43,6 +43,8 @@ def build_cfg(config: FinetuneConfig, weights: Path | None, output_dir: Path) ->
         cfg.TEST.EVAL_PERIOD = int(cfg.TEST.EVAL_PERIOD)
     except (KeyError, ValueError, AssertionError) as error:
         raise ValueError(f"detectron2 refuses the config: {error.args[0]}") from None
+    if len(cfg.DATASETS.TEST) != 1:
+        raise ValueError(f"DATASETS.TEST is {list(cfg.DATASETS.TEST)}, wanted one data set")
     if not torch.cuda.is_available() and cfg.MODEL.DEVICE != "cpu":
         logger.warning("no CUDA device: running on the CPU")
         cfg.MODEL.DEVICE = "cpu"
@@ -94,6 +96,9 @@ def finetune(config: FinetuneConfig, weights: Path | None, output_dir: Path) -> 
             f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, but {test_set} has "
             f"{len(names)} classes"
         )
+    for name in cfg.DATASETS.TRAIN:
+        if class_names(name) != names:
+            raise ValueError(f"{name} and {test_set} do not have the same classes in one order")
     default_setup(cfg, argparse.Namespace())
     trainer = TRAINERS[config.optimizer](cfg)
     trainer.resume_or_load(resume=True)
@@ -141,6 +146,7 @@ def check_stage(config: dict[str, Any]) -> list[str]:
         build_cfg(settings, None, Path())
     except ValueError as error:
         faults.append(str(error))
-    for data in settings.datasets.values():
-        faults += detection_faults(data)
+    tested = str(settings.detectron2.get("DATASETS", {}).get("TEST"))
+    for name, data in settings.datasets.items():
+        faults += detection_faults(data, evaluated=name in tested)
     return faults

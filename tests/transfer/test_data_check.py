@@ -65,6 +65,7 @@ def test_files_that_are_not_coco(coco: CocoData, content: str) -> None:
         ("<truncated>0</truncated>", "<truncated>no</truncated>", "lacks truncated"),
         ("<pose>x</pose>", "", "lacks pose"),
         ("<xmax>30</xmax>", "", "lacks a bndbox"),
+        ("<xmax>30</xmax>", "<xmax>30.5</xmax>", "not in whole pixels"),
         ("<xmax>30</xmax>", "<xmax>5</xmax>", "has an empty bndbox"),
         ("<width>64</width>", "", "not VOC's XML"),
         ("<width>64</width>", "<width>63</width>", "size (64, 48), but"),
@@ -76,6 +77,14 @@ def test_voc_faults(voc: VocData, old: str, new: str, expected: str) -> None:
     path.write_text(path.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
     (fault,) = detection_faults(voc)
     assert expected in fault and "001" in fault
+
+
+def test_a_set_that_is_only_trained_on_needs_no_evaluation_fields(voc: VocData) -> None:
+    path = voc.root / "Annotations" / "001.xml"
+    text = path.read_text(encoding="utf-8").replace("<pose>x</pose><truncated>0</truncated>", "")
+    path.write_text(text.replace(">30<", ">30.5<"), encoding="utf-8")
+    assert len(detection_faults(voc, evaluated=True)) == 3
+    assert detection_faults(voc, evaluated=False) == []
 
 
 def test_voc_files_that_are_missing(voc: VocData) -> None:
