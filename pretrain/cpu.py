@@ -7,9 +7,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from threading import Barrier
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+Result = TypeVar("Result")
 
 
 @cache
@@ -25,41 +28,52 @@ def keep_freed_memory() -> None:
 
 
 @cache
-def _pool(num_threads: int, process: int) -> ThreadPoolExecutor:
-    """Return `num_threads` workers that use one core each; `process` keeps forks apart."""
+def _pool(num_workers: int, process: int) -> ThreadPoolExecutor:
+    """Return `num_workers` threads that use one core each; `process` keeps forks apart."""
     del process
-    ready = Barrier(num_threads + 1)
+    num_threads = torch.get_num_threads()
+    ready = Barrier(num_workers + 1)
 
     def start() -> None:
         torch.set_num_threads(1)
+        torch.get_num_threads()  # a thread's first look takes over the process's number
         ready.wait()
 
-    pool = ThreadPoolExecutor(num_threads, "whitening", initializer=start)
-    for _ in range(num_threads):
+    pool = ThreadPoolExecutor(num_workers, "whitening", initializer=start)
+    for _ in range(num_workers):
         pool.submit(int)
     ready.wait()
     torch.set_num_threads(num_threads)  # what threads started later take over
     return pool
 
 
-def map_matrices(function: Callable[..., Sequence[Tensor]], *batches: Tensor) -> tuple[Tensor, ...]:
-    """Return `function(*batches)` for `batches` [B, ...], computed in one part per thread.
+def num_parts(batch: Tensor) -> int:
+    """Return into how many parts to cut `batch` [B, ...]: one per core, but one off the CPU."""
+    return min(torch.get_num_threads(), len(batch)) if batch.device.type == "cpu" else 1
 
-    For LAPACK and triangular solves, which torch runs one matrix after the other on a CPU.
 
-    `function` treats the B members independently and returns tensors [B, ...]. Those with more
-    than two dimensions keep the memory order, rows or columns first, in which they come.
+def in_parts(
+    function: Callable[..., Result], parts: int, *batches: Tensor | Sequence[Any]
+) -> list[Result]:
+    """Return what `function` returns for each of `parts` parts of `batches`.
+
+    Tensors [B, ...] are cut along B, equally many members or one more in each part; a sequence
+    already has an entry per part. Torch runs LAPACK calls and triangular solves of a batch one
+    after the other, so each part runs in a thread of its own, on a single core. A single part
+    runs here.
     """
-    num_parts = min(torch.get_num_threads(), batches[0].shape[0])
-    if batches[0].device.type != "cpu" or num_parts == 1:
-        return tuple(function(*batches))
-    parts = zip(*(batch.chunk(num_parts) for batch in batches), strict=True)
-    pool = _pool(torch.get_num_threads(), os.getpid())
-    results = [future.result() for future in [pool.submit(function, *part) for part in parts]]
-    return tuple(_join(group) for group in zip(*results, strict=True))
+    cut = [b.tensor_split(parts) if isinstance(b, Tensor) else b for b in batches]
+    if parts == 1:
+        return [function(*part) for part in zip(*cut, strict=True)]
+    pool = _pool(parts, os.getpid())
+    futures = [pool.submit(function, *part) for part in zip(*cut, strict=True)]
+    return [future.result() for future in futures]
 
 
-def _join(parts: Sequence[Tensor]) -> Tensor:
-    if parts[0].dim() > 2 and parts[0].mT.is_contiguous():
+def join(parts: Sequence[Tensor]) -> Tensor:
+    """Return `parts` [b, ...] joined along B, rows or columns first as they come."""
+    if len(parts) == 1:
+        return parts[0]
+    if parts[0].mT.is_contiguous():
         return torch.cat([part.mT for part in parts]).mT
     return torch.cat(list(parts))

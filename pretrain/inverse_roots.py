@@ -26,7 +26,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pretrain.cpu import map_matrices
 from pretrain.matmul_roots import inverse_root_by_matmul, lyapunov_by_matmul
 
 RIDGE = 1e-3  # of the mean eigenvalue: well above rounding in float32, whatever k
@@ -76,14 +75,6 @@ class InverseRoot:
         return self.apply_transposed(add_times_(grad, symmetric, output, -scale))
 
 
-def _solve_lower(lower: Tensor, right: Tensor) -> tuple[Tensor]:
-    return (_solve_from_right(lower.mT, right, upper=True),)
-
-
-def _solve_lower_transposed(lower: Tensor, right: Tensor) -> tuple[Tensor]:
-    return (_solve_from_right(lower, right, upper=False),)
-
-
 def _solve_from_right(matrix: Tensor, right: Tensor, *, upper: bool) -> Tensor:
     """Return X with Xᵀ `matrix` = `right`ᵀ, in the order of `right`; thrice as fast as T X = R."""
     solution: Tensor = torch.linalg.solve_triangular(matrix, right.mT, upper=upper, left=False)
@@ -99,11 +90,11 @@ class CholeskyRoot(InverseRoot):
 
     def apply(self, variables: Tensor) -> Tensor:
         """Return L⁻¹ A."""
-        return map_matrices(_solve_lower, self.lower, variables)[0]
+        return _solve_from_right(self.lower.mT, variables, upper=True)
 
     def apply_transposed(self, grad: Tensor) -> Tensor:
         """Return L⁻ᵀ H."""
-        return map_matrices(_solve_lower_transposed, self.lower, grad)[0]
+        return _solve_from_right(self.lower, grad, upper=False)
 
     def symmetric_part(self, product: Tensor) -> Tensor:
         """Return the symmetric matrix that has the lower triangle of M."""
@@ -239,7 +230,7 @@ def _without_non_finite(covariance: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def _cholesky(covariance: Tensor) -> CholeskyRoot:
-    lower, info = map_matrices(torch.linalg.cholesky_ex, covariance)
+    lower, info = torch.linalg.cholesky_ex(covariance)
     variances = covariance.diagonal(dim1=-2, dim2=-1)
     pivots = lower.diagonal(dim1=-2, dim2=-1)
     safe = pivots.square() > _tolerance(covariance) * variances
@@ -270,7 +261,7 @@ def _spoil(tensor: Tensor, broken: Tensor | None) -> Tensor:
 def _eigen(covariance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return U, s (ascending) of S = U diag(s²) Uᵀ, and how many members needed a ridge."""
     covariance, broken = _without_non_finite(covariance)
-    values, vectors = map_matrices(torch.linalg.eigh, covariance)
+    values, vectors = torch.linalg.eigh(covariance)
     singular = values[:, 0] <= _tolerance(covariance) * values[:, -1]
     ridge = torch.where(singular, _ridge(covariance), torch.zeros_like(values[:, 0]))
     values = values.clamp(min=0) + ridge[:, None]

@@ -108,17 +108,16 @@ class _WhitenedPairDistance(torch.autograd.Function):
         shuffled = x.index_select(1, plan.rows.flatten()).view(-1, n, D)
         variables = arrangement.to_variables(arrangement.centre_(shuffled))
         del shuffled
-        root = plan.whitening.root(variables)
-        output = root.apply(variables)
+        factors, output = plan.whitening.factorise(variables)
         views = arrangement.from_variables(output).view(V, -1, n, D)
         pairs = pair_sum(views, normalize=plan.normalize)
-        ctx.plan, ctx.root, ctx.shape = plan, root, x.shape
-        ctx.scale = plan.whitening.scale(variables)
+        ctx.plan, ctx.factors, ctx.shape = plan, factors, x.shape
         ctx.factor = mean_over_pairs(views.shape, normalize=plan.normalize)
-        kept = variables if root.needs_variables else None
+        kept = variables if factors.needs_variables else None
         ctx.save_for_backward(output, kept, pairs.total, pairs.along_total, pairs.along_view)
-        ctx.mark_non_differentiable(root.num_regularized)
-        return pairs.value * ctx.factor, root.num_regularized
+        num_regularized = factors.num_regularized()
+        ctx.mark_non_differentiable(num_regularized)
+        return pairs.value * ctx.factor, num_regularized
 
     @staticmethod
     @once_differentiable
@@ -130,7 +129,7 @@ class _WhitenedPairDistance(torch.autograd.Function):
             slope = arrangement.to_variables(total.repeat(V, 1, 1))
             slope = slope.mul_(arrangement.per_sample(along_total * grad))
             slope = slope.addcmul_(output, arrangement.per_sample(along_view * grad))
-            slope = ctx.root.pull_back(slope, output, variables, ctx.scale)
+            slope = ctx.factors.pull_back(slope, output, variables)
             slope = arrangement.centre_(arrangement.from_variables(slope)).view(V, -1, D)
             back = inverse_permutation(rows.reshape(-1, N))
             back = back + N * torch.arange(back.shape[0], device=back.device)[:, None]

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pretrain.cpu import in_parts, join, num_parts
 from pretrain.inverse_roots import METHODS, InverseRoot, inverse_root
 from pretrain.loss_config import whitening_faults
 
@@ -88,6 +89,34 @@ class Arrangement:
 
 
 @dataclass(frozen=True)
+class Factors:
+    """The factorised parts of a batch of B, and the `scale` of their covariance."""
+
+    roots: list[InverseRoot]
+    scale: float
+
+    @property
+    def needs_variables(self) -> bool:
+        """Return whether `pull_back` wants A."""
+        return self.roots[0].needs_variables
+
+    def num_regularized(self) -> Tensor:
+        """Return how many members needed a ridge."""
+        return torch.stack([root.num_regularized for root in self.roots]).sum()
+
+    def pull_back(self, grad: Tensor, output: Tensor, variables: Tensor | None) -> Tensor:
+        """Return dL/dA for `grad` dL/dY [B, k, n], `output` Y, and A where it is needed."""
+        kept = output if variables is None else variables
+        parts = len(self.roots)
+        return join(in_parts(self._pull_back_part, parts, grad, output, kept, self.roots))
+
+    def _pull_back_part(
+        self, grad: Tensor, output: Tensor, variables: Tensor, root: InverseRoot
+    ) -> Tensor:
+        return root.pull_back(grad, output, variables, self.scale)
+
+
+@dataclass(frozen=True)
 class Whitening:
     """By which W: `method`, shrinkage `eps`, and IterNorm's number of steps, if fixed."""
 
@@ -98,6 +127,16 @@ class Whitening:
     def scale(self, variables: Tensor) -> float:
         """Return the factor of A Aᵀ in S = (1 - eps) A Aᵀ / (n - 1) + eps I."""
         return (1.0 - self.eps) / (variables.shape[-1] - 1)
+
+    def factorise(self, variables: Tensor) -> tuple[Factors, Tensor]:
+        """Return the factors of `variables` A [B, k, n] and Y = W A."""
+        parts = in_parts(self._factorise_part, num_parts(variables), variables)
+        roots = [root for root, _ in parts]
+        return Factors(roots, self.scale(variables)), join([output for _, output in parts])
+
+    def _factorise_part(self, variables: Tensor) -> tuple[InverseRoot, Tensor]:
+        root = self.root(variables)
+        return root, root.apply(variables)
 
     def root(self, variables: Tensor) -> InverseRoot:
         """Return W for the covariance of `variables` [B, k, n]."""
@@ -118,25 +157,21 @@ class _Whiten(torch.autograd.Function):
     """Whitened x [M, N, D]; the derivative is in `pretrain.inverse_roots`."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, arrangement: Arrangement, whitening: Whitening
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, arrangement: Arrangement, whitening: Whitening) -> Tensor:
         centred = arrangement.centre_(x.clone(memory_format=torch.contiguous_format))
         variables = arrangement.to_variables(centred)
-        root = whitening.root(variables)
-        output = root.apply(variables)
-        ctx.arrangement, ctx.root, ctx.scale = arrangement, root, whitening.scale(variables)
-        ctx.save_for_backward(output, variables if root.needs_variables else None)
-        ctx.mark_non_differentiable(root.num_regularized)
-        return arrangement.from_variables(output), root.num_regularized
+        factors, output = whitening.factorise(variables)
+        ctx.arrangement, ctx.factors = arrangement, factors
+        ctx.save_for_backward(output, variables if factors.needs_variables else None)
+        return arrangement.from_variables(output)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         output, variables = ctx.saved_tensors
         with full_precision(grad.device):
             grad = ctx.arrangement.to_variables(grad.clone(memory_format=torch.contiguous_format))
-            grad = ctx.root.pull_back(grad, output, variables, ctx.scale)
+            grad = ctx.factors.pull_back(grad, output, variables)
             return ctx.arrangement.centre_(ctx.arrangement.from_variables(grad)), None, None
 
 
@@ -173,7 +208,7 @@ def whiten(  # noqa: PLR0913 - the settings of one formula
     arrangement = Arrangement(over, groups, partition)
     with full_precision(x.device):
         flat = (x if x.dtype == torch.float64 else x.float()).reshape(-1, N, D)
-        output, _ = _Whiten.apply(flat, arrangement, Whitening(method, eps, newton_iterations))
+        output = _Whiten.apply(flat, arrangement, Whitening(method, eps, newton_iterations))
     return output.view(*lead, N, D)  # type: ignore[no-any-return]
 
 

@@ -19,13 +19,13 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("name", ["w-mse", "cw-rgp"])
 def test_the_plain_loop_computes_the_same_loss(name):
     # one group and one sub-batch: nothing is left to chance but the order of the images
-    sizes = (32, 3, 8) if name == "w-mse" else (8, 3, 32)
+    sizes = (64, 3, 8) if name == "w-mse" else (8, 3, 32)
     config = LossConfig(name=name, sub_batch=sizes[0], groups=1)
     x = WhiteningCase("", config, *sizes).embeddings(CPU).requires_grad_()
     plain, ours = plain_loss(x, config), build_loss(config)(x)
     torch.testing.assert_close(ours, plain)
     gradients = [torch.autograd.grad(loss, x)[0] for loss in (ours, plain)]
-    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-6)
+    assert (gradients[0] - gradients[1]).norm() <= 1e-3 * gradients[1].norm()
 
 
 @pytest.mark.parametrize("name", ["w-mse", "cw-rgp"])

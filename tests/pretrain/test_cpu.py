@@ -1,0 +1,74 @@
+import pytest
+import torch
+
+from pretrain.cpu import in_parts, join, num_parts
+from pretrain.losses import CWRGPLoss
+
+
+@pytest.fixture(params=[1, 2, 3])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def test_every_member_is_done_once_and_in_order(threads):
+    x = torch.arange(7.0).reshape(7, 1, 1)
+    parts = in_parts(
+        lambda part, name: (part * 2, name), num_parts(x), x, ["a", "b", "c"][:threads]
+    )
+    assert [name for _, name in parts] == ["a", "b", "c"][:threads]
+    assert torch.equal(join([part for part, _ in parts]), x * 2)
+
+
+def test_there_are_no_more_parts_than_members(threads):
+    assert num_parts(torch.zeros(1, 2, 2)) == 1
+    assert num_parts(torch.zeros(2, 2, 2)) == min(threads, 2)
+    assert num_parts(torch.zeros(9, 2, 2)) == threads
+    assert num_parts(torch.zeros(9, 2, 2, device="meta")) == 1
+
+
+def test_workers_use_one_core_each_and_leave_the_caller_alone(threads):
+    used = in_parts(lambda _: torch.get_num_threads(), threads, torch.zeros(threads, 1))
+    assert used == [1] * threads
+    assert torch.get_num_threads() == threads
+
+
+def test_faults_reach_the_caller(threads):
+    def fail(_):
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        in_parts(fail, threads, torch.zeros(4, 1))
+
+
+def test_join_keeps_the_memory_order():
+    rows = [torch.rand(2, 3, 4), torch.rand(1, 3, 4)]
+    columns = [part.mT.contiguous().mT for part in rows]
+    assert join(rows).is_contiguous()
+    assert join(columns).mT.is_contiguous()
+    assert torch.equal(join(rows), join(columns))
+
+
+def test_the_number_of_threads_changes_nothing_but_rounding(threads):
+    x = torch.randn(3, 12, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x.requires_grad_()
+    loss = CWRGPLoss(4, 2)
+    value = loss(x, generator=torch.Generator().manual_seed(1))
+    value.backward()
+    torch.set_num_threads(1)
+    alone = x.detach().clone().requires_grad_()
+    want = loss(alone, generator=torch.Generator().manual_seed(1))
+    want.backward()
+    torch.testing.assert_close(value, want)
+    torch.testing.assert_close(x.grad, alone.grad)
+    assert loss.regularized_count == 0
+
+
+def test_the_number_of_threads_may_change_between_forward_and_backward(threads):
+    x = torch.randn(3, 12, 32, dtype=torch.float64, requires_grad=True)
+    value = CWRGPLoss(4, 2)(x)
+    torch.set_num_threads(threads % 3 + 1)
+    value.backward()
+    assert x.grad.isfinite().all()
