@@ -24,10 +24,7 @@ def detection_faults(data: CocoData | VocData, evaluated: bool = True) -> list[s
     Images are opened and their size compared; in sets of up to 2,000 images each is decoded.
     A set that is only trained on may lack the fields that only VOC's evaluation reads.
     """
-    if isinstance(data, CocoData):
-        faults = _coco_faults(data)
-    else:
-        faults = _voc_faults(data, evaluated)
+    faults = _coco_faults(data) if isinstance(data, CocoData) else _voc_faults(data, evaluated)
     found = list(islice(faults, MAX_FAULTS + 1))
     if len(found) > MAX_FAULTS:
         place = data.annotations if isinstance(data, CocoData) else data.root
