@@ -28,17 +28,34 @@ if ! "$VENV/bin/python" -c 'import torch' 2>/dev/null && [ "$(free_gb .)" -lt 8 
 fi
 
 log="$VENV/install.log"
+pip=
+trap '[ -z "$pip" ] || kill "$pip" 2>/dev/null; echo "setup: interrupted; run the same command again" >&2; exit 130' INT TERM
+
+# Installs quietly into the log, and shows that it is alive.
 install() {
-    "$VENV/bin/python" -m pip install --disable-pip-version-check --quiet -c constraints.txt "$@" >"$log" 2>&1 || {
-        reason=$(grep -E 'No space left|Errno 28|Temporary failure|NewConnectionError|No matching distribution|ERROR' "$log" | tail -n 1)
-        case "$reason" in
-            *"No space left"* | *"Errno 28"*) fail "the disk is full; free about 8 GB and run again" ;;
-            *"Temporary failure"* | *NewConnection* | *"No matching distribution"*)
-                fail "cannot get packages from PyPI (no network?); see $log" ;;
-            *) fail "installing packages failed: ${reason:-unknown reason}; see $log" ;;
-        esac
-    }
+    "$VENV/bin/python" -m pip install --disable-pip-version-check -c constraints.txt "$@" >"$log" 2>&1 &
+    pip=$!
+    while kill -0 "$pip" 2>/dev/null; do
+        sleep 1
+        seconds=$((seconds + 1))
+        [ $((seconds % 15)) -ne 0 ] ||
+            echo "setup: ${seconds} s, $(du -sm "$VENV" | cut -f1) MB, $(tail -n 1 "$log" | cut -c 1-80)"
+    done
+    wait "$pip" || explain
+    pip=
 }
+
+explain() {
+    if grep -qE 'No space left|Errno 28' "$log"; then
+        fail "the disk is full; free about 8 GB and run again"
+    elif grep -qE 'Retrying|NewConnection|Temporary failure|ProxyError|timed out' "$log"; then
+        fail "cannot get packages from PyPI (no network?); see $log"
+    fi
+    reason=$(grep ERROR "$log" | tail -n 1)
+    fail "installing packages failed: ${reason:-unknown reason}; see $log"
+}
+
+seconds=0
 echo "setup: packages into $VENV (about 5.5 GB once; see $log)"
 install setuptools wheel
 install --no-build-isolation -e '.[dev]'
