@@ -19,7 +19,6 @@ from torch.optim import AdamW, Optimizer
 from transfer.evaluation import build_evaluator, flat_metrics
 
 METRICS = "metrics.jsonl"
-LOG_PERIOD = 10
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: saved, to be started again
 
 
@@ -101,8 +100,6 @@ class Trainer(DefaultTrainer):  # type: ignore[misc]
         for hook in super().build_hooks():
             if isinstance(hook, hooks.EvalHook):
                 built += [StopOnSignal(), hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, evaluate)]
-            elif isinstance(hook, hooks.PeriodicWriter):
-                built.append(hooks.PeriodicWriter(self.build_writers(), period=LOG_PERIOD))
             else:
                 built.append(hook)
         return built

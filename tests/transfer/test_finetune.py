@@ -117,7 +117,7 @@ def test_same_seed_gives_the_same_model_and_another_seed_another(
         config = task(root, "faster_rcnn_voc", SOLVER={"MAX_ITER": 2, "STEPS": []}, seed=seed)
         finetune(config, root / "backbone.pkl", tmp_path / folder)
         path = tmp_path / folder / "model_final.pth"
-        state: dict[str, torch.Tensor] = torch.load(path, weights_only=False)["model"]
+        state: dict[str, torch.Tensor] = torch.load(path, weights_only=True)["model"]
         return state
 
     first, again, other = final("a", 0), final("b", 0), final("c", 1)
