@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/pretrain.py hides pretrain
@@ -22,7 +23,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--format", help="take the file for this family; default: recognised")
     parser.add_argument("--encoder", help="encoder to take: its prefix, such as module.encoder_q.")
     options = parser.parse_args(arguments)
-    from transfer.convert import convert_checkpoint  # noqa: PLC0415  (--help needs no torch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # fvcore's, at import
+        from transfer.convert import convert_checkpoint  # noqa: PLC0415  (--help needs no torch)
 
     try:
         report = convert_checkpoint(

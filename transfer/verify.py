@@ -23,6 +23,7 @@ from transfer.architecture import BASIC, Architecture
 from transfer.checkpoints import Backbone
 from transfer.keymap import BLOCKS, COUNTER
 
+PLACES = ("backbone.bottom_up.", "backbone.", "roi_heads.")  # of a backbone in a detector
 STAGES = ("res2", "res3", "res4", "res5")
 
 
@@ -147,8 +148,11 @@ def feature_difference(backbone: Backbone, loaded: nn.Module) -> float:
     Relative to the largest magnitude in each feature map; NaN if any feature is not finite.
     `loaded` is a model with the converted weights in `backbone.bottom_up`.
     """
-    images = torch.randn(2, 3, 96, 64, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(1, 3, 96, 64, generator=torch.Generator().manual_seed(0))
     wanted = torchvision_features(backbone, images)
+    broken = [stage for stage in STAGES if not bool(torch.isfinite(wanted[stage]).all())]
+    if broken:
+        raise ValueError(f"the source's own features are NaN or infinite from {broken[0]} on")
     with torch.no_grad():
         got = loaded.get_submodule("backbone.bottom_up")(images)
     differences = [
@@ -166,20 +170,15 @@ def largest_feature_difference(backbone: Backbone, weights: Path) -> float:
 
 
 def not_loaded(model: nn.Module, weights: Mapping[str, Any]) -> list[str]:
-    """Return what the file has and the model lacks, and the model's own that stayed unfilled."""
-    lost = lost_entries(model, weights)
+    """Return what the file has and the model lacks, and what the model has that is not in it."""
     counted = any(name.endswith(COUNTER) for name in weights)
-    for name, tensor in model.state_dict().items():
-        own = name.startswith(
-            ("backbone.bottom_up.", "backbone.stem", "backbone.res", "roi_heads.res5.")
-        )
-        if own and name.endswith(COUNTER):
-            unfilled = counted and bool((tensor < 0).any())
-        else:
-            unfilled = own and not bool(torch.isfinite(tensor).all())
-        if unfilled:
-            lost.append(name)
-    return lost
+    own = {
+        next((name.removeprefix(place) for place in PLACES if name.startswith(place)), "")
+        for name in model.state_dict()
+    }
+    body = {name for name in own if name.startswith(("stem.", "res"))}
+    strange = {name for name in body - set(weights) if counted or not name.endswith(COUNTER)}
+    return lost_entries(model, weights) + sorted(strange)
 
 
 def missing_entries(model: nn.Module, weights: Path) -> list[str]:
@@ -193,8 +192,7 @@ def lost_entries(model: nn.Module, weights: Mapping[str, Any]) -> list[str]:
     state = model.state_dict()
     lost = []
     for name, value in weights.items():
-        places = (f"backbone.bottom_up.{name}", f"backbone.{name}", f"roi_heads.{name}")
-        found = [state[place] for place in places if place in state]
+        found = [state[place + name] for place in PLACES if place + name in state]
         frozen_counter = name.endswith("num_batches_tracked") and not found
         if not frozen_counter and not any(
             torch.equal(tensor.cpu(), torch.as_tensor(value)) for tensor in found
