@@ -6,11 +6,13 @@ import hashlib
 import json
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from transfer.checkpoints import Backbone, read_backbone
@@ -59,6 +61,24 @@ def convert_checkpoint(
         raise ValueError(f"{target}: wanted a name ending in .pkl; detectron2 reads by that name")
     if target.is_dir() or (source.exists() and target.exists() and source.samefile(target)):
         raise ValueError(f"{target}: is a folder or INPUT itself, wanted a file to write")
+    with one_thread():
+        return _convert(source, target, format, encoder)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute in one thread: so little work gains nothing by more, and loses much on busy cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _convert(
+    source: Path, target: Path, format: str | None, encoder: str | None
+) -> ConversionReport:
     backbone = read_backbone(source, format=format, encoder=encoder)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp.pkl")
