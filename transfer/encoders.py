@@ -77,13 +77,14 @@ def find_candidates(groups: Mapping[str, Group]) -> list[Candidate]:
         for layout in LAYOUTS:
             by_prefix: dict[str, dict[str, str]] = {}
             for key in group:
-                for prefix, name in split(layout, key):
-                    by_prefix.setdefault(prefix, {})[name] = key
+                parts = split(layout, key)
+                if parts is not None:
+                    by_prefix.setdefault(parts[0], {})[parts[1]] = key
             for prefix, names in by_prefix.items():
                 if any(BODY.match(name) for name in names):
                     here.append(_candidate(layout, path, prefix, names, group))
         here = _without_shadows(here)
-        if not here and path.split(".")[-1] == "online_backbone":
+        if not here and path.split(".")[-1] in ("online_backbone", "target_backbone"):
             here = _by_order(path, group)
         found += here
     several = len({candidate.group for candidate in found}) > 1

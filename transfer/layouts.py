@@ -8,7 +8,7 @@ entry's name in torchvision's spelling. Patterns are anchored at both ends and a
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 ENTRY = r"(?P<entry>weight|bias|running_mean|running_var|num_batches_tracked)"
 BEFORE = r"(?P<before>(?:[^.]+\.)*?)"
@@ -54,15 +54,15 @@ def _caffe2(match: re.Match[str]) -> str:
 
 TORCHVISION: tuple[tuple[str, Names], ...] = ((r"(?P<rest>(?:conv1|bn1|layer\d+)\..+)", _same),)
 SEQUENTIAL: tuple[tuple[str, Names], ...] = (
-    (r"0\.weight", lambda m: "conv1.weight"),
-    (rf"1\.{ENTRY}", lambda m: f"bn1.{m['entry']}"),
     (r"(?P<stage>[4-7])\.(?P<block>\d+)\.(?P<rest>(?:conv\d|bn\d|downsample|shortcut)\..+)",
      _mapped(-3, _same)),
+    (r"0\.weight", lambda m: "conv1.weight"),
+    (rf"1\.{ENTRY}", lambda m: f"bn1.{m['entry']}"),
 )  # fmt: skip
 LIGHTLY_OWN: tuple[tuple[str, Names], ...] = (
-    (r"[01]\.weight", lambda m: "conv1.weight"),
     (r"(?P<stage>[2-6])\.(?P<block>\d+)\.(?P<rest>(?:conv\d|bn\d|shortcut)\..+)",
      _mapped(-1, _same)),
+    (r"[01]\.weight", lambda m: "conv1.weight"),
 )  # fmt: skip
 HUGGING_FACE: tuple[tuple[str, Names], ...] = (
     (r"embedder\.embedder\.convolution\.weight", lambda m: "conv1.weight"),
@@ -84,9 +84,6 @@ CLASSY: tuple[tuple[str, Names], ...] = (
      rf"(?P<rest>downsample\.\d+\.{ENTRY})", _mapped(1, _same)),
 )  # fmt: skip
 SIMCLR_V2: tuple[tuple[str, Names], ...] = (
-    (r"(?:net\.)?0\.0\.weight", lambda m: "conv1.weight"),
-    (rf"(?:net\.)?0\.1\.0\.{ENTRY}", lambda m: f"bn1.{m['entry']}"),
-    (r"(?:net\.)?0\.(?P<rest>[2-9]\..+)", lambda m: f"stem.{m['rest']}"),
     (r"(?:net\.)?(?P<stage>[1-4])\.blocks\.(?P<block>\d+)\.net\.(?P<index>[024])\.weight",
      _mapped(0, lambda m: f"conv{int(m['index']) // 2 + 1}.weight")),
     (rf"(?:net\.)?(?P<stage>[1-4])\.blocks\.(?P<block>\d+)\.net\.(?P<index>[135])\.0\.{ENTRY}",
@@ -97,6 +94,9 @@ SIMCLR_V2: tuple[tuple[str, Names], ...] = (
      _mapped(0, lambda m: f"downsample.1.{m['entry']}")),
     (r"(?:net\.)?(?P<stage>[1-4])\.blocks\.(?P<block>\d+)\.(?P<rest>(?:net|projection)\..+)",
      _mapped(0, lambda m: f"{m['rest']}")),
+    (r"(?:net\.)?0\.0\.weight", lambda m: "conv1.weight"),
+    (rf"(?:net\.)?0\.1\.0\.{ENTRY}", lambda m: f"bn1.{m['entry']}"),
+    (r"(?:net\.)?0\.(?P<rest>[2-9]\..+)", lambda m: f"stem.{m['rest']}"),
 )  # fmt: skip
 CAFFE2: tuple[tuple[str, Names], ...] = (
     (r"conv1_w", lambda m: "conv1.weight"),
@@ -127,12 +127,13 @@ _COMPILED = {
 }
 
 
-def split(layout: str, name: str) -> Iterator[tuple[str, str]]:
-    """Yield what stands before the encoder in `name`, and torchvision's name of the entry."""
+def split(layout: str, name: str) -> tuple[str, str] | None:
+    """Return what stands before the encoder in `name`, and torchvision's name of the entry."""
     for pattern, names in _COMPILED[layout]:
         match = pattern.fullmatch(name)
         if match is not None:
-            yield match["before"], without_wrappers(names(match))
+            return match["before"], without_wrappers(names(match))
+    return None
 
 
 def without_wrappers(name: str) -> str:

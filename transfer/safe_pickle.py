@@ -95,8 +95,8 @@ class SafeUnpickler:
         except UnsafeError:
             raise
         except Exception as error:  # noqa: BLE001  (damage shows in many types)
-            kind = type(error).__name__
-            raise ValueError(f"damaged pickle ({kind}: {str(error)[:80]})") from None
+            what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise ValueError(f"damaged pickle ({what})") from None
         raise ValueError("damaged pickle (it has no end)")
 
     def reference(self, module: str, name: str) -> None:

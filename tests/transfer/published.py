@@ -92,7 +92,7 @@ def caffe2(state: State) -> dict[str, Any]:
         name = name.replace("downsample.0.weight", "branch1_w")
         name = name.replace("downsample.1.", "branch1_bn_")
         name = re.sub(r"conv(\d)\.weight", lambda m: f"branch2{'abc'[int(m[1]) - 1]}_w", name)
-        name = re.sub(r"(?<!_)bn(\d)\.", lambda m: f"branch2{'abc'[int(m[1]) - 1]}_bn_", name)
+        name = re.sub(r"bn(\d)\.", lambda m: f"branch2{'abc'[int(m[1]) - 1]}_bn_", name)
         return name.replace("bn_weight", "bn_gamma").replace("bn_bias", "bn_beta")
 
     return {
@@ -246,15 +246,15 @@ def files(s: State) -> dict[str, tuple[str, str, Any]]:
         "bolts-moco": ("lightning-bolts", "encoder_q.", lightning(
             under("encoder_q.", s) | under("encoder_k.", o) | head("encoder_q.fc.0.weight"))),
         "bolts-swav": ("lightning-bolts", "model.", lightning(
-            under("model.", s) | head("model.projection_head.0.weight", "model.prototypes.weight"))),
+            under("model.", s) | head("model.projection_head.0.weight", "model.prototypes.bias"))),
     }  # fmt: skip
 
 
 def bottleneck_files(s: State) -> dict[str, tuple[str, str, Any]]:
     """Return the forms that exist for bottleneck networks only."""
     return {
-        "simclr-v2": ("simclr-v2", "resnet", {
+        "simclr-v2": ("simclr-v2", "", {
             "resnet": simclr_v2(s) | head("fc.weight"), "head": head("layers.0.weight")}),
         "caffe2": ("caffe2", "", caffe2(s)),
-        "caffe2-blobs": ("caffe2", "blobs", {"blobs": caffe2(s), "cfg": "text"}),
+        "caffe2-blobs": ("caffe2", "", {"blobs": caffe2(s), "cfg": "text"}),
     }  # fmt: skip
