@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from transfer.architecture import foreign
 from transfer.families import FAMILIES, SIDE_NAMES, Family
 from transfer.keymap import BLOCKS, COUNTER, ordered_names
 from transfer.layouts import LAYOUTS, TRANSPARENT, role, split
@@ -193,11 +194,23 @@ def matching_family(
         return _forced(format, candidates, by_hand)
     if by_hand is not None:
         return UNLISTED, by_hand
+    return UNLISTED, _only(candidates)
+
+
+def _only(candidates: list[Candidate]) -> Candidate:
+    """Return the one encoder in a file of no known family."""
     distinct = _distinct(candidates)
+    reasons = [
+        foreign({name: view.shape for name, view in one.tensors.items()}, ()) for one in distinct
+    ]
+    if len(distinct) > 1 and all(reasons):
+        raise ValueError(f"{distinct[0].label}: {reasons[0]}")
     if len(distinct) > 1:
-        raise ValueError(f"{len(distinct)} encoders and no known family: say which with --encoder: "
-                         f"{_list(distinct)}")  # fmt: skip
-    return UNLISTED, distinct[0]
+        raise ValueError(
+            f"{len(distinct)} encoders and no known family: say which with --encoder: "
+            f"{_list(distinct)}"
+        )
+    return distinct[0]
 
 
 def _forced(

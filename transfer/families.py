@@ -99,7 +99,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("mmselfsup", MM_ROLES, marks=("@message_hub|@param_schedulers|@ema_state_dict",),
            others=MM_OTHERS),
     Family("openselfsup", MM_ROLES, marks=("@meta",), others=MM_OTHERS),
-    Family("openselfsup", MM_ROLES, STATE, ("encoder_q.0|online_net.0|base_encoder.0",),
+    Family("openselfsup", MM_ROLES, None, ("encoder_q.0|online_net.0|base_encoder.0",),
            MM_OTHERS),
     Family("openselfsup", groups=STATE, marks=("@author",)),
     Family("mmselfsup", groups=STATE, marks=("@meta",)),

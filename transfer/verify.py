@@ -73,7 +73,11 @@ def torchvision_features(backbone: Backbone, images: Tensor) -> dict[str, Tensor
                  and not name.endswith(COUNTER)]  # fmt: skip
     if strangers or unexpected:
         raise ValueError(f"torchvision's {backbone.arch} lacks {strangers}, ignores {unexpected}")
-    network.eval()
+    del network.fc
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.num_batches_tracked = None
+    network.eval().to(images.dtype)
     features = {}
     with torch.no_grad():
         out = network.maxpool(network.relu(network.bn1(network.conv1(images))))
@@ -143,23 +147,35 @@ def _no_logging() -> Iterator[None]:
 
 
 def feature_difference(backbone: Backbone, loaded: nn.Module) -> float:
-    """Return the largest relative difference of res2..res5 on a fixed random input.
+    """Return the largest relative difference of res2..res5 on a fixed random input, in float32.
 
-    Relative to the largest magnitude in each feature map; NaN if any feature is not finite.
-    `loaded` is a model with the converted weights in `backbone.bottom_up`.
+    Relative to the largest magnitude in each feature map; NaN if any converted feature is not
+    finite. Weights whose features float32 cannot hold are compared in float64. `loaded` is a model
+    with the converted weights in `backbone.bottom_up`.
+
+    Raises:
+        ValueError: the source's own features are not finite.
     """
     images = torch.randn(1, 3, 96, 64, generator=torch.Generator().manual_seed(0))
     wanted = torchvision_features(backbone, images)
-    broken = [stage for stage in STAGES if not bool(torch.isfinite(wanted[stage]).all())]
-    if broken:
-        raise ValueError(f"the source's own features are NaN or infinite from {broken[0]} on")
+    if not _finite(wanted):
+        images = images.double()
+        wanted = torchvision_features(backbone, images)
+        if not _finite(wanted):
+            raise ValueError("the source's own features are NaN or infinite")
+    network = loaded.get_submodule("backbone.bottom_up").to(images.dtype)
     with torch.no_grad():
-        got = loaded.get_submodule("backbone.bottom_up")(images)
+        got = network(images)
+    network.float()
     differences = [
         (wanted[stage] - got[stage]).abs().max() / wanted[stage].abs().max().clamp_min(1e-30)
         for stage in STAGES
     ]
     return float(torch.stack(differences).max())
+
+
+def _finite(features: Mapping[str, Tensor]) -> bool:
+    return all(bool(torch.isfinite(features[stage]).all()) for stage in STAGES)
 
 
 def largest_feature_difference(backbone: Backbone, weights: Path) -> float:
