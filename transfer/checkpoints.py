@@ -22,6 +22,7 @@ from transfer.encoders import (
 )
 from transfer.families import FORMATS, IMAGENET_INPUT, Family
 from transfer.keymap import COUNTER, detectron2_keys, ordered_names
+from transfer.safe_pickle import describe, printable
 
 OWN = "whitening-transfer"
 LOW_PRECISION = (torch.float16, torch.bfloat16)
@@ -61,11 +62,14 @@ def read_backbone(path: Path, *, format: str | None = None, encoder: str | None 
         raise ValueError(f"unknown format {format!r}; known: {', '.join(FORMATS)}")
     content = read_content(path)
     if not isinstance(content.value, dict):
-        raise ValueError(f"{path}: holds a {type(content.value).__name__}, wanted a state dict")
+        raise ValueError(
+            f"{path}: holds {describe(content.value)}, wanted a state dict: save what the model's "
+            "state_dict() returns"
+        )
     try:
         return _backbone(content, format, encoder)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{path}: {printable(error)}") from None
 
 
 def _backbone(content: Content, format: str | None, encoder: str | None) -> Backbone:
@@ -96,7 +100,7 @@ def _backbone(content: Content, format: str | None, encoder: str | None) -> Back
     if chosen.layout == "caffe2":
         architecture = replace(architecture, stride_in_1x1=True)
     state, notes = _tensors(chosen, architecture)
-    others = tuple(other.label for other in candidates if other is not chosen)
+    others = tuple(printable(other.label) for other in candidates if other is not chosen)
     return Backbone(
         state,
         architecture.name,
@@ -107,7 +111,7 @@ def _backbone(content: Content, format: str | None, encoder: str | None) -> Back
         content.container,
         others,
         tuple(note for note in (family.note, *notes) if note),
-        tuple(sorted(content.unknown)),
+        tuple(printable(name) for name in sorted(content.unknown)),
     )
 
 

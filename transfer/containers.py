@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from transfer.safe_calls import CALLS, DTYPES, Storage, TensorView, known
-from transfer.safe_pickle import Reference, SafeUnpickler, Stream, UnsafeError
+from transfer.safe_pickle import SMALL_BUDGET, Reference, SafeUnpickler, UnsafeError, printable
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_START = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
@@ -65,9 +65,13 @@ def read_content(path: Path) -> Content:
     try:
         return _read(data)
     except UnsafeError as error:
-        raise ValueError(f"{path}: cannot be read safely: {error}; nothing was run") from None
+        raise ValueError(
+            f"{path}: cannot be read safely: {printable(error)}; nothing was run"
+        ) from None
     except ValueError as error:
-        raise ValueError(f"{path}: not a checkpoint that can be read safely: {error}") from None
+        raise ValueError(
+            f"{path}: not a checkpoint that can be read safely: {printable(error)}"
+        ) from None
 
 
 def _read(data: mmap.mmap | bytes, nesting: int = 0) -> Content:
@@ -91,7 +95,7 @@ def _read(data: mmap.mmap | bytes, nesting: int = 0) -> Content:
 
 
 def _unpickle(
-    stream: Stream, nesting: int, persistent: Callable[[Any], Any] | None = None
+    stream: io.BytesIO | mmap.mmap, nesting: int, persistent: Callable[[Any], Any] | None = None
 ) -> tuple[Any, set[str]]:
     """Return the object in a stream and the references in it that are not known."""
     unknown: set[str] = set()
@@ -104,13 +108,19 @@ def _unpickle(
         return content.value
 
     calls = {**CALLS, "torch.storage._load_from_bytes": load_from_bytes}
-    unpickler = SafeUnpickler(stream, calls, known, persistent)
+    size = stream.getbuffer().nbytes if isinstance(stream, io.BytesIO) else len(stream)
+    budget = SMALL_BUDGET + 4 * size
+    unpickler = SafeUnpickler(stream, calls, known, persistent, budget)
     value = unpickler.load()
     return value, unknown | unpickler.unknown
 
 
 def _plain_pickle(data: mmap.mmap | bytes, nesting: int) -> Content:
     value, unknown = _unpickle(io.BytesIO(data) if isinstance(data, bytes) else data, nesting)
+    if value == LEGACY_MAGIC:  # written with another pickle protocol than torch's own
+        if not isinstance(data, bytes):
+            data.seek(0)
+        return _torch_legacy(data, nesting)
     if isinstance(value, int):
         raise ValueError(f"it is a pickle of the number {value}")
     return Content("pickle", value, unknown)

@@ -38,7 +38,8 @@ class Family:
     `groups`: last keys of the dict that holds it (`""` is the top level); None is any.
     `marks`: what must be there too: `@key` at the top of the file, else the first parts of a
     tensor's name, `|` between alternatives; a leading `!` means that it must not be there;
-    `@nothing-else` no other key, `@bare` no prefix, `@untrained` no batch ever counted.
+    `@nothing-else` no other key, `@bare` no prefix, `@untrained` no batch ever counted,
+    `@by-name` never: by --format only.
     `others`: further encoders that belong to the family: roles, or `@key` for any below that key.
     """
 
@@ -76,8 +77,12 @@ FAMILIES: tuple[Family, ...] = (
            (LIGHTNING, "projection_head|online_classifier|prediction_head|student_projection_head"),
            ("key_backbone", "teacher_backbone", "backbone_momentum", "student_backbone",
             "momentum_backbone", *EMA)),
-    Family("lightly", ("backbone",), STATE, (LIGHTNING,),
+    Family("lightly", ("backbone",), STATE,
+           (LIGHTNING, "key_backbone|teacher_backbone|backbone_momentum|student_backbone"),
            ("key_backbone", "teacher_backbone", "backbone_momentum", "student_backbone", *EMA)),
+    Family("lightly", ("backbone",), layout="sequential",
+           others=("backbone_momentum", "key_backbone", "teacher_backbone", "student_backbone",
+                   "momentum_backbone")),
     Family("solo-learn", ("backbone",), STATE, (LIGHTNING,), ("momentum_backbone", *EMA)),
     Family("lightning-bolts", ("online_network.encoder", "encoder_q"), STATE, (LIGHTNING,),
            ("target_network.encoder", "encoder_k", *EMA)),
@@ -86,9 +91,6 @@ FAMILIES: tuple[Family, ...] = (
     Family("solo-learn", ("encoder",), STATE, (LIGHTNING,), ("momentum_encoder", *EMA),
            note="an old solo-learn file"),
     Family("lightning-bolts", ("model",), STATE, (LIGHTNING,), EMA),
-    Family("lightly", ("backbone",), layout="sequential",
-           others=("backbone_momentum", "key_backbone", "teacher_backbone", "student_backbone",
-                   "momentum_backbone")),
     # training scripts
     Family("dino", ("backbone", ""), ("teacher",), others=("@student",)),
     Family("byol-yaox12", groups=("online_backbone",), others=("@target_backbone",)),
@@ -98,9 +100,9 @@ FAMILIES: tuple[Family, ...] = (
     Family("moco-v3", ("base_encoder",), marks=("!base_encoder.0",), others=("momentum_encoder",)),
     Family("mmselfsup", MM_ROLES, marks=("@message_hub|@param_schedulers|@ema_state_dict",),
            others=MM_OTHERS),
-    Family("openselfsup", MM_ROLES, marks=("@meta",), others=MM_OTHERS),
     Family("openselfsup", MM_ROLES, None, ("encoder_q.0|online_net.0|base_encoder.0",),
            MM_OTHERS),
+    Family("mmselfsup", MM_ROLES, marks=("@meta",), others=MM_OTHERS),
     Family("openselfsup", groups=STATE, marks=("@author",)),
     Family("mmselfsup", groups=STATE, marks=("@meta",)),
     Family("moco", ("encoder_q",), others=("encoder_k",)),
@@ -113,6 +115,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("vicreg", ("0",), marks=("1",), note="a linear-evaluation file"),
     Family("pixpro", ("encoder",), MODEL, ("encoder_k|projector",), ("encoder_k",)),
     Family("pycontrast", ("encoder",), MODEL, others=("@model_ema",)),
+    Family("pycontrast", ("encoder",), marks=("head|head_jig",)),
     Family("simsiam", ("encoder",), STATE, ("predictor",)),
     Family("swav", marks=("projection_head|prototypes",), input=SWAV_INPUT,
            note="SwAV, DeepCluster-v2 or SeLa-v2: trained with std .228 in red"),
@@ -125,6 +128,11 @@ FAMILIES: tuple[Family, ...] = (
     Family("pytorch-examples", groups=STATE, marks=("@arch", "@epoch"), others=EMA),
     Family("torchvision", groups=("", "state_dict", "model", "model_state_dict", "module"),
            others=EMA),
+    # forms without a trace of their origin: taken for torchvision's, or by name
+    Family("barlow-twins", marks=("@by-name",)),
+    Family("vicreg", marks=("@by-name",)),
+    Family("dino", marks=("@by-name",)),
+    Family("swav", marks=("@by-name",), input=SWAV_INPUT),
 )  # fmt: skip
 FORMATS = tuple(sorted({family.name for family in FAMILIES}))
 SIDE_NAMES = (

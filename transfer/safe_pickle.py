@@ -9,13 +9,14 @@ that the file names. Any other call stops the reading.
 from __future__ import annotations
 
 import pickletools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg", "__builtins__": "builtins"}
 RUNS_ON_SIGHT = ("os", "posix", "nt", "subprocess", "sys", "builtins", "shutil", "runpy", "socket")
 MAX_KEY_DEPTH = 3
+SMALL_BUDGET = 2**26
 
 
 class UnsafeError(ValueError):
@@ -60,8 +61,8 @@ class SafeUnpickler:
     """Carries out one pickle: `SafeUnpickler(stream, calls, ...).load()`.
 
     `calls` maps the path of what the file may call to what is called instead; `known` says which
-    references are no news; `persistent` answers persistent ids. References that are not known are
-    collected in `unknown`.
+    references are no news, the others are collected in `unknown`; `persistent` answers persistent
+    ids; `budget` is how many bytes calls may copy.
     """
 
     def __init__(
@@ -70,8 +71,10 @@ class SafeUnpickler:
         calls: Mapping[str, Call],
         known: Callable[[str], bool],
         persistent: Callable[[Any], Any] | None = None,
+        budget: int = SMALL_BUDGET,
     ) -> None:
         self.stream, self.calls, self.known, self.persistent = stream, calls, known, persistent
+        self.budget = budget
         self.unknown: set[str] = set()
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
@@ -120,6 +123,13 @@ class SafeUnpickler:
         known = self.calls.get(function.path)
         if known is None:
             raise UnsafeError(f"this file would run {function.path}")
+        self.budget -= sum(
+            len(arg) * (1 if isinstance(arg, str | bytes | bytearray) else 8)
+            for arg in args
+            if isinstance(arg, Sized)
+        )
+        if self.budget < 0:
+            raise ValueError("a few bytes of it unfold to more than the file holds")
         return known(*args)
 
     def create(self, cls: Any, args: Any) -> Any:
@@ -181,6 +191,11 @@ def hashable(key: Any, depth: int = 0) -> Any:
     if key is None or isinstance(key, str | bytes | int | float | Reference):
         return key
     return Instance(Reference("a key", type(key).__name__))
+
+
+def printable(value: object) -> str:
+    """Return text from a file in one line, without what a terminal would obey."""
+    return "".join(char if char.isprintable() else "?" for char in str(value))
 
 
 def describe(value: Any) -> str:

@@ -1,5 +1,7 @@
 """Untrusted files: nothing in them runs, and no size they claim is believed."""
 
+import argparse
+import collections
 import io
 import json
 import pickle
@@ -8,8 +10,10 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from transfer.checkpoints import read_backbone
 from transfer.containers import read_content
@@ -249,3 +253,54 @@ def test_other_files_are_named(raw: bytes, expected: str, tmp_path: Path) -> Non
     path.write_bytes(raw)
     with pytest.raises(ValueError, match=expected):
         read_backbone(path)
+
+
+def test_a_pickle_that_unfolds_is_stopped(tmp_path: Path) -> None:
+    many = b"(" + b"N" * 100_000 + b"lq\x00"
+    copies = b"cbuiltins\nlist\nq\x01" + b"h\x01h\x00\x85R" * 2000
+    path = tmp_path / "file"
+    path.write_bytes(b"\x80\x02(" + many + copies + b"l.")
+    with pytest.raises(ValueError, match="unfold to more than the file holds"):
+        read_backbone(path)
+
+
+def test_names_from_a_file_cannot_break_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    body = text(b"posix") + text(b"system\n\x1b[2J") + b"\x93(tR"
+    path.write_bytes(b"\x80\x02" + body + b".")
+    with pytest.raises(ValueError, match=r"this file would run posix.system\?\?\[2J") as caught:
+        read_backbone(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_what_honest_checkpoints_hold_is_read(protocol: int, tmp_path: Path) -> None:
+    values = {
+        "args": argparse.Namespace(lr=0.1, out=Path("runs/1")),
+        "lr": np.float64(0.25),
+        "step": np.int64(7),
+        "array": np.arange(6.0).reshape(2, 3),
+        "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        "hparams": OmegaConf.create({"a": [1, {"b": 2.5}], "c": "text"}),
+        "lists": collections.defaultdict(list, {1: [2]}),
+        "counts": collections.Counter("aab"),
+        "queue": collections.deque([1, 2]),
+        "weights": collections.OrderedDict(a=torch.arange(6.0).reshape(2, 3).t()),
+        "parameter": torch.nn.Parameter(torch.ones(3).bfloat16()),
+        "things": [{1, 2}, frozenset({3}), torch.Size([4]), torch.device("cpu"), torch.float16],
+    }
+    plain, wrapped, legacy = (tmp_path / name for name in ("plain", "zip", "legacy"))
+    plain.write_bytes(pickle.dumps(values, protocol))
+    torch.save(values, wrapped, pickle_protocol=max(protocol, 2))
+    torch.save(values, legacy, pickle, max(protocol, 2), _use_new_zipfile_serialization=False)
+    for path in (plain, wrapped, legacy):
+        content = read_content(path)
+        got = content.value
+        assert not content.unknown
+        assert (got["lr"], got["step"]) == (0.25, 7)
+        for name in ("array", "fortran"):
+            assert np.array_equal(got[name].view().read().numpy(), values[name])
+        assert torch.equal(got["weights"]["a"].read(), torch.arange(6.0).reshape(2, 3).t())
+        assert torch.equal(got["parameter"].read(), torch.ones(3).bfloat16())
+        assert got["lists"] == {1: [2]} and got["counts"] == {"a": 2, "b": 1}
+        assert got["queue"] == [1, 2] and got["things"][:3] == [{1, 2}, frozenset({3}), (4,)]
