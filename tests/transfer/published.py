@@ -19,8 +19,16 @@ def under(prefix: str, state: State) -> State:
 
 
 def other(state: State) -> State:
-    """Return weights of a second encoder: other values, the same names."""
-    return OrderedDict((name, value + 1) for name, value in state.items())
+    """Return weights of a second encoder: other values; what shares memory still does."""
+    moved: dict[int, Tensor] = {}
+    result: State = OrderedDict()
+    for name, value in state.items():
+        storage = value.untyped_storage()
+        if storage.data_ptr() not in moved:
+            moved[storage.data_ptr()] = torch.empty(0, dtype=value.dtype).set_(storage) + 1
+        whole = moved[storage.data_ptr()]
+        result[name] = whole.as_strided(value.shape, value.stride(), value.storage_offset())
+    return result
 
 
 def head(*names: str) -> State:
