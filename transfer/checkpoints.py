@@ -91,6 +91,11 @@ def _backbone(content: Content, format: str | None, encoder: str | None) -> Back
             "convert: give it to MODEL.WEIGHTS as it is, with the INPUT and STRIDE_IN_1X1 it was "
             "trained with"
         )
+    if chosen.layout == "caffe2" and any(name.endswith("_bn_s") for name in groups[chosen.group]):
+        raise ValueError(
+            "Caffe2 weights of Detectron 1, BatchNorm folded into scale and bias: nothing to train "
+            "on; detectron2 reads the file as it is (BGR, std 1, STRIDE_IN_1X1 True)"
+        )
     beside = left_beside(chosen, candidates, groups[chosen.group])
     shapes = {name: view.shape for name, view in chosen.tensors.items()}
     try:
@@ -119,7 +124,9 @@ def _input(content: Content, family: Family) -> dict[str, Any]:
     """Return the input convention: the file's own where it is one of ours, else the family's."""
     if family.name != OWN:
         return dict(family.input or IMAGENET_INPUT)
-    own = content.value["input"]
+    own = content.value.get("input")
+    if own is None or "arch" not in content.value:
+        raise ValueError("not a backbone.pth of this project (no arch and input in it)")
     triples = [own.get("pixel_mean"), own.get("pixel_std")] if isinstance(own, dict) else [None]
     sound = all(
         isinstance(values, list | tuple)

@@ -262,6 +262,7 @@ def _untrained(content: Mapping[Any, Any], one: Candidate) -> bool:
 
 
 CONDITIONS: dict[str, Callable[[Mapping[Any, Any], Candidate], bool]] = {
+    "@own": lambda content, one: "arch" in content and "input" in content,
     "@by-name": lambda content, one: False,
     "@untrained": _untrained,
     "@nothing-else": lambda content, one: len(content) == 1,

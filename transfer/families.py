@@ -39,7 +39,7 @@ class Family:
     `marks`: what must be there too: `@key` at the top of the file, else the first parts of a
     tensor's name, `|` between alternatives; a leading `!` means that it must not be there;
     `@nothing-else` no other key, `@bare` no prefix, `@untrained` no batch ever counted,
-    `@by-name` never: by --format only.
+    `@by-name` never: by --format only; `@own` arch and input beside the weights.
     `others`: further encoders that belong to the family: roles, or `@key` for any below that key.
     """
 
@@ -62,7 +62,7 @@ MM_ROLES = ("backbone", "encoder_q.0", "online_net.0", "base_encoder.0")
 STATE, MODEL, FLAT = ("state_dict",), ("model",), ("",)
 
 FAMILIES: tuple[Family, ...] = (
-    Family("whitening-transfer", groups=STATE, marks=("@arch", "@method", "@input")),
+    Family("whitening-transfer", groups=STATE, marks=("@own",)),
     Family("caffe2", layout="caffe2", input=CAFFE2_INPUT,
            note="Caffe2 (MSRA) weights: BGR, std absorbed into conv1, stride in the 1x1 "
            "convolution; detectron2 also reads this file as it is"),

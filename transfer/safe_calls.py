@@ -250,6 +250,13 @@ def _getitem(target: Any, *_: Any) -> Instance:
     return Instance(target)
 
 
+def _getattr(target: Any, name: Any = None, *_: Any) -> Reference:
+    """Return a nested name, as old protocols spell it; nothing is looked up."""
+    if not isinstance(target, Reference) or not isinstance(name, str):
+        raise UnsafeError("this file would run builtins.getattr")
+    return Reference(target.module, f"{target.name}.{name}")
+
+
 def _inert(path: str) -> Callable[..., Any]:
     module, _, name = path.rpartition(".")
     return lambda *args: Instance(Reference(module, name), args)
@@ -272,6 +279,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     **{path: _inert(path) for path in INERT},
     **{f"collections.{name}": _mapping for name in ("OrderedDict", "defaultdict", "Counter")},
     "collections.deque": _list,
+    "builtins.getattr": _getattr,
     "builtins.dict": _mapping,
     "builtins.list": _list,
     "builtins.tuple": lambda *args: tuple(_list(*args)),

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import pickle
+import sys
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,7 @@ import torchvision
 from torch import Tensor
 
 from transfer.checkpoints import read_backbone
+from transfer.convert import convert_checkpoint
 from transfer.keymap import to_detectron2
 
 HERE = Path(__file__).resolve()
@@ -92,6 +94,39 @@ def test_every_form_is_recognised_and_the_right_encoder_taken(
     mean = {"simclr-v1": 0.0, "simclr-v2": 0.0, "caffe2": 103.53}.get(family, 123.675)
     assert backbone.input["pixel_mean"][0] == mean
     assert backbone.detectron2["MODEL.RESNETS.STRIDE_IN_1X1"] is (family == "caffe2")
+
+
+@pytest.mark.parametrize("name", ["caffe2", "simclr-v2", "classyvision", "hugging-face"])
+def test_tables_of_bottleneck_names_give_the_same_features(name: str, tmp_path: Path) -> None:
+    state = {}
+    for key, value in weights("resnet50").items():
+        scale = (6 / value[0].numel()) ** 0.5 if value.ndim > 1 else 1.0
+        state[key] = (value - 0.5 * (value.ndim > 1)) * scale if value.ndim else value
+    content = {**published.files(state), **published.bottleneck_files(state)}[name][2]
+    report = convert_checkpoint(save(content, tmp_path / "weights"), tmp_path / "out.pkl")
+    num_entries = 265 if name == "caffe2" else 318
+    assert report.verification["entries_loaded"] == {"fpn": num_entries, "c4": num_entries}
+    assert report.largest_feature_difference < 1e-5
+    assert report.input["format"] == ("BGR" if name == "caffe2" else "RGB")
+
+
+class Exclude:
+    """Stands for a class of somebody's script, and is pickled under that script's name."""
+
+
+def test_names_of_classes_are_listed_in_the_companion(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Exclude.__module__, Exclude.__qualname__ = "__main__", "exclude_bias_and_norm"
+    monkeypatch.setattr(sys.modules["__main__"], "exclude_bias_and_norm", Exclude, raising=False)
+    content = form("vicreg-full", "resnet18")[2]
+    assert isinstance(content, dict)
+    content = content | {"optimizer": {"filter": Exclude, "made": Exclude()}}
+    source, target = save(content, tmp_path / "weights"), tmp_path / "out.pkl"
+    assert command.main([str(source), str(target)]) == 0
+    assert "unknown, not loaded: __main__.exclude_bias_and_norm" in capsys.readouterr().out
+    companion = json.loads(target.with_suffix(".json").read_text(encoding="utf-8"))
+    assert companion["unknown_references"] == ["__main__.exclude_bias_and_norm"]
 
 
 @pytest.mark.parametrize("name", [name for name, arch in FORMS if arch == "resnet18"])

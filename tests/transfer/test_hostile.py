@@ -37,6 +37,9 @@ PICKLES: dict[str, tuple[bytes, str]] = {
     "eval": (call(b"__builtin__\neval"), "this file would run builtins.eval"),
     "exec": (call(b"builtins\nexec"), "this file would run builtins.exec"),
     "getattr": (call(b"builtins\ngetattr"), "would run builtins.getattr"),
+    "getattr of a name": (
+        b"c__builtin__\ngetattr\n(cos\npath\n" + text(b"x") + b"tR(" + text(RUN) + b"tR",
+        "this file would run os.path.x"),
     "popen": (call(b"subprocess\nPopen"), "would run subprocess.Popen"),
     "new popen": (b"csubprocess\nPopen\n(" + text(RUN) + b"t\x81", "would run subprocess.Popen"),
     "torch.load": (call(b"torch\nload"), "this file would run torch.load"),
