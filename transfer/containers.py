@@ -169,6 +169,11 @@ class _Zip:
         if info is None:
             raise ValueError(f"record {name} is not in the file")
         start = info.header_offset
+        if (
+            not 0 <= start <= len(self.view) - 30
+            or bytes(self.view[start : start + 4]) != b"PK\x03\x04"
+        ):
+            raise ValueError(f"record {name} is not where the file says")
         start += 30 + sum(struct.unpack_from("<HH", self.view, start + 26))
         if start + info.file_size > len(self.view):
             raise ValueError(f"record {name} reaches beyond the end of the file")

@@ -132,16 +132,18 @@ class Array:
 
     def view(self) -> TensorView | None:
         """Return the array as a tensor, None where it is not one of plain numbers."""
-        code = self.dtype.code
-        if code is None or not all(isinstance(n, int) and n >= 0 for n in self.shape):
+        sound = isinstance(self.dtype, Dtype) and isinstance(self.shape, tuple)
+        if not sound or self.dtype.code is None:
             return None
-        kind = np.dtype(code)
-        if math.prod(self.shape) * kind.itemsize != len(self.raw):
-            raise ValueError(f"an array of shape {_short(self.shape)} with {len(self.raw)} bytes")
         try:
+            kind = np.dtype(self.dtype.code)
             dtype = torch.from_numpy(np.zeros(1, kind.newbyteorder("="))).dtype
         except TypeError:
             return None
+        if not all(isinstance(n, int) and n >= 0 for n in self.shape):
+            raise ValueError(f"an array of shape {_short(self.shape)}")
+        if math.prod(self.shape) * kind.itemsize != len(self.raw):
+            raise ValueError(f"an array of shape {_short(self.shape)} with {len(self.raw)} bytes")
         raw: bytes = self.raw
         if not kind.isnative:
             raw = np.frombuffer(raw, kind).astype(kind.newbyteorder("=")).tobytes()

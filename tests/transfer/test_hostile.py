@@ -5,6 +5,7 @@ import collections
 import io
 import json
 import pickle
+import random
 import struct
 import zipfile
 from collections.abc import Callable
@@ -307,3 +308,20 @@ def test_what_honest_checkpoints_hold_is_read(protocol: int, tmp_path: Path) -> 
         assert torch.equal(got["parameter"].read(), torch.ones(3).bfloat16())
         assert got["lists"] == {1: [2]} and got["counts"] == {"a": 2, "b": 1}
         assert got["queue"] == [1, 2] and got["things"][:3] == [{1, 2}, frozenset({3}), (4,)]
+
+
+def test_flipped_bytes_never_show_a_traceback(tmp_path: Path) -> None:
+    path, draw = tmp_path / "file", random.Random(0)
+    content = {"state_dict": {"layer1.0.conv1.weight": torch.ones(2)}, "array": np.arange(3.0)}
+    originals = [pickle.dumps(content, 2), pickle.dumps(content, 4)]
+    for new in (True, False):
+        torch.save(content, path, _use_new_zipfile_serialization=new)
+        originals.append(path.read_bytes())
+    for _ in range(600):
+        raw = bytearray(draw.choice(originals))
+        for _ in range(3):
+            raw[draw.randrange(len(raw))] = draw.choice((0, 255, draw.randrange(256)))
+        path.write_bytes(raw)
+        with pytest.raises(ValueError, match="file: ") as caught:
+            read_backbone(path)
+        assert "\n" not in str(caught.value)
