@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/pretrain.py hides pretrain
@@ -19,12 +20,12 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("input", type=Path, metavar="INPUT", help="checkpoint file")
     parser.add_argument("output", type=Path, metavar="OUTPUT.pkl", help="detectron2 weights")
-    parser.add_argument("--format", help="take the file for this format; default: recognised")
-    parser.add_argument(
-        "--encoder", help="prefix of the encoder to take, such as module.encoder_q."
-    )
+    parser.add_argument("--format", help="take the file for this family; default: recognised")
+    parser.add_argument("--encoder", help="encoder to take: its prefix, such as module.encoder_q.")
     options = parser.parse_args(arguments)
-    from transfer.convert import convert_checkpoint  # noqa: PLC0415  (--help needs no torch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # fvcore's, at import
+        from transfer.convert import convert_checkpoint  # noqa: PLC0415  (--help needs no torch)
 
     try:
         report = convert_checkpoint(
@@ -37,6 +38,14 @@ def main(arguments: list[str] | None = None) -> int:
         f"{options.output}: {report.arch}, {report.num_entries} entries, format {report.format}; "
         f"largest relative feature difference {report.largest_feature_difference:.1e}"
     )
+    print(f"  encoder {report.encoder or '(no prefix)'}")
+    for label, entries in (
+        ("also there", report.other_encoders),
+        ("note", report.notes),
+        ("unknown, not loaded", report.unknown_references),
+    ):
+        if entries:
+            print(f"  {label}: {', '.join(entries)}")
     for key, value in report.detectron2.items():
         print(f"  {key} {value}")
     return 0

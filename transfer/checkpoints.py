@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from transfer.keymap import expected_names, recognise_arch
+from transfer.architecture import Architecture, recognise
+from transfer.containers import Content, read_content
+from transfer.encoders import (
+    Candidate,
+    absent,
+    chosen_by_hand,
+    find_candidates,
+    groups_of,
+    left_beside,
+    matching_family,
+)
+from transfer.families import FORMATS, IMAGENET_INPUT, Family
+from transfer.keymap import COUNTER, detectron2_keys, ordered_names
+from transfer.safe_pickle import describe, printable
 
-IMAGENET_INPUT: dict[str, Any] = {
-    "format": "RGB",
-    "pixel_mean": [123.675, 116.28, 103.53],
-    "pixel_std": [58.395, 57.12, 57.375],
-}
-CONTAINERS = ("state_dict", "model")
-FORMATS = ("whitening-transfer", "torchvision")
+OWN = "whitening-transfer"
+LOW_PRECISION = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -30,82 +37,136 @@ class Backbone:
     format: str
     encoder: str = ""
     input: dict[str, Any] = field(default_factory=lambda: dict(IMAGENET_INPUT))
+    architecture: Architecture = field(default_factory=lambda: Architecture("resnet50"))
+    container: str = ""
+    other_encoders: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+
+    @property
+    def detectron2(self) -> dict[str, Any]:
+        """The detectron2 config keys that must be set for these weights."""
+        return detectron2_keys(self.arch, self.input, self.architecture.detectron2_keys())
 
 
 def read_backbone(path: Path, *, format: str | None = None, encoder: str | None = None) -> Backbone:
-    """Return the backbone in `path`.
+    """Return the backbone in `path`: of a published family, or under any one prefix.
 
-    Known are this project's `backbone.pth` and files with torchvision's names, bare or under
-    `state_dict` or `model`; `encoder` names a prefix to look under, such as `module.encoder_q.`.
+    `format` names the family (`transfer.families`); `encoder` the encoder, or the prefix before
+    its names, where the file holds several or the one to take is not the family's own.
 
     Raises:
-        ValueError: the file cannot be read safely, or holds no complete ResNet backbone.
+        ValueError: the file cannot be read safely, or holds no backbone that detectron2 builds.
     """
     if format is not None and format not in FORMATS:
         raise ValueError(f"unknown format {format!r}; known: {', '.join(FORMATS)}")
-    content = _load(path)
-    own = "arch" in content and "input" in content and "state_dict" in content
-    if format == "whitening-transfer" and not own:
-        raise ValueError(f"{path}: not a backbone.pth of this project (no arch and input in it)")
-    tensors = _tensors(path, content)
-    prefix = encoder or ""
-    state = {
-        name.removeprefix(prefix): value
-        for name, value in tensors.items()
-        if name.startswith(prefix) and not name.removeprefix(prefix).startswith("fc.")
-    }
-    arch = recognise_arch(state)
-    if arch is None:
-        raise ValueError(f"{path}: {_why_not(state, tensors)}")
-    broken = [name for name, value in state.items() if not bool(torch.isfinite(value).all())]
-    if broken:
-        raise ValueError(f"{path}: {len(broken)} tensors hold NaN or infinity, first {broken[0]}")
-    if own and format != "torchvision":
-        return Backbone(state, arch, "whitening-transfer", prefix, dict(content["input"]))
-    return Backbone(state, arch, "torchvision", prefix)
-
-
-def _load(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ValueError(f"{path}: no such checkpoint file")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001  (the restricted unpickler raises many types)
-        first_line = str(error).partition("\n")[0]
+    content = read_content(path)
+    if not isinstance(content.value, dict):
         raise ValueError(
-            f"{path}: not a checkpoint that can be read safely ({first_line})"
-        ) from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: holds a {type(content).__name__}, wanted a state dict")
-    return content
+            f"{path}: holds {describe(content.value)}, wanted a state dict: save what the model's "
+            "state_dict() returns"
+        )
+    try:
+        return _backbone(content, format, encoder)
+    except ValueError as error:
+        raise ValueError(f"{path}: {printable(error)}") from None
 
 
-def _tensors(path: Path, content: dict[str, Any]) -> dict[str, Tensor]:
-    for key in CONTAINERS:
-        if isinstance(content.get(key), dict):
-            content = content[key]
-            break
-    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise ValueError(f"{path}: no tensors in it; keys: {', '.join(map(str, content))[:200]}")
-    return tensors
-
-
-def _why_not(state: dict[str, Tensor], tensors: dict[str, Tensor]) -> str:
-    """Say what keeps `state` from being a complete ResNet."""
-    if "conv1.weight" not in state:
-        prefixes = Counter(name[: -len("conv1.weight")] for name in tensors
-                           if name.endswith(".conv1.weight") and "layer" not in name)  # fmt: skip
-        found = ", ".join(sorted(prefixes)) or "none"
-        return f"no conv1.weight among {len(tensors)} tensors; prefixes that have one: {found}"
-    names = set(state)
-    best = min(
-        ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
-        key=lambda arch: len(expected_names(arch, counters=False) ^ names),
+def _backbone(content: Content, format: str | None, encoder: str | None) -> Backbone:
+    groups = groups_of(content.value)
+    if not groups:
+        keys = ", ".join(str(key) for key in content.value)[:200]
+        raise ValueError(f"no tensors in it; keys: {keys}")
+    candidates = find_candidates(groups)
+    if encoder is not None:
+        candidates, chosen = chosen_by_hand(encoder, candidates, groups)
+    else:
+        chosen = None
+    if not candidates:
+        raise ValueError(absent(groups))
+    family, chosen = matching_family(content.value, groups, candidates, format, chosen)
+    if chosen.layout == "detectron2":
+        raise ValueError(
+            f"already has detectron2's names (under {chosen.prefix or 'no prefix'}), nothing to "
+            "convert: give it to MODEL.WEIGHTS as it is, with the INPUT and STRIDE_IN_1X1 it was "
+            "trained with"
+        )
+    if chosen.layout == "caffe2" and any(name.endswith("_bn_s") for name in groups[chosen.group]):
+        raise ValueError(
+            "Caffe2 weights of Detectron 1, BatchNorm folded into scale and bias: nothing to train "
+            "on; detectron2 reads the file as it is (BGR, std 1, STRIDE_IN_1X1 True)"
+        )
+    beside = left_beside(chosen, candidates, groups[chosen.group])
+    shapes = {name: view.shape for name, view in chosen.tensors.items()}
+    try:
+        architecture = recognise(shapes, beside.extra)
+    except ValueError as error:
+        raise ValueError(f"{chosen.label}: {error}" if chosen.label else str(error)) from None
+    if chosen.layout == "caffe2":
+        architecture = replace(architecture, stride_in_1x1=True)
+    state, notes = _tensors(chosen, architecture)
+    others = tuple(printable(other.label) for other in candidates if other is not chosen)
+    return Backbone(
+        state,
+        architecture.name,
+        family.name,
+        chosen.label,
+        _input(content, family),
+        architecture,
+        content.container,
+        others,
+        tuple(note for note in (family.note, *notes) if note),
+        tuple(printable(name) for name in sorted(content.unknown)),
     )
-    missing = sorted(expected_names(best, counters=False) - names)
-    extra = sorted(names - expected_names(best))
-    return (
-        f"not a complete torchvision ResNet; nearest is {best}: "
-        f"{len(missing)} missing {missing[:3]}, {len(extra)} extra {extra[:3]}"
+
+
+def _input(content: Content, family: Family) -> dict[str, Any]:
+    """Return the input convention: the file's own where it is one of ours, else the family's."""
+    if family.name != OWN:
+        return dict(family.input or IMAGENET_INPUT)
+    own = content.value.get("input")
+    if own is None or "arch" not in content.value:
+        raise ValueError("not a backbone.pth of this project (no arch and input in it)")
+    triples = [own.get("pixel_mean"), own.get("pixel_std")] if isinstance(own, dict) else [None]
+    sound = all(
+        isinstance(values, list | tuple)
+        and len(values) == 3
+        and all(isinstance(value, int | float) for value in values)
+        for values in triples
     )
+    if not sound or own.get("format") not in ("RGB", "BGR"):
+        raise ValueError("its `input` is not {format: RGB or BGR, pixel_mean: [3], pixel_std: [3]}")
+    return dict(own)
+
+
+def _tensors(chosen: Candidate, architecture: Architecture) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the tensors in float32, in torchvision's order, and what was done to them."""
+    state, notes, broken = {}, [], []
+    cast = set()
+    for name in ordered_names(architecture.base):
+        if name not in chosen.tensors:
+            continue
+        value = chosen.tensors[name].read()
+        if name.endswith(COUNTER):
+            state[name] = value.reshape(()).to(torch.int64)
+            continue
+        if not value.is_floating_point():
+            raise ValueError(f"{name} is of {value.dtype}, wanted floating point")
+        if value.dtype != torch.float32:
+            cast.add(str(value.dtype).removeprefix("torch."))
+        state[name] = value.to(torch.float32)
+        if not bool(torch.isfinite(state[name].sum())) and not _finite(state[name]):
+            broken.append(name)
+    if broken:
+        raise ValueError(f"{len(broken)} tensors hold NaN or infinity, first {broken[0]}")
+    negative = [name for name in state if name.endswith("running_var") and state[name].min() < 0]
+    if negative:
+        raise ValueError(f"{len(negative)} variances are negative, first {negative[0]}")
+    if cast:
+        notes.append(f"stored as {', '.join(sorted(cast))}, converted as float32")
+    return state, notes
+
+
+def _finite(value: Tensor) -> bool:
+    """Return whether all is finite, where the sum, which is quicker, is not."""
+    return bool(torch.isfinite(value).all())

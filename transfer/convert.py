@@ -6,14 +6,19 @@ import hashlib
 import json
 import os
 import pickle
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from transfer.checkpoints import Backbone, read_backbone
 from transfer.config import ConvertConfig
-from transfer.keymap import detectron2_keys, to_detectron2
-from transfer.verify import largest_feature_difference
+from transfer.keymap import to_detectron2
+from transfer.verify import c4_model, feature_difference, fpn_model, load_quietly, not_loaded
 
 MAX_RELATIVE_DIFFERENCE = 1e-4
 
@@ -24,13 +29,20 @@ class ConversionReport:
 
     source: str
     sha256: str
+    container: str
     format: str
+    family: str
     encoder: str
+    other_encoders: tuple[str, ...]
     arch: str
+    architecture: dict[str, Any]
     num_entries: int
     input: dict[str, Any]
     detectron2: dict[str, Any]
     largest_feature_difference: float
+    verification: dict[str, Any]
+    notes: tuple[str, ...]
+    unknown_references: tuple[str, ...]
 
 
 def convert_checkpoint(
@@ -38,37 +50,43 @@ def convert_checkpoint(
 ) -> ConversionReport:
     """Convert `source` into detectron2's `target` (.pkl) with a companion `.json`.
 
-    Nothing exists at `target` unless detectron2's own loader, given the new file, computes the
-    features that torchvision computes from the source (largest relative difference at most 1e-4).
+    Nothing is written to `target` unless detectron2's own loader, given the new file, fills every
+    entry of an FPN and a C4 backbone, and computes the features that torchvision computes from the
+    source (largest relative difference at most 1e-4).
 
     Raises:
-        ValueError: the source holds no complete backbone, or the features differ.
+        ValueError: the source holds no complete backbone, or the proof failed.
     """
     if target.suffix != ".pkl":
         raise ValueError(f"{target}: wanted a name ending in .pkl; detectron2 reads by that name")
+    if target.is_dir() or (source.exists() and target.exists() and source.samefile(target)):
+        raise ValueError(f"{target}: is a folder or INPUT itself, wanted a file to write")
+    with one_thread():
+        return _convert(source, target, format, encoder)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute in one thread: so little work gains nothing by more, and loses much on busy cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _convert(
+    source: Path, target: Path, format: str | None, encoder: str | None
+) -> ConversionReport:
     backbone = read_backbone(source, format=format, encoder=encoder)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp.pkl")
     companion = target.with_suffix(".json")
     try:
-        write_detectron2_pickle(backbone, temporary)
-        difference = largest_feature_difference(backbone, temporary)
-        if not difference <= MAX_RELATIVE_DIFFERENCE:
-            raise ValueError(
-                f"{source}: converted features differ by {difference:.2g} of their size, wanted at "
-                f"most {MAX_RELATIVE_DIFFERENCE:.0e}; nothing was written"
-            )
-        report = ConversionReport(
-            source=source.name,
-            sha256=_sha256(source),
-            format=backbone.format,
-            encoder=backbone.encoder,
-            arch=backbone.arch,
-            num_entries=len(backbone.state_dict),
-            input=backbone.input,
-            detectron2=detectron2_keys(backbone.arch, backbone.input),
-            largest_feature_difference=difference,
-        )
+        model = write_detectron2_pickle(backbone, temporary)
+        verification = prove(source, backbone, temporary, model)
+        report = _report(source, backbone, verification)
         temporary_companion = temporary.with_suffix(".json")
         temporary_companion.write_text(json.dumps(asdict(report), indent=2) + "\n", "utf-8")
         temporary_companion.replace(companion)
@@ -79,8 +97,68 @@ def convert_checkpoint(
     return report
 
 
-def write_detectron2_pickle(backbone: Backbone, path: Path) -> None:
-    """Write the file that detectron2's checkpointer reads: names of its own, numpy arrays."""
+def prove(
+    source: Path, backbone: Backbone, weights: Path, model: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the numbers that show a converted file to be complete and right.
+
+    Raises:
+        ValueError: it is not.
+    """
+    fpn = fpn_model(backbone)
+    load_quietly(fpn, weights)
+    difference = feature_difference(backbone, fpn)
+    if not difference <= MAX_RELATIVE_DIFFERENCE:
+        raise ValueError(
+            f"{source}: converted features differ by {difference:.2g} of their size, wanted at "
+            f"most {MAX_RELATIVE_DIFFERENCE:.0e}; nothing was written"
+        )
+    loaded = {"fpn": _loaded(source, "FPN", fpn, model)}
+    del fpn
+    if backbone.architecture.depth >= 50:  # detectron2's C4 head is made of bottleneck blocks
+        c4 = c4_model(backbone)
+        load_quietly(c4, weights)
+        loaded["c4"] = _loaded(source, "C4", c4, model)
+    return {
+        "largest_feature_difference": difference,
+        "limit": MAX_RELATIVE_DIFFERENCE,
+        "entries_loaded": loaded,
+    }
+
+
+def _loaded(source: Path, kind: str, detector: nn.Module, model: Mapping[str, Any]) -> int:
+    lost = not_loaded(detector, model)
+    if lost:
+        raise ValueError(
+            f"{source}: detectron2's checkpointer leaves {len(lost)} entries of a {kind} backbone "
+            f"unfilled, first {lost[0]}; nothing was written"
+        )
+    return len(model)
+
+
+def _report(source: Path, backbone: Backbone, verification: dict[str, Any]) -> ConversionReport:
+    return ConversionReport(
+        source=source.name,
+        sha256=_sha256(source),
+        container=backbone.container,
+        format=backbone.format,
+        family=backbone.format,
+        encoder=backbone.encoder,
+        other_encoders=backbone.other_encoders,
+        arch=backbone.arch,
+        architecture=asdict(backbone.architecture),
+        num_entries=len(backbone.state_dict),
+        input=backbone.input,
+        detectron2=backbone.detectron2,
+        largest_feature_difference=verification["largest_feature_difference"],
+        verification=verification,
+        notes=backbone.notes,
+        unknown_references=backbone.unknown,
+    )
+
+
+def write_detectron2_pickle(backbone: Backbone, path: Path) -> dict[str, Any]:
+    """Write the file that detectron2's checkpointer reads, names of its own, and return them."""
     model = {
         to_detectron2(name): value.detach().numpy() for name, value in backbone.state_dict.items()
     }
@@ -93,6 +171,7 @@ def write_detectron2_pickle(backbone: Backbone, path: Path) -> None:
         pickle.dump(content, file)
         file.flush()
         os.fsync(file.fileno())
+    return model
 
 
 def run_stage(

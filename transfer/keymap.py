@@ -41,18 +41,23 @@ def to_detectron2(name: str) -> str:
     raise ValueError(f"{name}: no such entry in torchvision's ResNet backbone")
 
 
-def expected_names(arch: str, counters: bool = True) -> set[str]:
-    """Return torchvision's entry names of a ResNet without `fc`."""
+def ordered_names(arch: str) -> list[str]:
+    """Return torchvision's entry names of a ResNet without `fc`, in torchvision's order."""
     num_convs = 2 if arch in ("resnet18", "resnet34") else 3
-    names = {"conv1.weight", *_norm("bn1")}
+    names = ["conv1.weight", *_norm("bn1")]
     for stage, num_blocks in enumerate(BLOCKS[arch], start=1):
         for block in range(num_blocks):
             prefix = f"layer{stage}.{block}"
             for conv in range(1, num_convs + 1):
-                names |= {f"{prefix}.conv{conv}.weight", *_norm(f"{prefix}.bn{conv}")}
+                names += [f"{prefix}.conv{conv}.weight", *_norm(f"{prefix}.bn{conv}")]
             if block == 0 and not (stage == 1 and num_convs == 2):
-                names |= {f"{prefix}.downsample.0.weight", *_norm(f"{prefix}.downsample.1")}
-    return names if counters else {name for name in names if not name.endswith(COUNTER)}
+                names += [f"{prefix}.downsample.0.weight", *_norm(f"{prefix}.downsample.1")]
+    return names
+
+
+def expected_names(arch: str, counters: bool = True) -> set[str]:
+    """Return torchvision's entry names of a ResNet without `fc`, with or without counters."""
+    return {name for name in ordered_names(arch) if counters or not name.endswith(COUNTER)}
 
 
 def recognise_arch(names: Iterable[str]) -> str | None:
@@ -64,18 +69,27 @@ def recognise_arch(names: Iterable[str]) -> str | None:
     return None
 
 
-def detectron2_keys(arch: str, pixel: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the detectron2 config keys that a backbone demands."""
-    depth = DEPTHS[arch]
+def detectron2_keys(
+    arch: str, pixel: Mapping[str, Any], resnets: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return the detectron2 config keys that a backbone demands; `resnets` are those of its widths.
+
+    Without `resnets`, `arch` is one of the plain depths.
+    """
+    if resnets is None:
+        depth = DEPTHS[arch]
+        resnets = {
+            "MODEL.RESNETS.DEPTH": depth,
+            "MODEL.RESNETS.RES2_OUT_CHANNELS": 64 if depth < 50 else 256,
+            "MODEL.RESNETS.STRIDE_IN_1X1": False,
+        }
     return {
         "INPUT.FORMAT": pixel["format"],
         "MODEL.PIXEL_MEAN": list(pixel["pixel_mean"]),
         "MODEL.PIXEL_STD": list(pixel["pixel_std"]),
-        "MODEL.RESNETS.DEPTH": depth,
-        "MODEL.RESNETS.RES2_OUT_CHANNELS": 64 if depth < 50 else 256,
-        "MODEL.RESNETS.STRIDE_IN_1X1": False,
+        **resnets,
     }
 
 
-def _norm(prefix: str) -> set[str]:
-    return {f"{prefix}.{entry}" for entry in NORM_ENTRIES}
+def _norm(prefix: str) -> list[str]:
+    return [f"{prefix}.{entry}" for entry in NORM_ENTRIES]

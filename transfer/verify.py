@@ -2,32 +2,82 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-import torchvision
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import get_cfg
+from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import build_resnet_backbone
+from detectron2.modeling.backbone.fpn import build_resnet_fpn_backbone
+from detectron2.modeling.roi_heads import Res5ROIHeads
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
+from transfer.architecture import BASIC, Architecture
 from transfer.checkpoints import Backbone
-from transfer.keymap import detectron2_keys
+from transfer.keymap import BLOCKS, COUNTER
 
+PLACES = ("backbone.bottom_up.", "backbone.", "roi_heads.")  # of a backbone in a detector
 STAGES = ("res2", "res3", "res4", "res5")
+
+
+def torchvision_network(architecture: Architecture) -> nn.Module:
+    """Return torchvision's ResNet without weights; wider stems are put together of its blocks."""
+    blocks = BLOCKS[architecture.base]
+    kind: Any = BasicBlock if architecture.base in BASIC else Bottleneck
+    planes = architecture.res2 // kind.expansion
+    groups = architecture.groups
+    base_width = 64 if kind is BasicBlock else architecture.width * 64 // (groups * planes)
+    with torch.device("meta"):
+        network: nn.Module = ResNet(kind, list(blocks), groups=groups, width_per_group=base_width)
+        if (architecture.stem, planes) != (64, 64):
+            _widen(network, architecture, base_width)
+    if architecture.stride_in_1x1:
+        for stage in (2, 3, 4):
+            first = network.get_submodule(f"layer{stage}.0")
+            first.conv1.stride, first.conv2.stride = (2, 2), (1, 1)  # type: ignore[assignment]
+    return network
+
+
+def _widen(network: nn.Module, architecture: Architecture, base_width: int) -> None:
+    """Replace every layer of a bottleneck ResNet by a wider one."""
+    stem, planes, groups = architecture.stem, architecture.res2 // 4, architecture.groups
+    network.conv1 = nn.Conv2d(3, stem, 7, stride=2, padding=3, bias=False)
+    network.bn1 = nn.BatchNorm2d(stem)
+    before = stem
+    for stage, num_blocks in enumerate(BLOCKS[architecture.base], start=1):
+        out, stride = 4 * planes * 2 ** (stage - 1), 1 if stage == 1 else 2
+        shortcut = nn.Sequential(
+            nn.Conv2d(before, out, 1, stride=stride, bias=False), nn.BatchNorm2d(out)
+        )
+        layer = [Bottleneck(before, out // 4, stride, shortcut, groups, base_width)]
+        layer += [
+            Bottleneck(out, out // 4, groups=groups, base_width=base_width)
+            for _ in range(num_blocks - 1)
+        ]
+        setattr(network, f"layer{stage}", nn.Sequential(*layer))
+        before = out
 
 
 def torchvision_features(backbone: Backbone, images: Tensor) -> dict[str, Tensor]:
     """Return res2..res5 of torchvision's ResNet with the source weights, `images [N, 3, H, W]`."""
-    network = torchvision.models.get_model(backbone.arch, weights=None)
-    missing, unexpected = network.load_state_dict(backbone.state_dict, strict=False)
+    network: Any = torchvision_network(backbone.architecture)
+    missing, unexpected = network.load_state_dict(backbone.state_dict, strict=False, assign=True)
     strangers = [name for name in missing if not name.startswith("fc.")
-                 and not name.endswith("num_batches_tracked")]  # fmt: skip
+                 and not name.endswith(COUNTER)]  # fmt: skip
     if strangers or unexpected:
         raise ValueError(f"torchvision's {backbone.arch} lacks {strangers}, ignores {unexpected}")
-    network.eval()
+    del network.fc
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.num_batches_tracked = None
+    network.eval().to(images.dtype)
     features = {}
     with torch.no_grad():
         out = network.maxpool(network.relu(network.bn1(network.conv1(images))))
@@ -39,44 +89,126 @@ def torchvision_features(backbone: Backbone, images: Tensor) -> dict[str, Tensor
     return features
 
 
-def detectron2_features(backbone: Backbone, weights: Path, images: Tensor) -> dict[str, Tensor]:
-    """Return res2..res5 of detectron2's ResNet with the converted file read by its own loader."""
+def detectron2_config(backbone: Backbone) -> CfgNode:
+    """Return detectron2's defaults with the keys that a backbone demands, and plain BatchNorm."""
     cfg = get_cfg()
-    for key, value in detectron2_keys(backbone.arch, backbone.input).items():
+    for key, value in backbone.detectron2.items():
         cfg.merge_from_list([key, value])
     cfg.MODEL.RESNETS.NORM = "BN"
+    return cfg
+
+
+def fpn_model(backbone: Backbone) -> nn.Module:
+    """Return an FPN detector's backbone, named as in the detector, filled with NaN."""
+    cfg = detectron2_config(backbone)
     cfg.MODEL.RESNETS.OUT_FEATURES = list(STAGES)
-    network = build_resnet_backbone(cfg, ShapeSpec(channels=3))
-    DetectionCheckpointer(network).load(str(weights))
-    network.eval()
+    cfg.MODEL.FPN.IN_FEATURES = list(STAGES)
+    model = nn.Module()
+    with torch.device("meta"):
+        model.backbone = build_resnet_fpn_backbone(cfg, ShapeSpec(channels=3))
+    return filled_with_nan(model)
+
+
+def c4_model(backbone: Backbone) -> nn.Module:
+    """Return a C4 detector's backbone and heads, named as in the detector, filled with NaN."""
+    cfg = detectron2_config(backbone)
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res4"]
+    model = nn.Module()
+    with torch.device("meta"):
+        network = build_resnet_backbone(cfg, ShapeSpec(channels=3))
+        model.backbone = network
+        model.roi_heads = Res5ROIHeads(cfg, network.output_shape())
+    return filled_with_nan(model)
+
+
+def filled_with_nan(model: nn.Module) -> nn.Module:
+    """Return the model in memory, every entry NaN (counters -1): what no file overwrites shows."""
+    model = model.to_empty(device="cpu").eval()
     with torch.no_grad():
-        features: dict[str, Tensor] = network(images)
-    return features
+        for tensor in model.state_dict().values():
+            tensor.fill_(float("nan") if tensor.is_floating_point() else -1)
+    return model
+
+
+def load_quietly(model: nn.Module, weights: Path) -> None:
+    """Load a file by detectron2's own checkpointer; what it did is checked by value, not by log."""
+    with _no_logging():
+        DetectionCheckpointer(model).load(str(weights))
+
+
+@contextmanager
+def _no_logging() -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def feature_difference(backbone: Backbone, loaded: nn.Module) -> float:
+    """Return the largest relative difference of res2..res5 on a fixed random input, in float32.
+
+    Relative to the largest magnitude in each feature map; NaN if any converted feature is not
+    finite. Weights whose features float32 cannot hold are compared in float64. `loaded` is a model
+    with the converted weights in `backbone.bottom_up`.
+
+    Raises:
+        ValueError: the source's own features are not finite.
+    """
+    images = torch.randn(1, 3, 96, 64, generator=torch.Generator().manual_seed(0))
+    wanted = torchvision_features(backbone, images)
+    if not _finite(wanted):
+        images = images.double()
+        wanted = torchvision_features(backbone, images)
+        if not _finite(wanted):
+            raise ValueError("the source's own features are NaN or infinite")
+    network = loaded.get_submodule("backbone.bottom_up").to(images.dtype)
+    with torch.no_grad():
+        got = network(images)
+    network.float()
+    differences = [
+        (wanted[stage] - got[stage]).abs().max() / wanted[stage].abs().max().clamp_min(1e-30)
+        for stage in STAGES
+    ]
+    return float(torch.stack(differences).max())
+
+
+def _finite(features: Mapping[str, Tensor]) -> bool:
+    return all(bool(torch.isfinite(features[stage]).all()) for stage in STAGES)
 
 
 def largest_feature_difference(backbone: Backbone, weights: Path) -> float:
-    """Return the largest relative difference of res2..res5 on a fixed random input.
+    """Return `feature_difference` of a converted file, loaded by detectron2's checkpointer."""
+    model = fpn_model(backbone)
+    load_quietly(model, weights)
+    return feature_difference(backbone, model)
 
-    Relative to the largest magnitude in each feature map; NaN if any feature is not finite.
-    """
-    images = torch.randn(2, 3, 96, 64, generator=torch.Generator().manual_seed(0))
-    wanted = torchvision_features(backbone, images)
-    got = detectron2_features(backbone, weights, images)
-    differences = [
-        ((wanted[stage] - got[stage]).abs().max() / wanted[stage].abs().max()) for stage in STAGES
-    ]
-    return float(torch.stack(differences).max())
+
+def not_loaded(model: nn.Module, weights: Mapping[str, Any]) -> list[str]:
+    """Return what the file has and the model lacks, and what the model has that is not in it."""
+    counted = any(name.endswith(COUNTER) for name in weights)
+    own = {
+        next((name.removeprefix(place) for place in PLACES if name.startswith(place)), "")
+        for name in model.state_dict()
+    }
+    body = {name for name in own if name.startswith(("stem.", "res"))}
+    strange = {name for name in body - set(weights) if counted or not name.endswith(COUNTER)}
+    return lost_entries(model, weights) + sorted(strange)
 
 
 def missing_entries(model: nn.Module, weights: Path) -> list[str]:
     """Return the entries of a converted file that `model` does not hold, value for value."""
     with weights.open("rb") as file:
-        wanted = pickle.load(file)["model"]
+        return lost_entries(model, pickle.load(file)["model"])
+
+
+def lost_entries(model: nn.Module, weights: Mapping[str, Any]) -> list[str]:
+    """Return the names in `weights` that `model` does not hold, value for value."""
     state = model.state_dict()
     lost = []
-    for name, value in wanted.items():
-        places = (f"backbone.bottom_up.{name}", f"backbone.{name}", f"roi_heads.{name}")
-        found = [state[place] for place in places if place in state]
+    for name, value in weights.items():
+        found = [state[place + name] for place in PLACES if place + name in state]
         frozen_counter = name.endswith("num_batches_tracked") and not found
         if not frozen_counter and not any(
             torch.equal(tensor.cpu(), torch.as_tensor(value)) for tensor in found

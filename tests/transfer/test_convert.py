@@ -102,8 +102,11 @@ def test_plain_torchvision_and_prefixed_files_are_read(tmp_path: Path) -> None:
     torch.save({"state_dict": prefixed, "epoch": 3}, tmp_path / "b.pth")
     chosen = read_backbone(tmp_path / "b.pth", encoder="module.encoder_q.")
     assert chosen.state_dict.keys() == state.keys()
-    with pytest.raises(ValueError, match=r"prefixes that have one: module\.encoder_q\."):
-        read_backbone(tmp_path / "b.pth")
+    assert read_backbone(tmp_path / "b.pth").format == "moco"
+    with pytest.raises(
+        ValueError, match=r"no encoder under 'module\.enc'; found: module\.encoder_q"
+    ):
+        read_backbone(tmp_path / "b.pth", encoder="module.enc")
 
 
 class Hostile:

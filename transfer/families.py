@@ -1,0 +1,144 @@
+"""The families of published checkpoints, as a table.
+
+A row says how a family is told from the others and which of its encoders is the one to take. To
+add one, add a row: rows are tried from top to bottom, the first that fits is taken.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+IMAGENET_INPUT: dict[str, Any] = {
+    "format": "RGB",
+    "pixel_mean": [123.675, 116.28, 103.53],
+    "pixel_std": [58.395, 57.12, 57.375],
+}
+UNIT_INPUT: dict[str, Any] = {
+    "format": "RGB",
+    "pixel_mean": [0.0, 0.0, 0.0],
+    "pixel_std": [255.0, 255.0, 255.0],
+}
+SWAV_INPUT: dict[str, Any] = IMAGENET_INPUT | {"pixel_std": [58.14, 57.12, 57.375]}
+CAFFE2_INPUT: dict[str, Any] = {
+    "format": "BGR",
+    "pixel_mean": [103.53, 116.28, 123.675],
+    "pixel_std": [1.0, 1.0, 1.0],
+}
+UNIT_NOTE = "trained on pixels in [0, 1] without mean and std"
+LIGHTNING = "@pytorch-lightning_version"
+
+
+@dataclass(frozen=True)
+class Family:
+    """How to recognise files of one origin.
+
+    `roles`: names of the encoder to take, without `module.`, `_orig_mod.`, `net.`; the
+    first found wins.
+    `groups`: last keys of the dict that holds it (`""` is the top level); None is any.
+    `marks`: what must be there too: `@key` at the top of the file, else the first parts of a
+    tensor's name, `|` between alternatives; a leading `!` means that it must not be there;
+    `@nothing-else` no other key, `@bare` no prefix, `@untrained` no batch ever counted,
+    `@by-name` never: by --format only; `@own` arch and input beside the weights.
+    `others`: further encoders that belong to the family: roles, or `@key` for any below that key.
+    """
+
+    name: str
+    roles: tuple[str, ...] = ("",)
+    groups: tuple[str, ...] | None = None
+    marks: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+    layout: str | None = None
+    input: dict[str, Any] | None = None
+    note: str = ""
+
+
+EMA = ("@model_ema", "@state_dict_ema", "@ema_state_dict", "@ema", "@current_model_state")
+MM_OTHERS = (
+    "encoder_q.0", "online_net.0", "base_encoder.0", "encoder_k.0", "encoder_k", "target_net.0",
+    "target_net", "momentum_encoder.0", "encoder_q", "online_net", "base_encoder", *EMA,
+)  # fmt: skip
+MM_ROLES = ("backbone", "encoder_q.0", "online_net.0", "base_encoder.0")
+STATE, MODEL, FLAT = ("state_dict",), ("model",), ("",)
+
+FAMILIES: tuple[Family, ...] = (
+    Family("whitening-transfer", groups=STATE, marks=("@own",)),
+    Family("caffe2", layout="caffe2", input=CAFFE2_INPUT,
+           note="Caffe2 (MSRA) weights: BGR, std absorbed into conv1, stride in the 1x1 "
+           "convolution; detectron2 also reads this file as it is"),
+    Family("hugging-face", ("", "resnet"), layout="hugging-face"),
+    Family("simclr-v2", ("", "resnet"), layout="simclr-v2", input=UNIT_INPUT, note=UNIT_NOTE,
+           others=EMA),
+    Family("vissl", ("_feature_blocks", "base_model._feature_blocks", "trunk._feature_blocks"),
+           others=("@loss", "@ema_model", "@heads", "@classy_state_dict")),
+    Family("classyvision", layout="classy", others=("@loss", "@ema_model")),
+    # Lightning: solo-learn, lightly, lightning-bolts
+    Family("lightly", ("backbone",), STATE,
+           (LIGHTNING, "projection_head|online_classifier|prediction_head|student_projection_head"),
+           ("key_backbone", "teacher_backbone", "backbone_momentum", "student_backbone",
+            "momentum_backbone", *EMA)),
+    Family("lightly", ("backbone",), STATE,
+           (LIGHTNING, "key_backbone|teacher_backbone|backbone_momentum|student_backbone"),
+           ("key_backbone", "teacher_backbone", "backbone_momentum", "student_backbone", *EMA)),
+    Family("lightly", ("backbone",), layout="sequential",
+           others=("backbone_momentum", "key_backbone", "teacher_backbone", "student_backbone",
+                   "momentum_backbone")),
+    Family("solo-learn", ("backbone",), STATE, (LIGHTNING,), ("momentum_backbone", *EMA)),
+    Family("lightning-bolts", ("online_network.encoder", "encoder_q"), STATE, (LIGHTNING,),
+           ("target_network.encoder", "encoder_k", *EMA)),
+    Family("lightning-bolts", ("encoder",), STATE,
+           (LIGHTNING, "projection|non_linear_evaluator"), EMA),
+    Family("solo-learn", ("encoder",), STATE, (LIGHTNING,), ("momentum_encoder", *EMA),
+           note="an old solo-learn file"),
+    Family("lightning-bolts", ("model",), STATE, (LIGHTNING,), EMA),
+    # training scripts
+    Family("dino", ("backbone", ""), ("teacher",), others=("@student",)),
+    Family("byol-yaox12", groups=("online_backbone",), others=("@target_backbone",)),
+    Family("byol-yaox12", ("online_network.encoder",), others=("target_network.encoder",)),
+    Family("byol-lucidrains", ("", "online_encoder"), marks=("online_encoder|target_encoder",),
+           others=("online_encoder", "target_encoder")),
+    Family("moco-v3", ("base_encoder",), marks=("!base_encoder.0",), others=("momentum_encoder",)),
+    Family("mmselfsup", MM_ROLES, marks=("@message_hub|@param_schedulers|@ema_state_dict",),
+           others=MM_OTHERS),
+    Family("openselfsup", MM_ROLES, None, ("encoder_q.0|online_net.0|base_encoder.0",),
+           MM_OTHERS),
+    Family("mmselfsup", MM_ROLES, marks=("@meta",), others=MM_OTHERS),
+    Family("openselfsup", groups=STATE, marks=("@author",)),
+    Family("mmselfsup", groups=STATE, marks=("@meta",)),
+    Family("moco", ("encoder_q",), others=("encoder_k",)),
+    Family("cw-rgp", ("model",), STATE, others=("model_t",)),
+    Family("w-mse", ("model",), FLAT, others=("model_t",)),
+    Family("intl", ("backbone",), STATE, ("projection|momentum_backbone",),
+           ("momentum_backbone", "momentum_projection")),
+    Family("barlow-twins", ("backbone",), MODEL, ("projector", "bn")),
+    Family("vicreg", ("backbone",), MODEL, ("projector",)),
+    Family("vicreg", ("0",), marks=("1",), note="a linear-evaluation file"),
+    Family("pixpro", ("encoder",), MODEL, ("encoder_k|projector",), ("encoder_k",)),
+    Family("pycontrast", ("encoder",), MODEL, others=("@model_ema",)),
+    Family("pycontrast", ("encoder",), marks=("head|head_jig",)),
+    Family("simsiam", ("encoder",), STATE, ("predictor",)),
+    Family("swav", marks=("projection_head|prototypes",), input=SWAV_INPUT,
+           note="SwAV, DeepCluster-v2 or SeLa-v2: trained with std .228 in red"),
+    Family("timm", groups=("state_dict_ema",), others=("@state_dict",),
+           note="the averaged weights, which timm's own loader prefers"),
+    Family("simclr-v1", groups=STATE, marks=("@nothing-else", "fc", "@bare", "@untrained"),
+           input=UNIT_INPUT,
+           note=UNIT_NOTE + "; if this file is no SimCLR conversion, say --format torchvision"),
+    Family("timm", groups=STATE, marks=("@arch", "@args", "@version")),
+    Family("pytorch-examples", groups=STATE, marks=("@arch", "@epoch"), others=EMA),
+    Family("torchvision", groups=("", "state_dict", "model", "model_state_dict", "module"),
+           others=EMA),
+    # forms without a trace of their origin: taken for torchvision's, or by name
+    Family("barlow-twins", marks=("@by-name",)),
+    Family("vicreg", marks=("@by-name",)),
+    Family("dino", marks=("@by-name",)),
+    Family("swav", marks=("@by-name",), input=SWAV_INPUT),
+)  # fmt: skip
+FORMATS = tuple(sorted({family.name for family in FAMILIES}))
+SIDE_NAMES = (
+    r"(fc\d*|heads?|head_\w+|classifier|classification_head|logits|linear|last_linear|proj\w*|"
+    r"pred\w*|prototypes\w*|mlp|neck|queues?|queue_\w+|online_\w+|target_\w+|momentum_\w+|"
+    r"criterion|loss\w*|n_averaged|steps|jigsaw\w*|bn|whiten\w*|contrast\w*|memory\w*|"
+    r"value_transform\w*|student_\w+|teacher_\w+|fc1000_[wb]|conv1_b|\w+_momentum|"
+    r"non_linear_evaluator|lr|weight_order|model_iter)"
+)
