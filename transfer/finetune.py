@@ -57,7 +57,10 @@ def check_companion(cfg: CfgNode, weights: Path) -> None:
     Raises:
         ValueError: any key differs, with every difference.
     """
-    companion = json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))
+    path = weights.with_suffix(".json")
+    if not path.is_file():
+        raise ValueError(f"{path}: not there; make weights with tools/convert_to_detectron2.py")
+    companion = json.loads(path.read_text(encoding="utf-8"))
     faults = []
     for key, wanted in companion["detectron2"].items():
         node: Any = cfg

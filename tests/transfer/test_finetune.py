@@ -135,6 +135,12 @@ def test_a_config_that_contradicts_the_weights_is_refused(root: Path, tmp_path: 
         finetune(config, root / "backbone.pkl", tmp_path)
 
 
+def test_weights_without_their_companion_are_refused(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "lonely.pkl").write_bytes((root / "backbone.pkl").read_bytes())
+    with pytest.raises(ValueError, match=r"lonely\.json: not there; make weights with"):
+        finetune(task(root, "faster_rcnn_voc"), tmp_path / "lonely.pkl", tmp_path)
+
+
 def test_weights_that_do_not_reach_the_model_are_an_error(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
