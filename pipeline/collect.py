@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.executors import first_broken
-from pipeline.files import read_json
+from pipeline.files import read_json, sha256_of
 from pipeline.plan import Plan
 from pipeline.provenance import code_state
 from pipeline.report_data import Curve, ReportData, ResultRow, TaskInfo
@@ -76,7 +76,7 @@ def _row(stage: Stage, state: State) -> ResultRow:
         status=state.status,
         metrics=_numbers(manifest.get("metrics", {})),
         reason=state.reason,
-        log=_failed_log(stage) if state.status == "failed" else None,
+        log=failed_log(stage) if state.status == "failed" else None,
         pictures=tuple(sorted(pictures.glob("*-detections.jpg"))) if done else (),
         ground_truth=tuple(sorted(pictures.glob("*-ground_truth.jpg"))) if done else (),
         wall_time_s=made.get("wall_time_s"),
@@ -86,11 +86,11 @@ def _row(stage: Stage, state: State) -> ResultRow:
     )
 
 
-def _failed_log(stage: Stage) -> str:
+def failed_log(stage: Stage) -> str:
     """Return the log that says why: the stage's own, or that of the input that failed."""
     for source in stage.inputs.values():
         if read_state(source).status != "done":
-            return _failed_log(source)
+            return failed_log(source)
     return str(stage.run_dir / LOG)
 
 
@@ -112,13 +112,12 @@ def _provenance(plan: Plan, states: dict[str, State]) -> dict[str, Any]:
         for stage in plan.stages
         if states[stage.name].status == "done"
     }
-    machines = {
-        f"{entry.get('host')}": {
-            key: entry.get(key)
-            for key in ("cpu", "num_cpus", "gpus", "system", "python", "packages")
-        }
-        for entry in made.values()
-    }
+    keys = ("host", "cpu", "num_cpus", "gpus", "system", "python", "packages")
+    machines: list[dict[str, Any]] = []
+    for entry in made.values():
+        machine = {key: entry.get(key) for key in keys}
+        if machine not in machines:
+            machines.append(machine)
     commits = sorted({str(entry.get("code", {}).get("commit")) for entry in made.values()})
     return {
         "report_made_from": code_state(),
@@ -141,9 +140,13 @@ def report_key(plan: Plan) -> list[list[str | None]]:
     """Return what a report depends on, to tell whether one that exists is up to date."""
     states = all_states(plan)
     return [
-        [stage.name, stage.signature, states[stage.name].status, states[stage.name].reason]
-        for stage in plan.stages
-    ]
+        [stage.name, state.status, state.reason, _made(stage) if state.status == "done" else None]
+        for stage, state in ((stage, states[stage.name]) for stage in plan.stages)
+    ] + [[task.name, task.title] for task in plan.config.tasks]
+
+
+def _made(stage: Stage) -> str:
+    return sha256_of(stage.run_dir / MANIFEST)
 
 
 def report_dir(plan: Plan) -> Path:

@@ -14,14 +14,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.collect import all_states, collect, report_dir, report_key
+from pipeline.collect import all_states, collect, failed_log, report_dir, report_key
 from pipeline.executors import check_before_start, run_local
 from pipeline.files import read_json, write_json
 from pipeline.plan import Plan, load_plan
 from pipeline.progress import Progress
 from pipeline.report_render import write_report
 from pipeline.report_text import rich_tables
-from pipeline.store import LOG, LockedError, State, lock
+from pipeline.store import LockedError, State, lock
 
 STYLES = {"done": "green", "failed": "red", "running": "yellow"}
 REPORT_KEY = "made_from.json"
@@ -90,8 +90,10 @@ def show_status(plan: Plan, console: Console) -> int:
     for stage in plan.stages:
         state = states[stage.name]
         if state.status == "failed":
-            text = f"{stage.name}: {state.reason} (log: {stage.run_dir / LOG})"
+            text = f"{stage.name}: {state.reason} (log: {failed_log(stage)})"
             console.print(text, style="red", markup=False, soft_wrap=True)
+        elif state.reason:
+            console.print(f"{stage.name}: {state.reason}", markup=False, soft_wrap=True)
     return 1 if any(state.status == "failed" for state in states.values()) else 0
 
 
@@ -108,7 +110,7 @@ def make_report(plan: Plan) -> None:
     folder = report_dir(plan)
     key = report_key(plan)
     marker = folder / REPORT_KEY
-    if marker.exists() and read_json(marker) == key:
+    if marker.exists() and (folder / "index.html").exists() and read_json(marker) == key:
         return
     folder.mkdir(parents=True, exist_ok=True)
     marker.unlink(missing_ok=True)

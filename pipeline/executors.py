@@ -12,11 +12,12 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from pipeline.files import write_json
 from pipeline.plan import Plan
 from pipeline.progress import Progress
 from pipeline.stage import STAGE_KINDS, Stage
-from pipeline.store import LOG, METRICS, State, check_config, prepare, read_state
-from pipeline.worker import EXIT_INTERRUPTED
+from pipeline.store import FAILURE, LOG, METRICS, State, check_config, prepare, read_state
+from pipeline.worker import EXIT_INTERRUPTED, EXIT_LOCKED
 
 POLL_S = 0.5
 STOP_WAIT_S = 60.0
@@ -50,7 +51,8 @@ def check_before_start(plan: Plan, states: dict[str, State]) -> None:
     if answer.returncode == 2:
         raise ValueError(answer.stdout.strip())
     if answer.returncode != 0:
-        raise RuntimeError(f"the check before the start broke:\n{answer.stderr}")
+        last = (answer.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ValueError(f"the check before the start broke: {last}")
 
 
 def run_local(plan: Plan, progress: Progress) -> dict[str, State]:
@@ -145,10 +147,12 @@ class Child:
         state, code = read_state(self.stage), self.process.returncode
         log = self.stage.run_dir / LOG
         interrupted = code in (EXIT_INTERRUPTED, -signal.SIGTERM)
-        if state.status == "running":
+        if code == EXIT_LOCKED or state.status == "running":
             return State("failed", f"is being worked on by another process; see {log}"), False
         if state.status == "missing" and not interrupted:
-            return State("failed", f"ended with code {code} and no word; see {log}"), False
+            reason = f"ended with code {code} and no word; see {log}"
+            write_json(self.stage.run_dir / FAILURE, {"reason": reason})
+            return State("failed", reason), False
         return state, interrupted and state.status == "missing"
 
 

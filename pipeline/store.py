@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pipeline.stage import STAGE_KINDS, Stage
 
 CONFIG, JOB, MANIFEST, FAILURE = "config.json", "job.json", "manifest.json", "failure.json"
 LOCK, LOG, METRICS = "lock", "log.txt", "metrics.jsonl"
+LOCK_ATTEMPTS = 10
 Status = Literal["missing", "queued", "running", "done", "failed"]
 
 
@@ -76,7 +78,8 @@ def prepare(stage: Stage) -> None:
     run_dir = stage.run_dir
     run_dir.mkdir(parents=True, exist_ok=True)
     check_config(stage)
-    (run_dir / MANIFEST).unlink(missing_ok=True)  # its outputs are gone or changed
+    for name in (MANIFEST, FAILURE):  # a manifest here means that outputs are gone or changed
+        (run_dir / name).unlink(missing_ok=True)
     if not (run_dir / CONFIG).exists():
         write_json(run_dir / CONFIG, stage.record)
     kind = STAGE_KINDS[stage.kind]
@@ -139,11 +142,15 @@ def lock(path: Path) -> Iterator[None]:
         LockedError: another process holds it; the text says which.
     """
     with path.open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            raise LockedError(file.read().strip() or "unknown process") from None
+        for attempt in range(LOCK_ATTEMPTS):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if attempt == LOCK_ATTEMPTS - 1:
+                    file.seek(0)
+                    raise LockedError(file.read().strip() or "unknown process") from None
+                time.sleep(0.1)  # somebody may only be looking whether it is held
         file.truncate(0)
         file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
         file.flush()

@@ -1,6 +1,6 @@
 """The child process that runs one stage, or checks many before any of them starts.
 
-python -m pipeline.worker run RUN_DIR       exit 0 done, 1 failed, 75 interrupted or locked
+python -m pipeline.worker run RUN_DIR       exit 0 done, 1 failed, 75 interrupted, 76 locked
 python -m pipeline.worker check JOBS.json   prints one fault a line, exit 2 if there are any
 """
 
@@ -25,6 +25,8 @@ from pipeline.store import FAILURE, JOB, LOCK, MANIFEST, LockedError, lock, outp
 from pipeline.store import write_manifest as finish
 
 EXIT_INTERRUPTED = 75
+EXIT_LOCKED = 76
+ATTEMPTS = "attempts.jsonl"
 PR_SET_PDEATHSIG = 1
 
 
@@ -59,7 +61,7 @@ def run(run_dir: Path) -> int:
             return _run_locked(run_dir)
     except LockedError as holder:
         print(f"{run_dir}: is being worked on by {holder}", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return EXIT_LOCKED
 
 
 def _run_locked(run_dir: Path) -> int:
@@ -73,19 +75,31 @@ def _run_locked(run_dir: Path) -> int:
         metrics = module.run_stage(job["settings"], inputs, run_dir)
         made = provenance() | {
             "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
-            "wall_time_s": round(time.time() - started, 1),
+            "wall_time_s": round(time.time() - started + _earlier_attempts_s(run_dir), 1),
         }
         finish(run_dir, job, _finite(metrics), made)
-    except (KeyboardInterrupt, SystemExit):
+    except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    except Exception as error:  # noqa: BLE001  (whatever broke becomes the stage's reason)
+    except BaseException as error:  # noqa: BLE001  (whatever broke becomes the stage's reason)
+        if isinstance(error, SystemExit) and error.code == EXIT_INTERRUPTED:
+            return EXIT_INTERRUPTED
         traceback.print_exc()
         reason = " ".join(str(error).split()) or type(error).__name__
         if not isinstance(error, ValueError):
             reason = f"{type(error).__name__}: {reason}"
         write_json(run_dir / FAILURE, {"reason": reason[:1000]})
         return 1
+    finally:
+        with (run_dir / ATTEMPTS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"wall_time_s": time.time() - started}) + "\n")
     return 0
+
+
+def _earlier_attempts_s(run_dir: Path) -> float:
+    """Return the seconds that interrupted and failed attempts at this stage took."""
+    path = run_dir / ATTEMPTS
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return sum(float(json.loads(line)["wall_time_s"]) for line in lines)
 
 
 def check_input(path: Path) -> None:
@@ -95,9 +109,12 @@ def check_input(path: Path) -> None:
         ValueError: the input is not what its stage wrote.
     """
     folder = path.parent
-    fault = outputs_fault(folder, read_json(folder / MANIFEST), thorough=True)
+    try:
+        fault = outputs_fault(folder, read_json(folder / MANIFEST), thorough=True)
+    except FileNotFoundError:
+        fault = f"{folder}: its manifest is gone; run again to have it made again"
     if fault is not None:
-        (folder / MANIFEST).unlink()
+        (folder / MANIFEST).unlink(missing_ok=True)
         raise ValueError(fault)
 
 
@@ -111,7 +128,11 @@ def check(jobs: list[dict[str, Any]]) -> list[str]:
     """Return the faults that stages find in their settings, data and checkpoints."""
     faults: list[str] = []
     for job in jobs:
-        module = importlib.import_module(job["module"])
+        try:
+            module = importlib.import_module(job["module"])
+        except ImportError as error:
+            faults.append(f"{job['module']} cannot be imported: {error}; run make env")
+            continue
         faults += module.check_stage(job["settings"])
     return list(dict.fromkeys(faults))
 

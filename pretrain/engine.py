@@ -44,6 +44,16 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     )
 
 
+def too_few_images(config: PretrainConfig, num_images: int) -> str | None:
+    """Return why the images do not fill a batch, or None."""
+    if num_images >= config.batch_size:
+        return None
+    return (
+        f"{config.data.root}: {num_images} images are less than one batch of {config.batch_size}; "
+        "lower batch_size or add images"
+    )
+
+
 class Trainer:
     """State of one run, and the loop over it."""
 
@@ -52,11 +62,8 @@ class Trainer:
         self.output_dir = output_dir
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         paths = list_images(config.data.root)
-        if len(paths) < config.batch_size:
-            raise ValueError(
-                f"{config.data.root}: {len(paths)} images are less than one batch of "
-                f"{config.batch_size}; lower batch_size or add images"
-            )
+        if fault := too_few_images(config, len(paths)):
+            raise ValueError(fault)
         self.dataset = ViewsDataset(
             paths, build_view(config.augment), config.num_views, config.seed
         )
@@ -169,7 +176,7 @@ class Trainer:
                     raise SystemExit(EXIT_INTERRUPTED)
                 if self.step % self.config.checkpoint_every == 0 or self.step == self.total_steps:
                     self.save()
-        return last or {"step": float(self.step)}
+        return last or last_entry(self.output_dir / METRICS)
 
     def _metrics(self, loss: float, encoding: Tensor, embedding: Tensor) -> dict[str, float]:
         metrics = {
@@ -204,6 +211,13 @@ class Trainer:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def last_entry(path: Path) -> dict[str, float]:
+    """Return the last entry of a finished run's log, without what only matters on the way."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    entry: dict[str, float] = json.loads(lines[-1]) if lines else {}
+    return {key: entry[key] for key in entry if key not in ("max_steps", "images_per_s")}
 
 
 class MetricsLog:

@@ -8,7 +8,7 @@ from typing import Any
 from pretrain.checkpoint import BACKBONE, save_backbone
 from pretrain.config import PretrainConfig
 from pretrain.data import list_images, read_image
-from pretrain.engine import Trainer
+from pretrain.engine import Trainer, too_few_images
 
 FULL_CHECK_LIMIT = 20_000
 
@@ -38,12 +38,13 @@ def check_stage(config: dict[str, Any]) -> list[str]:
 
     Every image is decoded up to 20,000 of them; a larger folder is only listed.
     """
-    data = PretrainConfig.model_validate(config).data
+    settings = PretrainConfig.model_validate(config)
+    data = settings.data
     try:
         paths = list_images(data.root)
     except ValueError as error:
         return [str(error)]
-    faults = []
+    faults = [fault] if (fault := too_few_images(settings, len(paths))) else []
     for path in paths if len(paths) <= FULL_CHECK_LIMIT else []:
         try:
             read_image(path)

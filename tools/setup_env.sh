@@ -17,7 +17,8 @@ find_python() {
 free_gb() { df -Pk "$1" | awk 'NR == 2 { print int($4 / 1048576) }'; }
 
 python=$(find_python) || exit 2
-[ -x "$VENV/bin/python" ] && is_recent "$VENV/bin/python" || {
+[ -x "$VENV/bin/python" ] && is_recent "$VENV/bin/python" &&
+    "$VENV/bin/python" -m pip --version >/dev/null 2>&1 || {
     rm -rf "$VENV"
     "$python" -c 'import ensurepip, venv' 2>/dev/null ||
         fail "$python has no venv module; install it (Debian and Ubuntu: apt-get install python3-venv)"
