@@ -50,7 +50,11 @@ def _voc_index(name: str, data: VocData) -> str:
     if not split.is_file():
         raise ValueError(f"{split}: no such file; data set {name} wants VOC's list of images there")
     digest = hashlib.sha256()
-    for line in split.read_text(encoding="utf-8").splitlines():
+    try:
+        lines = split.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"{split}: not a text file; data set {name} wants names there") from None
+    for line in lines:
         if line.strip():
             annotation = data.root / "Annotations" / f"{line.split()[0]}.xml"
             if not annotation.is_file():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,13 +171,18 @@ class _Builder:
                     lambda name=name, data=data: detection_identity(name, data)  # type: ignore[misc]
                 )
             identities[name] = self.data_identities[name]
-        config = FinetuneConfig(
-            detectron2=content,
-            datasets=datasets,
-            optimizer=task.optimizer,
-            num_pictures=self.config.num_pictures,
-        )
-        return config, identities
+        try:
+            config = FinetuneConfig(
+                detectron2=content,
+                datasets=datasets,
+                optimizer=task.optimizer,
+                num_pictures=self.config.num_pictures,
+            )
+        except ValidationError as error:
+            self.faults += faults_of(error, str(path))
+            return None
+        identity = self.attempt(lambda: _task_identity(config, str(path)))
+        return None if identity is None else (config, identity | {"data_content": identities})
 
     def dataset_names(self, content: dict[str, Any], path: Path) -> list[str]:
         names: list[str] = []
@@ -213,7 +219,7 @@ class _Builder:
                 Stage(
                     kind="finetune",
                     slug=f"{backbone.name}--{task.name}--seed{seed}",
-                    identity=identity_of(seeded) | {"data_content": config[1]},
+                    identity=config[1] | {"seed": seed},
                     settings=settings,
                     root=self.root,
                     inputs=inputs,
@@ -242,6 +248,21 @@ class _Builder:
         except ValueError as error:
             self.faults += str(error).splitlines()
             return None
+
+
+def _task_identity(config: FinetuneConfig, where: str) -> dict[str, Any]:
+    """Return the identity of a task without the detectron2 keys that cannot change a result."""
+    try:
+        identity = identity_of(config)
+    except TypeError as error:
+        raise ValueError(f"{where}: {error}") from None
+    content = copy.deepcopy(identity["detectron2"])
+    for section, key in (("SOLVER", "CHECKPOINT_PERIOD"), ("MODEL", "DEVICE")):
+        if isinstance(content.get(section), dict):
+            content[section].pop(key, None)
+    for key in ("VIS_PERIOD", "OUTPUT_DIR"):
+        content.pop(key, None)
+    return identity | {"detectron2": content}
 
 
 def _absolute(settings: dict[str, Any], key: tuple[str, str]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -18,13 +18,18 @@ MAX_FAULTS = 20
 DECODE_LIMIT = 2_000
 
 
-def detection_faults(data: CocoData | VocData, evaluated: bool = True) -> list[str]:
+def detection_faults(
+    data: CocoData | VocData, evaluated: bool = True, masks: bool = False
+) -> list[str]:
     """Return one line per fault, at most 20 of them and one that says there are more.
 
     Images are opened and their size compared; in sets of up to 2,000 images each is decoded.
-    A set that is only trained on may lack the fields that only VOC's evaluation reads.
+    A set that is only trained on may lack what only an evaluation reads; `masks` asks for masks.
     """
-    faults = _coco_faults(data) if isinstance(data, CocoData) else _voc_faults(data, evaluated)
+    if isinstance(data, CocoData):
+        faults = _coco_faults(data, CocoNeeds(evaluated, masks))
+    else:
+        faults = _voc_faults(data, evaluated, masks)
     found = list(islice(faults, MAX_FAULTS + 1))
     if len(found) > MAX_FAULTS:
         place = data.annotations if isinstance(data, CocoData) else data.root
@@ -32,7 +37,14 @@ def detection_faults(data: CocoData | VocData, evaluated: bool = True) -> list[s
     return found
 
 
-def _coco_faults(data: CocoData) -> Iterator[str]:
+class CocoNeeds(NamedTuple):
+    """What a COCO set must have: evaluation reads `area`, Mask R-CNN reads `segmentation`."""
+
+    evaluated: bool
+    masks: bool
+
+
+def _coco_faults(data: CocoData, needs: CocoNeeds) -> Iterator[str]:
     path = data.annotations
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -47,67 +59,89 @@ def _coco_faults(data: CocoData) -> Iterator[str]:
     if not lists or not content["images"] or not content["categories"]:
         yield f"{path}: not COCO's layout; wanted non-empty lists {', '.join(keys)}"
         return
+    if needs.evaluated and not content["annotations"]:
+        yield f"{path}: no annotations; AP cannot be measured on a set without objects"
     try:
-        images = {image["id"]: image for image in content["images"]}
-        categories = {category["id"] for category in content["categories"]}
-        for image in images.values():
-            yield from image_faults(
-                data.images / image["file_name"],
-                (image["width"], image["height"]),
-                path,
-                decode=len(images) <= DECODE_LIMIT,
-            )
-        ids = Counter(annotation["id"] for annotation in content["annotations"])
-        for number, count in ids.items():
-            if count > 1 or not isinstance(number, int) or number < 1:
-                yield (
-                    f"{path}: annotation id {number!r} ({count} times); COCO's evaluation counts "
-                    "right detections as wrong unless ids are different whole numbers from 1"
-                )
+        yield from _coco_image_faults(data, content["images"])
+        yield from _coco_id_faults(path, content)
         for annotation in content["annotations"]:
-            yield from _coco_annotation_faults(path, annotation, images, categories)
+            where = f"{path}: annotation {annotation['id']}"
+            yield from _coco_annotation_faults(where, annotation, needs)
     except (KeyError, TypeError) as error:
         yield f"{path}: an entry lacks or misuses {error}; wanted COCO's fields"
 
 
+def _coco_image_faults(data: CocoData, images: list[dict[str, Any]]) -> Iterator[str]:
+    for image in images:
+        size = image["width"], image["height"]
+        path = data.images / image["file_name"]
+        yield from image_faults(path, size, data.annotations, decode=len(images) <= DECODE_LIMIT)
+
+
+def _coco_id_faults(path: Path, content: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
+    images = {image["id"] for image in content["images"]}
+    categories = {category["id"]: category["name"] for category in content["categories"]}
+    ids = Counter(annotation["id"] for annotation in content["annotations"])
+    for number, count in ids.items():
+        if count > 1 or not isinstance(number, int) or number < 1:
+            yield (
+                f"{path}: annotation id {number!r} ({count} times); COCO's evaluation counts "
+                "right detections as wrong unless ids are different whole numbers from 1"
+            )
+    for annotation in content["annotations"]:
+        for key, known, what in (
+            ("image_id", images, "images"),
+            ("category_id", categories, "categories"),
+        ):
+            if annotation[key] not in known:
+                where = f"{path}: annotation {annotation['id']}"
+                yield f"{where}: {key} {annotation[key]} is not among the {what}"
+
+
 def _coco_annotation_faults(
-    path: Path, annotation: dict[str, Any], images: dict[Any, dict[str, Any]], categories: set[Any]
+    where: str, annotation: dict[str, Any], needs: CocoNeeds
 ) -> Iterator[str]:
-    where = f"{path}: annotation {annotation['id']}"
-    image = images.get(annotation["image_id"])
-    if image is None:
-        yield f"{where}: image_id {annotation['image_id']} is not among the images"
-        return
-    if annotation["category_id"] not in categories:
-        yield f"{where}: category_id {annotation['category_id']} is not among the categories"
+    """Yield faults of one annotation; training drops empty boxes, so only evaluation minds them."""
     box = annotation["bbox"]
     numbers = isinstance(box, list) and all(isinstance(value, int | float) for value in box)
-    if not numbers or len(box) != 4 or not (box[2] > 0 and box[3] > 0):
+    sound = numbers and len(box) == 4
+    if not sound or (needs.evaluated and not (box[2] > 0 and box[3] > 0)):
         yield f"{where}: bbox {box}, wanted [x, y, width, height] with width and height above 0"
+    if needs.evaluated and not isinstance(annotation.get("area"), int | float):
+        yield f"{where}: area is {annotation.get('area')!r}, wanted a number for the evaluation"
+    if needs.masks and not annotation.get("segmentation"):
+        yield f"{where}: no segmentation, but MODEL.MASK_ON asks for masks"
 
 
-def _voc_faults(data: VocData, evaluated: bool) -> Iterator[str]:
+def _voc_faults(data: VocData, evaluated: bool, masks: bool) -> Iterator[str]:
     split = data.root / "ImageSets" / "Main" / f"{data.split}.txt"
     try:
-        names = [line.split()[0] for line in split.read_text(encoding="utf-8").splitlines() if line]
+        names = [line.split()[0] for line in split.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError, IndexError) as error:
-        yield f"{split}: cannot be read ({error}); wanted VOC's list of image names"
+        reason = "a blank line" if isinstance(error, IndexError) else error
+        yield f"{split}: cannot be read ({reason}); wanted VOC's list of image names"
         return
+    if masks:
+        yield f"{data.root}: VOC's layout has no masks, but MODEL.MASK_ON asks for them"
     if len(names) < 2:
         yield f"{split}: {len(names)} image names, wanted at least 2"
+    counted: set[str] = set()
     for name in names:
         annotation = data.root / "Annotations" / f"{name}.xml"
-        size, faults = _voc_annotation(annotation, data.class_names, evaluated)
+        size, faults = _voc_annotation(annotation, data.class_names, evaluated, counted)
         yield from faults
         if size is not None:
             image = data.root / "JPEGImages" / f"{name}.jpg"
             yield from image_faults(image, size, annotation, decode=len(names) <= DECODE_LIMIT)
+    absent = [name for name in data.class_names if name not in counted]
+    if evaluated and absent:
+        yield f"{split}: no object to count of {', '.join(absent)}; their AP cannot be measured"
 
 
 def _voc_annotation(
-    path: Path, class_names: tuple[str, ...], evaluated: bool
+    path: Path, class_names: tuple[str, ...], evaluated: bool, counted: set[str]
 ) -> tuple[tuple[int, int] | None, list[str]]:
-    """Return (width, height) as annotated, and the file's faults."""
+    """Return (width, height) as annotated, and the file's faults; add to `counted` what counts."""
     try:
         tree = ET.parse(path)
         size = int(tree.findtext("./size/width", "")), int(tree.findtext("./size/height", ""))
@@ -118,6 +152,8 @@ def _voc_annotation(
     faults = []
     for element in tree.findall("object"):
         name = element.findtext("name", "")
+        if (element.findtext("difficult") or "0").strip() == "0":
+            counted.add(name)
         if evaluated:
             faults += _evaluation_faults(path, name, element)
         if name not in class_names:

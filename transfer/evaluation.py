@@ -63,14 +63,24 @@ def build_evaluator(name: str, output_dir: Path, masks: bool = False) -> Dataset
     return DatasetEvaluators([measure, PredictionsWriter(output_dir / PREDICTIONS)])
 
 
-def flat_metrics(results: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+def flat_metrics(
+    results: Mapping[str, Mapping[str, float]], num_detections: int
+) -> dict[str, float]:
     """Return `{"bbox/AP": ..}` in percent.
 
-    Without a single detection the evaluators give NaN for the averages; their AP is 0.
+    Without a single detection COCO's evaluator gives NaN everywhere; the AP is 0 then.
+
+    Raises:
+        ValueError: an average is NaN although something was detected.
     """
     metrics = {}
     for task, values in results.items():
-        nothing_found = all(math.isnan(float(values[key])) for key in ("AP", "AP50", "AP75"))
+        broken = [key for key in ("AP", "AP50", "AP75") if math.isnan(float(values[key]))]
+        if broken and num_detections:
+            raise ValueError(
+                f"{task} {', '.join(broken)} is NaN with {num_detections} detections; does every "
+                "class have an object in the set?"
+            )
         for key, value in values.items():
-            metrics[f"{task}/{key}"] = 0.0 if nothing_found else float(value)
+            metrics[f"{task}/{key}"] = 0.0 if broken else float(value)
     return metrics

@@ -12,11 +12,12 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase, hooks
 from detectron2.evaluation import DatasetEvaluators
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, get_event_storage
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from transfer.evaluation import build_evaluator, flat_metrics
+from transfer.evaluation import PREDICTIONS, build_evaluator, flat_metrics
 
 METRICS = "metrics.jsonl"
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: saved, to be started again
@@ -93,7 +94,10 @@ class Trainer(DefaultTrainer):  # type: ignore[misc]
 
         def evaluate() -> dict[str, Any]:
             results: dict[str, Any] = self.test(self.cfg, self.model)
-            self.metrics = flat_metrics(results)
+            predictions = Path(self.cfg.OUTPUT_DIR) / PREDICTIONS
+            if comm.is_main_process():
+                kept = json.loads(predictions.read_text(encoding="utf-8"))
+                self.metrics = flat_metrics(results, num_detections=len(kept))
             return results
 
         built: list[HookBase] = []

@@ -96,7 +96,26 @@ def test_a_stage_that_is_killed_or_writes_nothing_has_failed(fakes: Path) -> Non
     Path("behaviour-b").write_text("write nothing", encoding="utf-8")
     states = run(small_plan())
     assert "ended with code -9" in str(states["pretrain/a"].reason)
+    pretrain = next(entry for entry in load_plan(CONFIG, []).stages if entry.name == "pretrain/a")
+    assert read_state(pretrain) == states["pretrain/a"]
     assert "ended without writing out.txt" in str(states["pretrain/b"].reason)
+
+
+def test_a_report_follows_results_that_were_made_again(fakes: Path) -> None:
+    plan = small_plan()
+    run(plan)
+    commands.make_report(plan)
+    page = Path("runs/tiny/report/index.html")
+    before = page.stat().st_mtime_ns
+    commands.make_report(plan)
+    assert page.stat().st_mtime_ns == before
+    manifest = plan.stages[0].run_dir / MANIFEST
+    manifest.write_text(manifest.read_text("utf-8").replace("10.0", "99.0"), encoding="utf-8")
+    commands.make_report(plan)
+    assert "99.0" in Path("runs/tiny/report/results.csv").read_text(encoding="utf-8")
+    page.unlink()
+    commands.make_report(plan)
+    assert page.exists()
 
 
 def test_changed_or_lost_outputs_are_noticed_and_made_again(fakes: Path) -> None:

@@ -40,6 +40,9 @@ def test_sound_sets_have_no_faults(coco: CocoData, voc: VocData) -> None:
         (lambda c: c["images"][0].update(file_name="x.jpg"), "x.jpg: no such image; .* points at"),
         (lambda c: c["annotations"][0].update(id=0), "annotation id 0 .*from 1"),
         (lambda c: c["annotations"][0].update(id=2), r"annotation id 2 \(2 times\)"),
+        (lambda c: c["annotations"][0].pop("area"), "annotation 1: area is None, wanted a number"),
+        (lambda c: c["categories"][0].pop("name"), "lacks or misuses 'name'"),
+        (lambda c: c.update(annotations=[]), "no annotations; AP cannot be measured"),
         (lambda c: c.update(images=[]), "not COCO's layout"),
         (lambda c: c.pop("categories"), "not COCO's layout"),
     ],
@@ -77,6 +80,36 @@ def test_voc_faults(voc: VocData, old: str, new: str, expected: str) -> None:
     path.write_text(path.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
     (fault,) = detection_faults(voc)
     assert expected in fault and "001" in fault
+
+
+def test_masks_are_asked_for_where_the_model_needs_them(coco: CocoData, voc: VocData) -> None:
+    assert detection_faults(coco, masks=True) == []
+    edit(coco, lambda content: content["annotations"][0].update(segmentation=[]))
+    assert detection_faults(coco, masks=False) == []
+    (fault,) = detection_faults(coco, masks=True)
+    assert "annotation 1: no segmentation, but MODEL.MASK_ON asks for masks" in fault
+    (fault,) = detection_faults(voc, masks=True)
+    assert "VOC's layout has no masks" in fault
+
+
+def test_empty_boxes_are_left_to_training_and_refused_for_evaluation(coco: CocoData) -> None:
+    edit(coco, lambda content: content["annotations"][0].update(bbox=[1, 2, 0, 4]))
+    assert detection_faults(coco, evaluated=False) == []
+    assert "bbox [1, 2, 0, 4]" in detection_faults(coco, evaluated=True)[0]
+
+
+def test_a_class_without_objects_cannot_be_evaluated(voc: VocData) -> None:
+    two = voc.model_copy(update={"class_names": ("one", "two")})
+    assert detection_faults(two, evaluated=False) == []
+    (fault,) = detection_faults(two)
+    assert "test.txt: no object to count of two; their AP cannot be measured" in fault
+
+
+def test_a_blank_line_in_a_split_is_a_fault(voc: VocData) -> None:
+    path = voc.root / "ImageSets" / "Main" / "test.txt"
+    path.write_text("000\n\n001\n", encoding="utf-8")
+    (fault,) = detection_faults(voc)
+    assert "test.txt: cannot be read (a blank line)" in fault
 
 
 def test_a_set_that_is_only_trained_on_needs_no_evaluation_fields(voc: VocData) -> None:

@@ -1,6 +1,7 @@
 """Both evaluators: perfect detections give 100, shuffled ones next to nothing, none gives 0."""
 
 import json
+import math
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -46,7 +47,9 @@ def evaluate(
     evaluator.reset()
     for index, record in enumerate(records):
         evaluator.process([record], [{"instances": detect(index, records)}])
-    return flat_metrics(evaluator.evaluate())
+    results = evaluator.evaluate()
+    kept = json.loads((output_dir / PREDICTIONS).read_text(encoding="utf-8"))
+    return flat_metrics(results, num_detections=len(kept))
 
 
 def instances(boxes: list[list[float]], classes: list[int]) -> Instances:
@@ -105,12 +108,14 @@ def test_ap_of_a_case_worked_out_by_hand(voc: VocData, coco: CocoData, tmp_path:
     assert evaluate("hand_coco", tmp_path / "c", detect)["bbox/AP50"] == pytest.approx(6700 / 101)
 
 
-def test_nan_of_one_size_stays_and_nan_of_all_is_zero() -> None:
+def test_nan_is_zero_only_where_nothing_was_detected() -> None:
     nan = float("nan")
     part = OrderedDict(bbox={"AP": 1.0, "AP50": 2.0, "AP75": 3.0, "APl": nan})
-    assert flat_metrics(part)["bbox/APl"] != flat_metrics(part)["bbox/APl"]
+    assert math.isnan(flat_metrics(part, num_detections=5)["bbox/APl"])
     empty = OrderedDict(bbox={"AP": nan, "AP50": nan, "AP75": nan, "APl": nan})
-    assert set(flat_metrics(empty).values()) == {0.0}
+    assert set(flat_metrics(empty, num_detections=0).values()) == {0.0}
+    with pytest.raises(ValueError, match="bbox AP, AP50, AP75 is NaN with 5 detections"):
+        flat_metrics(empty, num_detections=5)
 
 
 def test_known_sets_lie_below_the_datasets_folder(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,8 @@ import yaml
 from transfer.config import KNOWN_DATASETS, FinetuneConfig
 from transfer.convert import convert_checkpoint
 from transfer.digits import Sizes, build_digits
-from transfer.finetune import build_cfg, check_stage, finetune, run_stage
+from transfer.finetune import check_stage, finetune, repair_last_checkpoint, run_stage
+from transfer.task_config import build_cfg
 from transfer.trainer import EXIT_INTERRUPTED, METRICS, TRAINERS, AdamWTrainer, Trainer
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "transfer"
@@ -159,8 +160,17 @@ def test_divergence_ends_in_one_line_with_a_hint(root: Path, tmp_path: Path) -> 
 def test_checks_before_the_start(root: Path) -> None:
     assert check_stage(task(root, "mask_rcnn_coco").model_dump(mode="json")) == []
     unknown = task(root, "mask_rcnn_coco", SOLVER={"BASE_LRR": 0.1}).model_dump(mode="json")
-    (fault,) = check_stage(unknown)
-    assert "SOLVER.BASE_LRR" in fault
+    unknown["detectron2"] |= {"SEED": 5, "MODELL": 1, "INPUT": 3}
+    assert check_stage(unknown) == [
+        "INPUT: got 3, wanted a section of keys",
+        "SOLVER.BASE_LRR: detectron2 has no such key",
+        "MODELL: detectron2 has no such key",
+        "SEED is 5, but the pipeline sets it; remove it from the config",
+    ]
+    classes = task(root, "mask_rcnn_coco").model_dump(mode="json")
+    classes["detectron2"]["MODEL"]["ROI_HEADS"]["NUM_CLASSES"] = 3
+    (fault,) = check_stage(classes)
+    assert fault == "MODEL.ROI_HEADS.NUM_CLASSES is 3, but digits_coco_val has 10 classes"
     wrong = task(root, "mask_rcnn_coco", SOLVER={"BASE_LR": "fast"}).model_dump(mode="json")
     (fault,) = check_stage(wrong)
     assert "BASE_LR" in fault
@@ -188,3 +198,19 @@ def test_adamw_takes_its_settings_from_solver(root: Path) -> None:
     optimizer.step()
     assert float(model.weight.grad.norm()) == pytest.approx(1.0, rel=1e-5)
     assert TRAINERS[task(root, "faster_rcnn_voc").optimizer] is Trainer
+
+
+def test_a_pointer_to_a_lost_checkpoint_goes_back_to_one_that_is_kept(tmp_path: Path) -> None:
+    assert repair_last_checkpoint(tmp_path) == 0
+    pointer = tmp_path / "last_checkpoint"
+    (tmp_path / "model_0000049.pth").touch()
+    (tmp_path / "model_0000099.pth").touch()
+    pointer.write_text("model_0000049.pth", encoding="utf-8")
+    assert repair_last_checkpoint(tmp_path) == 50
+    pointer.write_text("model_final.pth", encoding="utf-8")
+    assert repair_last_checkpoint(tmp_path) == 100
+    assert pointer.read_text(encoding="utf-8") == "model_0000099.pth"
+    for path in tmp_path.glob("model_*.pth"):
+        path.unlink()
+    assert repair_last_checkpoint(tmp_path) == 0
+    assert not pointer.exists()
