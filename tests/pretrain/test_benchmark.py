@@ -36,6 +36,24 @@ def test_plain_whitening_with_groups_is_whitening(name):
     got = plain_whiten(x, config, order.tolist())
     want = whiten(x, over=config.over, method=config.method, groups=2, partition=order)
     torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
+    in_order = whiten(x, over=config.over, method=config.method, groups=2)
+    torch.testing.assert_close(plain_whiten(x, config), in_order, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["w-mse", "cw-rgp"])
+def test_the_plain_loop_reorders_channels_only_where_they_are_dealt_at_random(name, monkeypatch):
+    orders = []
+
+    def spy(x, config, order=None):
+        orders.append(order)
+        return plain_whiten(x, config, order)
+
+    monkeypatch.setattr("pretrain.benchmark.plain_whiten", spy)
+    config = LossConfig(name=name, sub_batch=8, groups=2)
+    config = config.model_copy(update={"random_partition": name == "cw-rgp"})
+    plain_loss(torch.randn(2, 16, 12 if name == "w-mse" else 32), config)
+    assert len(orders) == 4
+    assert all((order is None) == (name == "w-mse") for order in orders)
 
 
 def test_the_published_sizes_can_be_run():
