@@ -145,13 +145,21 @@ def peak_mb(step: Step, device: torch.device) -> float:
 
 
 def _allocated_peak_mb(step: Step) -> float:
-    """Return the highest sum of CPU tensors alive at once during `step`, from the profiler."""
+    """Return the highest sum of CPU tensors alive at once during `step`, from the profiler.
+
+    It sees what the calling thread allocates, so the step runs on one thread.
+    """
     activities = [torch.profiler.ProfilerActivity.CPU]
-    with (
-        _silent_stderr(),
-        torch.profiler.profile(activities=activities, profile_memory=True) as profile,
-    ):
-        step()
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with (
+            _silent_stderr(),
+            torch.profiler.profile(activities=activities, profile_memory=True) as profile,
+        ):
+            step()
+    finally:
+        torch.set_num_threads(num_threads)
     current = highest = 0
     for event in profile.profiler.kineto_results.events():
         if event.name() == "[memory]":

@@ -77,3 +77,31 @@ def test_peak_memory_counts_what_is_alive_at_once():
         return b + 1
 
     assert peak_mb(two_then_one, CPU) == pytest.approx(8.0, abs=0.1)
+
+
+def test_peak_memory_does_not_depend_on_the_threads():
+    x = WHITENING_CASES[2].embeddings(CPU).requires_grad_()
+    loss = build_loss(WHITENING_CASES[2].config)
+    torch.autograd.backward(loss(x))  # what is allocated once is there before the measurement
+    before = torch.get_num_threads()
+    peaks = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            peaks.append(peak_mb(lambda: torch.autograd.backward(loss(x)), CPU))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert peaks[1] == pytest.approx(peaks[0], rel=0.01)
+    assert peaks[0] > 3 * x.numel() * 4 / 1e6
+
+
+def test_a_step_that_fails_leaves_the_number_of_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(ZeroDivisionError):
+            peak_mb(lambda: 1 / 0, CPU)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
