@@ -64,7 +64,7 @@ class Trainer:
         self.total_steps = config.max_steps or (config.epochs or 0) * self.steps_per_epoch
         torch.manual_seed(derived_seed(config.seed))
         self.model = SelfSupervisedModel(config.model).to(self.device)
-        self.loss = build_loss(config.loss)
+        self.loss = build_loss(config.loss).to(self.device)
         self.optimizer = build_optimizer(self.model, config.optimizer)
         self.generator = torch.Generator().manual_seed(derived_seed(config.seed, 2))
         self.step = 0
@@ -83,6 +83,7 @@ class Trainer:
         content = {
             "step": self.step,
             "model": self.model.state_dict(),
+            "loss": self.loss.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "loss_generator": self.generator.get_state(),
             "rng": torch.get_rng_state(),
@@ -101,6 +102,10 @@ class Trainer:
                 "use another output folder"
             )
         self.model.load_state_dict(state["model"])
+        if "loss" in state:
+            self.loss.load_state_dict(state["loss"])
+        else:
+            logger.warning("%s has no state of the loss: ridges count from 0", LAST)
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["loss_generator"])
         torch.set_rng_state(state["rng"])

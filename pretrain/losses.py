@@ -36,7 +36,8 @@ class WhiteningLoss(nn.Module):
     whitens every sub-batch of every view on its own and compares the views. With a random
     partition the channels are dealt to the groups anew for every round, sub-batch and view.
 
-    `regularized_count` counts the factorisations that needed a ridge (`pretrain.inverse_roots`).
+    `regularized_count` counts the factorisations that needed a ridge (`pretrain.inverse_roots`);
+    it is part of the state dict.
     `covariance_weight` is a plain attribute: set it to 0 to end that term during training.
     """
 
@@ -49,7 +50,8 @@ class WhiteningLoss(nn.Module):
         self.covariance_weight = config.covariance_weight
         self._over = config.over
         self._whitening = Whitening(config.method, config.eps, config.newton_iterations)
-        self._regularized: Tensor | None = None
+        self.num_regularized: Tensor
+        self.register_buffer("num_regularized", torch.zeros((), dtype=torch.int64))
 
     def extra_repr(self) -> str:
         """Return the settings."""
@@ -57,11 +59,11 @@ class WhiteningLoss(nn.Module):
 
     @property
     def regularized_count(self) -> int:
-        """Factorisations that needed a ridge since construction; waits for the device.
+        """Factorisations that needed a ridge so far, before a resume too; waits for the device.
 
         Under batch whitening every rank counts those of the global batch.
         """
-        return 0 if self._regularized is None else int(self._regularized)
+        return int(self.num_regularized)
 
     def forward(
         self,
@@ -100,7 +102,7 @@ class WhiteningLoss(nn.Module):
                 self._partition(x, channel_partition, generator),
             )
             loss, count = whitened_pair_distance(x, plan)
-            self._regularized = count if self._regularized is None else self._regularized + count
+            self.num_regularized = self.num_regularized.to(count.device) + count
             return loss if penalty is None else loss + self.covariance_weight * penalty
 
     def _plan(self, x: Tensor, permutation: Tensor, partition: Tensor | None) -> Plan:

@@ -13,6 +13,7 @@ from torch import Tensor
 from pretrain.checkpoint import BACKBONE, LAST
 from pretrain.config import PretrainConfig
 from pretrain.engine import EXIT_INTERRUPTED, METRICS, Trainer
+from pretrain.models import SelfSupervisedModel
 from pretrain.train import check_stage, pretrain
 
 Make = Callable[..., PretrainConfig]
@@ -72,6 +73,30 @@ def test_a_killed_run_ends_with_bit_identical_weights(
     assert [[entry[key] for key in keys] for entry in logged(tmp_path / "whole")] == [
         [entry[key] for key in keys] for entry in logged(tmp_path / "killed")
     ]
+
+
+def test_ridges_are_logged_and_counted_on_after_a_resume(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = SelfSupervisedModel.forward
+
+    def collapsed(self: SelfSupervisedModel, views: Tensor) -> tuple[Tensor, Tensor]:
+        encoding, embedding = original(self, views)
+        return encoding, 0 * embedding
+
+    monkeypatch.setattr(SelfSupervisedModel, "forward", collapsed)
+    with monkeypatch.context() as patch:
+        kill_after(patch, 3, crash)
+        with pytest.raises(RuntimeError, match="power cut"):
+            pretrain(tiny(), tmp_path / "run")
+    assert torch.load(tmp_path / "run" / LAST, weights_only=True)["step"] == 2
+    pretrain(tiny(), tmp_path / "run")  # two views, one sub-batch: two ridges a step
+    assert [entry["regularized"] for entry in logged(tmp_path / "run")] == [2, 4, 6, 8, 10]
+
+
+def test_a_healthy_run_logs_no_ridge(tiny: Make, tmp_path: Path) -> None:
+    pretrain(tiny(max_steps=2), tmp_path / "run")
+    assert [entry["regularized"] for entry in logged(tmp_path / "run")] == [0, 0]
 
 
 def test_five_steps_of_two_epochs_differ_from_another_seed(tiny: Make, tmp_path: Path) -> None:
