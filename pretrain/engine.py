@@ -24,8 +24,8 @@ from pretrain.augment import build_view
 from pretrain.checkpoint import LAST, load_state, save_atomically
 from pretrain.config import OptimizerConfig, PretrainConfig
 from pretrain.data import ViewsDataset, derived_seed, epoch_order, list_images
-from pretrain.indicators import spectrum_indicators
-from pretrain.losses import build_loss
+from pretrain.indicators import centred_indicators
+from pretrain.losses import WhiteningLoss, build_loss
 from pretrain.models import SelfSupervisedModel
 from pretrain.schedule import lr_factor
 
@@ -177,16 +177,17 @@ class Trainer:
         return last or {"step": float(self.step)}
 
     def _metrics(self, loss: float, encoding: Tensor, embedding: Tensor) -> dict[str, float]:
+        """Return what is logged; indicators are of the first view, centred over its images."""
         metrics = {
             "step": float(self.step),
             "loss": loss,
             "lr": float(self.optimizer.param_groups[0]["lr"]),
             "regularized": float(getattr(self.loss, "regularized_count", 0)),
         }
-        for name, features in (("encoding", encoding), ("embedding", embedding)):
-            for indicator, value in spectrum_indicators(features[0]).items():
-                metrics[f"{name}/{indicator}"] = float(value)
-        return metrics
+        features = {"encoding": encoding[0], "embedding": embedding[0]}
+        if isinstance(self.loss, WhiteningLoss):
+            features["whitened"] = self.loss.whitened(embedding[0])
+        return metrics | centred_indicators(features)
 
     def _divergence(self, value: float) -> str:
         lr = self.optimizer.param_groups[0]["lr"]

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from pretrain.distributed import broadcast_from_first, gather_with_gradient
 from pretrain.loss_config import LossConfig, sub_batch_faults, whitening_faults
 from pretrain.pair_distance import Plan, pair_distance, whitened_pair_distance
-from pretrain.whitening import Arrangement, Whitening, full_precision
+from pretrain.whitening import Arrangement, Whitening, full_precision, whiten
 
 
 class WhiteningLoss(nn.Module):
@@ -104,6 +104,32 @@ class WhiteningLoss(nn.Module):
             loss, count = whitened_pair_distance(x, plan)
             self.num_regularized = self.num_regularized.to(count.device) + count
             return loss if penalty is None else loss + self.covariance_weight * penalty
+
+    @torch.no_grad()
+    def whitened(self, embedding: Tensor) -> Tensor:
+        """Return `embedding` [N, D] of one view as the loss whitens it; draws and counts nothing.
+
+        Sub-batches and groups take images and channels in order; images that fill no sub-batch
+        are left out. Under several processes batch whitening gathers, so that all must call this.
+
+        Raises:
+            ValueError: if the sizes cannot work.
+        """
+        if self._over == "batch":
+            embedding = gather_with_gradient(embedding, 0)
+        N, D = embedding.shape
+        size = min(self.sub_batch, N)
+        parts = embedding[: N - N % size].view(-1, size, D)
+        setting = self._whitening
+        output = whiten(
+            parts,
+            over=self._over,
+            method=setting.method,
+            groups=self.config.groups,
+            eps=setting.eps,
+            newton_iterations=setting.newton_iterations,
+        )
+        return output.view(-1, D)
 
     def _plan(self, x: Tensor, permutation: Tensor, partition: Tensor | None) -> Plan:
         rows = permutation.view(permutation.shape[0], -1, self.sub_batch)

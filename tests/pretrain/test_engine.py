@@ -94,9 +94,21 @@ def test_ridges_are_logged_and_counted_on_after_a_resume(
     assert [entry["regularized"] for entry in logged(tmp_path / "run")] == [2, 4, 6, 8, 10]
 
 
-def test_a_healthy_run_logs_no_ridge(tiny: Make, tmp_path: Path) -> None:
+def test_a_healthy_run_logs_no_ridge_and_a_white_output(tiny: Make, tmp_path: Path) -> None:
     pretrain(tiny(max_steps=2), tmp_path / "run")
-    assert [entry["regularized"] for entry in logged(tmp_path / "run")] == [0, 0]
+    for entry in logged(tmp_path / "run"):
+        assert entry["regularized"] == 0
+        assert entry["whitened/rank"] == 4
+        assert entry["whitened/stable_rank"] == pytest.approx(4, rel=1e-4)
+        assert entry["embedding/stable_rank"] < 3.99
+        assert entry["encoding/rank"] <= 7  # eight images, centred
+
+
+def test_a_loss_that_whitens_nothing_logs_no_whitened_output(tiny: Make, tmp_path: Path) -> None:
+    pretrain(tiny(max_steps=1, method="none", loss={"name": "none"}), tmp_path / "run")
+    (entry,) = logged(tmp_path / "run")
+    assert "embedding/rank" in entry
+    assert not any(name.startswith("whitened") for name in entry)
 
 
 def test_five_steps_of_two_epochs_differ_from_another_seed(tiny: Make, tmp_path: Path) -> None:

@@ -74,6 +74,24 @@ def test_gradcheck_with_the_covariance_term(embeddings):
     assert torch.autograd.gradcheck(value, x)
 
 
+def test_whitened_output_is_that_of_the_loss_and_draws_nothing(embeddings):
+    wmse, cwrgp = WMSELoss(12, groups=2, method="zca"), CWRGPLoss(4, 2, eps=0.1)
+    for loss, D, options in (
+        (wmse, 10, {"over": "batch"}),
+        (cwrgp, 20, {"over": "channels", "eps": 0.1}),
+    ):
+        x, state = embeddings(2, 24, D)[0].requires_grad_(), torch.get_rng_state()
+        output = loss.whitened(x)
+        want = [whiten(part, method="zca", groups=2, **options) for part in x.split(loss.sub_batch)]
+        torch.testing.assert_close(output, torch.cat(want).detach())
+        assert not output.requires_grad
+        assert torch.equal(torch.get_rng_state(), state)
+        assert len(loss.whitened(x[:23])) == (12 if loss is wmse else 20)
+    constant = CWRGPLoss(4, 2)
+    assert constant.whitened(torch.ones(8, 20)).isfinite().all()
+    assert constant.regularized_count == 0
+
+
 # --- hand-computed ---------------------------------------------------------------------------
 
 
