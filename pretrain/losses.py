@@ -23,7 +23,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from pretrain.distributed import broadcast_from_first, gather_with_gradient
+from pretrain.distributed import broadcast_from_first, gather_with_gradient, world_size
 from pretrain.loss_config import LossConfig, sub_batch_faults, whitening_faults
 from pretrain.pair_distance import Plan, pair_distance, whitened_pair_distance
 from pretrain.whitening import Arrangement, Whitening, full_precision, whiten
@@ -94,8 +94,7 @@ class WhiteningLoss(nn.Module):
             faults = sub_batch_faults(self.sub_batch, N, self._over) + whitening_faults(
                 self._over, self.sub_batch, D, self.config.groups, self.config.eps
             )
-            if faults:
-                raise ValueError("; ".join(faults))
+            _refuse(faults)
             plan = self._plan(
                 x,
                 self._permutation(x, batch_permutation, generator),
@@ -230,6 +229,7 @@ class BatchNormLoss(nn.Module):
         _check_views(embeddings)
         with full_precision(embeddings.device):
             x = gather_with_gradient(_computed(embeddings), 1)
+            _refuse(self.config.check(x.shape[1], x.shape[2]))
             centred = x - x.mean(1, keepdim=True)
             variance = centred.square().mean(1, keepdim=True) + self.config.eps
             return pair_distance(centred * variance.rsqrt(), normalize=self.config.normalize)
@@ -247,6 +247,8 @@ class PlainLoss(nn.Module):
     def forward(self, embeddings: Tensor, **_: Any) -> Tensor:
         """Return the scalar loss of `embeddings` [V, N, D], of this rank's part only."""
         _check_views(embeddings)
+        _, N, D = embeddings.shape
+        _refuse(self.config.check(N * world_size(), D))
         with full_precision(embeddings.device):
             return pair_distance(_computed(embeddings), normalize=self.config.normalize)
 
@@ -295,6 +297,11 @@ def covariance_penalty(embeddings: Tensor) -> Tensor:
 
 def _computed(embeddings: Tensor) -> Tensor:
     return embeddings if embeddings.dtype == torch.float64 else embeddings.float()
+
+
+def _refuse(faults: list[str]) -> None:
+    if faults:
+        raise ValueError("; ".join(faults))
 
 
 def _check_views(embeddings: Tensor) -> None:

@@ -111,7 +111,7 @@ def test_controls_by_hand():
     euclidean = build_loss(LossConfig(name="none", normalize=False))
     assert euclidean(x).item() == pytest.approx((1 + 1 + 25 + 4) / 4)
     # two samples: BatchNorm gives +-1 in every channel; here the views have opposite signs in both
-    standard = build_loss(LossConfig(name="batch-norm", eps=0.0))
+    standard = build_loss(LossConfig(name="batch-norm", eps=1e-9))
     flipped = torch.tensor([[[3.0, 4.0], [0.0, 2.0]], [[4.0, 1.0], [5.0, 6.0]]]).double()
     assert standard(flipped).item() == pytest.approx(4.0)
     assert plain.regularized_count == standard.regularized_count == 0
@@ -250,6 +250,25 @@ def test_reduced_matmul_precision_does_not_reach_the_whitening(embeddings):
 def test_what_cannot_work_is_refused(loss, shape, message):
     with pytest.raises(ValueError, match=message):
         loss(torch.randn(shape))
+
+
+@pytest.mark.parametrize("name", ["batch-norm", "none"])
+def test_controls_refuse_a_batch_of_one_and_bear_constant_embeddings(name):
+    loss = build_loss(LossConfig(name=name))
+    with pytest.raises(ValueError, match="batch of 1 images; use at least 2"):
+        loss(torch.randn(2, 1, 4))
+    x = torch.full((2, 8, 4), 3.7, requires_grad=True)
+    loss(x).backward()
+    assert x.grad.isfinite().all()
+
+
+def test_newton_works_where_full_rank_is_out_of_reach(embeddings):
+    settings = {"name": "whitening", "over": "channels", "method": "newton", "sub_batch": 16}
+    loss, x = build_loss(LossConfig(**settings)), embeddings(2, 16, 8).requires_grad_()
+    value = loss(x)
+    value.backward()
+    assert 0 < value < 4
+    assert x.grad.isfinite().all()
 
 
 def test_given_draws_must_fit(embeddings):
