@@ -78,11 +78,16 @@ WHITENING_CASES = (
 )
 
 
-def plain_whiten(x: Tensor, config: LossConfig, order: list[int]) -> Tensor:
-    """Return `x` [n, D] whitened as the papers' formulas read: explicit W, one set of samples."""
+def plain_whiten(x: Tensor, config: LossConfig, order: list[int] | None = None) -> Tensor:
+    """Return `x` [n, D] whitened as the papers' formulas read: explicit W, one set of samples.
+
+    Groups take the channels in `order`; None leaves them as they are, as W-MSE does.
+    """
     width = x.shape[1] // config.groups
     axis = 0 if config.over == "batch" else 1
-    centred = (x - x.mean(axis, keepdim=True))[:, order]
+    centred = x - x.mean(axis, keepdim=True)
+    if order is not None:
+        centred = centred[:, order]
     blocks = centred.reshape(len(x), config.groups, width)
     variables = blocks.permute(1, 2, 0) if axis == 0 else blocks.permute(1, 0, 2)
     covariance = variables @ variables.mT / (variables.shape[-1] - 1)
@@ -95,7 +100,8 @@ def plain_whiten(x: Tensor, config: LossConfig, order: list[int]) -> Tensor:
         weight = vectors @ torch.diag_embed(values.rsqrt()) @ vectors.mT
     white: Tensor = weight @ variables
     white = white.permute(2, 0, 1) if axis == 0 else white.permute(1, 0, 2)
-    return white.reshape(x.shape)[:, [order.index(channel) for channel in range(len(order))]]
+    white = white.reshape(x.shape)
+    return white if order is None else white[:, [order.index(c) for c in range(len(order))]]
 
 
 def plain_loss(x: Tensor, config: LossConfig) -> Tensor:
@@ -105,7 +111,7 @@ def plain_loss(x: Tensor, config: LossConfig) -> Tensor:
     white = torch.empty_like(x)
     for rows in torch.randperm(N, device=x.device).view(-1, config.sub_batch):
         for view in range(V):
-            order = torch.randperm(D).tolist() if config.random_partition else list(range(D))
+            order = torch.randperm(D).tolist() if config.random_partition else None
             white[view, rows] = plain_whiten(x[view, rows], config, order)
     unit = nn.functional.normalize(white, dim=-1)
     distances = [(unit[i] - unit[j]).square().sum(-1) for i in range(V) for j in range(i)]
@@ -139,13 +145,21 @@ def peak_mb(step: Step, device: torch.device) -> float:
 
 
 def _allocated_peak_mb(step: Step) -> float:
-    """Return the highest sum of CPU tensors alive at once during `step`, from the profiler."""
+    """Return the highest sum of CPU tensors alive at once during `step`, from the profiler.
+
+    It sees what the calling thread allocates, so the step runs on one thread.
+    """
     activities = [torch.profiler.ProfilerActivity.CPU]
-    with (
-        _silent_stderr(),
-        torch.profiler.profile(activities=activities, profile_memory=True) as profile,
-    ):
-        step()
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with (
+            _silent_stderr(),
+            torch.profiler.profile(activities=activities, profile_memory=True) as profile,
+        ):
+            step()
+    finally:
+        torch.set_num_threads(num_threads)
     current = highest = 0
     for event in profile.profiler.kineto_results.events():
         if event.name() == "[memory]":

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from pretrain.indicators import spectrum_indicators
+from pretrain.indicators import centred_indicators
 from pretrain.loss_config import LossConfig
 from pretrain.losses import build_loss
 from pretrain.whitening import whiten
@@ -81,16 +81,13 @@ def _state(model: nn.Sequential, images: Tensor, method: str) -> dict[str, float
     encoding = model[0](images)
     embedding = model[1](encoding)
     model.train()
-    features = {
-        "encoding": encoding,
-        "embedding": embedding,
-        "whitened": whiten(embedding, over="batch", method=method),
-    }
-    return {
-        f"{what}/{key}": value
-        for what, x in features.items()
-        for key, value in spectrum_indicators(x - x.mean(0)).items()
-    }
+    return centred_indicators(
+        {
+            "encoding": encoding,
+            "embedding": embedding,
+            "whitened": whiten(embedding, over="batch", method=method),
+        }
+    )
 
 
 def plot_collapse(curves: dict[str, Sequence[Curve]], path: Path) -> None:

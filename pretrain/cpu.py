@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
-from threading import Barrier
+from threading import Barrier, BrokenBarrierError
 from typing import Any, TypeVar
 
 import torch
@@ -37,13 +38,20 @@ def _pool(num_workers: int, process: int) -> ThreadPoolExecutor:
     def start() -> None:
         torch.set_num_threads(1)
         torch.get_num_threads()  # a thread's first look takes over the process's number
-        ready.wait()
+        with suppress(BrokenBarrierError):
+            ready.wait()
 
     pool = ThreadPoolExecutor(num_workers, "whitening", initializer=start)
-    for _ in range(num_workers):
-        pool.submit(int)
-    ready.wait()
-    torch.set_num_threads(num_threads)  # what threads started later take over
+    try:
+        for _ in range(num_workers):
+            pool.submit(int)
+        ready.wait()
+    except BaseException:  # no thread to be had: let those go that have started and wait
+        ready.abort()
+        pool.shutdown(cancel_futures=True)
+        raise
+    finally:
+        torch.set_num_threads(num_threads)  # what threads started later take over
     return pool
 
 

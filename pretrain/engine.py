@@ -24,8 +24,8 @@ from pretrain.augment import build_view
 from pretrain.checkpoint import LAST, load_state, save_atomically
 from pretrain.config import OptimizerConfig, PretrainConfig
 from pretrain.data import ViewsDataset, derived_seed, epoch_order, list_images
-from pretrain.indicators import spectrum_indicators
-from pretrain.losses import build_loss
+from pretrain.indicators import centred_indicators
+from pretrain.losses import WhiteningLoss, build_loss
 from pretrain.models import SelfSupervisedModel
 from pretrain.schedule import lr_factor
 
@@ -71,7 +71,7 @@ class Trainer:
         self.total_steps = config.max_steps or (config.epochs or 0) * self.steps_per_epoch
         torch.manual_seed(derived_seed(config.seed))
         self.model = SelfSupervisedModel(config.model).to(self.device)
-        self.loss = build_loss(config.loss)
+        self.loss = build_loss(config.loss).to(self.device)
         self.optimizer = build_optimizer(self.model, config.optimizer)
         self.generator = torch.Generator().manual_seed(derived_seed(config.seed, 2))
         self.step = 0
@@ -90,6 +90,7 @@ class Trainer:
         content = {
             "step": self.step,
             "model": self.model.state_dict(),
+            "loss": self.loss.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "loss_generator": self.generator.get_state(),
             "rng": torch.get_rng_state(),
@@ -108,6 +109,10 @@ class Trainer:
                 "use another output folder"
             )
         self.model.load_state_dict(state["model"])
+        if "loss" in state:
+            self.loss.load_state_dict(state["loss"])
+        else:
+            logger.warning("%s has no state of the loss: ridges count from 0", LAST)
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["loss_generator"])
         torch.set_rng_state(state["rng"])
@@ -179,16 +184,17 @@ class Trainer:
         return last or last_entry(self.output_dir / METRICS)
 
     def _metrics(self, loss: float, encoding: Tensor, embedding: Tensor) -> dict[str, float]:
+        """Return what is logged; indicators are of the first view, centred over its images."""
         metrics = {
             "step": float(self.step),
             "loss": loss,
             "lr": float(self.optimizer.param_groups[0]["lr"]),
             "regularized": float(getattr(self.loss, "regularized_count", 0)),
         }
-        for name, features in (("encoding", encoding), ("embedding", embedding)):
-            for indicator, value in spectrum_indicators(features[0]).items():
-                metrics[f"{name}/{indicator}"] = float(value)
-        return metrics
+        features = {"encoding": encoding[0], "embedding": embedding[0]}
+        if isinstance(self.loss, WhiteningLoss):
+            features["whitened"] = self.loss.whitened(embedding[0])
+        return metrics | centred_indicators(features)
 
     def _divergence(self, value: float) -> str:
         lr = self.optimizer.param_groups[0]["lr"]

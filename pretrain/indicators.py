@@ -44,6 +44,24 @@ def spectrum_indicators(features: Tensor) -> dict[str, float]:
     }
 
 
+def centred_indicators(features: dict[str, Tensor]) -> dict[str, float]:
+    """Return `<name>/<indicator>` of each [N, D] of `features`, centred over its samples.
+
+    The convention of the training log and of `pretrain.collapse`: a common offset of all images,
+    as every ReLU makes, says nothing about how many dimensions tell them apart.
+    """
+    return {
+        f"{name}/{indicator}": value
+        for name, x in features.items()
+        for indicator, value in spectrum_indicators(_centred(x)).items()
+    }
+
+
+def _centred(x: Tensor) -> Tensor:
+    wide = x.detach().double()  # equal samples become zero, not rounding
+    return (wide - wide.mean(0)).to(x.dtype)
+
+
 def _finite(features: Tensor) -> Tensor:
     bad = int((~features.isfinite()).sum())
     if bad:

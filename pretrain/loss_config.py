@@ -97,6 +97,11 @@ class LossConfig(BaseModel):
                 f"newton_iterations {self.newton_iterations} has no effect with method "
                 f"{self.method!r}; remove it or use method 'newton'"
             )
+        if self.name == "batch-norm" and self.eps == 0:
+            raise ValueError(
+                "batch-norm with eps 0 divides by zero where a channel is constant; "
+                "set eps > 0, such as 1e-5"
+            )
         if self.random_partition and self.groups == 1:
             raise ValueError("random_partition has no effect with groups 1; remove it")
         if self.covariance_weight and self.over != "channels":
@@ -120,7 +125,8 @@ class LossConfig(BaseModel):
         )
         width, rest = divmod(embedding_dim, self.groups)
         observations = width - (self.groups == 1)
-        if self.over == "channels" and not rest and not self.eps and observations < self.sub_batch:
+        exact = self.method != "newton" and not self.eps  # a few Newton steps need no inverse
+        if self.over == "channels" and not rest and exact and observations < self.sub_batch:
             faults.append(
                 f"channel whitening of {self.sub_batch} images over {width} channels "
                 f"({embedding_dim} / {self.groups} groups) can never have full rank; "
@@ -137,7 +143,10 @@ def sub_batch_faults(
 ) -> list[str]:
     """Return why a batch of N `batch_size` (global) does not divide into sub-batches, or []."""
     if batch_size % num_ranks:
-        return [f"batch of {batch_size} images is not divisible by {num_ranks} processes"]
+        return [
+            f"batch of {batch_size} images is not divisible by {num_ranks} processes; choose a "
+            f"multiple of {num_ranks}, such as {batch_size - batch_size % num_ranks + num_ranks}"
+        ]
     where, size = "batch", batch_size
     if over == "channels" and num_ranks > 1:
         where, size = f"per-process batch ({batch_size} / {num_ranks})", batch_size // num_ranks

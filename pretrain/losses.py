@@ -23,10 +23,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from pretrain.distributed import broadcast_from_first, gather_with_gradient
+from pretrain.distributed import broadcast_from_first, gather_with_gradient, world_size
 from pretrain.loss_config import LossConfig, sub_batch_faults, whitening_faults
 from pretrain.pair_distance import Plan, pair_distance, whitened_pair_distance
-from pretrain.whitening import Arrangement, Whitening, full_precision
+from pretrain.whitening import Arrangement, Whitening, full_precision, whiten
 
 
 class WhiteningLoss(nn.Module):
@@ -36,7 +36,8 @@ class WhiteningLoss(nn.Module):
     whitens every sub-batch of every view on its own and compares the views. With a random
     partition the channels are dealt to the groups anew for every round, sub-batch and view.
 
-    `regularized_count` counts the factorisations that needed a ridge (`pretrain.inverse_roots`).
+    `regularized_count` counts the factorisations that needed a ridge (`pretrain.inverse_roots`);
+    it is part of the state dict.
     `covariance_weight` is a plain attribute: set it to 0 to end that term during training.
     """
 
@@ -49,7 +50,8 @@ class WhiteningLoss(nn.Module):
         self.covariance_weight = config.covariance_weight
         self._over = config.over
         self._whitening = Whitening(config.method, config.eps, config.newton_iterations)
-        self._regularized: Tensor | None = None
+        self.num_regularized: Tensor
+        self.register_buffer("num_regularized", torch.zeros((), dtype=torch.int64))
 
     def extra_repr(self) -> str:
         """Return the settings."""
@@ -57,11 +59,11 @@ class WhiteningLoss(nn.Module):
 
     @property
     def regularized_count(self) -> int:
-        """Factorisations that needed a ridge since construction; waits for the device.
+        """Factorisations that needed a ridge so far, before a resume too; waits for the device.
 
         Under batch whitening every rank counts those of the global batch.
         """
-        return 0 if self._regularized is None else int(self._regularized)
+        return int(self.num_regularized)
 
     def forward(
         self,
@@ -92,16 +94,41 @@ class WhiteningLoss(nn.Module):
             faults = sub_batch_faults(self.sub_batch, N, self._over) + whitening_faults(
                 self._over, self.sub_batch, D, self.config.groups, self.config.eps
             )
-            if faults:
-                raise ValueError("; ".join(faults))
+            _refuse(faults)
             plan = self._plan(
                 x,
                 self._permutation(x, batch_permutation, generator),
                 self._partition(x, channel_partition, generator),
             )
             loss, count = whitened_pair_distance(x, plan)
-            self._regularized = count if self._regularized is None else self._regularized + count
+            self.num_regularized = self.num_regularized.to(count.device) + count
             return loss if penalty is None else loss + self.covariance_weight * penalty
+
+    @torch.no_grad()
+    def whitened(self, embedding: Tensor) -> Tensor:
+        """Return `embedding` [N, D] of one view as the loss whitens it; draws and counts nothing.
+
+        Sub-batches and groups take images and channels in order; images that fill no sub-batch
+        are left out. Under several processes batch whitening gathers, so that all must call this.
+
+        Raises:
+            ValueError: if the sizes cannot work.
+        """
+        if self._over == "batch":
+            embedding = gather_with_gradient(embedding, 0)
+        N, D = embedding.shape
+        size = min(self.sub_batch, N)
+        parts = embedding[: N - N % size].view(-1, size, D)
+        setting = self._whitening
+        output = whiten(
+            parts,
+            over=self._over,
+            method=setting.method,
+            groups=self.config.groups,
+            eps=setting.eps,
+            newton_iterations=setting.newton_iterations,
+        )
+        return output.view(-1, D)
 
     def _plan(self, x: Tensor, permutation: Tensor, partition: Tensor | None) -> Plan:
         rows = permutation.view(permutation.shape[0], -1, self.sub_batch)
@@ -202,6 +229,7 @@ class BatchNormLoss(nn.Module):
         _check_views(embeddings)
         with full_precision(embeddings.device):
             x = gather_with_gradient(_computed(embeddings), 1)
+            _refuse(self.config.check(x.shape[1], x.shape[2]))
             centred = x - x.mean(1, keepdim=True)
             variance = centred.square().mean(1, keepdim=True) + self.config.eps
             return pair_distance(centred * variance.rsqrt(), normalize=self.config.normalize)
@@ -219,6 +247,8 @@ class PlainLoss(nn.Module):
     def forward(self, embeddings: Tensor, **_: Any) -> Tensor:
         """Return the scalar loss of `embeddings` [V, N, D], of this rank's part only."""
         _check_views(embeddings)
+        _, N, D = embeddings.shape
+        _refuse(self.config.check(N * world_size(), D))
         with full_precision(embeddings.device):
             return pair_distance(_computed(embeddings), normalize=self.config.normalize)
 
@@ -267,6 +297,11 @@ def covariance_penalty(embeddings: Tensor) -> Tensor:
 
 def _computed(embeddings: Tensor) -> Tensor:
     return embeddings if embeddings.dtype == torch.float64 else embeddings.float()
+
+
+def _refuse(faults: list[str]) -> None:
+    if faults:
+        raise ValueError("; ".join(faults))
 
 
 def _check_views(embeddings: Tensor) -> None:

@@ -4,8 +4,9 @@ Legend: V views, N batch, D embedding dimension, n sub-batch, S = N / n sub-batc
 G groups, M = V T S whitenings.
 
 All pairs come from one sum: with a_v the (normalised) views of an image and m = sum_v a_v,
-sum_{v<u} |a_v - a_u|² = V sum_v |a_v|² - |m|². For a_v = y_v / |y_v| its derivative with respect
-to y_v is -2 (m - (a_v . m) a_v) / |y_v|, so that a backward pass needs m and one number a sample.
+sum_{v<u} |a_v - a_u|² = V sum_v |a_v - m / V|², which does not cancel where views are close. For
+a_v = y_v / |y_v| its derivative with respect to y_v is -2 (m - (a_v . m) a_v) / |y_v|, so that a
+backward pass needs m and one number a sample.
 """
 
 from __future__ import annotations
@@ -42,15 +43,19 @@ def pair_sum(views: Tensor, *, normalize: bool) -> PairSum:
     V = views.shape[0]
     if not normalize:
         total = views.sum(0)
-        value = (V * views.square().sum() - total.square().sum()).clamp_(min=0)
+        value = V * _sum_of_squares(views - total / V)
         return PairSum(value, total, views.new_tensor(-2.0), views.new_tensor(2.0 * V))
     norm = torch.linalg.vector_norm(views, dim=-1, keepdim=True)
     inverse = torch.where(norm <= _SHORTEST, 0.0, 1.0 / norm)
     unit = views * inverse
     total = unit.sum(0)
     along = torch.linalg.vecdot(unit, total).unsqueeze(-1)
-    value = (V * (norm * inverse).square().sum() - along.sum()).clamp_(min=0)
+    value = V * _sum_of_squares(unit.sub_(total / V))
     return PairSum(value, total, -2.0 * inverse, 2.0 * inverse.square() * along)
+
+
+def _sum_of_squares(vectors: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(vectors, dim=-1).square_().sum()
 
 
 def mean_over_pairs(shape: torch.Size, *, normalize: bool) -> float:

@@ -28,7 +28,11 @@ AXES = ("batch", "channels")
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Keep matrix products in the precision of their inputs: no autocast, no TF32, no bf16."""
+    """Keep matrix products in the precision of their inputs: no autocast, no TF32, no bf16.
+
+    Afterwards the setting is what it was; one that only repeats the general setting
+    (`torch.backends.fp32_precision`) goes on following it.
+    """
     backend: Any = torch.backends.mkldnn
     backend = torch.backends.cuda.matmul if device.type == "cuda" else backend.matmul
     allowed = backend.fp32_precision
@@ -39,7 +43,9 @@ def full_precision(device: torch.device) -> Iterator[None]:
             yield
     finally:
         if allowed not in ("ieee", "none"):
-            backend.fp32_precision = allowed
+            backend.fp32_precision = "none"
+            if backend.fp32_precision != allowed:
+                backend.fp32_precision = allowed
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pretrain.config import PretrainConfig
+from pretrain.inverse_roots import _ROOTS, _by_matmul
 
 
 @pytest.fixture
@@ -33,3 +35,24 @@ def tiny(tmp_path: Path) -> Callable[..., PretrainConfig]:
         return PretrainConfig.model_validate(content | changes)
 
     return make
+
+
+@pytest.fixture
+def embeddings() -> Callable[..., torch.Tensor]:
+    """Return a function that makes correlated embeddings [V, N, D] of images in several views."""
+
+    def make(
+        V: int, N: int, D: int, seed: int = 0, dtype: torch.dtype = torch.float64
+    ) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        images = torch.randn(N, D, generator=generator, dtype=dtype)
+        views = images + 0.7 * torch.randn(V, N, D, generator=generator, dtype=dtype)
+        return views @ torch.randn(D, D, generator=generator, dtype=dtype) / D**0.5
+
+    return make
+
+
+@pytest.fixture
+def zca_by_matmul(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let ZCA take the way it takes on a GPU, by matrix products alone."""
+    monkeypatch.setitem(_ROOTS, "zca", _by_matmul)

@@ -36,6 +36,24 @@ def test_plain_whitening_with_groups_is_whitening(name):
     got = plain_whiten(x, config, order.tolist())
     want = whiten(x, over=config.over, method=config.method, groups=2, partition=order)
     torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
+    in_order = whiten(x, over=config.over, method=config.method, groups=2)
+    torch.testing.assert_close(plain_whiten(x, config), in_order, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["w-mse", "cw-rgp"])
+def test_the_plain_loop_reorders_channels_only_where_they_are_dealt_at_random(name, monkeypatch):
+    orders = []
+
+    def spy(x, config, order=None):
+        orders.append(order)
+        return plain_whiten(x, config, order)
+
+    monkeypatch.setattr("pretrain.benchmark.plain_whiten", spy)
+    config = LossConfig(name=name, sub_batch=8, groups=2)
+    config = config.model_copy(update={"random_partition": name == "cw-rgp"})
+    plain_loss(torch.randn(2, 16, 12 if name == "w-mse" else 32), config)
+    assert len(orders) == 4
+    assert all((order is None) == (name == "w-mse") for order in orders)
 
 
 def test_the_published_sizes_can_be_run():
@@ -59,3 +77,31 @@ def test_peak_memory_counts_what_is_alive_at_once():
         return b + 1
 
     assert peak_mb(two_then_one, CPU) == pytest.approx(8.0, abs=0.1)
+
+
+def test_peak_memory_does_not_depend_on_the_threads():
+    x = WHITENING_CASES[2].embeddings(CPU).requires_grad_()
+    loss = build_loss(WHITENING_CASES[2].config)
+    torch.autograd.backward(loss(x))  # what is allocated once is there before the measurement
+    before = torch.get_num_threads()
+    peaks = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            peaks.append(peak_mb(lambda: torch.autograd.backward(loss(x)), CPU))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert peaks[1] == pytest.approx(peaks[0], rel=0.01)
+    assert peaks[0] > 3 * x.numel() * 4 / 1e6
+
+
+def test_a_step_that_fails_leaves_the_number_of_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(ZeroDivisionError):
+            peak_mb(lambda: 1 / 0, CPU)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -1,3 +1,5 @@
+import threading
+
 import pytest
 import torch
 
@@ -72,3 +74,25 @@ def test_the_number_of_threads_may_change_between_forward_and_backward(threads):
     torch.set_num_threads(threads % 3 + 1)
     value.backward()
     assert x.grad.isfinite().all()
+
+
+@pytest.mark.timeout(30)
+def test_a_thread_that_cannot_start_is_an_error_and_not_a_wait_for_ever(monkeypatch):
+    before, alive, started = torch.get_num_threads(), threading.active_count(), []
+    start = threading.Thread.start
+
+    def start_two(self):
+        if len(started) == 2:
+            raise RuntimeError("can't start new thread")
+        started.append(self)
+        start(self)
+
+    x = torch.arange(5.0).reshape(5, 1, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start_two)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            in_parts(lambda part: part + 1, 5, x)
+    assert len(started) == 2
+    assert threading.active_count() == alive
+    assert torch.get_num_threads() == before
+    assert torch.equal(join(in_parts(lambda part: part + 1, 5, x)), x + 1)

@@ -13,6 +13,7 @@ from torch import Tensor
 from pretrain.checkpoint import BACKBONE, LAST
 from pretrain.config import PretrainConfig
 from pretrain.engine import EXIT_INTERRUPTED, METRICS, Trainer
+from pretrain.models import SelfSupervisedModel
 from pretrain.train import check_stage, pretrain
 
 Make = Callable[..., PretrainConfig]
@@ -72,6 +73,42 @@ def test_a_killed_run_ends_with_bit_identical_weights(
     assert [[entry[key] for key in keys] for entry in logged(tmp_path / "whole")] == [
         [entry[key] for key in keys] for entry in logged(tmp_path / "killed")
     ]
+
+
+def test_ridges_are_logged_and_counted_on_after_a_resume(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = SelfSupervisedModel.forward
+
+    def collapsed(self: SelfSupervisedModel, views: Tensor) -> tuple[Tensor, Tensor]:
+        encoding, embedding = original(self, views)
+        return encoding, 0 * embedding
+
+    monkeypatch.setattr(SelfSupervisedModel, "forward", collapsed)
+    with monkeypatch.context() as patch:
+        kill_after(patch, 3, crash)
+        with pytest.raises(RuntimeError, match="power cut"):
+            pretrain(tiny(), tmp_path / "run")
+    assert torch.load(tmp_path / "run" / LAST, weights_only=True)["step"] == 2
+    pretrain(tiny(), tmp_path / "run")  # two views, one sub-batch: two ridges a step
+    assert [entry["regularized"] for entry in logged(tmp_path / "run")] == [2, 4, 6, 8, 10]
+
+
+def test_a_healthy_run_logs_no_ridge_and_a_white_output(tiny: Make, tmp_path: Path) -> None:
+    pretrain(tiny(max_steps=2), tmp_path / "run")
+    for entry in logged(tmp_path / "run"):
+        assert entry["regularized"] == 0
+        assert entry["whitened/rank"] == 4
+        assert entry["whitened/stable_rank"] == pytest.approx(4, rel=1e-4)
+        assert entry["embedding/stable_rank"] < 3.99
+        assert entry["encoding/rank"] <= 7  # eight images, centred
+
+
+def test_a_loss_that_whitens_nothing_logs_no_whitened_output(tiny: Make, tmp_path: Path) -> None:
+    pretrain(tiny(max_steps=1, method="none", loss={"name": "none"}), tmp_path / "run")
+    (entry,) = logged(tmp_path / "run")
+    assert "embedding/rank" in entry
+    assert not any(name.startswith("whitened") for name in entry)
 
 
 def test_five_steps_of_two_epochs_differ_from_another_seed(tiny: Make, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from pretrain.indicators import spectrum_indicators
+from pretrain.indicators import centred_indicators, spectrum_indicators
 
 
 def test_by_hand():
@@ -68,3 +68,12 @@ def test_features_are_taken_as_they_are_and_may_need_gradients():
 def test_faults(features, message):
     with pytest.raises(ValueError, match=message):
         spectrum_indicators(features)
+
+
+def test_centred_indicators_ignore_what_all_samples_share():
+    x = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
+    found = centred_indicators({"a": x + 3.7, "b": torch.full((7, 3), 3.7)})
+    want = spectrum_indicators(x - x.mean(0))
+    assert {key: found[f"a/{key}"] for key in want} == pytest.approx(want, rel=1e-4)
+    assert {key: found[f"b/{key}"] for key in want} == dict.fromkeys(want, 0.0)
+    assert len(found) == 2 * len(want)

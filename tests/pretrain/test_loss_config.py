@@ -52,6 +52,7 @@ def test_controls_can_be_built():
         ({"name": "whitening", "sub_batch": 8}, "over \\(needed\\), method \\(needed\\)"),
         ({"name": "none", "sub_batch": 8}, "sub_batch \\(has no effect\\)"),
         ({"name": "none", "eps": 0.1}, "eps \\(has no effect\\)"),
+        ({"name": "batch-norm", "eps": 0.0}, "set eps > 0, such as 1e-5"),
         ({"name": "batch-norm", "method": "zca"}, "method \\(has no effect\\)"),
         ({"name": "w-mse", "sub_batch": 8, "over": "channels"}, "use name 'whitening'"),
         ({"name": "w-mse", "sub_batch": 8, "covariance_weight": 0.1}, "channel whitening"),
@@ -82,6 +83,17 @@ def test_settings_that_do_not_go_together_are_refused(settings, message):
         ({"name": "cw-rgp", "sub_batch": 64, "groups": 1}, (64, 64), ["use sub_batch <= 63"]),
         ({"name": "none"}, (1, 64), ["use at least 2"]),
         ({"name": "batch-norm"}, (64, 64), []),
+        ({"name": "batch-norm"}, (1, 64), ["use at least 2"]),
+        (
+            {"name": "whitening", "over": "channels", "method": "newton", "sub_batch": 64},
+            (64, 32),
+            [],
+        ),
+        (
+            {"name": "whitening", "over": "channels", "method": "zca", "sub_batch": 64},
+            (64, 32),
+            ["can never have full"],
+        ),
     ],
 )
 def test_check_returns_every_fault_with_numbers(settings, sizes, faults):
@@ -98,4 +110,7 @@ def test_check_knows_where_sub_batches_are_taken():
     assert cwrgp.check(128, 256, num_ranks=2) == []
     assert "per-process batch (128 / 4) of 32 images" in cwrgp.check(128, 256, num_ranks=4)[0]
     assert LossConfig(name="w-mse", sub_batch=128).check(128, 64, num_ranks=4) == []
-    assert "not divisible by 3 processes" in cwrgp.check(128, 256, num_ranks=3)[0]
+    assert (
+        "not divisible by 3 processes; choose a multiple of 3, such as 129"
+        in (cwrgp.check(128, 256, num_ranks=3)[0])
+    )

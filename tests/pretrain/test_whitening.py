@@ -5,7 +5,7 @@ import torch
 
 from pretrain.inverse_roots import METHODS, RIDGE, inverse_root
 from pretrain.matmul_roots import inverse_root_by_matmul, lyapunov_by_matmul, scaling_schedule
-from pretrain.whitening import AXES, whiten
+from pretrain.whitening import AXES, full_precision, whiten
 
 D64 = torch.float64
 
@@ -300,6 +300,40 @@ def test_float32_stays_and_half_types_are_raised_to_float32_with_autocast_off():
     torch.testing.assert_close(y, whiten(x, over="batch", method="zca"), rtol=0, atol=0)
     assert whiten(x.bfloat16(), over="batch", method="zca").dtype == torch.float32
     assert whiten(x.double(), over="batch", method="zca").dtype == D64
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_full_precision_leaves_no_setting_behind(device):
+    backend = (torch.backends.cuda if device == "cuda" else torch.backends.mkldnn).matmul
+    kept = backend.fp32_precision
+    try:
+        backend.fp32_precision = "none"
+        torch.backends.fp32_precision = "tf32"
+        with full_precision(torch.device(device)):
+            assert backend.fp32_precision == "ieee"
+        assert backend.fp32_precision == "tf32"
+        torch.backends.fp32_precision = "ieee"  # is still followed
+        assert backend.fp32_precision == "ieee"
+        backend.fp32_precision = "tf32"  # a setting of its own stays its own
+        with full_precision(torch.device(device)):
+            assert backend.fp32_precision == "ieee"
+        assert backend.fp32_precision == "tf32"
+    finally:
+        torch.backends.fp32_precision = "none"
+        backend.fp32_precision = kept
+
+
+def test_full_precision_agrees_with_the_older_switch():
+    switch = torch.backends.cuda.matmul
+    switch.allow_tf32 = True
+    try:
+        with full_precision(torch.device("cuda")):
+            assert switch.fp32_precision == "ieee"
+        assert switch.allow_tf32  # raises where the two ways of asking disagree
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        switch.allow_tf32 = False
+    assert not switch.allow_tf32
 
 
 def test_inputs_are_left_alone():
