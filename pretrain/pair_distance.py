@@ -55,7 +55,8 @@ def pair_sum(views: Tensor, *, normalize: bool) -> PairSum:
 
 
 def _sum_of_squares(vectors: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(vectors, dim=-1).square_().sum()
+    norms: Tensor = torch.linalg.vector_norm(vectors, dim=-1)
+    return norms.square_().sum()
 
 
 def mean_over_pairs(shape: torch.Size, *, normalize: bool) -> float:

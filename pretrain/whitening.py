@@ -159,6 +159,14 @@ def inverse_permutation(permutation: Tensor) -> Tensor:
     return torch.empty_like(permutation).scatter_(-1, permutation, positions.expand_as(permutation))
 
 
+def refuse_no_permutation(name: str, indices: Tensor) -> None:
+    """Raise ValueError unless each last dimension of int64 `indices` [..., D] is a permutation."""
+    size = indices.shape[-1]
+    in_order = torch.arange(size, device=indices.device).expand_as(indices)
+    if not torch.equal(indices.sort(-1).values, in_order):
+        raise ValueError(f"{name} is not a permutation of 0..{size - 1} along its last dimension")
+
+
 class _Whiten(torch.autograd.Function):
     """Whitened x [M, N, D]; the derivative is in `pretrain.inverse_roots`."""
 
@@ -243,8 +251,5 @@ def _checked_partition(partition: Tensor, x: Tensor) -> Tensor:
             f"partition {list(partition.shape)} does not fit x {list(x.shape)}; "
             f"want [{D}] or {[*lead, D]}"
         ) from None
-    if not torch.equal(
-        partition.sort(-1).values, torch.arange(D, device=x.device).expand(*lead, D)
-    ):
-        raise ValueError(f"partition is not a permutation of the {D} channels")
+    refuse_no_permutation("partition", partition)
     return partition

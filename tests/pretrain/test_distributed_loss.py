@@ -103,20 +103,25 @@ def compare_with_one_process(number, world, port, expected):
                 torch.testing.assert_close(value, want)
             for got, wanted in zip(gradients, want_gradients, strict=True):
                 torch.testing.assert_close(got, wanted, msg=lambda m, name=name: f"{name}: {m}")
-        check_draws(own, number)
+        check_draws(own, number, expected)
         check_channel_whitening_sends_nothing(own)
     finally:
         dist.destroy_process_group()
 
 
-def check_draws(own, number):
-    """Ranks whose generators disagree still whiten the same sub-batches of the global batch."""
-    embedded = own @ torch.randn(6, D, generator=torch.Generator().manual_seed(0)).double()
-    loss = build_loss(CONFIGS["groups"])
-    value = loss(embedded, generator=torch.Generator().manual_seed(number)).clone()
-    first = value.clone()
-    dist.broadcast(first, 0)
-    assert torch.equal(value, first)
+def drawn_loss(x, name, seed):
+    """The loss of `x`, its draws left to a generator with this seed."""
+    embedded = x @ torch.randn(6, D, generator=torch.Generator().manual_seed(0)).double()
+    return build_loss(CONFIGS[name])(embedded, generator=torch.Generator().manual_seed(seed))
+
+
+def check_draws(own, number, expected):
+    """Ranks whose generators disagree whiten the sub-batches that one process with rank 0's draws.
+
+    A draw within each rank's part would whiten other sub-batches of the global batch.
+    """
+    for name in ("w-mse", "groups"):
+        torch.testing.assert_close(drawn_loss(own, name, number), expected[f"{name}, drawn"])
 
 
 def check_channel_whitening_sends_nothing(own):
@@ -145,6 +150,9 @@ def test_several_processes_equal_one_in_value_and_gradient(world):
         name: evaluate(copy.deepcopy(network()), images(), config, draws(config, world))
         for name, config in CONFIGS.items()
     }
+    for name in ("w-mse", "groups"):
+        expected[f"{name}, drawn"] = drawn_loss(images(), name, 0)
+        assert not torch.isclose(expected[f"{name}, drawn"], drawn_loss(images(), name, 1))
     mp.spawn(compare_with_one_process, args=(world, free_port(), expected), nprocs=world)
 
 
