@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 class Sizes:
     """How many scenes and crops to draw."""
 
-    train_scenes: int = 300
+    train_scenes: int = 80
     val_scenes: int = 150
     unlabeled: int = 6000
     train_crops: int = 1500

@@ -42,7 +42,7 @@ def contents(root):
 
 
 def test_default_sizes_are_the_published_ones():
-    assert Sizes() == Sizes(300, 150, 6000, 1500, 800)
+    assert Sizes() == Sizes(80, 150, 6000, 1500, 800)
 
 
 def test_index_counts_what_is_there(built):
@@ -239,7 +239,7 @@ def test_a_foreign_index_is_refused(tmp_path, text):
 def test_another_version_or_size_asks_for_force(tmp_path):
     root = tmp_path / "digits"
     index = build_digits(root, sizes=SMALL)
-    with pytest.raises(ValueError, match=r"counts .*'train_scenes': 12.* wanted .*300.*--force"):
+    with pytest.raises(ValueError, match=r"counts .*'train_scenes': 12.* wanted .*80.*--force"):
         build_digits(root)
     (root / "index.json").write_text(json.dumps(index | {"version": 0}), encoding="utf-8")
     with pytest.raises(ValueError, match=r"version 0, wanted 1; .*--force"):
@@ -282,12 +282,12 @@ def test_the_tool_refuses_in_one_line_with_code_2(tmp_path):
 def test_the_whole_data_set_has_the_published_counts(tmp_path):
     counts = build_digits(tmp_path / "digits")["counts"]
     assert counts == {
-        "train_scenes": 300,
+        "train_scenes": 80,
         "val_scenes": 150,
         "unlabeled": 6000,
         "train_crops": 1500,
         "val_crops": 800,
-        "train_objects": 727,
+        "train_objects": 206,
         "val_objects": 372,
         "train_digits": 1195,
         "val_digits": 602,
