@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from pipeline.agreement import disagreements
 from pipeline.config import BackboneConfig, PipelineConfig, TaskConfig
 from pipeline.datasets import detection_identity, folder_identity
 from pipeline.files import sha256_of
@@ -95,6 +96,7 @@ class _Builder:
         self.root = config.output_dir / config.name
         self.faults: list[str] = []
         self.known_datasets = known_datasets() | dict(config.datasets)
+        self.pretrain_configs: dict[str, PretrainConfig] = {}
         self.data_identities: dict[str, dict[str, Any] | None] = {}
 
     def build(self) -> list[Stage]:
@@ -102,12 +104,25 @@ class _Builder:
         stages: list[Stage] = []
         for backbone in self.config.backbones:
             before = self.stages_before_finetuning(backbone)
+            self.compare_with_tasks(backbone, tasks)
             stages += before
             inputs = {"weights": before[-1]} if before else {}
             for task, config in tasks:
                 if config is not None and (before or backbone.random):
                     stages += self.finetune_stages(backbone, task, config, inputs)
         return stages
+
+    def compare_with_tasks(
+        self,
+        backbone: BackboneConfig,
+        tasks: list[tuple[TaskConfig, tuple[FinetuneConfig, dict[str, Any]] | None]],
+    ) -> None:
+        config = self.pretrain_configs.get(backbone.name)
+        for task, resolved in tasks:
+            if config is not None and resolved is not None:
+                faults = disagreements(config, resolved[0].detectron2)
+                where = f"{self.config_dir / task.config}: does not fit backbone {backbone.name}"
+                self.faults += [f"{where}: {fault}" for fault in faults]
 
     def stages_before_finetuning(self, backbone: BackboneConfig) -> list[Stage]:
         if backbone.random:
@@ -123,6 +138,7 @@ class _Builder:
         config = self.read(backbone.pretrain, backbone.overrides, PretrainConfig)
         if config is None:
             return None
+        self.pretrain_configs[backbone.name] = config
         data = self.attempt(lambda: folder_identity(config.data.name, config.data.root))
         return Stage(
             kind="pretrain",

@@ -16,10 +16,11 @@ from xml.etree import ElementTree
 
 from PIL import Image
 
+from transfer.config import DIGIT_CLASSES
 from transfer.digits_scenes import SCENE_SIZE, Picture, PlacedDigit, Scene
 from transfer.polygons import mask_to_polygons
 
-CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+CLASS_NAMES = DIGIT_CLASSES
 LICENSE = {"id": 1, "name": "CC BY 4.0", "url": "https://creativecommons.org/licenses/by/4.0/"}
 INFO = {
     "description": "Embedded digits: scenes drawn from scikit-learn's load_digits",

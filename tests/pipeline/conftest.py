@@ -69,7 +69,15 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_yaml(tmp_path / "configs" / "a.yaml", PRETRAIN)
     write_yaml(tmp_path / "configs" / "b.yaml", PRETRAIN | {"seed": 1})
     for name in ("coco", "voc"):
-        task = {"DATASETS": {"TRAIN": [f"my_{name}"], "TEST": [f"my_{name}"]}}
+        task = {
+            "DATASETS": {"TRAIN": [f"my_{name}"], "TEST": [f"my_{name}"]},
+            "INPUT": {"FORMAT": "RGB"},
+            "MODEL": {
+                "PIXEL_MEAN": [123.675, 116.28, 103.53],
+                "PIXEL_STD": "(58.395, 57.12, 57.375)",
+                "RESNETS": {"DEPTH": 18},
+            },
+        }
         write_yaml(tmp_path / "configs" / f"{name}.yaml", task)
     pipeline = {
         "name": "tiny",

@@ -47,7 +47,7 @@ def test_signatures_are_pinned(project: Path) -> None:
     found = signatures()
     assert found["pretrain/a"] == "f7ecb9bcc56dc551"
     assert found["convert/a"] == "586fcf781542d7fc"
-    assert found["finetune/a--coco--seed0"] == "0dab5330ce37291c"
+    assert found["finetune/a--coco--seed0"] == "e571300f340d7a7b"
 
 
 def test_editing_one_recipe_changes_only_what_depends_on_it(project: Path) -> None:
@@ -134,6 +134,19 @@ def test_an_empty_data_folder_is_a_fault(project: Path) -> None:
     for path in Path("data/images").iterdir():
         path.unlink()
     assert faults() == ["data/images: empty folder; data set tiny is expected there"]
+
+
+def test_a_task_that_contradicts_a_backbone_is_found_before_pretraining(project: Path) -> None:
+    edit("configs/voc.yaml", lambda content: content["MODEL"]["RESNETS"].update(DEPTH=50))
+    edit("configs/voc.yaml", lambda content: content.pop("INPUT"))
+    assert faults() == [
+        f"configs/voc.yaml: does not fit backbone {name}: {fault}"
+        for name in ("a", "b")
+        for fault in (
+            "INPUT.FORMAT is BGR, wanted RGB",
+            "MODEL.RESNETS.DEPTH is 50, wanted 18",
+        )
+    ]
 
 
 def test_names_must_be_unique_and_plain(project: Path) -> None:
