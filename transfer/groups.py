@@ -10,6 +10,7 @@ from transfer.safe_pickle import Instance
 
 Group = dict[str, TensorView]
 MAX_DEPTH = 8
+CONTAINERS = (Instance, Mapping, list, tuple)
 
 
 def groups_of(content: Mapping[Any, Any]) -> dict[str, Group]:
@@ -51,9 +52,6 @@ def _mappings(content: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, ...], Map
             continue
         seen.add(id(node))
         waiting += [pair for pair in reversed(inner) if isinstance(pair[1], CONTAINERS)]
-
-
-CONTAINERS = (Instance, Mapping, list, tuple)
 
 
 def whole_model(content: Mapping[Any, Any]) -> str | None:

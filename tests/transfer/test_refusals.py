@@ -270,6 +270,31 @@ def as_safetensors(state: State, path: Path, metadata: dict[str, str] | None = N
     return path
 
 
+def test_safetensors_are_told_by_structure_not_by_the_first_byte(tmp_path: Path) -> None:
+    state, source = resnet(), tmp_path / "file"
+    for pad in range(256):
+        as_safetensors({"a": torch.ones(1)}, source, {"n": "x" * pad})
+        if source.read_bytes()[0] == 0x80:
+            break
+    assert source.read_bytes()[0] == 0x80
+    with pytest.raises(ValueError, match="no ResNet among its 1 tensors"):
+        read_backbone(source)
+    strange: Any = {"backbone.conv1.weight": [1], "backbone.bn1.weight": {"a": 1}}
+    assert read_backbone(as_safetensors(state, source, strange)).container == "safetensors"
+
+
+def test_an_unforeseen_error_is_one_line_that_names_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise TypeError("two\nlines")
+
+    monkeypatch.setattr("transfer.convert.convert_checkpoint", fail)
+    assert command.main([str(tmp_path / "in"), str(tmp_path / "out.pkl")]) == 2
+    error = capsys.readouterr().err
+    assert error.endswith("in: unexpected TypeError: two lines\n") and error.count("\n") == 1
+
+
 def test_safetensors_with_aliases_and_half_precision(tmp_path: Path) -> None:
     state = resnet()
     kept = published.under("encoder_q.0.", state) | {"neck.mlp.0.weight": torch.ones(2)}
