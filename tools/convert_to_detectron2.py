@@ -34,6 +34,10 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"convert_to_detectron2: {error}", file=sys.stderr)
         return 2
+    except Exception as error:  # noqa: BLE001  (an untrusted file found a gap: still one line)
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        print(f"convert_to_detectron2: {options.input}: unexpected {what}", file=sys.stderr)
+        return 2
     print(
         f"{options.output}: {report.arch}, {report.num_entries} entries, format {report.format}; "
         f"largest relative feature difference {report.largest_feature_difference:.1e}"

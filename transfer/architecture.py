@@ -6,7 +6,7 @@ Names are torchvision's without `fc`; shapes are those of the tensors.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,14 +113,43 @@ def recognise(shapes: Mapping[str, Shape], extra: Sequence[str] = ()) -> Archite
             f"not a complete torchvision ResNet; nearest is {base}: "
             f"{len(missing)} missing {missing[:3]}, {len(strange)} extra {strange[:3]}"
         )
+    _check_ranks(names, shapes)
     found = widths(base, shapes)
     for name in sorted(names):
         wanted = found.shape(name)
         if shapes[name] != wanted and not (wanted == () and shapes[name] == (1,)):
             raise ValueError(f"{name} has shape {shapes[name]}, wanted {wanted} for {found.name}")
-    if base in BASIC and found.res2 != 64:
-        raise ValueError(f"a {base} of {found.res2} channels; detectron2 builds it with 64 only")
+    if base in BASIC and (found.stem, found.res2) != (64, 64):
+        raise ValueError(
+            f"a {base} of {found.stem} channels in the stem and {found.res2} in res2; detectron2 "
+            "builds it with 64 only"
+        )
+    if base not in BASIC and not _even(found):
+        raise ValueError(
+            f"odd widths: stem {found.stem}, 3x3 {found.width} in {found.groups} groups, res2 "
+            f"{found.res2}; torchvision builds no such network to compare with"
+        )
     return found
+
+
+def _check_ranks(names: Iterable[str], shapes: Mapping[str, Shape]) -> None:
+    """Raise ValueError for an entry without elements, or of another number of dimensions."""
+    for name in sorted(names):
+        if name.endswith(COUNTER):
+            continue
+        rank = 4 if re.search(r"(conv\d|downsample\.0)\.weight$", name) else 1
+        if len(shapes[name]) != rank or 0 in shapes[name]:
+            raise ValueError(
+                f"{name} has shape {shapes[name]}, wanted {rank} dimensions and no empty one"
+            )
+
+
+def _even(found: Architecture) -> bool:
+    """Return whether torchvision's rule for the widths of a bottleneck gives these."""
+    planes, groups = found.res2 // 4, found.groups
+    base_width = found.width * 64 // (groups * planes) if planes else 0
+    built = int(planes * (base_width / 64)) * groups
+    return found.res2 % 4 == 0 and built == found.width
 
 
 def widths(base: str, shapes: Mapping[str, Shape]) -> Architecture:

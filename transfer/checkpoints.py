@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,18 @@ from transfer.encoders import (
     absent,
     chosen_by_hand,
     find_candidates,
-    groups_of,
     left_beside,
     matching_family,
+    no_batch_counted,
 )
 from transfer.families import FORMATS, IMAGENET_INPUT, Family
+from transfer.groups import Group, groups_of, whole_model
 from transfer.keymap import COUNTER, detectron2_keys, ordered_names
+from transfer.safe_calls import TensorView
 from transfer.safe_pickle import describe, printable
 
 OWN = "whitening-transfer"
-LOW_PRECISION = (torch.float16, torch.bfloat16)
+UNCOUNTED = "no batch was counted: from another framework? --format simclr-v1 for [0,1] input"
 
 
 @dataclass(frozen=True)
@@ -74,16 +77,12 @@ def read_backbone(path: Path, *, format: str | None = None, encoder: str | None 
 
 def _backbone(content: Content, format: str | None, encoder: str | None) -> Backbone:
     groups = groups_of(content.value)
-    if not groups:
-        keys = ", ".join(str(key) for key in content.value)[:200]
-        raise ValueError(f"no tensors in it; keys: {keys}")
     candidates = find_candidates(groups)
+    if not groups or not (candidates or encoder):
+        raise ValueError(_without_encoder(content, groups))
+    chosen = None
     if encoder is not None:
         candidates, chosen = chosen_by_hand(encoder, candidates, groups)
-    else:
-        chosen = None
-    if not candidates:
-        raise ValueError(absent(groups))
     family, chosen = matching_family(content.value, groups, candidates, format, chosen)
     if chosen.layout == "detectron2":
         raise ValueError(
@@ -96,6 +95,8 @@ def _backbone(content: Content, format: str | None, encoder: str | None) -> Back
             "Caffe2 weights of Detectron 1, BatchNorm folded into scale and bias: nothing to train "
             "on; detectron2 reads the file as it is (BGR, std 1, STRIDE_IN_1X1 True)"
         )
+    if chosen.layout == "caffe2":
+        _check_bias(groups[chosen.group].get(chosen.prefix + "conv1_b"))
     beside = left_beside(chosen, candidates, groups[chosen.group])
     shapes = {name: view.shape for name, view in chosen.tensors.items()}
     try:
@@ -105,13 +106,15 @@ def _backbone(content: Content, format: str | None, encoder: str | None) -> Back
     if chosen.layout == "caffe2":
         architecture = replace(architecture, stride_in_1x1=True)
     state, notes = _tensors(chosen, architecture)
+    if family.name not in (OWN, "simclr-v1", "simclr-v2") and no_batch_counted(chosen):
+        notes.append(UNCOUNTED)
     others = tuple(printable(other.label) for other in candidates if other is not chosen)
     return Backbone(
         state,
         architecture.name,
         family.name,
         chosen.label,
-        _input(content, family),
+        _input(content, family, architecture),
         architecture,
         content.container,
         others,
@@ -120,7 +123,25 @@ def _backbone(content: Content, format: str | None, encoder: str | None) -> Back
     )
 
 
-def _input(content: Content, family: Family) -> dict[str, Any]:
+def _without_encoder(content: Content, groups: Mapping[str, Group]) -> str:
+    """Return why there is no encoder in a file."""
+    whole = whole_model(content.value)
+    if whole is not None:
+        return f"a whole pickled model under {whole[:60]!r}; save its state_dict()"
+    if groups:
+        return absent(groups)
+    keys = list(content.value)[:20]
+    shown = [str(key)[:60] if isinstance(key, str | int) else describe(key) for key in keys]
+    return f"no tensors in it; keys: {', '.join(shown)[:200]}"
+
+
+def _check_bias(bias: TensorView | None) -> None:
+    """Raise ValueError where the stem of a Caffe2 file adds something."""
+    if bias is not None and bool(bias.read().any()):
+        raise ValueError("conv1_b is not zero: its stem has a bias, which detectron2's has not")
+
+
+def _input(content: Content, family: Family, architecture: Architecture) -> dict[str, Any]:
     """Return the input convention: the file's own where it is one of ours, else the family's."""
     if family.name != OWN:
         return dict(family.input or IMAGENET_INPUT)
@@ -131,12 +152,24 @@ def _input(content: Content, family: Family) -> dict[str, Any]:
     sound = all(
         isinstance(values, list | tuple)
         and len(values) == 3
-        and all(isinstance(value, int | float) for value in values)
+        and all(_number(value) for value in values)
         for values in triples
     )
-    if not sound or own.get("format") not in ("RGB", "BGR"):
-        raise ValueError("its `input` is not {format: RGB or BGR, pixel_mean: [3], pixel_std: [3]}")
-    return dict(own)
+    if not sound or own.get("format") not in ("RGB", "BGR") or min(own["pixel_std"]) <= 0:
+        raise ValueError(
+            "its `input` is not {format: RGB or BGR, pixel_mean: [3], pixel_std: [3]}, finite "
+            "numbers, the latter above 0"
+        )
+    stated = content.value["arch"]
+    if stated != architecture.name:
+        what = stated[:60] if isinstance(stated, str) else describe(stated)
+        raise ValueError(f"it says that it is {what}, its weights are {architecture.name}'s")
+    numbers = {key: [float(value) for value in own[key]] for key in ("pixel_mean", "pixel_std")}
+    return {"format": own["format"], **numbers}
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
 
 
 def _tensors(chosen: Candidate, architecture: Architecture) -> tuple[dict[str, Tensor], list[str]]:
@@ -148,7 +181,7 @@ def _tensors(chosen: Candidate, architecture: Architecture) -> tuple[dict[str, T
             continue
         value = chosen.tensors[name].read()
         if name.endswith(COUNTER):
-            state[name] = value.reshape(()).to(torch.int64)
+            state[name] = _count(name, value)
             continue
         if not value.is_floating_point():
             raise ValueError(f"{name} is of {value.dtype}, wanted floating point")
@@ -170,3 +203,9 @@ def _tensors(chosen: Candidate, architecture: Architecture) -> tuple[dict[str, T
 def _finite(value: Tensor) -> bool:
     """Return whether all is finite, where the sum, which is quicker, is not."""
     return bool(torch.isfinite(value).all())
+
+
+def _count(name: str, value: Tensor) -> Tensor:
+    if value.is_complex() or not _finite(value):
+        raise ValueError(f"{name} is no count: {value.dtype}, or not finite")
+    return value.reshape(()).to(torch.int64)

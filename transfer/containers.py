@@ -19,13 +19,30 @@ from typing import Any
 
 import torch
 
-from transfer.safe_calls import CALLS, DTYPES, Storage, TensorView, known
-from transfer.safe_pickle import SMALL_BUDGET, Reference, SafeUnpickler, UnsafeError, printable
+from transfer.safe_calls import (
+    CALLS,
+    DTYPES,
+    MAX_NUMBER,
+    MAX_RANK,
+    Storage,
+    TensorView,
+    count_like,
+    known,
+)
+from transfer.safe_pickle import (
+    SMALL_BUDGET,
+    Reference,
+    SafeUnpickler,
+    UnsafeError,
+    describe,
+    printable,
+)
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_START = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 LEGACY_PROTOCOL = 1001
 MAX_NESTING = 3
+MAX_KEY = 200
 SAFETENSORS_DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
@@ -83,7 +100,7 @@ def _read(data: mmap.mmap | bytes, nesting: int = 0) -> Content:
         return _torch_zip(data, nesting)
     if start.startswith(LEGACY_START):
         return _torch_legacy(data, nesting)
-    if len(start) > 8 and start[8:9] == b"{" and start[:1] != b"\x80":
+    if start[8:9] == b"{" and (start[:1] != b"\x80" or _header_length(data) <= len(data) - 8):
         return _safetensors(data)
     if bytes(data[257:262]) == b"ustar":
         raise ValueError("it is a tar archive; unpack it first")
@@ -122,7 +139,8 @@ def _plain_pickle(data: mmap.mmap | bytes, nesting: int) -> Content:
             data.seek(0)
         return _torch_legacy(data, nesting)
     if isinstance(value, int):
-        raise ValueError(f"it is a pickle of the number {value}")
+        shown = value if abs(value) < 2**64 else "above 2**64"
+        raise ValueError(f"it is a pickle of the number {shown}")
     return Content("pickle", value, unknown)
 
 
@@ -131,10 +149,22 @@ def _storage_parts(identifier: Any) -> tuple[torch.dtype, str, int, Any]:
     if not isinstance(identifier, tuple) or len(identifier) < 5 or identifier[0] != "storage":
         raise ValueError("a persistent id that is no storage")
     _, kind, key, _, count = identifier[:5]
+    key = _storage_key(key)
     name = kind.name if isinstance(kind, Reference) else ""
-    if name not in DTYPES or not isinstance(count, int) or count < 0:
+    if name not in DTYPES or not isinstance(count, int) or not 0 <= count < MAX_NUMBER:
         raise ValueError(f"a storage of unknown kind {name!r} or size")
-    return DTYPES[name], str(key), count, identifier[5] if len(identifier) > 5 else None
+    return DTYPES[name], key, count, identifier[5] if len(identifier) > 5 else None
+
+
+def _storage_key(key: Any) -> str:
+    """Return the key of a storage as text; a short text, number or (in old files) bytes."""
+    if isinstance(key, bytes) and len(key) <= MAX_KEY:
+        return key.decode("latin-1")
+    if isinstance(key, str) and len(key) <= MAX_KEY:
+        return key
+    if isinstance(key, int) and 0 <= key < 2**64:
+        return str(key)
+    raise ValueError(f"a storage whose key is {describe(key)}, wanted a short text or number")
 
 
 class _Zip:
@@ -261,7 +291,7 @@ def _torch_legacy(data: mmap.mmap | bytes, nesting: int) -> Content:
     keys, _ = _unpickle(stream, nesting)
     position, view = stream.tell(), memoryview(data)
     for key in keys if isinstance(keys, list) else ():
-        storage = storages.get(key)
+        storage = storages.get(_storage_key(key))
         if storage is None or position + 8 + storage.num_bytes > len(view):
             raise ValueError(f"truncated: storage {key} is not all in the file")
         (count,) = struct.unpack_from("<q", view, position)
@@ -272,8 +302,12 @@ def _torch_legacy(data: mmap.mmap | bytes, nesting: int) -> Content:
     return Content("torch legacy", value, unknown)
 
 
+def _header_length(data: mmap.mmap | bytes) -> int:
+    return int.from_bytes(data[:8], "little")
+
+
 def _safetensors(data: mmap.mmap | bytes) -> Content:
-    (length,) = struct.unpack_from("<Q", data, 0)
+    length = _header_length(data)
     if length > len(data) - 8:
         raise ValueError(f"a safetensors header of {length} bytes in a file of {len(data)}")
     try:
@@ -289,7 +323,7 @@ def _safetensors(data: mmap.mmap | bytes) -> Content:
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise ValueError(f"a bad safetensors entry {name[:60]!r} ({error})") from None
     for dropped, kept in metadata.items() if isinstance(metadata, dict) else ():
-        if dropped not in tensors and kept in tensors:
+        if isinstance(kept, str) and dropped not in tensors and kept in tensors:
             tensors[dropped] = tensors[kept]
     return Content("safetensors", tensors)
 
@@ -298,7 +332,7 @@ def _safetensor(entry: dict[str, Any], body: memoryview) -> TensorView:
     dtype = SAFETENSORS_DTYPES[entry["dtype"]]
     start, stop = entry["data_offsets"]
     shape = tuple(entry["shape"])
-    if not all(isinstance(n, int) and n >= 0 for n in (*shape, start, stop)):
+    if len(shape) > MAX_RANK or not all(count_like(n) for n in (*shape, start, stop)):
         raise ValueError("sizes that are no counts")
     if not start <= stop <= len(body) or math.prod(shape) * dtype.itemsize != stop - start:
         raise ValueError(f"bytes {start}-{stop} of {len(body)} for shape {str(shape)[:60]}")

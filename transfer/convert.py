@@ -29,6 +29,7 @@ class ConversionReport:
 
     source: str
     sha256: str
+    output_sha256: str
     container: str
     format: str
     family: str
@@ -52,17 +53,36 @@ def convert_checkpoint(
 
     Nothing is written to `target` unless detectron2's own loader, given the new file, fills every
     entry of an FPN and a C4 backbone, and computes the features that torchvision computes from the
-    source (largest relative difference at most 1e-4).
+    source (largest relative difference at most 1e-4). An older `target` stays until its
+    replacement is ready, then goes before the companion changes: at no time does one stand beside
+    the companion of another. `output_sha256` in the companion is that of `target`.
 
     Raises:
         ValueError: the source holds no complete backbone, or the proof failed.
     """
     if target.suffix != ".pkl":
         raise ValueError(f"{target}: wanted a name ending in .pkl; detectron2 reads by that name")
-    if target.is_dir() or (source.exists() and target.exists() and source.samefile(target)):
-        raise ValueError(f"{target}: is a folder or INPUT itself, wanted a file to write")
+    for written in (target, target.with_suffix(".json")):
+        if written.is_dir() or (source.exists() and written.exists() and source.samefile(written)):
+            raise ValueError(f"{written}: is a folder or INPUT itself, wanted a file to write")
+    _check_companion(target.with_suffix(".json"))
     with one_thread():
         return _convert(source, target, format, encoder)
+
+
+def _check_companion(path: Path) -> None:
+    """Raise ValueError where there is a file that no earlier conversion wrote."""
+    if not path.exists():
+        return
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or not {"sha256", "detectron2", "verification"} <= set(found):
+        raise ValueError(
+            f"{path}: is there and is no companion of converted weights; it would be overwritten: "
+            "move it, or choose another OUTPUT"
+        )
 
 
 @contextmanager
@@ -86,9 +106,11 @@ def _convert(
     try:
         model = write_detectron2_pickle(backbone, temporary)
         verification = prove(source, backbone, temporary, model)
-        report = _report(source, backbone, verification)
+        report = _report(source, temporary, backbone, verification)
         temporary_companion = temporary.with_suffix(".json")
-        temporary_companion.write_text(json.dumps(asdict(report), indent=2) + "\n", "utf-8")
+        text = json.dumps(asdict(report), indent=2, allow_nan=False)
+        temporary_companion.write_text(text + "\n", "utf-8")
+        target.unlink(missing_ok=True)
         temporary_companion.replace(companion)
         temporary.replace(target)
     finally:
@@ -136,10 +158,13 @@ def _loaded(source: Path, kind: str, detector: nn.Module, model: Mapping[str, An
     return len(model)
 
 
-def _report(source: Path, backbone: Backbone, verification: dict[str, Any]) -> ConversionReport:
+def _report(
+    source: Path, output: Path, backbone: Backbone, verification: dict[str, Any]
+) -> ConversionReport:
     return ConversionReport(
         source=source.name,
         sha256=_sha256(source),
+        output_sha256=_sha256(output),
         container=backbone.container,
         format=backbone.format,
         family=backbone.format,

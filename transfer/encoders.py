@@ -9,15 +9,15 @@ from typing import Any
 
 from transfer.architecture import foreign
 from transfer.families import FAMILIES, SIDE_NAMES, Family
-from transfer.keymap import BLOCKS, COUNTER, ordered_names
+from transfer.groups import Group
+from transfer.keymap import BLOCKS, COUNTER, NORM_ENTRIES, ordered_names
 from transfer.layouts import LAYOUTS, TRANSPARENT, role, split
-from transfer.safe_calls import Array, TensorView
-from transfer.safe_pickle import Instance
 
-Group = dict[str, TensorView]
-MAX_DEPTH = 8
 BODY = re.compile(r"layer\d+\.\d+\.(conv\d|norm\d|relu\d|bn\d|bn_last|shortcut)\b")
 SIDE = re.compile(SIDE_NAMES)
+SECOND = re.compile(
+    r"momentum|momentum_.*|.*_momentum|target.*|encoder_k|key_.*|model_t|ema|ema_.*|.*_ema|student.*|moco_encoder"
+)
 UNLISTED = Family("unlisted", note="of no listed family: ImageNet's mean and std are assumed")
 
 
@@ -44,30 +44,6 @@ class Beside:
 
     heads: tuple[str, ...]
     extra: tuple[str, ...]
-
-
-def groups_of(content: Mapping[Any, Any]) -> dict[str, Group]:
-    """Return every dict with tensors in it, by its path of keys."""
-    groups: dict[str, Group] = {}
-    seen: set[int] = set()
-
-    def walk(node: Any, path: tuple[str, ...]) -> None:
-        node = node.items if isinstance(node, Instance) else node
-        if not isinstance(node, Mapping) or id(node) in seen or len(path) > MAX_DEPTH:
-            return
-        seen.add(id(node))
-        found: Group = {}
-        for key, value in node.items():
-            view = value.view() if isinstance(value, Array) else value
-            if isinstance(key, str) and isinstance(view, TensorView):
-                found[key] = view
-            elif isinstance(key, str):
-                walk(value, (*path, key))
-        if found:
-            groups[".".join(path)] = found
-
-    walk(content, ())
-    return groups
 
 
 def find_candidates(groups: Mapping[str, Group]) -> list[Candidate]:
@@ -126,9 +102,21 @@ def _by_order(path: str, group: Group) -> list[Candidate]:
     for arch in BLOCKS:
         for names in (ordered_names(arch), [n for n in ordered_names(arch) if COUNTER not in n]):
             if len(names) == len(group):
+                _check_order(path, names, group)
                 sources = dict(zip(names, group, strict=True))
                 return [_candidate("order", path, "", sources, group)]
     return []
+
+
+def _check_order(path: str, names: Iterable[str], group: Group) -> None:
+    """Raise ValueError where a name says that it is another entry than its place says."""
+    for name, key in zip(names, group, strict=True):
+        last = key.split(".")[-1]
+        if last in NORM_ENTRIES and last != name.split(".")[-1]:
+            raise ValueError(
+                f"{path}: {key} stands where torchvision's order has {name}; names that are not "
+                "known can only be taken in that order"
+            )
 
 
 def chosen_by_hand(
@@ -180,9 +168,11 @@ def matching_family(
     for family in FAMILIES:
         if format not in (None, family.name):
             continue
-        for one in sorted(candidates, key=lambda one: _rank(family, one)):
-            if not _fits(family, one):
-                continue
+        fitting = sorted((one for one in candidates if _fits(family, one)),
+                         key=lambda one: _rank(family, one))  # fmt: skip
+        if format is not None and by_hand is None:
+            _refuse_several(fitting, family)
+        for one in fitting:
             if format is None and not all(
                 _marked(mark, content, groups[one.group], one) for mark in family.marks
             ):
@@ -194,10 +184,20 @@ def matching_family(
         return _forced(format, candidates, by_hand)
     if by_hand is not None:
         return UNLISTED, by_hand
-    return UNLISTED, _only(candidates)
+    return UNLISTED, _only_one(candidates)
 
 
-def _only(candidates: list[Candidate]) -> Candidate:
+def _refuse_several(fitting: list[Candidate], family: Family) -> None:
+    """Raise ValueError where several encoders fit a family that was given by hand equally well."""
+    best = _distinct(one for one in fitting if _rank(family, one) == _rank(family, fitting[0]))
+    if len(best) > 1:
+        raise ValueError(
+            f"{len(best)} encoders where --format {family.name} has one: say which with "
+            f"--encoder: {_list(best)}"
+        )
+
+
+def _only_one(candidates: list[Candidate]) -> Candidate:
     """Return the one encoder in a file of no known family."""
     distinct = _distinct(candidates)
     reasons = [
@@ -210,7 +210,20 @@ def _only(candidates: list[Candidate]) -> Candidate:
             f"{len(distinct)} encoders and no known family: say which with --encoder: "
             f"{_list(distinct)}"
         )
+    if _second(distinct[0]):
+        one = distinct[0]
+        in_names = any(SECOND.fullmatch(part) for part in one.prefix.split("."))
+        name = one.label if in_names else f"{one.group}.{one.prefix}".rstrip(".")
+        raise ValueError(
+            f"only the momentum encoder {name} is readable; say --encoder {name} to take it"
+        )
     return distinct[0]
+
+
+def _second(one: Candidate, evaluated: Iterable[str] = ()) -> bool:
+    """Return whether a name marks a momentum, target or student copy; `evaluated` ones do not."""
+    parts = {*one.group.split("."), *one.prefix.split(".")}
+    return any(SECOND.fullmatch(part) for part in parts - set(evaluated))
 
 
 def _forced(
@@ -234,7 +247,8 @@ def _fits(family: Family, one: Candidate) -> bool:
     in_group = family.groups is None or any(
         one.group == key or (key != "" and one.group.endswith("." + key)) for key in family.groups
     )
-    return in_group and one.role in family.roles
+    evaluated = {*(family.groups or ()), *".".join(family.roles).split(".")}
+    return in_group and one.role in family.roles and not _second(one, evaluated)
 
 
 def _rank(family: Family, one: Candidate) -> int:
@@ -255,16 +269,18 @@ def _marked(mark: str, content: Mapping[Any, Any], group: Group, one: Candidate)
     return False
 
 
-def _untrained(content: Mapping[Any, Any], one: Candidate) -> bool:
-    """Return whether no batch was ever counted, as in weights that came from another framework."""
+def no_batch_counted(one: Candidate) -> bool:
+    """Return whether it has counters, all zero, as weights that came from another framework."""
     counters = [view for name, view in one.tensors.items() if name.endswith(COUNTER)]
-    return not any(int(view.read()) for view in counters if view.shape in ((), (1,)))
+    return bool(counters) and not any(
+        bool(view.read().any()) for view in counters if view.shape in ((), (1,))
+    )
 
 
 CONDITIONS: dict[str, Callable[[Mapping[Any, Any], Candidate], bool]] = {
-    "@own": lambda content, one: "arch" in content and "input" in content,
+    "@own": lambda content, one: "arch" in content and isinstance(content.get("input"), dict),
     "@by-name": lambda content, one: False,
-    "@untrained": _untrained,
+    "@untrained": lambda content, one: no_batch_counted(one),
     "@nothing-else": lambda content, one: len(content) == 1,
     "@bare": lambda content, one: one.prefix == "",
 }

@@ -14,6 +14,7 @@ ENTRY = r"(?P<entry>weight|bias|running_mean|running_var|num_batches_tracked)"
 BEFORE = r"(?P<before>(?:[^.]+\.)*?)"
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 TRANSPARENT = (*WRAPPERS, "net")
+INNER = rf"(?:(?:{'|'.join(WRAPPERS)})\.)*"
 
 Names = Callable[[re.Match[str]], str]
 
@@ -54,10 +55,10 @@ def _caffe2(match: re.Match[str]) -> str:
 
 TORCHVISION: tuple[tuple[str, Names], ...] = ((r"(?P<rest>(?:conv1|bn1|layer\d+)\..+)", _same),)
 SEQUENTIAL: tuple[tuple[str, Names], ...] = (
-    (r"(?P<stage>[4-7])\.(?P<block>\d+)\.(?P<rest>(?:conv\d|bn\d|downsample|shortcut)\..+)",
-     _mapped(-3, _same)),
-    (r"0\.weight", lambda m: "conv1.weight"),
-    (rf"1\.{ENTRY}", lambda m: f"bn1.{m['entry']}"),
+    (rf"(?P<stage>[4-7])\.{INNER}(?P<block>\d+)\.{INNER}"
+     r"(?P<rest>(?:conv\d|bn\d|downsample|shortcut)\..+)", _mapped(-3, _same)),
+    (rf"0\.{INNER}weight", lambda m: "conv1.weight"),
+    (rf"1\.{INNER}{ENTRY}", lambda m: f"bn1.{m['entry']}"),
 )  # fmt: skip
 LIGHTLY_OWN: tuple[tuple[str, Names], ...] = (
     (r"(?P<stage>[2-6])\.(?P<block>\d+)\.(?P<rest>(?:conv\d|bn\d|shortcut)\..+)",

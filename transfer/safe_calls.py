@@ -33,8 +33,15 @@ DTYPES: dict[str, torch.dtype] = {
     "ComplexDoubleStorage": torch.complex128,
     "UntypedStorage": torch.uint8,
 }
-PLAIN_DTYPE = re.compile(r"[<>|=]?[?biufc]\d*")
+PLAIN_DTYPE = re.compile(r"[<>|=]?[?biufc]\d{0,2}")
 SMALL = 2**20
+MAX_RANK = 8
+MAX_NUMBER = 2**48
+
+
+def count_like(value: Any) -> bool:
+    """Return whether a value can be a size or place: asked before computing with it."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_NUMBER
 
 
 @dataclass(eq=False)
@@ -64,13 +71,12 @@ class TensorView:
 
     def check(self) -> None:
         """Raise ValueError unless the tensor lies inside its storage and is no larger than it."""
-        numbers = (self.offset, *self.shape, *self.stride)
-        if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in numbers):
-            raise ValueError(f"a tensor of shape {_short(self.shape)} with an absurd place")
+        if max(len(self.shape), len(self.stride)) > MAX_RANK:
+            raise ValueError(f"a tensor of more than {MAX_RANK} dimensions")
+        if not all(count_like(n) for n in (self.offset, *self.shape, *self.stride)):
+            raise ValueError("a tensor with an absurd place: no counts, or above 2**48")
         if len(self.shape) != len(self.stride):
-            raise ValueError(
-                f"a tensor of shape {_short(self.shape)} with {len(self.stride)} steps"
-            )
+            raise ValueError(f"a tensor of shape {self.shape} with {len(self.stride)} steps")
         count = math.prod(self.shape)
         if count == 0:
             return
@@ -78,12 +84,12 @@ class TensorView:
         size = self.dtype.itemsize
         if (last + 1) * size > self.storage.num_bytes:
             raise ValueError(
-                f"a tensor of shape {_short(self.shape)} reaches byte {_short((last + 1) * size)} "
+                f"a tensor of shape {self.shape} reaches byte {(last + 1) * size} "
                 f"of a storage of {self.storage.num_bytes} bytes"
             )
         if count * size > max(self.storage.num_bytes, SMALL):
             raise ValueError(
-                f"a tensor of shape {_short(self.shape)} would take {_short(count * size)} bytes, "
+                f"a tensor of shape {self.shape} would take {count * size} bytes, "
                 f"its storage holds {self.storage.num_bytes}"
             )
 
@@ -122,6 +128,7 @@ class Array:
     shape: tuple[int, ...] = ()
     raw: bytes = b""
     fortran: bool = False
+    made: TensorView | None = None
 
     def set_state(self, state: Any) -> None:
         """Take `(version, shape, dtype, fortran order, bytes)`."""
@@ -132,18 +139,22 @@ class Array:
 
     def view(self) -> TensorView | None:
         """Return the array as a tensor, None where it is not one of plain numbers."""
+        self.made = self.made or self._view()  # copied once, however often the file names it
+        return self.made
+
+    def _view(self) -> TensorView | None:
         sound = isinstance(self.dtype, Dtype) and isinstance(self.shape, tuple)
         if not sound or self.dtype.code is None:
             return None
         try:
             kind = np.dtype(self.dtype.code)
             dtype = torch.from_numpy(np.zeros(1, kind.newbyteorder("="))).dtype
-        except TypeError:
+        except (TypeError, ValueError, OverflowError):
             return None
-        if not all(isinstance(n, int) and n >= 0 for n in self.shape):
-            raise ValueError(f"an array of shape {_short(self.shape)}")
+        if len(self.shape) > MAX_RANK or not all(count_like(n) for n in self.shape):
+            raise ValueError("an array of an absurd shape")
         if math.prod(self.shape) * kind.itemsize != len(self.raw):
-            raise ValueError(f"an array of shape {_short(self.shape)} with {len(self.raw)} bytes")
+            raise ValueError(f"an array of shape {self.shape} with {len(self.raw)} bytes")
         raw: bytes = self.raw
         if not kind.isnative:
             raw = np.frombuffer(raw, kind).astype(kind.newbyteorder("=")).tobytes()
@@ -159,11 +170,6 @@ def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(steps[: len(shape)])
 
 
-def _short(value: Any) -> str:
-    text = str(value) if not isinstance(value, int) or value < 10**18 else "more than 1e18"
-    return text if len(text) < 80 else text[:77] + "..."
-
-
 def dtype_of(value: Any) -> torch.dtype | None:
     """Return the torch dtype that a reference such as `torch.float16` names."""
     if isinstance(value, Reference) and value.module == "torch":
@@ -172,9 +178,17 @@ def dtype_of(value: Any) -> torch.dtype | None:
     return None
 
 
-def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> TensorView:
+def _check_metadata(metadata: Any = None, *_: Any) -> None:
+    """Raise ValueError where a tensor's values are not those of its storage."""
+    if isinstance(metadata, dict) and any(value is not False for value in metadata.values()):
+        named = ", ".join(key[:20] for key in metadata if isinstance(key, str))[:60]
+        raise ValueError(f"a tensor with metadata ({named}): its values are not as stored")
+
+
+def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any) -> TensorView:
     if not isinstance(storage, Storage):
         raise ValueError(f"a tensor without a storage, on {describe(storage)}")
+    _check_metadata(*rest[2:])  # after requires_grad and the hooks
     view = TensorView(storage, storage.dtype, offset, tuple(shape), tuple(stride))
     view.check()
     return view
@@ -184,6 +198,7 @@ def _tensor_v3(storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any) -
     kind = dtype_of(rest[2])  # after requires_grad and the hooks
     if not isinstance(storage, Storage) or kind is None:
         raise ValueError("a tensor without a storage or dtype")
+    _check_metadata(*rest[3:])
     view = TensorView(storage, kind, offset, tuple(shape), tuple(stride))
     view.check()
     return view
@@ -216,7 +231,8 @@ def _from_buffer(raw: Any, dtype: Any, shape: Any, order: Any = "C", *_: Any) ->
 
 def _encode(text: Any, codec: Any = "latin1", *_: Any) -> bytes:
     if not isinstance(text, str) or codec not in ("latin1", "latin-1", "utf-8", "utf8", "ascii"):
-        raise UnsafeError(f"this file would run the codec {codec!r}")
+        what = repr(codec[:40]) if isinstance(codec, str) else describe(codec)
+        raise UnsafeError(f"this file would run the codec {what}")
     return text.encode(codec)
 
 
@@ -270,8 +286,18 @@ INERT = (
     "builtins.complex",
     "builtins.slice",
     "builtins.range",
+    "builtins.xrange",
+    "types.SimpleNamespace",
+    "decimal.Decimal",
+    "fractions.Fraction",
+    "numpy.random._pickle.__randomstate_ctor",
+    "numpy.random._pickle.__generator_ctor",
+    "numpy.random._pickle.__bit_generator_ctor",
+    "numpy.random.bit_generator.__pyx_unpickle_SeedSequence",
     "datetime.datetime",
     "datetime.date",
+    "datetime.time",
+    "datetime.timezone",
     "datetime.timedelta",
     "torch.device",
     "torch.serialization._get_layout",
@@ -311,7 +337,15 @@ CALLS: dict[str, Callable[..., Any]] = {
     "numpy.core.numeric._frombuffer": _from_buffer,
     "numpy._core.numeric._frombuffer": _from_buffer,
 }
-KNOWN_ROOTS = ("torch", "numpy", "collections", "omegaconf", "typing", "pathlib", "argparse")
+KNOWN_ROOTS = ("collections", "omegaconf", "typing", "pathlib", "argparse")
+KNOWN_TENSOR = re.compile(
+    r"torch\.(\w+Storage|Tensor|Size|device|dtype|layout|strided|memory_format|"
+    r"(q?u?int|b?float|complex)\d\w*|bool|half|double|long|short)|"
+    r"torch\.(storage|_utils|_tensor|nn\.parameter)\.\w+|"
+    r"numpy\.(ndarray|dtype|bool_?|u?int\d*|float\d+|complex\d+|str_|bytes_|number)|"
+    r"numpy\.(dtypes|_?core\.(multiarray|numeric))\.\w+|"
+    r"numpy\.random\.(_pickle|_mt19937|_pcg64|_philox|_sfc64|bit_generator)\.\w+"
+)
 KNOWN = frozenset(CALLS) | {
     f"builtins.{name}" for name in ("int", "long", "float", "str", "bool", "type")
 }
@@ -319,4 +353,6 @@ KNOWN = frozenset(CALLS) | {
 
 def known(path: str) -> bool:
     """Return whether a reference in a checkpoint is no news."""
-    return path in KNOWN or path.partition(".")[0] in KNOWN_ROOTS or path.startswith("copyreg.")
+    if path in KNOWN or path.startswith("copyreg.") or KNOWN_TENSOR.fullmatch(path):
+        return True
+    return path.partition(".")[0] in KNOWN_ROOTS

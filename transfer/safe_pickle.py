@@ -15,7 +15,9 @@ from typing import Any, Protocol
 
 RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg", "__builtins__": "builtins"}
 RUNS_ON_SIGHT = ("os", "posix", "nt", "subprocess", "sys", "builtins", "shutil", "runpy", "socket")
-MAX_KEY_DEPTH = 3
+MAX_KEY_PARTS = 16
+MAX_KEY_NUMBER = 2**60
+MAX_NAME = 500
 SMALL_BUDGET = 2**26
 
 
@@ -107,9 +109,25 @@ class SafeUnpickler:
         if not (isinstance(module, str) and isinstance(name, str)):
             raise ValueError("a reference that is not text")
         found = Reference(RENAMED.get(module, module), name)
+        self.stack.append(self.noted(found))
+
+    def noted(self, found: Reference) -> Reference:
+        """Return a reference, put on the list where it is not known."""
+        if len(found.module) + len(found.name) > MAX_NAME:
+            raise ValueError(f"a reference of more than {MAX_NAME} characters")
         if not self.known(found.path):
             self.unknown.add(found.path)
-        self.stack.append(found)
+        return found
+
+    def charge(self, args: Any) -> None:
+        """Take what a call could copy out of the budget."""
+        self.budget -= sum(
+            len(arg) * (1 if isinstance(arg, str | bytes | bytearray) else 8)
+            for arg in (args if isinstance(args, tuple) else ())
+            if isinstance(arg, Sized)
+        )
+        if self.budget < 0:
+            raise ValueError("a few bytes of it unfold to more than the file holds")
 
     def call(self, function: Any, args: Any) -> Any:
         """Make a listed call, or stop."""
@@ -123,19 +141,15 @@ class SafeUnpickler:
         known = self.calls.get(function.path)
         if known is None:
             raise UnsafeError(f"this file would run {function.path}")
-        self.budget -= sum(
-            len(arg) * (1 if isinstance(arg, str | bytes | bytearray) else 8)
-            for arg in args
-            if isinstance(arg, Sized)
-        )
-        if self.budget < 0:
-            raise ValueError("a few bytes of it unfold to more than the file holds")
-        return known(*args)
+        self.charge(args)
+        made = known(*args)
+        return self.noted(made) if isinstance(made, Reference) else made
 
     def create(self, cls: Any, args: Any) -> Any:
         """Make an empty instance of a class."""
         if not isinstance(cls, Reference) or not isinstance(args, tuple):
             raise UnsafeError(f"this file would run {describe(cls)}")
+        self.charge((args, *args))
         if cls.path in self.calls:
             return self.calls[cls.path](*args)
         if cls.module.partition(".")[0] in RUNS_ON_SIGHT and not self.known(cls.path):
@@ -152,6 +166,7 @@ class SafeUnpickler:
                     what = describe(value) if key == "__setstate__" else f"{key} of its own"
                     raise UnsafeError(f"this file would run {what}")
         if hasattr(target, "set_state"):
+            self.charge(state)
             target.set_state(state)
         elif isinstance(target, Instance):
             target.state = state
@@ -184,11 +199,18 @@ class SafeUnpickler:
             raise ValueError("elements for something that is no list")
 
 
-def hashable(key: Any, depth: int = 0) -> Any:
-    """Return `key` where hashing it is cheap, else an object that stands for it."""
-    if isinstance(key, tuple) and depth < MAX_KEY_DEPTH:
-        return tuple(hashable(part, depth + 1) for part in key)
-    if key is None or isinstance(key, str | bytes | int | float | Reference):
+def hashable(key: Any) -> Any:
+    """Return `key` where hashing it is cheap, else an object that stands for it.
+
+    Cheap are plain values, whole numbers that no file can make collide, and short flat tuples.
+    """
+    parts = key if isinstance(key, tuple) and len(key) <= MAX_KEY_PARTS else (key,)
+    if all(
+        part is None
+        or isinstance(part, str | bytes | float | Reference)
+        or (isinstance(part, int) and abs(part) < MAX_KEY_NUMBER)
+        for part in parts
+    ):
         return key
     return Instance(Reference("a key", type(key).__name__))
 

@@ -1,5 +1,6 @@
 """Conversion against detectron2's own loader, with negative controls that must fail."""
 
+import hashlib
 import json
 import pickle
 from collections.abc import Callable
@@ -148,3 +149,69 @@ def test_bad_files_are_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.M
         convert_checkpoint(Path("absent.pth"), Path("out.pkl"))
     with pytest.raises(ValueError, match=r"ending in \.pkl"):
         convert_checkpoint(Path("nan.pth"), Path("out.pth"))
+
+
+def test_the_companion_overwrites_neither_the_input_nor_a_strange_file(tmp_path: Path) -> None:
+    source = save_backbone(tmp_path / "weights.json", "resnet18")
+    whole = source.read_bytes()
+    with pytest.raises(ValueError, match=r"weights\.json: is a folder or INPUT itself"):
+        convert_checkpoint(source, tmp_path / "weights.pkl")
+    assert source.read_bytes() == whole
+    mine = tmp_path / "out.json"
+    for text in ("mine", '{"sha256": "mine"}', "[" * 100_000):
+        mine.write_text(text, encoding="utf-8")
+        with pytest.raises(ValueError, match=r"out\.json: is there and is no companion"):
+            convert_checkpoint(source, tmp_path / "out.pkl")
+        assert mine.read_text(encoding="utf-8") == text
+    assert not (tmp_path / "out.pkl").exists()
+
+
+def test_an_older_output_stays_until_its_replacement_is_ready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = save_backbone(tmp_path / "backbone.pth", "resnet18"), tmp_path / "out.pkl"
+    report = convert_checkpoint(source, target)
+    digest = hashlib.sha256(target.read_bytes()).hexdigest()
+    assert report.output_sha256 == digest
+    assert json.loads(target.with_suffix(".json").read_text("utf-8"))["output_sha256"] == digest
+    before = target.read_bytes(), target.with_suffix(".json").read_bytes()
+    monkeypatch.setattr(convert, "MAX_RELATIVE_DIFFERENCE", -1.0)
+    with pytest.raises(ValueError, match="nothing was written"):
+        convert_checkpoint(source, target)
+    assert (target.read_bytes(), target.with_suffix(".json").read_bytes()) == before
+    monkeypatch.undo()
+
+    def stop(self: Path, other: Path) -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr(Path, "replace", stop)
+    with pytest.raises(OSError, match="no space"):
+        convert_checkpoint(source, target)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["backbone.pth", "out.json"]
+
+
+RGB = {"format": "RGB", "pixel_mean": [1.0, 2, 3], "pixel_std": (4.0, 5.0, 6.0)}
+
+
+def test_our_own_input_is_three_finite_keys_and_the_arch_is_true(tmp_path: Path) -> None:
+    state, path = source_state("resnet18"), tmp_path / "own.pth"
+    own = {"state_dict": state, "arch": "resnet18", "input": RGB | {"more": torch.float32}}
+    torch.save(own, path)
+    got = read_backbone(path).input
+    assert got == {"format": "RGB", "pixel_mean": [1.0, 2.0, 3.0], "pixel_std": [4.0, 5.0, 6.0]}
+    nan, infinite = float("nan"), float("inf")
+    bad: list[dict[str, object]] = [
+        {"pixel_mean": [nan] * 3}, {"pixel_std": [0, 0, 0]}, {"pixel_std": [-1, 1, 1]},
+        {"pixel_std": [True] * 3}, {"pixel_std": [infinite] * 3}, {"format": ["RGB"]},
+        {"pixel_mean": [10**400] * 3}, {"pixel_mean": [1, 2]},
+    ]  # fmt: skip
+    for change in bad:
+        torch.save(own | {"input": RGB | change}, path)
+        with pytest.raises(ValueError, match="its `input` is not"):
+            read_backbone(path)
+    for lie in ("resnet50", ["resnet18"], None):
+        torch.save(own | {"arch": lie}, path)
+        with pytest.raises(ValueError, match=r"it says that it is .*, its weights are resnet18's"):
+            read_backbone(path)
+    torch.save(own | {"input": "rgb"}, path)
+    assert read_backbone(path).format != "whitening-transfer"

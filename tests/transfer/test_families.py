@@ -145,3 +145,56 @@ def test_the_command_converts_every_form(
     for key, value in wanted.items():
         if not key.endswith("tracked"):
             assert torch.equal(torch.as_tensor(model[to_detectron2(key)]), value), key
+
+
+def test_a_second_encoder_is_taken_only_on_demand(tmp_path: Path) -> None:
+    state = weights("resnet18")
+    content = {"state_dict": published.under("module.encoder_k.", state)}
+    source = save(content, tmp_path / "file")
+    backbone = read_backbone(source, encoder="module.encoder_k.")
+    assert torch.equal(backbone.state_dict["bn1.bias"], state["bn1.bias"])
+    save({"target": {"state_dict": state}}, source)
+    assert read_backbone(source, encoder="target.state_dict").encoder == ""
+    second = published.other(state)
+    save({"ema_state_dict": second, "meta": {}, "state_dict": state}, source)
+    assert torch.equal(read_backbone(source).state_dict["bn1.bias"], state["bn1.bias"])
+
+
+def test_a_format_does_not_choose_between_encoders(tmp_path: Path) -> None:
+    state = weights("resnet18")
+    second = published.other(state)
+    both = {"model": state, "state_dict": second}
+    source = save(both, tmp_path / "file")
+    with pytest.raises(ValueError, match=r"2 encoders where --format torchvision has one.*model"):
+        read_backbone(source, format="torchvision")
+    chosen = read_backbone(source, format="torchvision", encoder="state_dict")
+    assert torch.equal(chosen.state_dict["bn1.bias"], second["bn1.bias"])
+    save({"model": state, "model_ema": {"module": second}}, source)
+    assert read_backbone(source, format="torchvision").encoder == "model"
+
+
+def test_counters_tell_simclr_only_where_there_are_some(tmp_path: Path) -> None:
+    state = weights("resnet18")
+    zero = {key: value * 0 if key.endswith("tracked") else value for key, value in state.items()}
+    none = {key: value for key, value in state.items() if not key.endswith("tracked")}
+    fc = published.head("fc.weight", "fc.bias")
+    source = save({"state_dict": none | fc}, tmp_path / "file")
+    old = read_backbone(source)
+    assert (old.format, old.input["pixel_mean"][0], old.notes) == ("torchvision", 123.675, ())
+    save(zero | fc, source)
+    flat = read_backbone(source)
+    assert flat.format == "torchvision" and "no batch was counted" in flat.notes[0]
+    assert "--format simclr-v1" in flat.notes[0]
+    save({"state_dict": zero | fc}, source)
+    assert read_backbone(source).format == "simclr-v1"
+
+
+def test_wrappers_inside_numbered_names(tmp_path: Path) -> None:
+    state = weights("resnet18")
+    names = {name: value for name, value in published.sequential(state).items()}
+    wrapped = {
+        name.replace("4.0.", "4.module.0._orig_mod.").replace("1.weight", "1.module.weight"): value
+        for name, value in names.items()
+    }
+    source = save({"state_dict": published.under("backbone.", wrapped)}, tmp_path / "file")
+    holds(read_backbone(source).state_dict, state, 120)

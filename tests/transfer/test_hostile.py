@@ -2,11 +2,15 @@
 
 import argparse
 import collections
+import datetime
+import decimal
+import fractions
 import io
 import json
 import pickle
 import random
 import struct
+import types
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -144,6 +148,10 @@ def test_unknown_classes_stay_names_and_are_listed(tmp_path: Path) -> None:
         "pytorch_lightning.callbacks.ModelCheckpoint",
     }
     assert content.value["b"].state == {"max": 5}
+    made = b"cbuiltins\ngetattr\n(cevil\nmod\n" + text(b"Thing") + b"tR)\x81"
+    path.write_bytes(b"\x80\x02(" + made + b"ctorch.hub\nload\ncnumpy\nsave\nl.")
+    assert read_content(path).unknown == {"evil.mod", "evil.mod.Thing", "torch.hub.load",
+                                          "numpy.save"}  # fmt: skip
 
 
 def storage(count: int, key: bytes = b"0") -> bytes:
@@ -264,7 +272,56 @@ def test_a_pickle_that_unfolds_is_stopped(tmp_path: Path) -> None:
     copies = b"cbuiltins\nlist\nq\x01" + b"h\x01h\x00\x85R" * 2000
     path = tmp_path / "file"
     path.write_bytes(b"\x80\x02(" + many + copies + b"l.")
-    with pytest.raises(ValueError, match="unfold to more than the file holds"):
+    new = b"cbuiltins\nlist\nq\x01" + b"h\x01h\x00\x85\x81" * 2000
+    state = b"cnumpy.core.multiarray\n_reconstruct\n)R(K\x01K\x01\x85Nh\x00h\x00tb" * 2000
+    for unfolding in (copies, new, state):
+        path.write_bytes(b"\x80\x02(" + many + unfolding + b"l.")
+        with pytest.raises(ValueError, match="unfold to more than the file holds"):
+            read_backbone(path)
+
+
+def tuples(width: int, depth: int) -> bytes:
+    """Return the opcodes of tuples in tuples that are `width ** depth` values when walked."""
+    out = b"(" + b"K\x01" * width + b"tq\x05"
+    for _ in range(depth - 1):
+        out += b"0(" + b"h\x05" * width + b"tq\x05"
+    return out
+
+
+LONG = b"\x8b" + struct.pack("<I", 4000) + b"\x7f" * 4000
+BOMBS: dict[str, tuple[bytes, str]] = {
+    "key": (b"\x80\x02}" + tuples(400, 4) + b"Ns.", "no tensors in it; keys: an instance of a key"),
+    "set": (b"\x80\x02(" + tuples(400, 4) + b"\x91.", "holds a frozenset"),
+    "key of a storage": (tensor(2, b"K\x01\x85", b"K\x01\x85").replace(
+        text(b"0"), tuples(400, 4)), "storage whose key is a tuple"),
+    "shape": (tensor(2, tuples(400, 4), b"K\x01\x85"), "more than 8 dimensions"),
+    "sizes in a shape": (tensor(2, tuples(400, 4) + b"\x85", b"K\x01\x85"), "absurd place"),
+    "product": (tensor(2, LONG + b"\x85", b"K\x01\x85"), "absurd place"),
+    "codec": (b"\x80\x02" + call(b"_codecs\nencode", text(b"x") + tuples(400, 4)) + b".",
+              "would run the codec a tuple"),
+    "name": (b"\x80\x02cbuiltins\ngetattr\nq\x01cx\ny\nq\x02" + text(b"a" * 300) + b"q\x03"
+             + b"h\x01h\x02h\x03\x86Rq\x02" * 9000 + b".", "reference of more than 500 char"),
+    "colliding keys": (b"\x80\x02}(" + b"".join(
+        b"\x8a\x10" + ((2**61 - 1) * i).to_bytes(16, "little") + b"N" for i in range(1, 60_000)
+    ) + b"u.", "no tensors in it"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(BOMBS))
+def test_what_grows_when_walked_compared_or_printed_is_not(name: str, tmp_path: Path) -> None:
+    pickled, expected = BOMBS[name]
+    path = tmp_path / "file"
+    path.write_bytes(torch_zip(pickled, {"data/0": bytes(8)}))
+    with pytest.raises(ValueError, match=expected) as caught:
+        read_backbone(path)
+    assert len(str(caught.value)) < 1000
+
+
+def test_keys_of_storages_that_cannot_be_keys_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    end = len(pickle.dumps([], 2))
+    path.write_bytes(torch_legacy(pickle.dumps({}, 2))[:-end] + pickle.dumps([[1]], 2))
+    with pytest.raises(ValueError, match="a storage whose key is a list"):
         read_backbone(path)
 
 
@@ -291,6 +348,9 @@ def test_what_honest_checkpoints_hold_is_read(protocol: int, tmp_path: Path) -> 
         "queue": collections.deque([1, 2]),
         "weights": collections.OrderedDict(a=torch.arange(6.0).reshape(2, 3).t()),
         "parameter": torch.nn.Parameter(torch.ones(3).bfloat16()),
+        "random": [np.random.RandomState(0), np.random.default_rng(0)],
+        "numbers": [decimal.Decimal(1), fractions.Fraction(1, 2), types.SimpleNamespace(a=1)],
+        "date": datetime.datetime.now(datetime.UTC),
         "things": [{1, 2}, frozenset({3}), torch.Size([4]), torch.device("cpu"), torch.float16],
     }
     plain, wrapped, legacy = (tmp_path / name for name in ("plain", "zip", "legacy"))

@@ -12,13 +12,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision
 from torch import Tensor
 
+from transfer.architecture import Architecture
 from transfer.checkpoints import Backbone, read_backbone
 from transfer.convert import convert_checkpoint
+from transfer.keymap import ordered_names
 from transfer.verify import c4_model, not_loaded
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,6 +92,23 @@ def lightly_own(state: State) -> State:
     }
 
 
+def uneven(stem: int, width: int, res2: int, base: str = "resnet50") -> State:
+    shape = Architecture(base, stem, width, res2).shape
+    return {name: torch.ones(shape(name)) for name in ordered_names(base)}
+
+
+def permuted(state: State) -> State:
+    """Return a network of unknown modules, the entries of each in the alphabet's order."""
+    modules: dict[str, list[str]] = {}
+    for name in state:
+        modules.setdefault(name.rpartition(".")[0], []).append(name)
+    return {
+        f"m{index}.{name.rpartition('.')[2]}": state[name]
+        for index, names in enumerate(modules.values())
+        for name in sorted(names)
+    }
+
+
 REFUSED: dict[str, tuple[Callable[[State], Any], str]] = {
     "cifar stem": (changed("conv1.weight", torch.ones(64, 3, 3, 3)), "3x3 stem"),
     "5x5 stem": (changed("conv1.weight", torch.ones(64, 3, 5, 5)), "5x5 stem"),
@@ -133,6 +153,33 @@ REFUSED: dict[str, tuple[Callable[[State], Any], str]] = {
         published.under("module.encoder1.", s | {"conv1.weight": torch.ones(64, 1, 7, 7)})
         | published.under("module.encoder2.", s | {"conv1.weight": torch.ones(64, 2, 7, 7)})},
         "channels"),
+    "a scalar stem": (changed("conv1.weight", torch.tensor(1.0)), r"conv1.weight has shape \(\)"),
+    "no channels": (changed("layer1.0.conv1.weight", torch.ones(0, 64, 3, 3)),
+                    r"\(0, 64, 3, 3\), wanted 4"),
+    "odd width": (lambda s: uneven(64, 100, 192), "odd widths: stem 64, 3x3 100 in 1 groups"),
+    "narrow stem": (lambda s: uneven(32, 64, 64, "resnet18"), "a resnet18 of 32 channels in the"),
+    "complex counter": (changed("bn1.num_batches_tracked", torch.tensor(1j)), "is no count"),
+    "values negated by a flag": (changed("bn1.bias", torch._neg_view(torch.ones(64))),
+                                 r"metadata \(neg\)"),
+    "a bias in the stem": (lambda s: published.caffe2(resnet("resnet50"))
+                           | {"conv1_b": np.ones(64, "f4")}, "conv1_b is not zero"),
+    "only a momentum encoder": (
+        lambda s: {"state_dict": published.under("module.encoder_k.", s)},
+        r"only the momentum encoder module\.encoder_k\. is readable; say --encoder module"),
+    "only a target's dict": (lambda s: {"target": {"state_dict": s}}, "only the momentum encoder"),
+    "only a student": (lambda s: {"student": published.under("module.backbone.", s)},
+                       r"--encoder student\.module\.backbone to take it"),
+    "only an average": (lambda s: {"ema_state_dict": published.under("backbone.", s)}, "only the"),
+    "only a momentum backbone": (
+        lambda s: published.lightning(published.under("momentum_backbone.", s)), "only the"),
+    "permuted names": (lambda s: {"online_backbone": permuted(s)},
+                       r"m1\.bias stands where torchvision's order has bn1\.weight"),
+    "two dicts at one path": (lambda s: {"a.b": s, "a": {"b": published.other(s)}},
+                              r"same path a\.b"),
+    "encoders in a list": (lambda s: {"models": [s, published.other(s)]},
+                           r"2 encoders.*models\.0 \(120 tensors\), models\.1"),
+    "a whole model": (lambda s: {"model": torchvision.models.resnet18()},
+                      r"a whole pickled model under 'model'; save its state_dict\(\)"),
     "two strangers": (lambda s: {"state_dict": published.under("one.", s)
                                  | published.under("two.", published.other(s))},
                       r"2 encoders and no known family.*one\. \(120 tensors\), two\. \(120"),
@@ -221,6 +268,31 @@ def as_safetensors(state: State, path: Path, metadata: dict[str, str] | None = N
     text = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + body)
     return path
+
+
+def test_safetensors_are_told_by_structure_not_by_the_first_byte(tmp_path: Path) -> None:
+    state, source = resnet(), tmp_path / "file"
+    for pad in range(256):
+        as_safetensors({"a": torch.ones(1)}, source, {"n": "x" * pad})
+        if source.read_bytes()[0] == 0x80:
+            break
+    assert source.read_bytes()[0] == 0x80
+    with pytest.raises(ValueError, match="no ResNet among its 1 tensors"):
+        read_backbone(source)
+    strange: Any = {"backbone.conv1.weight": [1], "backbone.bn1.weight": {"a": 1}}
+    assert read_backbone(as_safetensors(state, source, strange)).container == "safetensors"
+
+
+def test_an_unforeseen_error_is_one_line_that_names_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise TypeError("two\nlines")
+
+    monkeypatch.setattr("transfer.convert.convert_checkpoint", fail)
+    assert command.main([str(tmp_path / "in"), str(tmp_path / "out.pkl")]) == 2
+    error = capsys.readouterr().err
+    assert error.endswith("in: unexpected TypeError: two lines\n") and error.count("\n") == 1
 
 
 def test_safetensors_with_aliases_and_half_precision(tmp_path: Path) -> None:

@@ -1,0 +1,63 @@
+"""Find the dicts in a file that have tensors in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from transfer.safe_calls import Array, TensorView
+from transfer.safe_pickle import Instance
+
+Group = dict[str, TensorView]
+MAX_DEPTH = 8
+CONTAINERS = (Instance, Mapping, list, tuple)
+
+
+def groups_of(content: Mapping[Any, Any]) -> dict[str, Group]:
+    """Return every dict with tensors in it, by its path of keys and places in lists.
+
+    Raises:
+        ValueError: two of them have the same path.
+    """
+    groups: dict[str, Group] = {}
+    for path, node in _mappings(content):
+        found: Group = {}
+        for key, value in node.items():
+            view = value.view() if isinstance(value, Array) else value
+            if isinstance(key, str) and isinstance(view, TensorView):
+                found[key] = view
+        name = ".".join(path)
+        if found and name in groups:
+            raise ValueError(f"two dicts of tensors at the same path {name[:100]}")
+        if found:
+            groups[name] = found
+    return groups
+
+
+def _mappings(content: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, ...], Mapping[Any, Any]]]:
+    """Yield every dict once, with its path, in the file's order (a dict before what is in it)."""
+    seen: set[int] = set()
+    waiting: list[tuple[tuple[str, ...], Any]] = [((), content)]
+    while waiting:
+        path, node = waiting.pop()
+        node = node.items if isinstance(node, Instance) else node
+        if id(node) in seen or len(path) > MAX_DEPTH:
+            continue
+        if isinstance(node, Mapping):
+            inner = [((*path, key), value) for key, value in node.items() if isinstance(key, str)]
+            yield path, node
+        elif isinstance(node, list | tuple):
+            inner = [((*path, str(index)), value) for index, value in enumerate(node)]
+        else:
+            continue
+        seen.add(id(node))
+        waiting += [pair for pair in reversed(inner) if isinstance(pair[1], CONTAINERS)]
+
+
+def whole_model(content: Mapping[Any, Any]) -> str | None:
+    """Return the key of a model that was pickled whole, None if there is none."""
+    for key, value in content.items():
+        state = value.state if isinstance(value, Instance) else None
+        if isinstance(key, str) and isinstance(state, dict) and "_modules" in state:
+            return key
+    return None
