@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -82,6 +83,10 @@ def check_companion(cfg: CfgNode, weights: Path) -> None:
         raise ValueError(f"{path}: not there; make weights with tools/convert_to_detectron2.py")
     companion = json.loads(path.read_text(encoding="utf-8"))
     faults = []
+    with weights.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if companion.get("output_sha256") != digest:
+        raise ValueError(f"{weights}: not the file that {path.name} describes; convert it again")
     for key, wanted in companion["detectron2"].items():
         node: Any = cfg
         for part in key.split("."):

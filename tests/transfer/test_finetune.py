@@ -140,6 +140,10 @@ def test_weights_without_their_companion_are_refused(root: Path, tmp_path: Path)
     (tmp_path / "lonely.pkl").write_bytes((root / "backbone.pkl").read_bytes())
     with pytest.raises(ValueError, match=r"lonely\.json: not there; make weights with"):
         finetune(task(root, "faster_rcnn_voc"), tmp_path / "lonely.pkl", tmp_path)
+    (tmp_path / "lonely.json").write_bytes((root / "backbone.json").read_bytes())
+    (tmp_path / "lonely.pkl").write_bytes(b"something else")
+    with pytest.raises(ValueError, match=r"lonely\.pkl: not the file that lonely\.json describes"):
+        finetune(task(root, "faster_rcnn_voc"), tmp_path / "lonely.pkl", tmp_path)
 
 
 def test_weights_that_do_not_reach_the_model_are_an_error(
