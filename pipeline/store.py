@@ -78,7 +78,9 @@ def prepare(stage: Stage) -> None:
     run_dir = stage.run_dir
     run_dir.mkdir(parents=True, exist_ok=True)
     check_config(stage)
-    for name in (MANIFEST, FAILURE):  # a manifest here means that outputs are gone or changed
+    if (run_dir / MANIFEST).exists():  # here it means that outputs are gone or changed
+        drop_changed_outputs(run_dir)
+    for name in (MANIFEST, FAILURE):
         (run_dir / name).unlink(missing_ok=True)
     if not (run_dir / CONFIG).exists():
         write_json(run_dir / CONFIG, stage.record)
@@ -107,6 +109,18 @@ def check_config(stage: Stage) -> None:
     if canonical_json(stored) != canonical_json(stage.record):
         lines = "; ".join(differences(stored, stage.record))
         raise ValueError(f"{path}: not the config of this plan ({lines}); move the folder away")
+
+
+def drop_changed_outputs(run_dir: Path) -> None:
+    """Remove outputs that are not what the manifest says, so that no stage resumes from them."""
+    try:
+        outputs = read_json(run_dir / MANIFEST)["outputs"]
+        for name, entry in outputs.items():
+            path = run_dir / name
+            if path.is_file() and sha256_of(path) != entry["sha256"]:
+                path.unlink(missing_ok=True)
+    except (ValueError, KeyError, AttributeError, TypeError):
+        return  # such a manifest names no outputs, and is not taken for done
 
 
 def write_manifest(

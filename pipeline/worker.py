@@ -21,7 +21,16 @@ from typing import Any
 
 from pipeline.files import read_json, write_json
 from pipeline.provenance import provenance
-from pipeline.store import FAILURE, JOB, LOCK, MANIFEST, LockedError, lock, outputs_fault
+from pipeline.store import (
+    FAILURE,
+    JOB,
+    LOCK,
+    MANIFEST,
+    LockedError,
+    drop_changed_outputs,
+    lock,
+    outputs_fault,
+)
 from pipeline.store import write_manifest as finish
 
 EXIT_INTERRUPTED = 75
@@ -114,7 +123,7 @@ def check_input(path: Path) -> None:
     except FileNotFoundError:
         fault = f"{folder}: its manifest is gone; run again to have it made again"
     if fault is not None:
-        (folder / MANIFEST).unlink(missing_ok=True)
+        drop_changed_outputs(folder)  # so the next run makes them again
         raise ValueError(fault)
 
 

@@ -20,6 +20,8 @@ def run_stage(config: dict, inputs: dict[str, Path], output_dir: Path) -> dict[s
         Path("hanging").touch()
         time.sleep(600)
     text = "".join(path.read_text(encoding="utf-8") for path in inputs.values())
+    if (output_dir / "out.txt").exists():
+        raise ValueError("resumed from a damaged output")
     if what != "write nothing":
         (output_dir / "out.txt").write_text(text + output_dir.name, encoding="utf-8")
     return {"bbox/AP": 10.0 + config.get("seed", 0), "bbox/AP50": float("nan")}

@@ -128,6 +128,10 @@ def test_changed_or_lost_outputs_are_noticed_and_made_again(fakes: Path) -> None
     assert state.status == "missing" and "gone since it was made" in str(state.reason)
     run(plan)
     assert ran() == ["random--coco--seed0"]
+    with (by_name["finetune/random--voc--seed0"].run_dir / "out.txt").open("r+") as file:
+        file.truncate(3)
+    assert {state.status for state in run(plan).values()} == {"done"}
+    assert ran() == ["random--voc--seed0"]
 
 
 def test_an_input_edited_by_hand_is_refused_and_made_again(fakes: Path) -> None:
@@ -137,7 +141,8 @@ def test_an_input_edited_by_hand_is_refused_and_made_again(fakes: Path) -> None:
     by_name = {entry.name: entry for entry in plan.stages}
     backbone = by_name["convert/a"].run_dir / "out.txt"
     backbone.write_text("x" * backbone.stat().st_size, encoding="utf-8")
-    (by_name["finetune/a--voc--seed0"].run_dir / MANIFEST).unlink()
+    for name in (MANIFEST, "out.txt"):
+        (by_name["finetune/a--voc--seed0"].run_dir / name).unlink()
     states = run(plan)
     assert "sha256 differs" in str(states["finetune/a--voc--seed0"].reason)
     assert {state.status for state in run(plan).values()} == {"done"}
