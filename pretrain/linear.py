@@ -1,0 +1,161 @@
+"""Linear classifiers on a frozen encoder: on features computed once, or on augmented images.
+
+Legend: N images, F features, C classes.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.transforms import InterpolationMode, v2
+
+from pretrain.checkpoint import load_state, save_atomically
+from pretrain.data import derived_seed, epoch_order
+from pretrain.features import FrozenEncoder, LabelledImages, LabelledViews, batches
+from pretrain.probe_config import AugmentedLinearConfig, LinearConfig
+
+LARS_TRUST = 0.001
+logger = logging.getLogger(__name__)
+
+
+def fit_linear(
+    features: Tensor, labels: Tensor, num_classes: int, config: LinearConfig, seed: int
+) -> nn.Linear:
+    """Return the classifier trained on `features [N, F]` by Adam, as W-MSE's code does.
+
+    The weight decay is Adam's own (added to the gradient, of weight and bias alike), so the optimum
+    is that of mean cross entropy + weight_decay / 2 times the squared norm of both.
+    """
+    generator = torch.Generator().manual_seed(derived_seed(seed, 4))
+    width = features.shape[1]
+    classifier = _drawn(width, num_classes, 1 / math.sqrt(width), generator).to(features.device)
+    optimizer = torch.optim.Adam(classifier.parameters(), weight_decay=config.weight_decay)
+    for epoch in range(config.epochs):
+        share = epoch / config.epochs
+        _set_lr(optimizer, config.lr * (config.final_lr / config.lr) ** share)
+        order = torch.randperm(len(features), generator=generator).to(features.device)
+        for rows in torch.split(order, config.batch_size):
+            loss = F.cross_entropy(classifier(features[rows]), labels[rows])
+            optimizer.zero_grad(set_to_none=True)
+            torch.autograd.backward(loss)
+            optimizer.step()
+    return classifier
+
+
+def _drawn(width: int, num_classes: int, bound: float, generator: torch.Generator) -> nn.Linear:
+    """Return a layer with torch's usual draw, from a generator of its own."""
+    layer = nn.Linear(width, num_classes, device="meta").to_empty(device="cpu")
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.uniform_(-bound, bound, generator=generator)
+    return layer
+
+
+def _set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def crop_view(size: int, config: AugmentedLinearConfig) -> v2.Transform:
+    """Return the random crop and flip of ImageNet's training images, uint8."""
+    crop = v2.RandomResizedCrop(
+        size,
+        scale=config.crop_scale,
+        ratio=config.crop_ratio,
+        interpolation=InterpolationMode.BICUBIC,
+        antialias=True,
+    )
+    return v2.Compose([crop, v2.RandomHorizontalFlip(config.flip)])
+
+
+def scale_as_lars(classifier: nn.Module, weight_decay: float) -> None:
+    """Scale the weight's gradient g to trust |w| / |g + decay w|; biases keep theirs.
+
+    LARS (arXiv 1708.03888, equation 6) as the linear evaluation of SimSiam applies it: on the
+    matrix only, before SGD's momentum.
+    """
+    for parameter in classifier.parameters():
+        if parameter.grad is None or parameter.ndim < 2:
+            continue
+        grad = parameter.grad.add_(parameter.detach(), alpha=weight_decay)
+        size, length = parameter.detach().norm(), grad.norm()
+        if size > 0 and length > 0:
+            grad.mul_(LARS_TRUST * size / length)
+
+
+class AugmentedTraining:
+    """Trains a classifier on random crops of `size`, as far as `state_path` does not hold it."""
+
+    def __init__(
+        self,
+        frozen: FrozenEncoder,
+        images: LabelledImages,
+        size: int,
+        config: AugmentedLinearConfig,
+        seed: int,
+    ) -> None:
+        self.frozen, self.images, self.config, self.seed = frozen, images, config, seed
+        self.dataset = LabelledViews(images, crop_view(size, config), seed)
+        width = frozen.features(self.dataset[0][0][None]).shape[1]
+        generator = torch.Generator().manual_seed(derived_seed(seed, 5))
+        self.classifier = _drawn(width, len(images.classes), 0.01, generator)
+        nn.init.zeros_(self.classifier.bias)
+        self.classifier.to(frozen.device)
+        self.optimizer = torch.optim.SGD(
+            self.classifier.parameters(),
+            lr=config.lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay if config.optimizer == "sgd" else 0.0,
+        )
+
+    def run(self, num_workers: int, state_path: Path | None = None) -> nn.Linear:
+        """Return the trained classifier; goes on from the last whole epoch in `state_path`."""
+        epochs, lr = self.config.epochs, self.config.lr
+        for epoch in range(self._resume(state_path), epochs):
+            _set_lr(self.optimizer, 0.5 * lr * (1 + math.cos(math.pi * epoch / epochs)))
+            loss = self._epoch(epoch, num_workers)
+            logger.info("linear classifier: epoch %d of %d, loss %.4f", epoch + 1, epochs, loss)
+            if state_path is not None:
+                state = {"epoch": epoch + 1, "classifier": self.classifier.state_dict()}
+                state |= {"optimizer": self.optimizer.state_dict(), "made_by": self._identity()}
+                save_atomically(state, state_path)
+        return self.classifier
+
+    def _epoch(self, epoch: int, num_workers: int) -> float:
+        self.dataset.epoch = epoch
+        order = epoch_order(len(self.dataset), self.seed, epoch)
+        value = math.nan
+        for pixels, labels in batches(self.dataset, self.config.batch_size, num_workers, order):
+            scores = self.classifier(self.frozen.features(pixels))
+            loss = F.cross_entropy(scores, labels.to(self.frozen.device))
+            self.optimizer.zero_grad(set_to_none=True)
+            torch.autograd.backward(loss)
+            if self.config.optimizer == "lars":
+                scale_as_lars(self.classifier, self.config.weight_decay)
+            self.optimizer.step()
+            value = loss.item()
+        if not math.isfinite(value):
+            raise ValueError(f"linear classifier: loss became {value}; try a smaller lr_per_256")
+        return value
+
+    def _identity(self) -> str:
+        """Return what must be equal between a kept state and the training that goes on from it."""
+        weights = sum(float(p.double().sum()) for p in self.frozen.encoder.parameters())
+        data = (len(self.dataset), len(self.images.classes), self.seed)
+        return repr((self.config.model_dump(), data, f"{weights:.9g}"))
+
+    def _resume(self, path: Path | None) -> int:
+        """Take up the state in `path`, if there is one; return how many epochs are done."""
+        state = load_state(path) if path is not None else None
+        if state is None:
+            return 0
+        if state.get("made_by") != self._identity():
+            raise ValueError(f"{path}: is of another probe or backbone; remove it to start over")
+        self.classifier.load_state_dict(state["classifier"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        return int(state["epoch"])
