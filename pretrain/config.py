@@ -25,10 +25,15 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    """A folder of images, labelled or not; `name` and the folder's content identify it."""
+    """Images on disk; `name` and the content identify them.
+
+    `folder` is any folder of images without labels; `imagefolder` has one folder per class below
+    `train` and `val`; the others are the layouts that torchvision knows by these names.
+    """
 
     name: str
     root: Path = Field(json_schema_extra=NOT_IDENTITY)
+    format: Literal["folder", "imagefolder", "cifar10", "cifar100", "stl10"] = "folder"
     num_workers: int = Field(default=0, ge=0, json_schema_extra=NOT_IDENTITY)
 
 

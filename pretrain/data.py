@@ -1,46 +1,15 @@
-"""Images of a folder, decoded once per sample, and the order in which an epoch visits them."""
+"""The views of an image, decoded once per sample, and the order in which an epoch visits them."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms.v2.functional import pil_to_tensor
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
-
-
-def list_images(root: Path) -> list[Path]:
-    """Return every image file below `root`, sorted by relative path.
-
-    Raises:
-        ValueError: the folder is missing or holds no image.
-    """
-    if not root.is_dir():
-        raise ValueError(f"{root}: no such folder; wanted a folder of images")
-    paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    if not paths:
-        raise ValueError(f"{root}: no image found; wanted files ending in {sorted(IMAGE_SUFFIXES)}")
-    return paths
-
-
-def read_image(path: Path) -> Tensor:
-    """Return the image as `[3, H, W]` uint8 RGB.
-
-    Raises:
-        ValueError: the file is not a whole image.
-    """
-    try:
-        with Image.open(path) as image:
-            pixels: Tensor = pil_to_tensor(image.convert("RGB"))
-            return pixels
-    except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: not a readable image ({error})") from None
+from pretrain.images import Images
 
 
 def derived_seed(*parts: int) -> int:
@@ -63,19 +32,19 @@ class ViewsDataset(Dataset[Tensor]):
     """
 
     def __init__(
-        self, paths: list[Path], view: Callable[[Tensor], Tensor], num_views: int, seed: int
+        self, images: Images, view: Callable[[Tensor], Tensor], num_views: int, seed: int
     ) -> None:
-        self.paths = paths
+        self.images = images
         self.view = view
         self.num_views = num_views
         self.seed = seed
         self.epoch = 0
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.images)
 
     def __getitem__(self, index: int) -> Tensor:
-        image = read_image(self.paths[index])
+        image = self.images.read(index)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derived_seed(self.seed, self.epoch, index, 1))
             return torch.stack([self.view(image) for _ in range(self.num_views)])

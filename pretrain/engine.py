@@ -23,7 +23,8 @@ from torch.utils.tensorboard import SummaryWriter
 from pretrain.augment import build_view
 from pretrain.checkpoint import LAST, load_state, save_atomically
 from pretrain.config import OptimizerConfig, PretrainConfig
-from pretrain.data import ViewsDataset, derived_seed, epoch_order, list_images
+from pretrain.data import ViewsDataset, derived_seed, epoch_order
+from pretrain.images import open_images
 from pretrain.indicators import centred_indicators
 from pretrain.losses import WhiteningLoss, build_loss
 from pretrain.models import SelfSupervisedModel
@@ -61,13 +62,13 @@ class Trainer:
         self.config = config
         self.output_dir = output_dir
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        paths = list_images(config.data.root)
-        if fault := too_few_images(config, len(paths)):
+        images = open_images(config.data)
+        if fault := too_few_images(config, len(images)):
             raise ValueError(fault)
         self.dataset = ViewsDataset(
-            paths, build_view(config.augment), config.num_views, config.seed
+            images, build_view(config.augment), config.num_views, config.seed
         )
-        self.steps_per_epoch = len(paths) // config.batch_size
+        self.steps_per_epoch = len(images) // config.batch_size
         self.total_steps = config.max_steps or (config.epochs or 0) * self.steps_per_epoch
         torch.manual_seed(derived_seed(config.seed))
         self.model = SelfSupervisedModel(config.model).to(self.device)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +10,8 @@ from torch import Tensor, nn
 
 from pretrain.augment import build_view
 from pretrain.config import AugmentConfig, ModelConfig, OptimizerConfig, PretrainConfig
-from pretrain.data import ViewsDataset, epoch_order, list_images
+from pretrain.data import ViewsDataset, epoch_order
+from pretrain.images import open_images
 from pretrain.models import SelfSupervisedModel
 from pretrain.schedule import lr_factor
 
@@ -50,8 +50,8 @@ def test_views_of_an_item_differ_and_are_reproducible(
     tiny: Callable[..., PretrainConfig],
 ) -> None:
     config = tiny()
-    paths = list_images(Path(config.data.root))
-    data = ViewsDataset(paths, build_view(config.augment), num_views=3, seed=0)
+    images = open_images(config.data)
+    data = ViewsDataset(images, build_view(config.augment), num_views=3, seed=0)
     before = torch.get_rng_state()
     first = data[4]
     assert first.shape == (3, 3, 32, 32)
