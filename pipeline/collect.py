@@ -11,7 +11,7 @@ from pipeline.executors import first_broken
 from pipeline.files import read_json, sha256_of
 from pipeline.plan import Plan
 from pipeline.provenance import code_state
-from pipeline.report_data import Curve, ReportData, ResultRow, TaskInfo
+from pipeline.report_data import Curve, ProbeRow, ReportData, ResultRow, TaskInfo
 from pipeline.stage import Stage
 from pipeline.store import LOG, MANIFEST, METRICS, State, read_state
 
@@ -33,7 +33,11 @@ def collect(plan: Plan) -> ReportData:
         ),
         baseline=next((backbone.name for backbone in config.backbones if backbone.random), None),
         rows=tuple(_row(stage, states[stage.name]) for stage in finetunes),
-        probes=(),
+        probes=tuple(
+            ProbeRow(stage.backbone, stage.probe, _numbers(_manifest(stage)["metrics"]))
+            for stage in plan.stages
+            if stage.probe is not None and states[stage.name].status == "done"
+        ),
         pretraining=tuple(_curve(stage) for stage in plan.stages if stage.kind == "pretrain"),
         finetuning=tuple(_curve(stage) for stage in finetunes),
         provenance=_provenance(plan, states),

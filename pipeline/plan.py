@@ -12,13 +12,14 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from pipeline.agreement import disagreements
-from pipeline.config import BackboneConfig, PipelineConfig, TaskConfig
+from pipeline.config import BackboneConfig, PipelineConfig, ProbeEntry, TaskConfig
 from pipeline.datasets import detection_identity, folder_identity
 from pipeline.files import sha256_of
 from pipeline.signature import identity_of
 from pipeline.stage import Stage
 from pipeline.yaml_config import apply_overrides, faults_of, load_yaml
 from pretrain.config import PretrainConfig
+from pretrain.probe_config import ProbeConfig
 from transfer.config import ConvertConfig, FinetuneConfig, known_datasets
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -61,12 +62,13 @@ def load_plan(config_file: Path, overrides: list[str]) -> Plan:
 
 def _faults_in_named_files(content: dict[str, Any], config_file: Path) -> list[str]:
     """Return faults of the files a broken config names, so that one try shows them all."""
-    sections: tuple[tuple[str, type[BackboneConfig] | type[TaskConfig]], ...] = (
-        ("backbones", BackboneConfig),
-        ("tasks", TaskConfig),
-    )
-    parts: dict[str, list[Any]] = {"backbones": [], "tasks": []}
-    for key, model in sections:
+    sections: dict[str, type[BaseModel]] = {
+        "backbones": BackboneConfig,
+        "tasks": TaskConfig,
+        "probes": ProbeEntry,
+    }
+    parts: dict[str, list[Any]] = {key: [] for key in sections}
+    for key, model in sections.items():
         entries = content.get(key)
         for entry in entries if isinstance(entries, list) else []:
             try:
@@ -77,6 +79,7 @@ def _faults_in_named_files(content: dict[str, Any], config_file: Path) -> list[s
         name="unchecked",
         backbones=tuple(parts["backbones"]),
         tasks=tuple(parts["tasks"]),
+        probes=tuple(parts["probes"]),
         seeds=(0,),
         datasets={},
         num_pictures=1,
@@ -101,11 +104,19 @@ class _Builder:
 
     def build(self) -> list[Stage]:
         tasks = [(task, self.finetune_config(task)) for task in self.config.tasks]
+        probes = [(probe, self.probe_config(probe)) for probe in self.config.probes]
         stages: list[Stage] = []
         for backbone in self.config.backbones:
             before = self.stages_before_finetuning(backbone)
             self.compare_with_tasks(backbone, tasks)
             stages += before
+            if before or backbone.random:
+                source = {"backbone": before[0]} if before else {}
+                stages += [
+                    self.probe_stage(backbone, probe, config, source)
+                    for probe, config in probes
+                    if config is not None
+                ]
             inputs = {"weights": before[-1]} if before else {}
             for task, config in tasks:
                 if config is not None and (before or backbone.random):
@@ -129,7 +140,9 @@ class _Builder:
             return []
         if backbone.pretrain is not None:
             pretrain = self.pretrain_stage(backbone)
-            return [pretrain, self.convert_stage(backbone, pretrain)] if pretrain else []
+            if pretrain is None or not self.config.tasks:
+                return [pretrain] if pretrain else []
+            return [pretrain, self.convert_stage(backbone, pretrain)]
         convert = self.convert_stage(backbone, None)
         return [convert] if convert else []
 
@@ -167,6 +180,38 @@ class _Builder:
             root=self.root,
             inputs={"checkpoint": pretrain} if pretrain else {},
             backbone=backbone.name,
+        )
+
+    def probe_config(self, probe: ProbeEntry) -> tuple[ProbeConfig, dict[str, Any]] | None:
+        """Return the config and what of it can change a result."""
+        config = self.read(probe.config, probe.overrides, ProbeConfig)
+        if config is None:
+            return None
+        if config.random_arch is None and any(entry.random for entry in self.config.backbones):
+            self.faults.append(
+                f"{self.config_dir / probe.config}: random_arch: give the architecture to probe "
+                "where a backbone is random"
+            )
+        data = self.attempt(lambda: folder_identity(config.data.name, config.data.root))
+        return config, identity_of(config) | {"data_content": data}
+
+    def probe_stage(
+        self,
+        backbone: BackboneConfig,
+        probe: ProbeEntry,
+        config: tuple[ProbeConfig, dict[str, Any]],
+        inputs: dict[str, Stage],
+    ) -> Stage:
+        random = {"random_arch": config[0].random_arch} if backbone.random else {}
+        return Stage(
+            kind="probe",
+            slug=f"{backbone.name}--{probe.name}",
+            identity=config[1] | random,
+            settings=_absolute(config[0].model_dump(mode="json"), ("data", "root")),
+            root=self.root,
+            inputs=inputs,
+            backbone=backbone.name,
+            probe=probe.name,
         )
 
     def finetune_config(self, task: TaskConfig) -> tuple[FinetuneConfig, dict[str, Any]] | None:

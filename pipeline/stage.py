@@ -31,6 +31,7 @@ STAGE_KINDS: dict[str, StageKind] = {
     "convert": StageKind(
         "transfer.convert", 1, ("backbone.pkl", "backbone.json"), "backbone.pkl"
     ),
+    "probe": StageKind("pretrain.probes", 1, ("probes.json",), "probes.json"),
     "finetune": StageKind(
         "transfer.finetune",
         1,
@@ -56,6 +57,7 @@ class Stage:
     inputs: dict[str, Stage] = field(default_factory=dict)
     backbone: str = ""
     task: str | None = None
+    probe: str | None = None
     seed: int | None = None
 
     @property

@@ -135,6 +135,15 @@ def convention_of(stated: Any) -> InputConvention:
     return found
 
 
+def is_own(path: Path) -> bool:
+    """Return whether the file looks like a `backbone.pth` of this project."""
+    try:
+        content = load_state(path)
+    except ValueError:
+        return False
+    return content is not None and {"state_dict", "arch", "method", "input"} <= content.keys()
+
+
 def read_own(path: Path) -> tuple[Encoder, InputConvention]:
     """Return the encoder and the input convention of a `backbone.pth`.
 

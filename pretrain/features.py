@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -16,60 +15,64 @@ from torchvision.transforms import InterpolationMode, v2
 
 from pretrain.backbones import InputConvention
 from pretrain.config import DataConfig
-from pretrain.data import derived_seed, list_images, read_image
-from pretrain.probe_config import ImageConfig
+from pretrain.data import derived_seed
+from pretrain.data_layouts import Split
+from pretrain.images import Images, open_images
+from pretrain.probe_config import ImageConfig, ProbeConfig
 
 View = Callable[[Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class LabelledImages:
-    """Image files, a label for each, and the names of the classes."""
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """Some or all images of a data set by their numbers in it, and the classes they belong to."""
 
-    paths: list[Path]
-    labels: list[int]
-    classes: tuple[str, ...]
+    images: Images
+    labels: Tensor
+    numbers: Tensor
 
-    def every(self, period: int, *, left_out: bool) -> LabelledImages:
-        """Return every `period`-th image, or all the others."""
-        kept = [i for i in range(len(self.paths)) if (i % period != 0) == left_out]
-        return LabelledImages(
-            [self.paths[i] for i in kept], [self.labels[i] for i in kept], self.classes
-        )
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def part(self, positions: Tensor) -> Labelled:
+        """Return the images at these positions among these."""
+        return Labelled(self.images, self.labels, self.numbers[positions])
+
+    def item(self, position: int) -> tuple[Tensor, Tensor]:
+        """Return an image [3, H, W] and its label."""
+        number = int(self.numbers[position])
+        return self.images.read(number), self.labels[number]
 
 
-def open_labelled(config: DataConfig) -> LabelledImages:
-    """Return the images of a folder of folders, each named after its class.
+def open_labelled(data: DataConfig, split: Split) -> Labelled:
+    """Return the images of a split that has labels.
 
     Raises:
-        ValueError: there is no such folder, or it holds images without a class.
+        ValueError: the data are missing or in another layout, or the split has no labels.
     """
-    paths = list_images(config.root)
-    names = [path.relative_to(config.root).parts[0] for path in paths]
-    if any(path.parent == config.root for path in paths):
-        raise ValueError(f"{config.root}: holds images without a label; wanted a folder per class")
-    classes = tuple(sorted(set(names)))
-    number = {name: index for index, name in enumerate(classes)}
-    return LabelledImages(paths, [number[name] for name in names], classes)
+    images = open_images(data, split)
+    if images.labels is None:
+        raise ValueError(f"{data.root}: split {split!r} of format {data.format!r} has no labels")
+    return Labelled(images, images.labels, torch.arange(len(images)))
 
 
 class LabelledViews(Dataset[tuple[Tensor, Tensor]]):
     """A view of each image and its label; its randomness comes from (seed, epoch, index) alone."""
 
-    def __init__(self, images: LabelledImages, view: View, seed: int = 0) -> None:
+    def __init__(self, images: Labelled, view: View, seed: int = 0) -> None:
         self.images = images
         self.view = view
         self.seed = seed
         self.epoch = 0
 
     def __len__(self) -> int:
-        return len(self.images.paths)
+        return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        image = read_image(self.images.paths[index])
+        image, label = self.images.item(index)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derived_seed(self.seed, self.epoch, index, 3))
-            return self.view(image), torch.tensor(self.images.labels[index])
+            return self.view(image), label
 
 
 def central_view(config: ImageConfig) -> v2.Transform:
@@ -148,13 +151,9 @@ def batches(
 
 
 def feature_chunks(
-    frozen_encoder: FrozenEncoder,
-    images: LabelledImages,
-    image: ImageConfig,
-    batch_size: int,
-    num_workers: int,
+    frozen_encoder: FrozenEncoder, images: Labelled, config: ProbeConfig
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield features [n, F] and labels [n] of all images in order, a batch at a time."""
-    dataset = LabelledViews(images, central_view(image))
-    for pixels, labels in batches(dataset, batch_size, num_workers):
+    dataset = LabelledViews(images, central_view(config.image))
+    for pixels, labels in batches(dataset, config.batch_size, config.data.num_workers):
         yield frozen_encoder.features(pixels), labels.to(frozen_encoder.device)

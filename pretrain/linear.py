@@ -16,8 +16,8 @@ from torchvision.transforms import InterpolationMode, v2
 
 from pretrain.checkpoint import load_state, save_atomically
 from pretrain.data import derived_seed, epoch_order
-from pretrain.features import FrozenEncoder, LabelledImages, LabelledViews, batches
-from pretrain.probe_config import AugmentedLinearConfig, LinearConfig
+from pretrain.features import FrozenEncoder, Labelled, LabelledViews, batches
+from pretrain.probe_config import AugmentedLinearConfig, LinearConfig, ProbeConfig
 
 LARS_TRUST = 0.001
 logger = logging.getLogger(__name__)
@@ -89,36 +89,39 @@ def scale_as_lars(classifier: nn.Module, weight_decay: float) -> None:
 
 
 class AugmentedTraining:
-    """Trains a classifier on random crops of `size`, as far as `state_path` does not hold it."""
+    """Trains a classifier on random crops, as far as `state_path` does not hold it."""
 
     def __init__(
         self,
         frozen: FrozenEncoder,
-        images: LabelledImages,
-        size: int,
-        config: AugmentedLinearConfig,
-        seed: int,
+        images: Labelled,
+        num_classes: int,
+        config: ProbeConfig,
     ) -> None:
-        self.frozen, self.images, self.config, self.seed = frozen, images, config, seed
-        self.dataset = LabelledViews(images, crop_view(size, config), seed)
+        assert config.augmented_linear is not None
+        self.frozen, self.seed = frozen, config.seed
+        self.config = config.augmented_linear
+        self.num_workers = config.data.num_workers
+        view = crop_view(config.image.size, self.config)
+        self.dataset = LabelledViews(images, view, config.seed)
         width = frozen.features(self.dataset[0][0][None]).shape[1]
-        generator = torch.Generator().manual_seed(derived_seed(seed, 5))
-        self.classifier = _drawn(width, len(images.classes), 0.01, generator)
+        generator = torch.Generator().manual_seed(derived_seed(config.seed, 5))
+        self.classifier = _drawn(width, num_classes, 0.01, generator)
         nn.init.zeros_(self.classifier.bias)
         self.classifier.to(frozen.device)
         self.optimizer = torch.optim.SGD(
             self.classifier.parameters(),
-            lr=config.lr,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay if config.optimizer == "sgd" else 0.0,
+            lr=self.config.lr,
+            momentum=self.config.momentum,
+            weight_decay=self.config.weight_decay if self.config.optimizer == "sgd" else 0.0,
         )
 
-    def run(self, num_workers: int, state_path: Path | None = None) -> nn.Linear:
+    def run(self, state_path: Path | None = None) -> nn.Linear:
         """Return the trained classifier; goes on from the last whole epoch in `state_path`."""
         epochs, lr = self.config.epochs, self.config.lr
         for epoch in range(self._resume(state_path), epochs):
             _set_lr(self.optimizer, 0.5 * lr * (1 + math.cos(math.pi * epoch / epochs)))
-            loss = self._epoch(epoch, num_workers)
+            loss = self._epoch(epoch)
             logger.info("linear classifier: epoch %d of %d, loss %.4f", epoch + 1, epochs, loss)
             if state_path is not None:
                 state = {"epoch": epoch + 1, "classifier": self.classifier.state_dict()}
@@ -126,11 +129,12 @@ class AugmentedTraining:
                 save_atomically(state, state_path)
         return self.classifier
 
-    def _epoch(self, epoch: int, num_workers: int) -> float:
+    def _epoch(self, epoch: int) -> float:
         self.dataset.epoch = epoch
         order = epoch_order(len(self.dataset), self.seed, epoch)
         value = math.nan
-        for pixels, labels in batches(self.dataset, self.config.batch_size, num_workers, order):
+        size, workers = self.config.batch_size, self.num_workers
+        for pixels, labels in batches(self.dataset, size, workers, order):
             scores = self.classifier(self.frozen.features(pixels))
             loss = F.cross_entropy(scores, labels.to(self.frozen.device))
             self.optimizer.zero_grad(set_to_none=True)
@@ -146,7 +150,7 @@ class AugmentedTraining:
     def _identity(self) -> str:
         """Return what must be equal between a kept state and the training that goes on from it."""
         weights = sum(float(p.double().sum()) for p in self.frozen.encoder.parameters())
-        data = (len(self.dataset), len(self.images.classes), self.seed)
+        data = (len(self.dataset), self.classifier.out_features, self.seed)
         return repr((self.config.model_dump(), data, f"{weights:.9g}"))
 
     def _resume(self, path: Path | None) -> int:

@@ -87,12 +87,12 @@ class AugmentedLinearConfig(Section):
 class ProbeConfig(Section):
     """One probe: which labelled images, how they are shown, what is measured on the features.
 
-    `random_arch` is the network probed where the plan says `random: true`; `seed` draws it, and
-    the order and crops of the classifiers' training.
+    The classifiers learn from the data's `train` split and are measured on `test`. `random_arch` is
+    the network probed where the plan says `random: true`; `seed` draws it, and the order and crops
+    of the classifiers' training.
     """
 
-    train: DataConfig
-    test: DataConfig
+    data: DataConfig
     image: ImageConfig = ImageConfig()
     knn: KnnConfig | None = None
     weighted_knn: WeightedKnnConfig | None = None

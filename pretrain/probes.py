@@ -7,27 +7,30 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, get_args
 
 import torch
+from rich.console import Console
+from rich.table import Table
 from torch import Tensor
 
-from pretrain.backbones import InputConvention, read_own
-from pretrain.config import ModelConfig
-from pretrain.data import derived_seed, read_image
-from pretrain.features import (
-    FrozenEncoder,
-    LabelledImages,
-    feature_chunks,
-    frozen,
-    open_labelled,
-)
+from pretrain.backbones import InputConvention, build_from, convention_of, is_own, read_own
+from pretrain.config import DataConfig, ModelConfig
+from pretrain.data import derived_seed
+from pretrain.features import FrozenEncoder, Labelled, feature_chunks, frozen, open_labelled
+from pretrain.images import ImageFiles, Images
 from pretrain.knn import Neighbours, accuracy, votes
 from pretrain.linear import AugmentedTraining, fit_linear
 from pretrain.models import build_encoder
-from pretrain.probe_config import KnnConfig, ProbeConfig, WeightedKnnConfig
+from pretrain.probe_config import (
+    MEASURES,
+    Architecture,
+    KnnConfig,
+    ProbeConfig,
+    WeightedKnnConfig,
+)
 
 RESULT = "probes.json"
 STATE = "augmented_linear.pth"
@@ -40,21 +43,14 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def open_sets(config: ProbeConfig) -> tuple[LabelledImages, LabelledImages]:
-    """Return the training and test images, the latter with the labels of the former.
+def open_sets(data: DataConfig) -> tuple[Labelled, Labelled, int]:
+    """Return training images, test images and the number of classes.
 
     Raises:
-        ValueError: a set cannot be opened, or the test set has a class that training has not.
+        ValueError: a set cannot be opened or has no labels.
     """
-    train, test = open_labelled(config.train), open_labelled(config.test)
-    strangers = sorted(set(test.classes) - set(train.classes))
-    if strangers:
-        raise ValueError(
-            f"{config.test.root}: {len(strangers)} classes that {config.train.root} has not, "
-            f"first {strangers[0]}"
-        )
-    place = [train.classes.index(name) for name in test.classes]
-    return train, LabelledImages(test.paths, [place[n] for n in test.labels], train.classes)
+    train, test = open_labelled(data, "train"), open_labelled(data, "test")
+    return train, test, int(torch.cat([train.labels, test.labels]).max()) + 1
 
 
 def measure_knn(
@@ -92,10 +88,9 @@ def run_probe(
     k-NN alone keeps the test features and no others; `linear` keeps those of all training images.
     `state_path` keeps the training on augmented images from epoch to epoch.
     """
-    train, test = open_sets(config)
-    num_classes = len(train.classes)
-    queries = joined(chunks_of(backbone, test, config, config.test.num_workers))
-    bank: Chunks = chunks_of(backbone, train, config, config.train.num_workers)
+    train, test, num_classes = open_sets(config.data)
+    queries = joined(feature_chunks(backbone, test, config))
+    bank: Chunks = feature_chunks(backbone, train, config)
     metrics: dict[str, float] = {}
     if config.linear is not None:
         features, labels = joined(bank)
@@ -108,21 +103,11 @@ def run_probe(
     if wanted:
         metrics = measure_knn(bank, queries, num_classes, wanted) | metrics
     if config.augmented_linear is not None:
-        training = AugmentedTraining(
-            backbone, train, config.image.size, config.augmented_linear, config.seed
-        )
-        classifier = training.run(config.train.num_workers, state_path)
+        classifier = AugmentedTraining(backbone, train, num_classes, config).run(state_path)
         with torch.no_grad():
             scores = accuracy(classifier(queries[0]), queries[1])
         metrics |= _named("augmented_linear", scores)
     return metrics
-
-
-def chunks_of(
-    backbone: FrozenEncoder, images: LabelledImages, config: ProbeConfig, num_workers: int
-) -> Chunks:
-    """Return features and labels of the images, a batch at a time."""
-    return feature_chunks(backbone, images, config.image, config.batch_size, num_workers)
 
 
 def joined(chunks: Chunks) -> tuple[Tensor, Tensor]:
@@ -135,13 +120,77 @@ def _named(name: str, found: dict[str, float]) -> dict[str, float]:
     return {f"{name}/{key}": value for key, value in found.items()}
 
 
-def random_backbone(config: ProbeConfig) -> FrozenEncoder:
+class ForeignBackbone(Protocol):
+    """What the converter makes of somebody's checkpoint."""
+
+    @property
+    def state_dict(self) -> Mapping[str, Tensor]:
+        """The tensors under torchvision's names."""
+        ...
+
+    @property
+    def input(self) -> Mapping[str, Any]:
+        """Order of the channels, mean and deviation, 0-255."""
+        ...
+
+    @property
+    def architecture(self) -> Any:
+        """Says with `stride_in_1x1` where a stage halves its map."""
+        ...
+
+
+def open_backbone(
+    name: str, config: ProbeConfig, read_foreign: Callable[[Path], ForeignBackbone]
+) -> FrozenEncoder:
+    """Return the encoder in a file, by `read_foreign` where it is none of ours, or `random:ARCH`.
+
+    Raises:
+        ValueError: there is no such file or architecture, or no backbone in the file.
+    """
+    kind, _, arch = name.partition(":")
+    if kind == "random" and arch:
+        known = get_args(Architecture)
+        if arch not in known:
+            raise ValueError(f"unknown architecture {arch!r}; known: {', '.join(known)}")
+        return random_backbone(arch, config.seed)
+    path = Path(name)
+    if path.is_file() and is_own(path):
+        encoder, convention = read_own(path)
+    else:
+        found = read_foreign(path)
+        convention = convention_of(found.input)
+        caffe2 = bool(found.architecture.stride_in_1x1)
+        encoder = build_from(found.state_dict, stride_in_1x1=caffe2)
+    return frozen(encoder, convention, device())
+
+
+def random_backbone(arch: str, seed: int) -> FrozenEncoder:
     """Return the network as pretraining with the same seed starts from it."""
-    assert config.random_arch is not None, "the plan asks for it"
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(derived_seed(config.seed))
-        encoder, _ = build_encoder(ModelConfig(arch=config.random_arch))
+        torch.default_generator.manual_seed(derived_seed(seed))
+        encoder, _ = build_encoder(ModelConfig.model_validate({"arch": arch}))
     return frozen(encoder, InputConvention(), device())
+
+
+def probe_and_write(backbone: FrozenEncoder, config: ProbeConfig, output: Path | None) -> None:
+    """Probe, print a table, and write JSON to `output`, beside which unfinished training is kept.
+
+    Raises:
+        ValueError: the probe cannot be done.
+        OSError: `output` cannot be written.
+    """
+    if output is not None and not output.parent.is_dir():
+        raise ValueError(f"{output.parent}: no such folder to write {output.name} to")
+    state = output.with_name(f"{output.name}.state.pth") if output is not None else None
+    metrics = run_probe(backbone, config, state)
+    table = Table("measure", "top1", "top5")
+    for name in MEASURES:
+        cells = [metrics.get(f"{name}/{key}") for key in ("top1", "top5")]
+        if cells[0] is not None:
+            table.add_row(name, *("" if cell is None else f"{cell:.2f}" for cell in cells))
+    Console().print(table)
+    if output is not None:
+        write_result(metrics, config, output)
 
 
 def write_result(metrics: dict[str, float], config: ProbeConfig, path: Path) -> None:
@@ -167,7 +216,8 @@ def run_stage(
         encoder, convention = read_own(inputs["backbone"].with_name("backbone.pth"))
         backbone = frozen(encoder, convention, device())
     else:
-        backbone = random_backbone(settings)
+        assert settings.random_arch is not None, "the plan has checked it"
+        backbone = random_backbone(settings.random_arch, settings.seed)
     metrics = run_probe(backbone, settings, output_dir / STATE)
     write_result(metrics, settings, output_dir / RESULT)
     return metrics
@@ -176,22 +226,30 @@ def run_stage(
 def check_stage(config: dict[str, Any]) -> list[str]:
     """Return what would stop the probe: sets that are missing, do not match or cannot be read.
 
-    Every image of a set of up to 20,000 is decoded; a larger one is only listed.
+    Every image file of a set of up to 20,000 is decoded; a larger one is only listed.
     """
     settings = ProbeConfig.model_validate(config)
     try:
-        train, test = open_sets(settings)
+        train, test, _ = open_sets(settings.data)
     except ValueError as error:
         return [str(error)]
     faults = [
-        f"{settings.train.root}: {len(train.paths)} images are fewer than {name}.k = {entry.k}"
+        f"{settings.data.root}: {len(train)} images are fewer than {name}.k = {entry.k}"
         for name, entry in (("knn", settings.knn), ("weighted_knn", settings.weighted_knn))
-        if entry is not None and entry.k > len(train.paths)
+        if entry is not None and entry.k > len(train)
     ]
-    for images in (train, test):
-        for path in images.paths if len(images.paths) <= FULL_CHECK_LIMIT else []:
-            try:
-                read_image(path)
-            except ValueError as error:
-                faults.append(str(error))
+    for images in (train.images, test.images):
+        if isinstance(images, ImageFiles) and len(images) <= FULL_CHECK_LIMIT:
+            faults += unreadable(images)
+    return faults
+
+
+def unreadable(images: Images) -> list[str]:
+    """Return a line for every image that cannot be decoded."""
+    faults = []
+    for index in range(len(images)):
+        try:
+            images.read(index)
+        except ValueError as error:
+            faults.append(str(error))
     return faults
