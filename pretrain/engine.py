@@ -17,13 +17,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
-from pretrain.augment import build_view
 from pretrain.checkpoint import LAST, load_state, save_atomically
 from pretrain.config import OptimizerConfig, PretrainConfig
-from pretrain.data import ViewsDataset, derived_seed, epoch_order
+from pretrain.data import ViewLoader, derived_seed, epoch_order
 from pretrain.images import open_images
 from pretrain.indicators import centred_indicators
 from pretrain.losses import WhiteningLoss, build_loss
@@ -65,9 +63,8 @@ class Trainer:
         images = open_images(config.data)
         if fault := too_few_images(config, len(images)):
             raise ValueError(fault)
-        self.dataset = ViewsDataset(
-            images, build_view(config.augment), config.num_views, config.seed
-        )
+        self.num_images = len(images)
+        self.loader = ViewLoader(config, images, self.device)
         self.steps_per_epoch = len(images) // config.batch_size
         self.total_steps = config.max_steps or (config.epochs or 0) * self.steps_per_epoch
         torch.manual_seed(derived_seed(config.seed))
@@ -125,17 +122,10 @@ class Trainer:
         size = self.config.batch_size
         while self.step < self.total_steps:
             epoch, done = divmod(self.step, self.steps_per_epoch)
-            self.dataset.epoch = epoch
-            order = epoch_order(len(self.dataset), self.config.seed, epoch)
-            loader = DataLoader(
-                self.dataset,
-                batch_size=size,
-                sampler=order[done * size : self.steps_per_epoch * size],
-                num_workers=self.config.data.num_workers,
-                pin_memory=self.device.type == "cuda",
-            )
-            for batch in loader:
-                yield batch.to(self.device, non_blocking=True).transpose(0, 1)
+            order = epoch_order(self.num_images, self.config.seed, epoch)
+            left = order[done * size : self.steps_per_epoch * size]
+            for views in self.loader.batches(epoch, left, size):
+                yield views
                 if self.step >= self.total_steps:
                     return
 
