@@ -153,11 +153,12 @@ class _Builder:
             return None
         self.pretrain_configs[backbone.name] = config
         data = self.attempt(lambda: folder_identity(config.data.name, config.data.root))
+        settings = _absolute(config.model_dump(mode="json"), "data", "root")
         return Stage(
             kind="pretrain",
             slug=backbone.name,
             identity=identity_of(config) | {"data_content": data},
-            settings=_absolute(config.model_dump(mode="json"), ("data", "root")),
+            settings=_absolute(settings, "probe", "data", "root"),
             root=self.root,
             backbone=backbone.name,
         )
@@ -207,7 +208,7 @@ class _Builder:
             kind="probe",
             slug=f"{backbone.name}--{probe.name}",
             identity=config[1] | random,
-            settings=_absolute(config[0].model_dump(mode="json"), ("data", "root")),
+            settings=_absolute(config[0].model_dump(mode="json"), "data", "root"),
             root=self.root,
             inputs=inputs,
             backbone=backbone.name,
@@ -326,7 +327,10 @@ def _task_identity(config: FinetuneConfig, where: str) -> dict[str, Any]:
     return identity | {"detectron2": content}
 
 
-def _absolute(settings: dict[str, Any], key: tuple[str, str]) -> dict[str, Any]:
-    section, name = key
-    path = str(Path(settings[section][name]).absolute())
-    return settings | {section: settings[section] | {name: path}}
+def _absolute(settings: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """Return the settings with the path at `keys`, if there is one, taken from here."""
+    key, *rest = keys
+    value = settings.get(key)
+    if value is None:
+        return settings
+    return settings | {key: _absolute(value, *rest) if rest else str(Path(value).absolute())}

@@ -19,6 +19,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from pretrain.checkpoint import load_state
 
 COUNTER = "num_batches_tracked"
+NO_POOL = "small-no-pool"
 CAFFE2_SUFFIX = "_stride_in_1x1"  # of the name of an architecture, as the converter writes it
 Weights = Mapping[str, Tensor]
 
@@ -138,10 +139,10 @@ def convention_of(stated: Any) -> InputConvention:
 def is_own(path: Path) -> bool:
     """Return whether the file looks like a `backbone.pth` of this project."""
     try:
-        content = load_state(path)
-    except ValueError:
+        content = load_state(path) or {}
+    except (ValueError, OSError):
         return False
-    return content is not None and {"state_dict", "arch", "method", "input"} <= content.keys()
+    return {"state_dict", "arch", "method", "input"} <= content.keys()
 
 
 def read_own(path: Path) -> tuple[Encoder, InputConvention]:
@@ -150,9 +151,9 @@ def read_own(path: Path) -> tuple[Encoder, InputConvention]:
     Raises:
         ValueError: the file is missing, damaged, or none of this project's.
     """
-    content = load_state(path)
-    if content is None:
+    if not path.is_file():
         raise ValueError(f"{path}: no such file; wanted a backbone.pth")
+    content = load_state(path) or {}
     weights = content.get("state_dict")
     if not isinstance(weights, dict) or "input" not in content:
         raise ValueError(f"{path}: not a backbone.pth of this project (no state_dict and input)")
@@ -160,7 +161,7 @@ def read_own(path: Path) -> tuple[Encoder, InputConvention]:
         encoder = build_from(
             weights,
             stride_in_1x1=str(content.get("arch")).endswith(CAFFE2_SUFFIX),
-            maxpool=bool(content.get("maxpool", True)),
+            maxpool=content.get("stem") != NO_POOL,
         )
         return encoder, convention_of(content["input"])
     except ValueError as error:

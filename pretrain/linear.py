@@ -155,7 +155,7 @@ class AugmentedTraining:
 
     def _resume(self, path: Path | None) -> int:
         """Take up the state in `path`, if there is one; return how many epochs are done."""
-        state = load_state(path) if path is not None else None
+        state = load_state(path) if path is not None and path.exists() else None
         if state is None:
             return 0
         if state.get("made_by") != self._identity():
