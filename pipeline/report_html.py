@@ -21,7 +21,7 @@ from pipeline.report_data import (
     further_summaries,
     summarise,
 )
-from pipeline.report_paper import MARK, cell_text, line_name, paper_notes, paper_table
+from pipeline.report_paper import MARK, line_name, paper_notes, paper_table
 from pipeline.report_pictures import pictures
 from pipeline.report_plots import (
     CSS_NAMES,
@@ -34,6 +34,7 @@ from pipeline.report_plots import (
 from pipeline.report_prediction import Prediction, answer, predictions
 from pipeline.report_provenance import duration, gpu_hours, provenance
 from pipeline.report_text import (
+    DASH,
     NOT_DONE,
     difference_text,
     failure_text,
@@ -127,7 +128,8 @@ def paper_context(data: ReportData) -> Plot:
                 "seeds": line.seeds,
                 "cells": [
                     {
-                        "text": cell_text(cell).removesuffix(f" {MARK}"),
+                        "mean": cell.mean if cell else DASH,
+                        "std": cell.std if cell else None,
                         "best": bool(cell and cell.best),
                         "mark": MARK if cell and cell.significant else "",
                     }
