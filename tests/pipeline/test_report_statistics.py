@@ -37,6 +37,8 @@ def test_rank_correlation_is_of_ranks():
     assert rank_correlation([1, 10, 100], [7, 6, 5]) == pytest.approx(-1.0)
     # ranks 1 2 3 4 against 2 1 4 3: 1 - 6 * 4 / (4 * 15)
     assert rank_correlation([1, 2, 3, 4], [20, 10, 40, 30]) == pytest.approx(0.6)
+    # ranks 1.5 1.5 3 against 1 2 3: covariance 1.5 / (sqrt(1.5) * sqrt(2))
+    assert rank_correlation([1, 1, 9], [1, 2, 3]) == pytest.approx(math.sqrt(3) / 2)
     assert rank_correlation([1, 2], [1, 2]) is None
     assert rank_correlation([1, 1, 1], [1, 2, 3]) is None
 
