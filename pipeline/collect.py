@@ -24,15 +24,23 @@ def collect(plan: Plan) -> ReportData:
     states = all_states(plan)
     finetunes = [stage for stage in plan.stages if stage.kind == "finetune"]
     config = plan.config
+    command = "python tools/run_pipeline.py run --config-file " + shlex.join(
+        [str(plan.config_file), *plan.overrides]
+    )
     return ReportData(
         pipeline=config.name,
         backbones=tuple(backbone.name for backbone in config.backbones),
         tasks=tuple(
-            TaskInfo(task.name, task.title or task.name, _metrics(finetunes, task.name))
+            TaskInfo(
+                task.name,
+                task.title or task.name,
+                _metrics(finetunes, task.name),
+                task.reference,
+            )
             for task in config.tasks
         ),
         baseline=next((backbone.name for backbone in config.backbones if backbone.random), None),
-        rows=tuple(_row(stage, states[stage.name]) for stage in finetunes),
+        rows=tuple(_row(stage, states[stage.name], command) for stage in finetunes),
         probes=tuple(
             ProbeRow(stage.backbone, stage.probe, _numbers(_manifest(stage)["metrics"]))
             for stage in plan.stages
@@ -41,8 +49,7 @@ def collect(plan: Plan) -> ReportData:
         pretraining=tuple(_curve(stage) for stage in plan.stages if stage.kind == "pretrain"),
         finetuning=tuple(_curve(stage) for stage in finetunes),
         provenance=_provenance(plan, states),
-        command="python tools/run_pipeline.py run --config-file "
-        + shlex.join([str(plan.config_file), *plan.overrides]),
+        command=command,
     )
 
 
@@ -67,11 +74,12 @@ def _metrics(finetunes: list[Stage], task: str) -> tuple[str, ...]:
     return BOX_METRICS
 
 
-def _row(stage: Stage, state: State) -> ResultRow:
+def _row(stage: Stage, state: State, command: str) -> ResultRow:
     manifest = _manifest(stage) if state.status == "done" else {}
     made = manifest.get("provenance", {})
     pictures = stage.run_dir / "pictures"
     done = state.status == "done"
+    code = made.get("code", {})
     assert stage.task is not None and stage.seed is not None
     return ResultRow(
         backbone=stage.backbone,
@@ -85,8 +93,12 @@ def _row(stage: Stage, state: State) -> ResultRow:
         ground_truth=tuple(sorted(pictures.glob("*-ground_truth.jpg"))) if done else (),
         wall_time_s=made.get("wall_time_s"),
         run_dir=str(stage.run_dir),
-        dirty=bool(made.get("code", {}).get("dirty")),
+        dirty=bool(code.get("dirty")),
         signature=stage.signature,
+        num_gpus=len(made.get("gpus", ())),
+        commit=code.get("commit"),
+        command=f"{command} --only {stage.name}",
+        config={"signature covers": stage.record, "settings": stage.settings},
     )
 
 
@@ -99,14 +111,19 @@ def failed_log(stage: Stage) -> str:
 
 
 def _curve(stage: Stage) -> Curve:
+    """Return the log of a stage; what was logged of one step, at one time or two, is one point."""
     points: list[dict[str, float]] = []
     path = stage.run_dir / METRICS
     if path.exists():
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
-                points.append(_numbers(json.loads(line)))
+                point = _numbers(json.loads(line))
             except ValueError:
                 continue  # the last line of a stage at work may be half-written
+            if points and "step" in point and points[-1].get("step") == point["step"]:
+                points[-1] |= point
+            else:
+                points.append(point)
     return Curve(stage.slug, stage.backbone, stage.task, stage.seed, tuple(points))
 
 

@@ -24,7 +24,7 @@ ENV_REMEDY = "run make env, or create the environment of environment.yml"
 # Distribution names, as in pyproject.toml; the pipeline does not run without them.
 REQUIRED = (
     "torch", "torchvision", "numpy", "pillow", "PyYAML", "pydantic", "rich", "Jinja2", "matplotlib",
-    "tensorboard", "scikit-learn", "fvcore", "iopath", "pycocotools", "faster-coco-eval",
+    "tensorboard", "scikit-learn", "scipy", "fvcore", "iopath", "pycocotools", "faster-coco-eval",
     "submitit",
 )  # fmt: skip
 # What a data set is, and one path below $DETECTRON2_DATASETS that shows it is there.
