@@ -190,12 +190,11 @@ def probe_and_write(backbone: FrozenEncoder, config: ProbeConfig, output: Path |
             table.add_row(name, *("" if cell is None else f"{cell:.2f}" for cell in cells))
     Console().print(table)
     if output is not None:
-        write_result(metrics, config, output)
+        write_json({"metrics": metrics, "config": config.model_dump(mode="json")}, output)
 
 
-def write_result(metrics: dict[str, float], config: ProbeConfig, path: Path) -> None:
-    """Write metrics and settings as JSON, whole or not at all."""
-    content = {"metrics": metrics, "config": config.model_dump(mode="json")}
+def write_json(content: Any, path: Path) -> None:
+    """Write `content` as JSON, whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", "utf-8")
@@ -219,7 +218,7 @@ def run_stage(
         assert settings.random_arch is not None, "the plan has checked it"
         backbone = random_backbone(settings.random_arch, settings.seed)
     metrics = run_probe(backbone, settings, output_dir / STATE)
-    write_result(metrics, settings, output_dir / RESULT)
+    write_json({"metrics": metrics, "config": config}, output_dir / RESULT)
     return metrics
 
 
