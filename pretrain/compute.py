@@ -45,16 +45,15 @@ def warn_of_slowness(compute: ComputeConfig, device: torch.device) -> None:
         )
 
 
-def prepare(model: nn.Module, compute: ComputeConfig, processes: Processes) -> nn.Module:
-    """Return `model` moved to the device and changed in place as `compute` says."""
-    model = model.to(processes.device)
+def prepare(model: nn.Module, compute: ComputeConfig, processes: Processes) -> None:
+    """Move `model` to the device and change it in place as `compute` says."""
+    model.to(processes.device)
     if compute.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.to(memory_format=torch.channels_last)
     if compute.sync_batchnorm and processes.size > 1:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     if compute.compile:
         model.compile()
-    return model
 
 
 def parallel(model: nn.Module, processes: Processes) -> nn.Module:

@@ -165,8 +165,7 @@ class PretrainConfig(Section):
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
         faults = [
-            f"loss: {fault}"
-            for fault in self.loss.check(self.batch_size, self.model.embedding_dim)
+            f"loss: {fault}" for fault in self.loss.check(self.batch_size, self.model.embedding_dim)
         ]
         if self.compute.accumulate > 1:
             faults += split_faults(self.batch_size, self.loss, 1, self.compute.accumulate)

@@ -93,10 +93,10 @@ def joined_processes() -> Iterator[Processes]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
         dist.init_process_group("nccl", device_id=device)
-        control = dist.new_group(backend="gloo")
     else:
         dist.init_process_group("gloo")
-        control = dist.group.WORLD
+    control = dist.new_group(backend="gloo")
+    assert isinstance(control, dist.ProcessGroup)
     try:
         yield Processes(device, control)
     finally:

@@ -46,6 +46,7 @@ class SelfSupervisedModel(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.encoder: nn.Module
         self.encoder, num_features = build_encoder(config)
         self.projector = build_projector(num_features, config)
         self.per_view = config.encoder_batchnorm == "per-view"
