@@ -238,7 +238,9 @@ def _own_pass(images: Images, config: PretrainConfig) -> Callable[[int], Iterato
     loader = ViewLoader(config, images, device)
 
     def run(epoch: int) -> Iterator[int]:
-        for views in loader.batches(epoch, [*range(len(images))], BATCH):
+        order = range(len(images))
+        batches = [[*order[start : start + BATCH]] for start in order[::BATCH]]
+        for views in loader.batches(epoch, batches):
             yield views.shape[0] * views.shape[1]
         if device.type == "cuda":
             torch.cuda.synchronize(device)
