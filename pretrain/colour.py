@@ -55,24 +55,23 @@ def adjust_saturation(views: Tensor, factor: Tensor) -> Tensor:
 def adjust_hue(views: Tensor, shift: Tensor) -> Tensor:
     """Return `views` with the hue moved by `shift [M]` of the full circle, as in HSV.
 
-    With value v, chroma c and hue h in sixths of the circle, the channels are v - c + c f(h) with
-    f(h) = |h - 3| - 1 for red, 2 - |h - 2| for green and 2 - |h - 4| for blue, each clipped.
+    With value v, chroma c and hue h in sixths of the circle, the channels are v - c + c f(h)
+    with f(h) = |h - 3| - 1 for red, 2 - |h - 2| for green and 2 - |h - 4| for blue, each clipped.
     """
     red, green, blue = views.unbind(1)
     value = torch.maximum(torch.maximum(red, green), blue)
     low = torch.minimum(torch.minimum(red, green), blue)
     chroma = value - low
     scale = chroma.clamp_min(1e-12).reciprocal_()
-    from_green = (blue - red).mul_(scale).add_(2)
-    hue = torch.where(value == green, from_green, (red - green).mul_(scale).add_(4))
-    hue = torch.where(value == red, (green - blue).mul_(scale), hue)
-    hue += 6 * shift.view(-1, 1, 1)
-    hue -= (hue / 6).floor_().mul_(6)
-    changed = torch.empty_like(views)
-    for channel, (middle, sign, offset) in enumerate(((3, 1, -1), (2, -1, 2), (4, -1, 2))):
-        part = (hue - middle).abs_().mul_(sign).add_(offset).clamp_(0, 1)
-        torch.addcmul(low, chroma, part, out=changed[:, channel])
-    return changed
+    is_red, is_green = value.clone().eq_(red), value.eq_(green)  # 0 or 1, many times as fast
+    hue = (red - green).mul_(scale).add_(4)
+    hue.lerp_((blue - red).mul_(scale).add_(2), is_green)
+    hue.lerp_((green - blue).mul_(scale), is_red)
+    hue.add_(6 * shift.view(-1, 1, 1) + 6).mul_(1 / 6).frac_().mul_(6)
+    parts = (hue - 3).abs_().sub_(1), 2 - (hue - 2).abs_(), 2 - (hue - 4).abs_()
+    for channel, part in zip((red, green, blue), parts, strict=True):
+        torch.addcmul(low, chroma, part.clamp_(0, 1), out=channel)
+    return views
 
 
 def to_gray(views: Tensor) -> Tensor:
@@ -83,26 +82,48 @@ def to_gray(views: Tensor) -> Tensor:
 
 
 def gaussian_blur(views: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
-    """Return `views [M, 3, S, S]` blurred with `sigma [M]` pixels, reflected at the border.
-
-    On a CPU the kernel ends at 4 sigma, beyond which lie less than 1e-4 of its weight.
-    """
+    """Return `views [M, 3, S, S]` blurred with `sigma [M]` pixels, reflected at the border."""
     half = kernel_size // 2
-    if views.device.type == "cpu":
-        half = min(half, max(1, math.ceil(4 * float(sigma.max()))))
-    offsets = torch.arange(-half, half + 1, device=views.device, dtype=views.dtype)
+    if views.device.type != "cpu":
+        return blur_by_convolution(views, blur_kernels(sigma, half))
+    half = min(half, max(1, math.ceil(4 * float(sigma.max()))))  # less than 1e-4 lies beyond
+    return blur_by_sums(views, blur_kernels(sigma, half))
+
+
+def blur_kernels(sigma: Tensor, half: int) -> Tensor:
+    """Return Gaussian weights [M, 2 half + 1] that sum to 1."""
+    offsets = torch.arange(-half, half + 1, device=sigma.device, dtype=sigma.dtype)
     kernels = torch.exp(-0.5 * (offsets / sigma.view(-1, 1)).square())
-    kernels = (kernels / kernels.sum(1, keepdim=True)).repeat_interleave(3, dim=0)
+    return kernels / kernels.sum(1, keepdim=True)
+
+
+def blur_by_convolution(views: Tensor, kernels: Tensor) -> Tensor:
+    """Return `views` blurred with `kernels [M, K]` by two convolutions: for a GPU."""
+    size = kernels.shape[1]
     channels = views.reshape(1, -1, *views.shape[2:])
-    padded = F.pad(channels, [half] * 4, mode="reflect")
-    groups = channels.shape[1]
-    columns = F.conv2d(padded, kernels.view(groups, 1, -1, 1), groups=groups)
-    rows = F.conv2d(columns, kernels.view(groups, 1, 1, -1), groups=groups)
-    return rows.view_as(views)
+    kernels, groups = kernels.repeat_interleave(3, dim=0), channels.shape[1]
+    padded = F.pad(channels, [size // 2] * 4, mode="reflect")
+    columns = F.conv2d(padded, kernels.view(groups, 1, size, 1), groups=groups)
+    return F.conv2d(columns, kernels.view(groups, 1, 1, size), groups=groups).view_as(views)
+
+
+def blur_by_sums(views: Tensor, kernels: Tensor) -> Tensor:
+    """Return `views` blurred with `kernels [M, K]`, one tap after the other: for a CPU."""
+    size = kernels.shape[1]
+    height, width = views.shape[2:]
+    padded = F.pad(views, [size // 2] * 4, mode="reflect")
+    taps = kernels.T.reshape(size, -1, 1, 1, 1)
+    columns = padded[:, :, :height] * taps[0]
+    for tap in range(1, size):
+        columns.addcmul_(padded[:, :, tap : tap + height], taps[tap])
+    rows = columns[..., :width] * taps[0]
+    for tap in range(1, size):
+        rows.addcmul_(columns[..., tap : tap + width], taps[tap])
+    return rows
 
 
 def _grayscale(views: Tensor, _: Tensor) -> Tensor:
-    return to_gray(views).expand_as(views)
+    return views.copy_(to_gray(views).expand_as(views))
 
 
 def _where(chosen: Tensor, function: Op, views: Tensor, settings: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from pretrain.config import PretrainConfig
 from pretrain.cpu import keep_freed_memory
 from pretrain.images import Images
 from pretrain.seeds import derived_seed, epoch_order
+from pretrain.signals import leave_signals_to_parent
 from pretrain.views import RawViews, cut_views, finish_views
 
 __all__ = ["ViewLoader", "ViewsDataset", "derived_seed", "epoch_order"]
@@ -100,11 +101,9 @@ class ViewLoader:
             generator=torch.Generator(),  # leaves the run's own random numbers alone
         )
 
-    def batches(self, epoch: int, order: list[int], batch_size: int) -> Iterator[Tensor]:
-        """Yield views `[V, N, 3, S, S]` of the images in `order`, `batch_size` images at a time."""
-        places = [(epoch, index) for index in order]
-        starts = range(0, len(places), batch_size)
-        self.places.batches = [places[start : start + batch_size] for start in starts]
+    def batches(self, epoch: int, indices: list[list[int]]) -> Iterator[Tensor]:
+        """Yield views `[V, N, 3, S, S]` of the images of each batch in `indices`."""
+        self.places.batches = [[(epoch, index) for index in batch] for batch in indices]
         for batch in self.loader:
             if isinstance(batch, RawViews):
                 batch.views = batch.views.to(self.device, non_blocking=True)
@@ -119,5 +118,6 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _start_worker(_: int) -> None:
+def _start_worker(number: int) -> None:
+    leave_signals_to_parent(number)
     keep_freed_memory()

@@ -15,10 +15,10 @@ from torchvision.transforms import InterpolationMode, v2
 
 from pretrain.backbones import InputConvention
 from pretrain.config import DataConfig
-from pretrain.data import derived_seed
 from pretrain.data_layouts import Split
 from pretrain.images import Images, open_images
 from pretrain.probe_config import ImageConfig, ProbeConfig
+from pretrain.seeds import derived_seed
 
 View = Callable[[Tensor], Tensor]
 

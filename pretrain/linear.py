@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -15,11 +16,15 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 
 from pretrain.checkpoint import load_state, save_atomically
-from pretrain.data import derived_seed, epoch_order
 from pretrain.features import FrozenEncoder, Labelled, LabelledViews, batches
+from pretrain.optimizers import LARS
 from pretrain.probe_config import AugmentedLinearConfig, LinearConfig, ProbeConfig
+from pretrain.seeds import derived_seed, epoch_order
 
-LARS_TRUST = 0.001
+_OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "lars": LARS,
+    "sgd": torch.optim.SGD,
+}
 logger = logging.getLogger(__name__)
 
 
@@ -73,21 +78,6 @@ def crop_view(size: int, config: AugmentedLinearConfig) -> v2.Transform:
     return v2.Compose([crop, v2.RandomHorizontalFlip(config.flip)])
 
 
-def scale_as_lars(classifier: nn.Module, weight_decay: float) -> None:
-    """Scale the weight's gradient g to trust |w| / |g + decay w|; biases keep theirs.
-
-    LARS (arXiv 1708.03888, equation 6) as the linear evaluation of SimSiam applies it: on the
-    matrix only, before SGD's momentum.
-    """
-    for parameter in classifier.parameters():
-        if parameter.grad is None or parameter.ndim < 2:
-            continue
-        grad = parameter.grad.add_(parameter.detach(), alpha=weight_decay)
-        size, length = parameter.detach().norm(), grad.norm()
-        if size > 0 and length > 0:
-            grad.mul_(LARS_TRUST * size / length)
-
-
 class AugmentedTraining:
     """Trains a classifier on random crops, as far as `state_path` does not hold it."""
 
@@ -109,11 +99,11 @@ class AugmentedTraining:
         self.classifier = _drawn(width, num_classes, 0.01, generator)
         nn.init.zeros_(self.classifier.bias)
         self.classifier.to(frozen.device)
-        self.optimizer = torch.optim.SGD(
+        self.optimizer = _OPTIMIZERS[self.config.optimizer](
             self.classifier.parameters(),
             lr=self.config.lr,
             momentum=self.config.momentum,
-            weight_decay=self.config.weight_decay if self.config.optimizer == "sgd" else 0.0,
+            weight_decay=self.config.weight_decay,
         )
 
     def run(self, state_path: Path | None = None) -> nn.Linear:
@@ -139,8 +129,6 @@ class AugmentedTraining:
             loss = F.cross_entropy(scores, labels.to(self.frozen.device))
             self.optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
-            if self.config.optimizer == "lars":
-                scale_as_lars(self.classifier, self.config.weight_decay)
             self.optimizer.step()
             value = loss.item()
         if not math.isfinite(value):

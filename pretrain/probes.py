@@ -18,7 +18,6 @@ from torch import Tensor
 
 from pretrain.backbones import InputConvention, build_from, convention_of, is_own, read_own
 from pretrain.config import DataConfig, ModelConfig
-from pretrain.data import derived_seed
 from pretrain.features import FrozenEncoder, Labelled, feature_chunks, frozen, open_labelled
 from pretrain.images import ImageFiles, Images
 from pretrain.knn import Neighbours, accuracy, votes
@@ -31,6 +30,7 @@ from pretrain.probe_config import (
     ProbeConfig,
     WeightedKnnConfig,
 )
+from pretrain.seeds import derived_seed
 
 RESULT = "probes.json"
 STATE = "augmented_linear.pth"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
 from pretrain.backbones import InputConvention
 from pretrain.config import PretrainConfig, TrainingProbeConfig
+from pretrain.engine import Trainer
 from pretrain.features import Labelled, feature_chunks, frozen
 from pretrain.probe_config import KnnConfig, ProbeConfig
 from pretrain.probes import joined, measure_knn, open_sets
@@ -54,6 +57,26 @@ class TrainingProbe:
         finally:
             for module, mode in modes:
                 module.training = mode
+
+
+def after_epoch(config: PretrainConfig) -> Callable[[Trainer], dict[str, float]] | None:
+    """Return what a trainer calls after every epoch, None where the config has no probe.
+
+    The first process measures, of however many there are; the others wait for it.
+
+    Raises:
+        ValueError: the probe's data are at fault.
+    """
+    if config.probe is None:
+        return None
+    probe, period = TrainingProbe(config, config.probe), config.probe.every_epochs
+
+    def measure(trainer: Trainer) -> dict[str, float]:
+        if trainer.epoch % period or not trainer.processes.is_first:
+            return {}
+        return probe.measure(trainer.model.encoder, trainer.processes.device)
+
+    return measure
 
 
 def evenly(images: Labelled, limit: int) -> Labelled:

@@ -21,7 +21,6 @@ from pretrain.seeds import derived_seed
 from pretrain.view_draws import NUM_COLUMNS, ViewDraw, draw_view
 
 CPU_VALUES = 2**17  # changed at once on a CPU: small enough for its caches
-CPU_VIEWS = 4  # but at least so many
 
 
 @dataclass
@@ -76,14 +75,16 @@ def finish_views(raw: RawViews, config: AugmentConfig) -> Tensor:
     flat, rows = raw.views.flatten(0, 1), raw.rows.flatten(0, 1)
     step = len(flat)
     if flat.device.type == "cpu":
-        step = max(CPU_VIEWS, CPU_VALUES // flat[0].numel())
+        step = max(1, CPU_VALUES // flat[0].numel())
     mean = torch.tensor(config.mean, device=flat.device).view(3, 1, 1)
     scale = 1 / torch.tensor(config.std, device=flat.device).view(3, 1, 1)
+    bias = -mean * scale
     finished = torch.empty(flat.shape, device=flat.device)
     for start in range(0, len(flat), step):
         part = slice(start, start + step)
-        views = change_colours(flat[part].float().div_(255), rows[part], config.blur_kernel)
-        torch.mul(views.sub_(mean), scale, out=finished[part])
+        views = torch.mul(flat[part], 1 / 255, out=finished[part])
+        views = change_colours(views, rows[part], config.blur_kernel)
+        torch.addcmul(bias, views, scale, out=finished[part])
     finished = finished.view(V, N, *finished.shape[1:])
     if config.noise_std:
         _add_noise(finished, raw.seeds, config.noise_std * scale)

@@ -60,9 +60,14 @@ def test_blur_is_torchvisions_image_by_image(kernel: int) -> None:
     want = torch.stack(
         [tv.gaussian_blur(x, [kernel] * 2, [s] * 2) for x, s in zip(views, sigmas, strict=True)]
     )
-    torch.testing.assert_close(
-        colour.gaussian_blur(views, torch.tensor(sigmas), kernel), want, rtol=0, atol=2e-4
-    )
+    sigma = torch.tensor(sigmas)
+    got = colour.gaussian_blur(views, sigma, kernel)
+    torch.testing.assert_close(got, want, rtol=0, atol=2e-4)
+    kernels = colour.blur_kernels(sigma, kernel // 2)
+    got = colour.blur_by_convolution(views, kernels)
+    torch.testing.assert_close(got, want, rtol=0, atol=2e-6)
+    got = colour.blur_by_sums(views, kernels)
+    torch.testing.assert_close(got, want, rtol=0, atol=2e-6)
 
 
 def test_rows_choose_ops_and_their_order_for_each_view() -> None:
@@ -83,6 +88,8 @@ def test_rows_choose_ops_and_their_order_for_each_view() -> None:
     got = colour.change_colours(views.clone(), rows, kernel_size=5)
     torch.testing.assert_close(got, want, rtol=0, atol=2e-4)
     assert torch.equal(got[0], views[0])
+    all_gray = colour.change_colours(views[3:4].clone(), rows[3:4], kernel_size=5)
+    assert torch.equal(all_gray.mul_(1), got[3:4])  # memory of its own
 
 
 def test_crops_lie_in_the_image_and_have_torchvisions_distribution() -> None:

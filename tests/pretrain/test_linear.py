@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
-from torch import Tensor, nn
+from torch import Tensor
 
-from pretrain.linear import fit_linear, scale_as_lars
+from pretrain.linear import fit_linear
 from pretrain.probe_config import LinearConfig
 
 
@@ -78,16 +78,3 @@ def test_a_seed_fixes_the_classifier_and_leaves_the_process_alone(
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(first, fit_linear(x, y, 10, config, seed=1).weight)
     assert not torch.equal(first, fit_linear(x, y, 10, config, seed=2).weight)
-
-
-def test_lars_by_hand() -> None:
-    layer = nn.Linear(2, 1)
-    with torch.no_grad():
-        layer.weight.copy_(torch.tensor([[3.0, 4.0]]))
-    layer.weight.grad = torch.tensor([[0.0, 1.0]])
-    layer.bias.grad = torch.tensor([2.0])
-    scale_as_lars(layer, weight_decay=0.5)
-    # g + 0.5 w = (1.5, 3); times 0.001 * 5 / |(1.5, 3)|
-    wanted = torch.tensor([[1.5, 3.0]]) * 0.001 * 5 / 11.25**0.5
-    assert torch.allclose(layer.weight.grad, wanted)
-    assert layer.bias.grad.tolist() == [2.0]

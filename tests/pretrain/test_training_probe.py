@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -5,8 +6,12 @@ import pytest
 import torch
 from PIL import Image
 
+from pretrain.checkpoint import LAST
 from pretrain.config import PretrainConfig, TrainingProbeConfig
 from pretrain.features import open_labelled
+from pretrain.metrics_log import METRICS
+from pretrain.models import SelfSupervisedModel
+from pretrain.train import check_stage, pretrain
 from pretrain.training_probe import TrainingProbe, evenly
 
 CPU = torch.device("cpu")
@@ -38,8 +43,6 @@ def test_every_image_votes_or_an_even_part_of_them(labelled: dict[str, object]) 
 def test_an_encoder_is_left_as_it_was(
     tiny: Callable[..., PretrainConfig], labelled: dict[str, object]
 ) -> None:
-    from pretrain.models import SelfSupervisedModel
-
     config = tiny(probe={"every_epochs": 1, "data": labelled, "k": 3})
     assert config.probe is not None
     model = SelfSupervisedModel(config.model).train()
@@ -52,6 +55,43 @@ def test_an_encoder_is_left_as_it_was(
     assert torch.equal(torch.get_rng_state(), random_state)
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_probed_run_ends_with_the_weights_of_one_that_is_not(
+    tiny: Callable[..., PretrainConfig], labelled: dict[str, object], tmp_path: Path
+) -> None:
+    section = {"every_epochs": 2, "data": labelled, "k": 3}
+    changes = {"epochs": 5, "max_steps": None, "loss": {"name": "cw-rgp", "sub_batch": 4,
+                                                        "groups": 2}}  # fmt: skip
+    plain = pretrain(tiny(**changes), tmp_path / "plain")
+    probed = pretrain(tiny(**changes, probe=section), tmp_path / "probed")
+    states = [torch.load(tmp_path / name / LAST, weights_only=True) for name in ("plain", "probed")]
+    assert states[0]["step"] == 10
+    for key in ("model", "optimizer", "loss_generator"):
+        assert repr(states[0][key]) == repr(states[1][key])
+    for name, value in states[0]["model"].items():
+        assert torch.equal(value, states[1]["model"][name]), name
+    entries = [json.loads(line) for line in (tmp_path / "probed" / METRICS).open()]
+    found = {entry["step"]: entry["knn/top1"] for entry in entries if "knn/top1" in entry}
+    assert found == {4.0: 100.0, 8.0: 100.0}  # after epochs 2 and 4 of 2 steps each
+    assert all(len(entry) > 1 for entry in entries)
+    assert plain["loss"] == probed["loss"]
+
+
+def test_a_finished_run_returns_what_the_last_probe_found(
+    tiny: Callable[..., PretrainConfig], labelled: dict[str, object], tmp_path: Path
+) -> None:
+    section = {"every_epochs": 1, "data": labelled, "k": 3}
+    metrics = pretrain(tiny(max_steps=2, probe=section), tmp_path)
+    assert metrics["knn/top1"] == 100.0 and "loss" in metrics
+
+
+def test_the_check_before_the_start_names_faults_of_the_probe(
+    tiny: Callable[..., PretrainConfig],
+) -> None:
+    config = tiny(probe={"every_epochs": 1})
+    (fault,) = check_stage(config.model_dump(mode="json"))
+    assert fault.startswith("probe: ") and "has no labels" in fault
 
 
 def test_faults_name_the_data(

@@ -19,9 +19,13 @@ Make = Callable[..., PretrainConfig]
 FULL = {"size": 24, "blur_probability": 0.5, "grayscale": 0.3, "noise_std": 0.1}
 
 
+def in_batches(order: list[int], size: int) -> list[list[int]]:
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
 def loaded(config: PretrainConfig, epoch: int, order: list[int], size: int) -> list[Tensor]:
     loader = ViewLoader(config, open_images(config.data), CPU)
-    return list(loader.batches(epoch, order, size))
+    return list(loader.batches(epoch, in_batches(order, size)))
 
 
 def with_colours(make: Make, colours: str, workers: int = 0, **augment: Any) -> PretrainConfig:
@@ -54,7 +58,7 @@ def test_workers_change_nothing_and_serve_several_epochs(tiny: Make, colours: st
     config = with_colours(tiny, colours, workers=2)
     loader = ViewLoader(config, open_images(config.data), CPU)
     for epoch in (0, 1):
-        got = list(loader.batches(epoch, [*range(20)], 8))
+        got = list(loader.batches(epoch, in_batches([*range(20)], 8)))
         want = loaded(with_colours(tiny, colours), epoch, [*range(20)], 8)
         assert len(got) == 3
         assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
@@ -64,8 +68,8 @@ def test_workers_change_nothing_and_serve_several_epochs(tiny: Make, colours: st
 def test_an_epoch_left_early_does_not_leak_into_the_next(tiny: Make) -> None:
     config = with_colours(tiny, "in_loader", workers=2)
     loader = ViewLoader(config, open_images(config.data), CPU)
-    next(iter(loader.batches(0, [*range(20)], 4)))
-    (batch,) = loader.batches(1, [7, 8], 2)
+    next(iter(loader.batches(0, in_batches([*range(20)], 4))))
+    (batch,) = loader.batches(1, [[7, 8]])
     assert torch.equal(batch, loaded(with_colours(tiny, "in_loader"), 1, [7, 8], 2)[0])
 
 
