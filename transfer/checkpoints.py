@@ -33,7 +33,10 @@ UNCOUNTED = "no batch was counted: from another framework? --format simclr-v1 fo
 
 @dataclass(frozen=True)
 class Backbone:
-    """A ResNet under torchvision's names without `fc`, and how its input is normalised (0-255)."""
+    """A ResNet under torchvision's names without `fc`, and how its input is normalised (0-255).
+
+    `method` is how it was trained, as far as the file or its family says.
+    """
 
     state_dict: dict[str, Tensor]
     arch: str
@@ -45,6 +48,7 @@ class Backbone:
     other_encoders: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
+    method: str = ""
 
     @property
     def detectron2(self) -> dict[str, Any]:
@@ -109,6 +113,7 @@ def _backbone(content: Content, format: str | None, encoder: str | None) -> Back
     if family.name not in (OWN, "simclr-v1", "simclr-v2") and no_batch_counted(chosen):
         notes.append(UNCOUNTED)
     others = tuple(printable(other.label) for other in candidates if other is not chosen)
+    method = content.value.get("method") if family.name == OWN else None
     return Backbone(
         state,
         architecture.name,
@@ -120,6 +125,7 @@ def _backbone(content: Content, format: str | None, encoder: str | None) -> Back
         others,
         tuple(note for note in (family.note, *notes) if note),
         tuple(printable(name) for name in sorted(content.unknown)),
+        method if isinstance(method, str) else family.name,
     )
 
 
