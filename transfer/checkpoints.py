@@ -23,6 +23,7 @@ from transfer.encoders import (
 )
 from transfer.families import FORMATS, IMAGENET_INPUT, Family
 from transfer.groups import Group, groups_of, whole_model
+from transfer.haiku import without_haiku
 from transfer.keymap import COUNTER, detectron2_keys, ordered_names
 from transfer.safe_calls import TensorView
 from transfer.safe_pickle import describe, printable
@@ -74,7 +75,7 @@ def read_backbone(path: Path, *, format: str | None = None, encoder: str | None 
             "state_dict() returns"
         )
     try:
-        return _backbone(content, format, encoder)
+        return _backbone(replace(content, value=without_haiku(content.value)), format, encoder)
     except ValueError as error:
         raise ValueError(f"{path}: {printable(error)}") from None
 
@@ -212,6 +213,9 @@ def _finite(value: Tensor) -> bool:
 
 
 def _count(name: str, value: Tensor) -> Tensor:
-    if value.is_complex() or not _finite(value):
-        raise ValueError(f"{name} is no count: {value.dtype}, or not finite")
-    return value.reshape(()).to(torch.int64)
+    """Return a counter as detectron2 has it; some frameworks store it as a float."""
+    count = value.reshape(())
+    whole = not count.is_complex() and float(count).is_integer() and 0 <= float(count) < 2**53
+    if not whole:
+        raise ValueError(f"{name} is no count: {str(count.item())[:40]} of {value.dtype}")
+    return count.to(torch.int64)
