@@ -65,6 +65,26 @@ def test_features_are_equal_and_the_companion_says_so(
     assert sorted(path.name for path in target.parent.iterdir()) == ["weights.json", "weights.pkl"]
 
 
+def test_the_stage_also_writes_the_weights_under_torchvisions_names(tmp_path: Path) -> None:
+    source = save_backbone(tmp_path / "source", "resnet18")
+    settings = {"format": None, "encoder": None, "checkpoint": str(source)}
+    (tmp_path / "own").mkdir()
+    convert.run_stage(settings, {}, tmp_path / "own")
+    names = sorted(path.name for path in (tmp_path / "own").iterdir())
+    assert names == ["backbone.json", "backbone.pkl", "backbone.pth"]
+    plain = torch.load(tmp_path / "own" / "backbone.pth", weights_only=True)
+    wanted = torch.load(source, weights_only=True)
+    state, wanted_state = plain.pop("state_dict"), wanted.pop("state_dict")
+    assert plain == wanted and list(state) == list(wanted_state)
+    assert all(torch.equal(state[name], wanted_state[name]) for name in state)
+    torch.save({"state_dict": {f"module.encoder_q.{k}": v for k, v in state.items()}}, source)
+    convert.run_stage(settings, {}, tmp_path / "own")
+    plain = torch.load(tmp_path / "own" / "backbone.pth", weights_only=True)
+    assert (plain["arch"], plain["method"]) == ("resnet18", "moco")
+    assert plain["input"]["pixel_mean"] == [123.675, 116.28, 103.53]
+    assert read_backbone(tmp_path / "own" / "backbone.pth").format == "whitening-transfer"
+
+
 def swapped_blocks(name: str) -> str:
     """Exchange the norms of res3.0.conv1 and res3.1.conv1: same shapes, wrong places."""
     renamed = to_detectron2(name)
