@@ -61,8 +61,12 @@ def test_a_probed_run_ends_with_the_weights_of_one_that_is_not(
     tiny: Callable[..., PretrainConfig], labelled: dict[str, object], tmp_path: Path
 ) -> None:
     section = {"every_epochs": 2, "data": labelled, "k": 3}
-    changes = {"epochs": 5, "max_steps": None, "loss": {"name": "cw-rgp", "sub_batch": 4,
-                                                        "groups": 2}}  # fmt: skip
+    changes = {
+        "epochs": 5,
+        "max_steps": None,
+        "model": {"projector_hidden": 16, "embedding_dim": 16},
+        "loss": {"name": "cw-rgp", "sub_batch": 4, "groups": 2},  # it draws on random states
+    }
     plain = pretrain(tiny(**changes), tmp_path / "plain")
     probed = pretrain(tiny(**changes, probe=section), tmp_path / "probed")
     states = [torch.load(tmp_path / name / LAST, weights_only=True) for name in ("plain", "probed")]
