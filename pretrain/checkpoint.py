@@ -16,6 +16,7 @@ from pretrain.config import PretrainConfig
 
 LAST = "last.pth"
 PREVIOUS = "previous.pth"
+DAMAGED = "damaged.pth"
 BACKBONE = "backbone.pth"
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,8 @@ def drop_unfinished(folder: Path) -> None:
 def newest_state(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """Return the last state in `folder` that is whole, and its file; None where there is none yet.
 
-    A damaged or missing last file is named in a warning and the previous one taken.
+    A damaged or missing last file is named in a warning and the previous one taken; the damaged
+    one is renamed, so that the next state does not push out the whole one for it.
 
     Raises:
         ValueError: there are states, and none is whole.
@@ -60,7 +62,10 @@ def newest_state(folder: Path) -> tuple[Path, dict[str, Any]] | None:
             faults.append(str(error))
             continue
         if faults:
-            logger.warning("%s; taking %s, which is whole", faults[0], path.name)
+            (folder / LAST).replace(folder / DAMAGED)
+            logger.warning(
+                "%s, now named %s; taking %s, which is whole", faults[0], DAMAGED, path.name
+            )
         elif path.name == PREVIOUS:
             logger.warning("%s is missing; taking %s", folder / LAST, path.name)
         return path, state
