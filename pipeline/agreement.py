@@ -22,7 +22,10 @@ DEFAULTS: dict[str, Any] = {
 
 
 def disagreements(config: PretrainConfig, task: dict[str, Any]) -> list[str]:
-    """Return one line for each key of the task that contradicts the backbone."""
+    """Return one line for each key of the task that contradicts the backbone.
+
+    A stem for small images contradicts every task: detectron2's ResNet has ImageNet's.
+    """
     wanted = {
         "INPUT.FORMAT": "RGB",
         "MODEL.PIXEL_MEAN": [round(255 * value, 6) for value in config.augment.mean],
@@ -30,6 +33,11 @@ def disagreements(config: PretrainConfig, task: dict[str, Any]) -> list[str]:
         "MODEL.RESNETS.DEPTH": int(config.model.arch.removeprefix("resnet")),
     }
     faults = []
+    if config.model.stem != "imagenet":
+        faults.append(
+            f"its model.stem is {config.model.stem!r}, which cannot be transferred: detectron2's "
+            "ResNet begins with a 7x7 convolution and a max-pool; wanted model.stem 'imagenet'"
+        )
     for key, value in wanted.items():
         got = _value(task, key)
         if not _equal(got, value):

@@ -13,17 +13,19 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.agreement import disagreements
 from pipeline.config import BackboneConfig, PipelineConfig, ProbeEntry, TaskConfig
-from pipeline.datasets import detection_identity, folder_identity
+from pipeline.datasets import detection_identity, image_identity
 from pipeline.files import sha256_of
 from pipeline.signature import identity_of
 from pipeline.stage import Stage
 from pipeline.yaml_config import apply_overrides, faults_of, load_yaml
-from pretrain.config import PretrainConfig
+from pretrain.config import DataConfig, PretrainConfig
+from pretrain.data_layouts import Split
 from pretrain.probe_config import ProbeConfig
 from transfer.config import ConvertConfig, FinetuneConfig, known_datasets
 
 Config = TypeVar("Config", bound=BaseModel)
 Value = TypeVar("Value")
+ImageSplits = tuple[DataConfig, tuple[Split, ...]]
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,9 @@ class _Builder:
         self.known_datasets = known_datasets() | dict(config.datasets)
         self.pretrain_configs: dict[str, PretrainConfig] = {}
         self.data_identities: dict[str, dict[str, Any] | None] = {}
+        self.image_identities: dict[
+            tuple[DataConfig, tuple[Split, ...]], dict[str, Any] | None
+        ] = {}
 
     def build(self) -> list[Stage]:
         tasks = [(task, self.finetune_config(task)) for task in self.config.tasks]
@@ -152,7 +157,7 @@ class _Builder:
         if config is None:
             return None
         self.pretrain_configs[backbone.name] = config
-        data = self.attempt(lambda: folder_identity(config.data.name, config.data.root))
+        data = self.image_identity(config.data, "pretrain")
         settings = _absolute(config.model_dump(mode="json"), "data", "root")
         return Stage(
             kind="pretrain",
@@ -162,6 +167,13 @@ class _Builder:
             root=self.root,
             backbone=backbone.name,
         )
+
+    def image_identity(self, data: DataConfig, *splits: Split) -> dict[str, Any] | None:
+        """Return the identity of splits of a set of images, taken once for all stages."""
+        key = (data, splits)
+        if key not in self.image_identities:
+            self.image_identities[key] = self.attempt(lambda: image_identity(data, splits))
+        return self.image_identities[key]
 
     def convert_stage(self, backbone: BackboneConfig, pretrain: Stage | None) -> Stage:
         config = ConvertConfig(format=backbone.format, encoder=backbone.encoder)
@@ -193,7 +205,7 @@ class _Builder:
                 f"{self.config_dir / probe.config}: random_arch: give the architecture to probe "
                 "where a backbone is random"
             )
-        data = self.attempt(lambda: folder_identity(config.data.name, config.data.root))
+        data = self.image_identity(config.data, "train", "test")
         return config, identity_of(config) | {"data_content": data}
 
     def probe_stage(

@@ -7,7 +7,7 @@ import os
 import re
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ from pretrain.config import PretrainConfig
 
 LAST = "last.pth"
 PREVIOUS = "previous.pth"
+DAMAGED = "damaged.pth"
 BACKBONE = "backbone.pth"
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,8 @@ def drop_unfinished(folder: Path) -> None:
 def newest_state(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """Return the last state in `folder` that is whole, and its file; None where there is none yet.
 
-    A damaged or missing last file is named in a warning and the previous one taken.
+    A damaged or missing last file is named in a warning and the previous one taken; the damaged
+    one is renamed, so that the next state does not push out the whole one for it.
 
     Raises:
         ValueError: there are states, and none is whole.
@@ -60,7 +62,10 @@ def newest_state(folder: Path) -> tuple[Path, dict[str, Any]] | None:
             faults.append(str(error))
             continue
         if faults:
-            logger.warning("%s; taking %s, which is whole", faults[0], path.name)
+            (folder / LAST).replace(folder / DAMAGED)
+            logger.warning(
+                "%s, now named %s; taking %s, which is whole", faults[0], DAMAGED, path.name
+            )
         elif path.name == PREVIOUS:
             logger.warning("%s is missing; taking %s", folder / LAST, path.name)
         return path, state
@@ -76,11 +81,9 @@ def load_state(path: Path) -> dict[str, Any]:
         ValueError: the file is damaged, or no checkpoint.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            if (broken := archive.testzip()) is not None:
-                raise ValueError(f"checksum of {broken} does not match")
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
+        with path.open("rb") as file:
+            content = _checked_content(file)
+    except (FileNotFoundError, PermissionError, IsADirectoryError):
         raise
     except Exception as error:  # noqa: BLE001  (torch and zipfile raise many types for damage)
         first_line = str(error).partition("\n")[0]
@@ -88,6 +91,14 @@ def load_state(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds a {type(content).__name__}, wanted a checkpoint")
     return content
+
+
+def _checked_content(file: BinaryIO) -> Any:
+    with zipfile.ZipFile(file) as archive:
+        if (broken := archive.testzip()) is not None:
+            raise ValueError(f"checksum of {broken} does not match")
+    file.seek(0)
+    return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def save_backbone(encoder: nn.Module, config: PretrainConfig, path: Path) -> None:

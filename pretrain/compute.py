@@ -38,11 +38,16 @@ def warn_of_slowness(compute: ComputeConfig, device: torch.device) -> None:
     """Warn where bf16 is emulated: about 50 times slower than float32."""
     if compute.precision != "bf16" or device.type != "cpu":
         return
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if not has_fast_bf16():
         logger.warning(
             "compute.precision bf16: this CPU has no bf16 instructions, which makes steps about "
             "50 times slower; use float32"
         )
+
+
+def has_fast_bf16() -> bool:
+    """Return whether this CPU computes bf16 products itself."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def prepare(model: nn.Module, compute: ComputeConfig, processes: Processes) -> None:

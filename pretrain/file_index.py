@@ -14,11 +14,14 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 CACHED_FROM = 20_000
+DIGEST_CACHED_FROM = 2_000
+HASHED_BYTES_PER_FILE = 2**14  # reading so many bytes takes as long as one small file
 NUM_SAMPLES = 1_000
 SETTLED_S = 2.0  # a folder that changed just now may change again within one tick of its clock
 VERSION = 1
@@ -62,13 +65,45 @@ def folder_names(root: Path) -> list[str]:
     return _build(root)[1]
 
 
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file, of 32 MB or more kept with its size and modification time."""
+
+    def compute() -> str:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    return kept_digest([path], path.stat().st_size // HASHED_BYTES_PER_FILE, compute)
+
+
+def kept_digest(sources: list[Path], num_files: int, compute: Callable[[], str]) -> str:
+    """Return the digest that `compute` reads from `sources`, kept while their stamps stay.
+
+    Fewer than 2,000 files (`num_files`) are read anew each time.
+    """
+    if num_files < DIGEST_CACHED_FROM:
+        return compute()
+    key = "|".join(str(source.absolute()) for source in sources)
+    stamps = [_stamp(source) for source in sources]
+    place = _cache_file(Path(key), "digest")
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        kept = json.loads(place.read_bytes())
+        if kept["sources"] == key and kept["stamps"] == stamps and len(kept["digest"]) == 64:
+            return str(kept["digest"])
+    digest = compute()
+    settled = time.time() - max(mtime for _, mtime in stamps) / 1e9 > SETTLED_S
+    if settled and stamps == [_stamp(source) for source in sources]:
+        content = {"sources": key, "stamps": stamps, "digest": digest}
+        _write_whole(place, json.dumps(content).encode())
+    return digest
+
+
 def cache_folder() -> Path:
     """Return the folder of kept indexes."""
     home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(home) / "whitening-transfer-benchmark"
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def _write_whole(path: Path, content: bytes) -> None:
     """Write through a temporary name; where the folder cannot be written nothing is kept."""
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +116,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def _cache_file(root: Path, kind: str) -> Path:
-    key = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:24]
+    key = hashlib.sha256(os.fsencode(str(root.absolute()))).hexdigest()[:24]
     return cache_folder() / f"{key}.{kind}"
 
 
@@ -99,7 +134,7 @@ def _build(root: Path) -> tuple[dict[str, Any], list[str]]:
     listed = os.fsencode("\0".join(names))
     header = {
         "version": VERSION,
-        "root": str(root.resolve()),
+        "root": str(root.absolute()),
         "num_files": len(files),
         "digest": hashlib.sha256(json.dumps(sorted(files)).encode()).hexdigest(),
         "names_sha256": hashlib.sha256(listed).hexdigest(),
@@ -107,8 +142,8 @@ def _build(root: Path) -> tuple[dict[str, Any], list[str]]:
     if len(files) >= CACHED_FROM and started - max(folders.values()) / 1e9 > SETTLED_S:
         chosen = names[:: -(-len(names) // NUM_SAMPLES)]
         kept = {"folders": folders, "sample": [[name, *_stamp(root / name)] for name in chosen]}
-        write_whole(_cache_file(root, "names"), listed)
-        write_whole(_cache_file(root, "json"), json.dumps(header | kept).encode())
+        _write_whole(_cache_file(root, "names"), listed)
+        _write_whole(_cache_file(root, "json"), json.dumps(header | kept).encode())
     return header, names
 
 
@@ -128,7 +163,7 @@ def _valid_header(root: Path) -> dict[str, Any] | None:
     """Return the kept header if it is whole and the folder is as it was; else None."""
     try:
         header: dict[str, Any] = json.loads(_cache_file(root, "json").read_bytes())
-        whole = header["version"] == VERSION and header["root"] == str(root.resolve())
+        whole = header["version"] == VERSION and header["root"] == str(root.absolute())
         same = all(
             os.stat(f"{root}/{name}").st_mtime_ns == mtime  # noqa: PTH116 (a Path each is slow)
             for name, mtime in header["folders"].items()

@@ -10,6 +10,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 TORCH_FREE = {
     "pretrain.config",
+    "pretrain.data_layouts",
+    "pretrain.file_index",
     "pretrain.loss_config",
     "pretrain.probe_config",
     "transfer.config",
