@@ -48,7 +48,9 @@ def run_study(
         ValueError: a recipe or the data are at fault, or a folder holds the run of another recipe.
     """
     seeds = list(seeds)
-    arch = probe.random_arch or "resnet18"
+    if probe.random_arch is None:
+        raise ValueError("the probe config gives no random_arch, the network of random features")
+    arch = probe.random_arch
     configs = {
         (name, seed): PretrainConfig.model_validate(content | {"seed": seed})
         for seed in seeds
