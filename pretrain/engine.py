@@ -204,7 +204,8 @@ class Trainer:
             with torch.random.fork_rng(devices=devices):
                 found = self.after_epoch(self)
             if found:
-                report.write({"step": float(self.step), **found})
+                total = self.length.total_steps
+                report.write({"step": float(self.step), "max_steps": total, **found})
         every = self.config.keep_every_epochs
         if every is not None and self.epoch % every == 0:
             run_state.save(self, f"epoch_{self.epoch:04d}.pth")
