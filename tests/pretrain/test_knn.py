@@ -173,3 +173,11 @@ def test_refusals() -> None:
         found.found()
     with pytest.raises(ValueError, match="scores are NaN"):
         accuracy(torch.tensor([[math.nan, 1.0]]), torch.tensor([0]))
+
+
+def test_an_image_is_its_own_nearest_at_no_negative_distance() -> None:
+    features = torch.randn(300, 40, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(300)
+    distances, found = search(features, features, labels, 2)
+    assert torch.equal(found[:, 0], labels)
+    assert float(distances.min()) >= 0 and float(distances[:, 0].max()) < 1e-4
