@@ -75,8 +75,6 @@ PICKLES: dict[str, tuple[bytes, str]] = {
     "as jax's array": (call(b"jax._src.array\n_reconstruct_array",
                             b"c" + SYSTEM + b"\n(" + text(RUN) + b"tNN"),
                        "this file would run posix.system"),
-    "getattr of a name": (call(b"builtins\ngetattr", b"cposix\nx\n" + text(b"system")) + b"(" + text(RUN)
-                + b"tR", "this file would run posix.x.system"),
     "partial": (call(b"functools\npartial", b"c" + SYSTEM + b"\n" + text(RUN)) + b")R",
                 "this file would run functools.partial"),
     "a constructor": (b"csubprocess\nPopen\n(" + text(RUN) + b"t}\x92",
