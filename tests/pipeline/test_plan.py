@@ -45,9 +45,9 @@ def test_stages_in_order_with_their_inputs(project: Path) -> None:
 def test_signatures_are_pinned(project: Path) -> None:
     # A change here means that every finished run of every user will be run again.
     found = signatures()
-    assert found["pretrain/a"] == "f7ecb9bcc56dc551"
-    assert found["convert/a"] == "586fcf781542d7fc"
-    assert found["finetune/a--coco--seed0"] == "e571300f340d7a7b"
+    assert found["pretrain/a"] == "a592cee07349d5fb"
+    assert found["convert/a"] == "816c596049eacfd8"
+    assert found["finetune/a--coco--seed0"] == "cfba260d60f1ec0b"
 
 
 def test_editing_one_recipe_changes_only_what_depends_on_it(project: Path) -> None:
@@ -147,6 +147,16 @@ def test_a_task_that_contradicts_a_backbone_is_found_before_pretraining(project:
             "MODEL.RESNETS.DEPTH is 50, wanted 18",
         )
     ]
+
+
+@pytest.mark.parametrize("stem", ["small", "small-no-pool"])
+def test_a_stem_that_detectron2_lacks_is_refused_before_pretraining(
+    project: Path, stem: str
+) -> None:
+    edit("configs/a.yaml", lambda content: content["model"].update(stem=stem))
+    (line,) = faults()
+    assert line.startswith(f"configs/a.yaml: backbone a: model.stem is {stem} (a 3x3 first")
+    assert "use model.stem imagenet, or pretrain and probe this backbone without tasks" in line
 
 
 def test_names_must_be_unique_and_plain(project: Path) -> None:
