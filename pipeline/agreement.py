@@ -43,8 +43,8 @@ def stem_fault(config: PretrainConfig) -> str | None:
         return None
     return (
         f"model.stem is {config.model.stem} (a 3x3 first convolution of stride 1), but "
-        "detectron2's ResNet has a 7x7 one of stride 2 and a max-pool; use model.stem imagenet, or pretrain and "
-        "probe this backbone without tasks (tools/pretrain.py)"
+        "detectron2's ResNet has a 7x7 one of stride 2 and a max-pool; use model.stem imagenet, "
+        "or pretrain and probe this backbone without tasks (tools/pretrain.py)"
     )
 
 
