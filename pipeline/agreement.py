@@ -22,10 +22,7 @@ DEFAULTS: dict[str, Any] = {
 
 
 def disagreements(config: PretrainConfig, task: dict[str, Any]) -> list[str]:
-    """Return one line for each key of the task that contradicts the backbone.
-
-    A stem for small images contradicts every task: detectron2's ResNet has ImageNet's.
-    """
+    """Return one line for each key of the task that contradicts the backbone."""
     wanted = {
         "INPUT.FORMAT": "RGB",
         "MODEL.PIXEL_MEAN": [round(255 * value, 6) for value in config.augment.mean],
@@ -33,16 +30,22 @@ def disagreements(config: PretrainConfig, task: dict[str, Any]) -> list[str]:
         "MODEL.RESNETS.DEPTH": int(config.model.arch.removeprefix("resnet")),
     }
     faults = []
-    if config.model.stem != "imagenet":
-        faults.append(
-            f"its model.stem is {config.model.stem!r}, which cannot be transferred: detectron2's "
-            "ResNet begins with a 7x7 convolution and a max-pool; wanted model.stem 'imagenet'"
-        )
     for key, value in wanted.items():
         got = _value(task, key)
         if not _equal(got, value):
             faults.append(f"{key} is {got}, wanted {value}")
     return faults
+
+
+def stem_fault(config: PretrainConfig) -> str | None:
+    """Return why no detectron2 task can take this backbone, or None."""
+    if config.model.stem == "imagenet":
+        return None
+    return (
+        f"model.stem is {config.model.stem} (a 3x3 first convolution of stride 1), but "
+        "detectron2's ResNet has a 7x7 one of stride 2 and a max-pool; use model.stem imagenet, "
+        "or pretrain and probe this backbone without tasks (tools/pretrain.py)"
+    )
 
 
 def _value(task: dict[str, Any], key: str) -> Any:

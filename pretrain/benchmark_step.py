@@ -43,7 +43,9 @@ class StepCase:
     config: dict[str, Any]
 
 
-def _case(size: int, batch: int, arch: str, jpeg: tuple[int, int], loss: dict[str, Any]) -> StepCase:
+def _case(
+    size: int, batch: int, arch: str, jpeg: tuple[int, int], loss: dict[str, Any]
+) -> StepCase:
     title = f"{loss['name']}, {arch}, {batch} x 4 views of {size} px"
     augment = {"size": size, "grayscale": 0.1, "colours": "on_device"}
     images = LoaderCase(title, jpeg, jpeg=True, num_images=96, num_views=4, augment=augment)
@@ -140,11 +142,12 @@ class _Steps:
             embedding = self.model.projector(cut_encoding.flatten(0, 1))
         cut_embedding = embedding.detach().requires_grad_()
         with self._timed(spent, "loss"):
-            self.loss(cut_embedding.unflatten(0, views.shape[:2])).backward()
+            loss = self.loss(cut_embedding.unflatten(0, views.shape[:2]))
+            torch.autograd.backward(loss)
         with self._timed(spent, "projector"):
-            embedding.backward(cut_embedding.grad)
+            torch.autograd.backward(embedding, cut_embedding.grad)
         with self._timed(spent, "encoder"):
-            encoding.backward(cut_encoding.grad)
+            torch.autograd.backward(encoding, cut_encoding.grad)
         with self._timed(spent, "optimizer"):
             self.optimizer.step()
         for part, seconds in spent.items():

@@ -21,7 +21,7 @@ from pretrain.data_layouts import Split, split_files, split_folder
 from pretrain.file_index import folder_names
 from pretrain.image_binaries import read_cifar, read_stl10
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
+SUFFIXES = frozenset({"jpg", "jpeg", "png", "bmp", "webp"})
 VAL_ANNOTATIONS = "val_annotations.txt"  # Tiny ImageNet as it is distributed
 
 
@@ -106,9 +106,9 @@ def list_images(root: Path) -> list[str]:
     Raises:
         ValueError: the folder is missing or holds no image.
     """
-    names = [name for name in folder_names(root) if Path(name).suffix.lower() in IMAGE_SUFFIXES]
+    names = [name for name in folder_names(root) if name.rpartition(".")[2].lower() in SUFFIXES]
     if not names:
-        raise ValueError(f"{root}: no image found; wanted files ending in {sorted(IMAGE_SUFFIXES)}")
+        raise ValueError(f"{root}: no image found; wanted files ending in {sorted(SUFFIXES)}")
     return names
 
 

@@ -18,7 +18,14 @@ from torch import nn
 from transfer.checkpoints import Backbone, read_backbone
 from transfer.config import ConvertConfig
 from transfer.keymap import to_detectron2
-from transfer.verify import c4_model, feature_difference, fpn_model, load_quietly, not_loaded
+from transfer.verify import (
+    Comparison,
+    c4_model,
+    compare_features,
+    fpn_model,
+    load_quietly,
+    not_loaded,
+)
 
 MAX_RELATIVE_DIFFERENCE = 1e-4
 
@@ -137,7 +144,8 @@ def prove(
     """
     fpn = fpn_model(backbone)
     load_quietly(fpn, weights)
-    difference = feature_difference(backbone, fpn)
+    compared = compare_features(backbone, fpn)
+    difference = compared.difference
     if not difference <= MAX_RELATIVE_DIFFERENCE:
         raise ValueError(
             f"{source}: converted features differ by {difference:.2g} of their size, wanted at "
@@ -152,8 +160,24 @@ def prove(
     return {
         "largest_feature_difference": difference,
         "limit": MAX_RELATIVE_DIFFERENCE,
+        "precision": compared.precision,
         "entries_loaded": loaded,
+        "not_checked": _not_checked(backbone, compared),
     }
+
+
+def _not_checked(backbone: Backbone, compared: Comparison) -> list[str]:
+    """Return in words what the proof could not cover, or covered in another way."""
+    words = []
+    if backbone.architecture.depth < 50:
+        words.append("proved with FPN only: detectron2's C4 head takes ResNet-50 and deeper")
+    if compared.precision != "float32":
+        words.append(
+            f"its features overflow float32, so they were compared in {compared.precision}"
+        )
+    if compared.silent:
+        words.append(f"all zero on the test input, so not compared: {', '.join(compared.silent)}")
+    return words
 
 
 def _loaded(source: Path, kind: str, detector: nn.Module, model: Mapping[str, Any]) -> int:
@@ -185,7 +209,7 @@ def _report(
         detectron2=backbone.detectron2,
         largest_feature_difference=verification["largest_feature_difference"],
         verification=verification,
-        notes=backbone.notes,
+        notes=(*backbone.notes, *verification["not_checked"]),
         unknown_references=backbone.unknown,
     )
 

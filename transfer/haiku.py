@@ -7,7 +7,7 @@ state (moving averages of mean and variance). Facts: google-deepmind/deepmind-re
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from transfer.groups import Group
@@ -17,7 +17,7 @@ from transfer.safe_pickle import Instance
 EXPERIMENT = "experiment_state"
 FIELDS = ("online_params", "target_params", "online_state", "target_state", "opt_state")
 KINDS = {"conv": "conv", "batchnorm": "bn"}
-MODULES = (
+MODULES: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
     (r"(?:.*/)?initial_(conv|batchnorm)(?:_1)?", lambda m: f"{KINDS[m[1]]}1"),
     (r"(?:.*/)?block_group_(\d)/~/block_(\d+)/~/(conv|batchnorm)_(\d)",
      lambda m: f"layer{int(m[1]) + 1}.{m[2]}.{KINDS[m[3]]}{int(m[4]) + 1}"),

@@ -231,7 +231,7 @@ def _from_buffer(raw: Any, dtype: Any, shape: Any, order: Any = "C", *_: Any) ->
 
 def _jax_array(function: Any, args: Any, state: Any, *_: Any) -> Array:
     """Return the numpy array that jax wraps in its own."""
-    if not isinstance(function, Reference) or function.name != "_reconstruct":
+    if describe(function) not in NUMPY_RECONSTRUCT:
         raise UnsafeError(f"this file would run {describe(function)}")
     del args
     array = Array()
@@ -316,6 +316,7 @@ INERT = (
     "haiku._src.data_structures.FlatMap",
 )
 PATHS = ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")
+NUMPY_RECONSTRUCT = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
 JAX_ARRAYS = (
     ("jax._src.array", "_reconstruct_array"),
     ("jax._src.device_array", "reconstruct_device_array"),

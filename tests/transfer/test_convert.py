@@ -113,6 +113,35 @@ def test_a_conversion_with_one_step_wrong_is_refused_and_leaves_nothing(
     assert list(target.parent.iterdir()) == []
 
 
+def scaled(state: dict[str, Tensor], factor: float) -> dict[str, Tensor]:
+    """Return a network with its kernels and its norms' scales and shifts multiplied."""
+    fixed = ("running", "tracked", "downsample")
+    return {
+        name: value if any(part in name for part in fixed) else value * factor
+        for name, value in state.items()
+    }
+
+
+def test_features_beyond_float32_are_compared_in_float64_and_it_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = source_state("resnet18")
+    torch.save(scaled(state, 1e3), tmp_path / "large")
+    report = convert_checkpoint(tmp_path / "large", tmp_path / "large.pkl")
+    assert report.verification["precision"] == "float64"
+    assert report.notes == (
+        "proved with FPN only: detectron2's C4 head takes ResNet-50 and deeper",
+        "its features overflow float32, so they were compared in float64",
+    )
+    torch.save(scaled(state, 0), tmp_path / "zero")
+    report = convert_checkpoint(tmp_path / "zero", tmp_path / "zero.pkl")
+    assert report.verification["precision"] == "float32"
+    assert report.notes[1] == "all zero on the test input, so not compared: res2"
+    monkeypatch.setattr(convert, "to_detectron2", swapped_blocks)
+    with pytest.raises(ValueError, match="converted features differ by"):
+        convert_checkpoint(tmp_path / "large", tmp_path / "wrong.pkl")
+
+
 def test_plain_torchvision_and_prefixed_files_are_read(tmp_path: Path) -> None:
     state = source_state("resnet18")
     torch.save(state | {"fc.weight": torch.zeros(3), "fc.bias": torch.zeros(3)}, tmp_path / "a.pth")
