@@ -10,14 +10,15 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase, hooks
-from detectron2.evaluation import DatasetEvaluators
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, get_event_storage
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from transfer.evaluation import PREDICTIONS, build_evaluator, flat_metrics
+from transfer.evaluation import build_evaluator, flat_metrics
+from transfer.history import record_evaluation
 
 METRICS = "metrics.jsonl"
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: saved, to be started again
@@ -36,7 +37,8 @@ class MetricsWriter(EventWriter):  # type: ignore[misc]
         step = min(storage.iter + 1, self.max_steps)  # the evaluation comes after the last step
         entry: dict[str, float] = {"step": step, "max_steps": self.max_steps}
         for name, (value, iteration) in storage.latest().items():
-            if iteration == storage.iter and math.isfinite(value):
+            evaluated = name.startswith(("bbox/", "segm/"))  # has a line of its own
+            if iteration == storage.iter and math.isfinite(value) and not evaluated:
                 entry[name] = value
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
@@ -71,7 +73,7 @@ class StopOnSignal(HookBase):  # type: ignore[misc]
 
 
 class Trainer(DefaultTrainer):  # type: ignore[misc]
-    """Trains one model and keeps the metrics of its last evaluation in `metrics`, in percent."""
+    """Trains one model; `metrics` has its last evaluation and the best, in percent."""
 
     def __init__(self, cfg: CfgNode) -> None:
         self.metrics: dict[str, float] = {}
@@ -80,7 +82,7 @@ class Trainer(DefaultTrainer):  # type: ignore[misc]
             self.checkpointer.add_checkpointable("optimizer", self.optimizer)
 
     @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         """Return the evaluator of a set, by its layout."""
         return build_evaluator(dataset_name, Path(cfg.OUTPUT_DIR), masks=cfg.MODEL.MASK_ON)
 
@@ -94,10 +96,9 @@ class Trainer(DefaultTrainer):  # type: ignore[misc]
 
         def evaluate() -> dict[str, Any]:
             results: dict[str, Any] = self.test(self.cfg, self.model)
-            predictions = Path(self.cfg.OUTPUT_DIR) / PREDICTIONS
             if comm.is_main_process():
-                kept = json.loads(predictions.read_text(encoding="utf-8"))
-                self.metrics = flat_metrics(results, num_detections=len(kept))
+                path, done = Path(self.cfg.OUTPUT_DIR) / METRICS, min(self.iter + 1, self.max_iter)
+                self.metrics = record_evaluation(path, flat_metrics(results), done, self.max_iter)
             return results
 
         built: list[HookBase] = []
