@@ -3,29 +3,50 @@
 from __future__ import annotations
 
 import argparse
+import importlib
+import inspect
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/pretrain.py hides pretrain
 
-from pretrain.benchmark import benchmark_whitening
-
+# name: module, function (its keyword arguments of type int become options), what it compares
 BENCHMARKS = {
-    "whitening": (benchmark_whitening, "whitening losses against a plain loop"),
+    "whitening": (
+        "pretrain.benchmark",
+        "benchmark_whitening",
+        "whitening losses against a plain loop",
+    ),
+    "evaluation": (
+        "transfer.benchmark_evaluation",
+        "benchmark_evaluation",
+        "COCO's AP by faster-coco-eval against pycocotools",
+    ),
 }
 
 
 def main() -> None:
-    """Read the arguments and run one benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    commands = parser.add_subparsers(dest="name", required=True)
-    for name, (_, summary) in BENCHMARKS.items():
-        command = commands.add_parser(name, help=summary)
-        command.add_argument("--rounds", type=int, default=15, help="timed rounds (default 15)")
-        command.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
-    arguments = vars(parser.parse_args())
-    run, _ = BENCHMARKS[arguments.pop("name")]
-    run(**arguments)
+    """Read the arguments and run one benchmark; only its own module is imported."""
+    listing = "\n".join(f"  {name:<14}{summary}" for name, (*_, summary) in BENCHMARKS.items())
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=f"benchmarks:\n{listing}\n\nNAME --help lists the options of one",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", choices=BENCHMARKS)
+    name = parser.parse_args(sys.argv[1:2]).name
+    module, function, summary = BENCHMARKS[name]
+    run = getattr(importlib.import_module(module), function)
+    command = argparse.ArgumentParser(prog=f"{parser.prog} {name}", description=summary)
+    for key, parameter in inspect.signature(run).parameters.items():
+        default = "torch's" if parameter.default is None else parameter.default
+        command.add_argument(
+            f"--{key.replace('_', '-')}",
+            type=int,
+            default=parameter.default,
+            help=f"default: {default}",
+        )
+    run(**vars(command.parse_args(sys.argv[2:])))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from faster_coco_eval import COCO, COCOeval_faster
+from faster_coco_eval import mask as coco_mask
 
 Task = Literal["bbox", "segm"]
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -29,11 +30,8 @@ def coco_ap(
     size, of a class) the value is NaN. Masks are sorted into sizes by their own area, not by that
     of their box. `class_names` are in the order of the category ids.
     """
-    dropped = "bbox" if task == "segm" else "segmentation"
-    entries = [
-        {key: value for key, value in result.items() if key != dropped} for result in results
-    ]
-    measure = COCOeval_faster(truth, truth.loadRes(entries), task, print_function=logger.debug)
+    found = COCO({**truth.dataset, "annotations": _detections(results, task)})
+    measure = COCOeval_faster(truth, found, task, print_function=logger.debug)
     measure.evaluate()
     measure.accumulate()
     measure.summarize()
@@ -45,6 +43,19 @@ def coco_ap(
             known = values[values > -1]
             metrics[f"AP-{name}"] = _percent(known.mean() if known.size else -1)
     return metrics
+
+
+def _detections(results: Iterable[dict[str, Any]], task: Task) -> list[dict[str, Any]]:
+    """Return the results as annotations with an id and the area of what the task measures."""
+    kept = ("image_id", "category_id", "score", "bbox" if task == "bbox" else "segmentation")
+    entries = [{key: result[key] for key in kept} for result in results]
+    if task == "bbox":
+        areas = [entry["bbox"][2] * entry["bbox"][3] for entry in entries]
+    else:
+        areas = [int(area) for area in coco_mask.area([e["segmentation"] for e in entries])]
+    for number, (entry, area) in enumerate(zip(entries, areas, strict=True), start=1):
+        entry |= {"id": number, "area": area, "iscrowd": 0}
+    return entries
 
 
 def _percent(value: float) -> float:

@@ -121,7 +121,7 @@ def flat_metrics(results: Mapping[str, Mapping[str, float]]) -> dict[str, float]
     Raises:
         ValueError: an average is NaN, because the set has nothing to detect.
     """
-    metrics = {}
+    metrics: dict[str, float] = {}
     for task, values in results.items():
         broken = [key for key in ("AP", "AP50", "AP75") if math.isnan(float(values[key]))]
         if broken:

@@ -18,10 +18,11 @@ THRESHOLDS = tuple(range(50, 100, 5))  # percent of overlap
 def detection_line(image: str, score: float, box: Sequence[float]) -> str:
     """Return a line of the development kit's result file; `box` is x0, y0, x1, y1 from 0.
 
-    Its files count pixels from 1 and keep three digits of a score and one of a coordinate.
+    Its files name a box by its first and last pixel, counted from 1 (so x1 and y1 stay), and keep
+    three digits of a score and one of a coordinate.
     """
     x0, y0, x1, y1 = box
-    return f"{image} {score:.3f} {x0 + 1:.1f} {y0 + 1:.1f} {x1 + 1:.1f} {y1 + 1:.1f}"
+    return f"{image} {score:.3f} {x0 + 1:.1f} {y0 + 1:.1f} {x1:.1f} {y1:.1f}"
 
 
 def voc_ap(
@@ -31,9 +32,10 @@ def voc_ap(
     class_names: Sequence[str],
     lines: Mapping[int, Iterable[str]],
 ) -> dict[str, float]:
-    """Return AP (mean over thresholds 50 to 95), AP50, AP75, `AP-<class>`, `AP50-<class>` in percent.
+    """Return AP, AP50, AP75 and, of several classes, `AP-<class>` and `AP50-<class>`, in percent.
 
-    `lines` has the detections of each class (by its index) as `detection_line` writes them.
+    AP is the mean over the thresholds 50, 55 .. 95. `lines` has the detections of each class (by
+    its index) as `detection_line` writes them.
     """
     values: dict[str, dict[int, float]] = {}
     folder = str(root / "Annotations").replace("{", "{{").replace("}", "}}")
