@@ -128,7 +128,8 @@ def check_stage(config: dict[str, Any]) -> list[str]:
     cfg = build_cfg(settings, None, Path())
     for name, data in settings.datasets.items():
         evaluated = name in cfg.DATASETS.TEST
-        faults += detection_faults(data, evaluated=evaluated, masks=cfg.MODEL.MASK_ON)
+        masks = cfg.MODEL.MASK_ON
+        faults += detection_faults(data, evaluated=evaluated, masks=masks, name=name)
     if not faults:
         register(settings.datasets)
         faults += class_faults(cfg)
