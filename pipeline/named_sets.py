@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from pipeline.config import PipelineConfig
 from pipeline.yaml_config import apply_overrides, faults_of, load_yaml
-from transfer.config import CocoData, VocData, known_datasets
+from transfer.config import CocoData, VocData, datasets_root, known_datasets
 
 
 class NamedSet(NamedTuple):
@@ -53,6 +53,34 @@ def sets_of_config(config_file: Path) -> dict[str, NamedSet]:
     if faults:
         raise ValueError("\n".join(dict.fromkeys(faults)))
     return found
+
+
+def chosen_sets(names: list[str], config_file: Path | None) -> dict[str, NamedSet]:
+    """Return the sets of these names; without names the config's, or all known ones that are there.
+
+    Raises:
+        ValueError: the config is broken, a name is unknown, or no set is there.
+    """
+    known = {name: unused(name, data) for name, data in known_datasets().items()}
+    of_config = sets_of_config(config_file) if config_file else {}
+    if names:
+        if wrong := [name for name in names if name not in known | of_config]:
+            where = config_file or datasets_root()
+            raise ValueError(
+                "\n".join(unknown_set(name, where, known | of_config) for name in wrong)
+            )
+        return {name: (known | of_config)[name] for name in names}
+    found = of_config or {name: held for name, held in known.items() if is_present(held.data)}
+    if not found:
+        raise ValueError(f"{datasets_root()}: no known set is there; set DETECTRON2_DATASETS")
+    return found
+
+
+def is_present(data: CocoData | VocData) -> bool:
+    """Return whether the file that lists a set's images is there."""
+    if isinstance(data, CocoData):
+        return data.annotations.is_file()
+    return (data.root / "ImageSets" / "Main" / f"{data.split}.txt").is_file()
 
 
 def unused(name: str, data: CocoData | VocData) -> NamedSet:

@@ -8,9 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline.named_sets import NamedSet, sets_of_config, unknown_set, unused
-from transfer.config import datasets_root, known_datasets
-from transfer.data_check import check_set, is_present
+from pipeline.named_sets import chosen_sets
+from transfer.data_check import check_set
 from transfer.data_findings import Needs
 
 
@@ -27,7 +26,7 @@ def main() -> int:
     )
     arguments = parser.parse_args()
     try:
-        sets = chosen(arguments.names, arguments.config_file)
+        sets = chosen_sets(arguments.names, arguments.config_file)
     except (ValueError, OSError) as error:
         print("\n".join(f"check_data: {line}" for line in str(error).splitlines()), file=sys.stderr)
         return 2
@@ -41,23 +40,6 @@ def main() -> int:
             print(f"{name}: {line}", file=sys.stderr)
         broken = broken or bool(report.faults)
     return 2 if broken else 0
-
-
-def chosen(names: list[str], config_file: Path | None) -> dict[str, NamedSet]:
-    """Return the sets to check."""
-    known = {name: unused(name, data) for name, data in known_datasets().items()}
-    of_config = sets_of_config(config_file) if config_file else {}
-    if names:
-        if wrong := [name for name in names if name not in known | of_config]:
-            where = config_file or datasets_root()
-            raise ValueError(
-                "\n".join(unknown_set(name, where, known | of_config) for name in wrong)
-            )
-        return {name: (known | of_config)[name] for name in names}
-    found = of_config or {name: held for name, held in known.items() if is_present(held.data)}
-    if not found:
-        raise ValueError(f"{datasets_root()}: no known set is there; set DETECTRON2_DATASETS")
-    return found
 
 
 if __name__ == "__main__":

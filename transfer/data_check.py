@@ -79,13 +79,6 @@ def detection_faults(
     return check_set(name, data, Needs(evaluated, masks)).faults
 
 
-def is_present(data: CocoData | VocData) -> bool:
-    """Return whether the file that lists a set's images is there."""
-    if isinstance(data, CocoData):
-        return data.annotations.is_file()
-    return (data.root / "ImageSets" / "Main" / f"{data.split}.txt").is_file()
-
-
 def _count(name: str, findings: Findings) -> None:
     """Compare a set that everybody has with what everybody has."""
     if name not in KNOWN_COUNTS or not findings.num_images:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 MAX_PER_KIND = 10
 MAX_SHOWN = 80
+MAX_LINE = 600
 LIMIT = 1e15  # beyond it a number is a mistake, and whole numbers stop being exact in floats
 
 
@@ -50,7 +51,7 @@ class Findings:
     def _keep(self, held: dict[str, list[str]], kind: str, line: str) -> None:
         self.totals[kind] = self.totals.get(kind, 0) + 1
         if self.totals[kind] <= MAX_PER_KIND:
-            held.setdefault(kind, []).append(" ".join(line.split()))
+            held.setdefault(kind, []).append(one_line(line))
 
     def _lines(self, held: dict[str, list[str]]) -> list[str]:
         lines = []
@@ -63,6 +64,12 @@ class Findings:
         return lines
 
 
+def one_line(text: str) -> str:
+    """Return a text that a terminal can print on one line, whatever a file put into it."""
+    text = "".join(character if character.isprintable() else " " for character in text)
+    return text if len(text) <= MAX_LINE else f"{text[: MAX_LINE // 2]} .. {text[-MAX_LINE // 2 :]}"
+
+
 def shown(value: Any) -> str:
     """Return a value as a message can hold it."""
     try:
@@ -72,12 +79,12 @@ def shown(value: Any) -> str:
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}.."
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Return whether a value is a finite number of a sane size."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LIMIT
 
 
-def is_whole(value: Any) -> bool:
+def is_whole(value: Any) -> TypeGuard[int]:
     """Return whether a value is a whole number of a sane size."""
     return isinstance(value, int) and is_number(value)
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from transfer.data_findings import Findings
 
-FORMATS = ("JPEG", "MPO", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
 ORIENTATION = 0x0112
 SIDEWAYS = (5, 6, 7, 8)
 BATCH = 64
@@ -38,6 +38,7 @@ def check_images(findings: Findings, jobs: Iterable[ImageJob], *, decode: bool) 
     def check(batch: list[ImageJob]) -> list[tuple[str, str]]:
         return [found for job in batch for found in image_faults(job, decode=decode)]
 
+    Image.init()  # before the threads: it registers what FORMATS names
     with warnings.catch_warnings(), ThreadPoolExecutor(num_cores()) as threads:
         warnings.simplefilter("ignore")  # of large images and odd EXIF blocks
         for found in threads.map(check, _batches(jobs)):
