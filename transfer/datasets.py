@@ -41,3 +41,10 @@ def class_names(name: str) -> list[str]:
     if MetadataCatalog.get(name).get("thing_classes") is None:
         DatasetCatalog.get(name)
     return list(MetadataCatalog.get(name).thing_classes)
+
+
+def category_ids(name: str) -> dict[int, int]:
+    """Return which class (from 0) each category of a set's predictions is."""
+    names = class_names(name)
+    ids = MetadataCatalog.get(name).get("thing_dataset_id_to_contiguous_id")
+    return dict(ids) if ids else {index: index for index in range(len(names))}

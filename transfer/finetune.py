@@ -17,7 +17,7 @@ from detectron2.engine import default_setup
 from transfer import heads  # noqa: F401  (registers the heads that configs name)
 from transfer.config import FinetuneConfig
 from transfer.data_check import detection_faults
-from transfer.datasets import class_names, register
+from transfer.datasets import category_ids, class_names, register
 from transfer.pictures import write_pictures
 from transfer.task_config import build_cfg, check_companion, config_faults
 from transfer.trainer import METRICS, TRAINERS
@@ -61,7 +61,8 @@ def finetune(config: FinetuneConfig, weights: Path | None, output_dir: Path) -> 
         ) from None
     with redirect_stdout(io.StringIO()):
         records = DatasetCatalog.get(test_set)
-    write_pictures(records, names, output_dir, config.num_pictures)
+    ids = category_ids(test_set)
+    write_pictures(records, names, ids, output_dir, config.num_pictures)
     for path in output_dir.glob("model_[0-9]*.pth"):
         path.unlink()
     return trainer.metrics

@@ -72,7 +72,13 @@ def test_a_stage_writes_ap_predictions_and_pictures(
     root: Path, tmp_path: Path, name: str, kinds: set[str]
 ) -> None:
     settings = task(root, name).model_dump(mode="json")
+    settings["detectron2"]["TEST"] = {"EVAL_PERIOD": 2}
     metrics = run_stage(settings, {"weights": root / "backbone.pkl"}, tmp_path)
+    curve = [(line["step"], line["bbox/AP"]) for line in logged(tmp_path) if "bbox/AP" in line]
+    assert [step for step, _ in curve] == [2, 3]  # after the period, and at the end
+    assert (metrics["iteration"], metrics["bbox/AP"]) == curve[-1]
+    assert metrics["best/bbox/AP"] == max(value for _, value in curve)
+    assert metrics["best/iteration"] in (2, 3)
     assert {key.partition("/")[0] for key in metrics} == {*kinds, "best", "iteration"}
     assert all(0 <= metrics[f"{kind}/AP"] <= 100 for kind in kinds)
     names = sorted(path.name for path in tmp_path.iterdir())
@@ -80,6 +86,7 @@ def test_a_stage_writes_ap_predictions_and_pictures(
     assert not [name for name in names if name.startswith("model_0")]
     assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == [
         "00-detections.jpg", "00-ground_truth.jpg", "01-detections.jpg", "01-ground_truth.jpg",
+        "grid.jpg",
     ]  # fmt: skip
     assert logged(tmp_path)[-1]["step"] == 3
 
