@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from faster_coco_eval import COCO, COCOeval_faster
-from faster_coco_eval import mask as coco_mask
+from pycocotools import mask as coco_mask
 
 Task = Literal["bbox", "segm"]
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+NO_MASK = {"size": [1, 1], "counts": "1"}
 logger = logging.getLogger(__name__)
 
 
@@ -30,7 +31,7 @@ def coco_ap(
     size, of a class) the value is NaN. Masks are sorted into sizes by their own area, not by that
     of their box. `class_names` are in the order of the category ids.
     """
-    found = COCO({**truth.dataset, "annotations": _detections(results, task)})
+    found = COCO({**truth.dataset, "annotations": _detections(truth, results, task)})
     measure = COCOeval_faster(truth, found, task, print_function=logger.debug)
     measure.evaluate()
     measure.accumulate()
@@ -45,14 +46,22 @@ def coco_ap(
     return metrics
 
 
-def _detections(results: Iterable[dict[str, Any]], task: Task) -> list[dict[str, Any]]:
-    """Return the results as annotations with an id and the area of what the task measures."""
+def _detections(truth: COCO, results: Iterable[dict[str, Any]], task: Task) -> list[dict[str, Any]]:
+    """Return the results as annotations with an id and the area of what the task measures.
+
+    Of a mask that meets no object of its class in its image only the area matters, so a mask
+    without runs stands for it: reading the runs of most masks would take most of the time.
+    """
     kept = ("image_id", "category_id", "score", "bbox" if task == "bbox" else "segmentation")
     entries = [{key: result[key] for key in kept} for result in results]
     if task == "bbox":
         areas = [entry["bbox"][2] * entry["bbox"][3] for entry in entries]
     else:
-        areas = [int(area) for area in coco_mask.area([e["segmentation"] for e in entries])]
+        areas = [int(coco_mask.area(entry["segmentation"])) for entry in entries]
+        meet = {(entry["image_id"], entry["category_id"]) for entry in truth.anns.values()}
+        for entry in entries:
+            if (entry["image_id"], entry["category_id"]) not in meet:
+                entry["segmentation"] = NO_MASK
     for number, (entry, area) in enumerate(zip(entries, areas, strict=True), start=1):
         entry |= {"id": number, "area": area, "iscrowd": 0}
     return entries

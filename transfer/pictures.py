@@ -108,9 +108,10 @@ def _write_label(
     corner: tuple[float, float],
     shape: Shape,
 ) -> None:
-    """Write a label above a box, or into its top where there is no room above."""
+    """Write a label above a box, or into its top where there is no room, inside the picture."""
     paint = colour(shape.category)
-    place = (max(0, corner[0]) + 2, max(0, corner[1] - 17))
+    room = pen.im.size[0] - pen.textlength(shape.label, font=font) - 2
+    place = (max(0, min(corner[0] + 2, room)), max(0, corner[1] - 17))
     pen.rectangle(pen.textbbox(place, shape.label, font=font), fill=paint)
     bright = 0.3 * paint[0] + 0.59 * paint[1] + 0.11 * paint[2] > 110
     pen.text(place, shape.label, fill="black" if bright else "white", font=font)

@@ -40,6 +40,8 @@ class MetricsWriter(EventWriter):  # type: ignore[misc]
             evaluated = name.startswith(("bbox/", "segm/"))  # has a line of its own
             if iteration == storage.iter and math.isfinite(value) and not evaluated:
                 entry[name] = value
+        if len(entry) == 2:
+            return
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
 
