@@ -52,6 +52,8 @@ class TaskConfig(Section):
     config: Path
     title: str = ""
     optimizer: Optimizer = "sgd"
+    num_gpus: int = Field(default=1, ge=1, description="GPUs on each node")
+    num_nodes: int = Field(default=1, ge=1)
     overrides: tuple[str, ...] = ()
 
 
