@@ -32,8 +32,8 @@ class Section(BaseModel):
 class CocoData(Section):
     """A detection set in COCO's layout; class names come from the annotation file.
 
-    `fraction` keeps that part of the images for training: the same ones wherever the set lies, drawn
-    by `subset_seed`, and for one seed a smaller part lies within a larger one.
+    `fraction` keeps that part of the images, for training: the same ones wherever the set lies,
+    drawn by `subset_seed`; for one seed a smaller part lies within a larger one.
     """
 
     format: Literal["coco"] = "coco"
@@ -139,7 +139,7 @@ class FinetuneConfig(Section):
     rate, weight decay and clipping from the config's SOLVER section.
 
     `num_gpus` on each of `num_nodes` machines; 1 and 1 is one process, on a CPU where there is no
-    GPU. They are part of the identity: they decide the batch that a synchronised norm sees and, with
+    GPU. They belong to the identity: they decide the batch that a synchronised norm sees and, with
     SOLVER.REFERENCE_WORLD_SIZE, batch size, learning rate and number of iterations.
     """
 

@@ -15,8 +15,9 @@ from transfer.config import KNOWN_DATASETS, FinetuneConfig
 from transfer.convert import convert_checkpoint
 from transfer.digits import Sizes, build_digits
 from transfer.finetune import check_stage, finetune, repair_last_checkpoint, run_stage
+from transfer.hooks import EXIT_INTERRUPTED, METRICS
 from transfer.task_config import build_cfg
-from transfer.trainer import EXIT_INTERRUPTED, METRICS, TRAINERS, AdamWTrainer, Trainer
+from transfer.trainer import TRAINERS, AdamWTrainer, Trainer
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "transfer"
 
@@ -205,16 +206,18 @@ def test_adamw_takes_its_settings_from_solver(root: Path) -> None:
 
 
 def test_a_pointer_to_a_lost_checkpoint_goes_back_to_one_that_is_kept(tmp_path: Path) -> None:
-    assert repair_last_checkpoint(tmp_path) == 0
+    repair_last_checkpoint(tmp_path)
     pointer = tmp_path / "last_checkpoint"
+    assert not pointer.exists()
     (tmp_path / "model_0000049.pth").touch()
     (tmp_path / "model_0000099.pth").touch()
     pointer.write_text("model_0000049.pth", encoding="utf-8")
-    assert repair_last_checkpoint(tmp_path) == 50
+    repair_last_checkpoint(tmp_path)
+    assert pointer.read_text(encoding="utf-8") == "model_0000049.pth"
     pointer.write_text("model_final.pth", encoding="utf-8")
-    assert repair_last_checkpoint(tmp_path) == 100
+    repair_last_checkpoint(tmp_path)
     assert pointer.read_text(encoding="utf-8") == "model_0000099.pth"
     for path in tmp_path.glob("model_*.pth"):
         path.unlink()
-    assert repair_last_checkpoint(tmp_path) == 0
+    repair_last_checkpoint(tmp_path)
     assert not pointer.exists()
