@@ -75,21 +75,21 @@ def evaluate(run: Run) -> dict[str, float]:
     Raises:
         ValueError: the weights are not those of the whole detector.
     """
+    cfg, folder = run.cfg, Path(run.cfg.OUTPUT_DIR)
+    resumed = run.resume and (folder / "last_checkpoint").exists()
+    if not resumed and not cfg.MODEL.WEIGHTS:
+        raise ValueError("nothing to evaluate: MODEL.WEIGHTS is empty")
     register(run.datasets)
-    cfg = run.cfg
     default_setup(cfg, argparse.Namespace(eval_only=True))
     model = Trainer.build_model(cfg)
     checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
-    resumed = run.resume and checkpointer.has_checkpoint()
     weights = checkpointer.get_checkpoint_file() if resumed else cfg.MODEL.WEIGHTS
-    if not weights:
-        raise ValueError("nothing to evaluate: MODEL.WEIGHTS is empty")
     checkpointer.load(weights, checkpointables=[])
     check_loaded(model, Path(weights), whole=True)
     results = Trainer.test(cfg, model)
     if not comm.is_main_process():
         return {}
-    kept = json.loads((Path(cfg.OUTPUT_DIR) / PREDICTIONS).read_text(encoding="utf-8"))
+    kept = json.loads((folder / PREDICTIONS).read_text(encoding="utf-8"))
     return flat_metrics(results, num_detections=len(kept))
 
 
