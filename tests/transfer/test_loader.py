@@ -76,7 +76,7 @@ def test_images_and_draws_do_not_depend_on_workers_or_on_the_start(
 
 def test_what_a_step_draws_depends_on_its_number_alone() -> None:
     def draws(start: int, count: int) -> list[float]:
-        one = loader(0)
+        one = loader(1)  # the images are drawn in another process than the step
         one.start = start
         return [float(torch.rand(1)) for _ in islice(one, count)]
 
