@@ -193,6 +193,8 @@ class _Builder:
                 detectron2=content,
                 datasets=datasets,
                 optimizer=task.optimizer,
+                num_gpus=task.num_gpus,
+                num_nodes=task.num_nodes,
                 num_pictures=self.config.num_pictures,
             )
         except ValidationError as error:
