@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from transfer.config import CocoData
-from transfer.data_findings import Findings, box_faults, is_number, is_whole, path_fault, shown
+from transfer.data_findings import (
+    Findings,
+    box_faults,
+    is_number,
+    is_whole,
+    path_fault,
+    read_text,
+    shown,
+)
 from transfer.data_images import ImageJob
 from transfer.data_masks import mask_fault
 
@@ -47,7 +55,7 @@ def _content(path: Path, findings: Findings) -> dict[str, list[Any]] | None:
     wanted = "wanted COCO's annotation file"
     kind = "unreadable annotation files"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except FileNotFoundError:
         findings.fault(kind, f"{path}: no such file; {wanted}")
         return None

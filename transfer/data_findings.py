@@ -64,6 +64,18 @@ class Findings:
         return lines
 
 
+def read_text(path: Path) -> str:
+    """Return the text of a regular file (a pipe would be waited on for ever).
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not UTF-8, or no regular file.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError("not a file")
+    return path.read_text(encoding="utf-8")
+
+
 def one_line(text: str) -> str:
     """Return a text that a terminal can print on one line, whatever a file put into it."""
     text = "".join(character if character.isprintable() else " " for character in text)

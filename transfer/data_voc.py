@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 from transfer.config import VocData
-from transfer.data_findings import Findings, box_faults, is_number, path_fault, shown
+from transfer.data_findings import Findings, box_faults, is_number, path_fault, read_text, shown
 from transfer.data_images import ImageJob
 
 EDGES = ("xmin", "ymin", "xmax", "ymax")
@@ -42,8 +42,8 @@ def _names(split: Path, findings: Findings) -> list[str]:
     """Return the image names of a split, as detectron2 and the development kit read them."""
     kind = "broken splits"
     try:
-        lines = split.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(split).splitlines()
+    except (OSError, ValueError) as error:
         line = f"{split}: cannot be read ({error}); wanted VOC's list of image names"
         findings.fault(kind, line)
         return []
@@ -105,10 +105,9 @@ def _tree(path: Path) -> ET.Element:
     Raises:
         ValueError: it is large, not UTF-8, or declares entities (which can grow without bound).
     """
-    if path.stat().st_size > MAX_BYTES or not path.is_file():
-        raise ValueError("not a file of less than 16 MB")
-    content = path.read_bytes()
-    text = content.decode("utf-8")  # as detectron2 reads it
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError("more than 16 MB")
+    text = read_text(path)  # as detectron2 reads it
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise ValueError("it declares a document type; VOC's files have none")
     return ET.fromstring(text)

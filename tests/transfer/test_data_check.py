@@ -482,3 +482,17 @@ def test_sets_that_everybody_has_are_counted(
     assert detection_faults(coco, name="a_set_of_mine") == []
     monkeypatch.setitem(KNOWN_COUNTS, "coco_2017_val", (3, 3))
     assert detection_faults(coco, name="coco_2017_val") == []
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to(path)])
+def test_what_is_no_file_is_not_read(
+    coco: CocoData, voc: VocData, make: Callable[[Path], object]
+) -> None:
+    for data, path in (
+        (coco, coco.annotations),
+        (voc, voc.root / "Annotations" / "001.xml"),
+        (voc, voc.root / "ImageSets" / "Main" / "test.txt"),
+    ):
+        path.unlink()
+        make(path)
+        assert any(f"{path}: " in fault for fault in detection_faults(data))
