@@ -13,7 +13,6 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, default_setup
 from detectron2.utils import comm
 
-from transfer import heads  # noqa: F401  (registers the heads that configs name)
 from transfer.config import DetectionData, Optimizer
 from transfer.datasets import register
 from transfer.evaluation import flat_metrics

@@ -15,6 +15,7 @@ from detectron2.utils.events import EventWriter
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
+from transfer import heads  # noqa: F401  (registers the heads that configs name)
 from transfer.evaluation import build_evaluator, flat_metrics
 from transfer.history import record_evaluation
 from transfer.hooks import METRICS, MetricsWriter, RestartedPreciseBN, StopOnSignal
