@@ -49,7 +49,7 @@ WARM_UP = 2
 Step = Callable[[], object]
 
 
-def benchmark_detection(*, rounds: int = 10, threads: int | None = None, workers: int = 0) -> None:
+def benchmark_detection(*, rounds: int = 5, threads: int | None = None, workers: int = 0) -> None:
     """Print seconds per iteration, by part, and what the trainer adds to detectron2's plain loop.
 
     The two loops take turns; on a CPU they are compared by processor time, which other work on the
@@ -66,18 +66,16 @@ def benchmark_detection(*, rounds: int = 10, threads: int | None = None, workers
     with tempfile.TemporaryDirectory() as folder:
         register({DATASET: draw_dataset(Path(folder), size)})
         name = torch.cuda.get_device_name() if on_gpu else platform.machine()
-        table = Table(
-            title=f"Fine-tuning, 2 images of {size} px, {name}, {torch.get_num_threads()} threads, "
-            f"load {os.getloadavg()[0]:.1f}; seconds"
-        )
-        for column in ("case", "step", *PARTS, "images/s", "trainer / plain", "hooks ms"):
-            table.add_column(column, justify="left" if column == "case" else "right")
-        for title, file in CASES.items():
+        title = f"Fine-tuning, 2 images of {size} px, {name}, {torch.get_num_threads()} threads"
+        for case, file in CASES.items():
             for amp in (False, True) if on_gpu else (False,):
                 cfg = case_config(file, size, Path(folder), amp=amp, workers=workers)
-                cells = measure(cfg, rounds)
-                table.add_row(title + (", AMP" if amp else ""), *cells)
-        Console().print(table)
+                load = f"load {os.getloadavg()[0]:.1f}"
+                table = Table(title=f"{case}{', AMP' if amp else ''}. {title}, {load}; seconds")
+                for column in ("step", *PARTS, "images/s", "trainer / plain", "hooks ms"):
+                    table.add_column(column, justify="right")
+                table.add_row(*measure(cfg, rounds))
+                Console().print(table)
 
 
 def measure(cfg: CfgNode, rounds: int) -> list[str]:
