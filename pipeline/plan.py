@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from pipeline.agreement import disagreements
+from pipeline.agreement import disagreements, stem_fault
 from pipeline.config import BackboneConfig, PipelineConfig, TaskConfig
 from pipeline.datasets import detection_identity, folder_identity
 from pipeline.files import sha256_of
@@ -118,6 +118,10 @@ class _Builder:
         tasks: list[tuple[TaskConfig, tuple[FinetuneConfig, dict[str, Any]] | None]],
     ) -> None:
         config = self.pretrain_configs.get(backbone.name)
+        if config is not None and tasks and (fault := stem_fault(config)):
+            assert backbone.pretrain is not None
+            recipe = self.config_dir / backbone.pretrain
+            self.faults.append(f"{recipe}: backbone {backbone.name}: {fault}")
         for task, resolved in tasks:
             if config is not None and resolved is not None:
                 faults = disagreements(config, resolved[0].detectron2)
