@@ -12,13 +12,13 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.agreement import disagreements, stem_fault
 from pipeline.config import BackboneConfig, PipelineConfig, TaskConfig
-from pipeline.datasets import detection_identity, folder_identity
+from pipeline.datasets import detection_identity, image_identity
 from pipeline.files import sha256_of
 from pipeline.named_sets import dataset_names, unknown_set
 from pipeline.signature import identity_of
 from pipeline.stage import Stage
 from pipeline.yaml_config import apply_overrides, faults_of, load_yaml
-from pretrain.config import PretrainConfig
+from pretrain.config import DataConfig, PretrainConfig
 from transfer.config import ConvertConfig, FinetuneConfig, known_datasets
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -98,6 +98,7 @@ class _Builder:
         self.known_datasets = known_datasets() | dict(config.datasets)
         self.pretrain_configs: dict[str, PretrainConfig] = {}
         self.data_identities: dict[str, dict[str, Any] | None] = {}
+        self.image_identities: dict[DataConfig, dict[str, Any] | None] = {}
 
     def build(self) -> list[Stage]:
         tasks = [(task, self.finetune_config(task)) for task in self.config.tasks]
@@ -143,7 +144,7 @@ class _Builder:
         if config is None:
             return None
         self.pretrain_configs[backbone.name] = config
-        data = self.attempt(lambda: folder_identity(config.data.name, config.data.root))
+        data = self.image_identity(config.data)
         return Stage(
             kind="pretrain",
             slug=backbone.name,
@@ -152,6 +153,12 @@ class _Builder:
             root=self.root,
             backbone=backbone.name,
         )
+
+    def image_identity(self, data: DataConfig) -> dict[str, Any] | None:
+        """Return the identity of a set of images, taken once for all backbones."""
+        if data not in self.image_identities:
+            self.image_identities[data] = self.attempt(lambda: image_identity(data))
+        return self.image_identities[data]
 
     def convert_stage(self, backbone: BackboneConfig, pretrain: Stage | None) -> Stage:
         config = ConvertConfig(format=backbone.format, encoder=backbone.encoder)

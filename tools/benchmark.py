@@ -29,6 +29,18 @@ BENCHMARKS = {
         ("rounds", "images", "detections", "mask_images"),
         "COCO's AP by faster-coco-eval against pycocotools",
     ),
+    "loader": (
+        "pretrain.benchmark_loader",
+        "benchmark_loader",
+        ("rounds", "workers"),
+        "views per second against a plain PIL pipeline",
+    ),
+    "step": (
+        "pretrain.benchmark_step",
+        "benchmark_step",
+        ("rounds", "threads", "workers"),
+        "what a training step spends where",
+    ),
 }
 OPTIONS = {
     "images": "images of the set for boxes (default 5000)",

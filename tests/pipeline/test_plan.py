@@ -149,6 +149,34 @@ def test_a_task_that_contradicts_a_backbone_is_found_before_pretraining(project:
     ]
 
 
+@pytest.mark.parametrize("stem", ["small", "small-no-pool"])
+def test_a_stem_that_detectron2_lacks_is_refused_before_pretraining(
+    project: Path, stem: str
+) -> None:
+    edit("configs/a.yaml", lambda content: content["model"].update(stem=stem))
+    (line,) = faults()
+    assert line.startswith(f"configs/a.yaml: backbone a: model.stem is {stem} (a 3x3 first")
+    assert "use model.stem imagenet, or pretrain and probe this backbone without tasks" in line
+
+
+def test_only_the_training_images_of_class_folders_identify_a_pretraining(project: Path) -> None:
+    Path("data/train").mkdir()
+    Path("data/images").rename("data/train/one")
+    Path("data/val/one").mkdir(parents=True)
+    picture = next(Path("data/train/one").iterdir()).read_bytes()
+    for name in ("a", "b"):
+        edit(
+            f"configs/{name}.yaml",
+            lambda content: content["data"].update(root="data", format="imagefolder"),
+        )
+    before = signatures()
+    Path("data/val/one/new.png").write_bytes(picture)
+    assert signatures() == before
+    Path("data/train/one/new.png").write_bytes(picture)
+    after = signatures()
+    assert after["pretrain/a"] != before["pretrain/a"]
+
+
 def test_names_must_be_unique_and_plain(project: Path) -> None:
     edit("configs/tiny.yaml", lambda content: content["backbones"][2].update(name="a"))
     assert "backbones: named twice: a" in faults()[0]
