@@ -57,6 +57,8 @@ class TaskConfig(Section):
     title: str = ""
     reference: Reference | None = None
     optimizer: Optimizer = "sgd"
+    num_gpus: int = Field(default=1, ge=1, description="GPUs on each node")
+    num_nodes: int = Field(default=1, ge=1)
     overrides: tuple[str, ...] = ()
 
 

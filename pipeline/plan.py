@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pipeline.agreement import disagreements, stem_fault
 from pipeline.config import BackboneConfig, PipelineConfig, ProbeEntry, TaskConfig
 from pipeline.datasets import detection_identity, image_identity
 from pipeline.files import sha256_of
+from pipeline.named_sets import dataset_names, unknown_set
 from pipeline.signature import identity_of
 from pipeline.stage import Stage
 from pipeline.yaml_config import apply_overrides, faults_of, load_yaml
@@ -237,10 +237,11 @@ class _Builder:
         if content is None:
             return None
         datasets, identities = {}, {}
-        for name in self.dataset_names(content, path):
+        names, faults = dataset_names(content, path)
+        self.faults += faults
+        for name in (name for held in names.values() for name in held):
             if name not in self.known_datasets:
-                known = ", ".join(sorted(self.known_datasets))
-                self.faults.append(f"{path}: unknown data set {name!r}; known: {known}")
+                self.faults.append(unknown_set(name, path, self.known_datasets))
                 continue
             datasets[name] = self.known_datasets[name]
             if name not in self.data_identities:
@@ -254,6 +255,8 @@ class _Builder:
                 detectron2=content,
                 datasets=datasets,
                 optimizer=task.optimizer,
+                num_gpus=task.num_gpus,
+                num_nodes=task.num_nodes,
                 num_pictures=self.config.num_pictures,
             )
         except ValidationError as error:
@@ -261,22 +264,6 @@ class _Builder:
             return None
         identity = self.attempt(lambda: _task_identity(config, str(path)))
         return None if identity is None else (config, identity | {"data_content": identities})
-
-    def dataset_names(self, content: dict[str, Any], path: Path) -> list[str]:
-        names: list[str] = []
-        section = content.get("DATASETS")
-        for key in ("TRAIN", "TEST"):
-            value = section.get(key) if isinstance(section, dict) else None
-            if isinstance(value, str):
-                try:
-                    value = ast.literal_eval(value)
-                except (ValueError, SyntaxError):
-                    value = None
-            if not isinstance(value, list | tuple) or not value:
-                self.faults.append(f"{path}: DATASETS.{key}: wanted a list of data set names")
-                continue
-            names += [str(name) for name in value]
-        return names
 
     def finetune_stages(
         self,

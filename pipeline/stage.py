@@ -37,8 +37,8 @@ STAGE_KINDS: dict[str, StageKind] = {
     "probe": StageKind("pretrain.probes", 1, ("probes.json",), "probes.json"),
     "finetune": StageKind(
         "transfer.finetune",
-        1,
-        ("model_final.pth", "predictions.json", "pictures/*.jpg"),
+        2,
+        ("model_final.pth", "predictions.json", "effective_config.yaml", "pictures/*.jpg"),
         "model_final.pth",
     ),
 }  # fmt: skip
