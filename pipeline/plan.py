@@ -121,8 +121,8 @@ class _Builder:
         config = self.pretrain_configs.get(backbone.name)
         if config is not None and tasks and (fault := stem_fault(config)):
             assert backbone.pretrain is not None
-            where = self.config_dir / backbone.pretrain
-            self.faults.append(f"{where}: backbone {backbone.name}: {fault}")
+            source = self.config_dir / backbone.pretrain
+            self.faults.append(f"{source}: backbone {backbone.name}: {fault}")
         for task, resolved in tasks:
             if config is not None and resolved is not None:
                 faults = disagreements(config, resolved[0].detectron2)
