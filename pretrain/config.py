@@ -140,6 +140,22 @@ class OptimizerConfig(Section):
         return self.lr_per_256 * batch_size / 256
 
 
+class TrainingProbeConfig(Section):
+    """The k-NN accuracy of the encoder every `every_epochs`, which leaves no trace in the training.
+
+    `data` (where left out, that of the training) has labels and the splits `train` and `test`; at
+    most `max_images` of `train`, evenly spread, are the neighbours of all of `test`. Images are
+    shown as a probe config's `image` says, by default in the size of the views.
+    """
+
+    every_epochs: PositiveInt
+    data: DataConfig | None = None
+    size: PositiveInt | None = None
+    resize: PositiveInt | None = None
+    k: PositiveInt = 5
+    max_images: PositiveInt = 50_000
+
+
 class ComputeConfig(Section):
     """How the steps are computed, on whatever machine.
 
@@ -176,6 +192,7 @@ class PretrainConfig(Section):
     max_steps: PositiveInt | None = None
     covariance_epochs: PositiveInt | None = None
     seed: int = Field(default=0, ge=0)
+    probe: TrainingProbeConfig | None = Field(default=None, json_schema_extra=NOT_IDENTITY)
     log_every: PositiveInt = Field(default=10, json_schema_extra=NOT_IDENTITY)
     checkpoint_every: PositiveInt = Field(default=50, json_schema_extra=NOT_IDENTITY)
     keep_every_epochs: PositiveInt | None = Field(default=None, json_schema_extra=NOT_IDENTITY)

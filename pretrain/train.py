@@ -11,6 +11,7 @@ from pretrain.distributed import joined_processes
 from pretrain.engine import Trainer
 from pretrain.images import ImageFiles, open_images
 from pretrain.loader import too_few_images
+from pretrain.training_probe import TrainingProbe, after_epoch
 
 FULL_CHECK_LIMIT = 20_000
 
@@ -23,7 +24,7 @@ def pretrain(config: PretrainConfig, output_dir: Path) -> dict[str, float]:
     """
     with joined_processes() as processes:
         output_dir.mkdir(parents=True, exist_ok=True)
-        trainer = Trainer(config, output_dir, processes, after_epoch=None)
+        trainer = Trainer(config, output_dir, processes, after_epoch(config))
         metrics = trainer.train()
         if processes.is_first:
             save_backbone(trainer.model.encoder, config, output_dir / BACKBONE)
@@ -49,6 +50,11 @@ def check_stage(config: dict[str, Any]) -> list[str]:
     except ValueError as error:
         return [str(error)]
     faults = [fault] if (fault := too_few_images(settings, len(images))) else []
+    if settings.probe is not None:
+        try:
+            TrainingProbe(settings, settings.probe)
+        except ValueError as error:
+            faults.append(f"probe: {error}")
     if isinstance(images, ImageFiles) and len(images) <= FULL_CHECK_LIMIT:
         for index in range(len(images)):
             try:

@@ -13,6 +13,7 @@ TORCH_FREE = {
     "pretrain.data_layouts",
     "pretrain.file_index",
     "pretrain.loss_config",
+    "pretrain.probe_config",
     "transfer.config",
 }
 FORBIDDEN = {

@@ -17,6 +17,18 @@ BENCHMARKS = {
         ("rounds", "threads"),
         "whitening losses against a plain loop",
     ),
+    "detection": (
+        "transfer.benchmark",
+        "benchmark_detection",
+        ("rounds", "threads", "workers"),
+        "an iteration of fine-tuning, part by part and against detectron2's plain loop",
+    ),
+    "evaluation": (
+        "transfer.benchmark_evaluation",
+        "benchmark_evaluation",
+        ("rounds", "images", "detections", "mask_images"),
+        "COCO's AP by faster-coco-eval against pycocotools",
+    ),
     "loader": (
         "pretrain.benchmark_loader",
         "benchmark_loader",
@@ -31,6 +43,9 @@ BENCHMARKS = {
     ),
 }
 OPTIONS = {
+    "images": "images of the set for boxes (default 5000)",
+    "detections": "detections of an image (default 100)",
+    "mask_images": "images of the set for masks (default 250)",
     "rounds": "timed rounds",
     "threads": "CPU threads of the main process",
     "workers": "processes of the loader",
@@ -44,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name, (_, _, options, summary) in BENCHMARKS.items():
         command = commands.add_parser(name, help=summary, argument_default=argparse.SUPPRESS)
         for option in options:
-            command.add_argument(f"--{option}", type=int, help=OPTIONS[option])
+            command.add_argument(f"--{option.replace('_', '-')}", type=int, help=OPTIONS[option])
     chosen = vars(parser.parse_args(arguments))
     module, function, _, _ = BENCHMARKS[chosen.pop("name")]
     getattr(importlib.import_module(module), function)(**chosen)

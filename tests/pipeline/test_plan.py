@@ -47,7 +47,7 @@ def test_signatures_are_pinned(project: Path) -> None:
     found = signatures()
     assert found["pretrain/a"] == "bf9e8a23a3dc452b"
     assert found["convert/a"] == "689cd93881bd456b"
-    assert found["finetune/a--coco--seed0"] == "60f39a1c587f6e0f"
+    assert found["finetune/a--coco--seed0"] == "7fcbb307b8aa7bee"
 
 
 def test_editing_one_recipe_changes_only_what_depends_on_it(project: Path) -> None:
