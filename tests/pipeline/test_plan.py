@@ -46,8 +46,8 @@ def test_signatures_are_pinned(project: Path) -> None:
     # A change here means that every finished run of every user will be run again.
     found = signatures()
     assert found["pretrain/a"] == "a592cee07349d5fb"
-    assert found["convert/a"] == "816c596049eacfd8"
-    assert found["finetune/a--coco--seed0"] == "cfba260d60f1ec0b"
+    assert found["convert/a"] == "90fed671e1ea836e"
+    assert found["finetune/a--coco--seed0"] == "7dad483efaa9c698"
 
 
 def test_editing_one_recipe_changes_only_what_depends_on_it(project: Path) -> None:
