@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib
 import signal
 import sys
 from collections.abc import Callable
@@ -19,7 +20,6 @@ from pipeline.executors import check_before_start, run_local
 from pipeline.files import read_json, write_json
 from pipeline.plan import Plan, load_plan
 from pipeline.progress import Progress
-from pipeline.report_render import write_report
 from pipeline.report_text import rich_tables
 from pipeline.store import LockedError, State, lock
 
@@ -114,7 +114,8 @@ def make_report(plan: Plan) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     marker.unlink(missing_ok=True)
-    write_report(collect(plan), folder)
+    renderer = importlib.import_module("pipeline.report_render")  # it takes long to import
+    renderer.write_report(collect(plan), folder)
     write_json(marker, key)
 
 

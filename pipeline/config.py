@@ -11,6 +11,7 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from pipeline.resources import ResourcesConfig
 from transfer.config import DetectionData, Optimizer
 
 Slug = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)]
@@ -66,6 +67,7 @@ class PipelineConfig(Section):
     num_pictures: int = Field(default=6, ge=1)
     output_dir: Path = Path("runs")
     num_parallel: int = Field(default=1, ge=1, description="stages at a time on one machine")
+    resources: ResourcesConfig = ResourcesConfig()
 
     @model_validator(mode="after")
     def _unique(self) -> Self:
