@@ -9,32 +9,47 @@ import importlib
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.collect import all_states, collect, failed_log, report_dir, report_key
+from pipeline.collect import all_states, collect, report_dir, report_key
 from pipeline.executors import check_before_start, run_local
 from pipeline.files import read_json, write_json
 from pipeline.plan import Plan, load_plan
 from pipeline.progress import Progress
 from pipeline.report_text import rich_tables
+from pipeline.status import STYLES, show_log, show_status
 from pipeline.store import LockedError, State, lock
 
-STYLES = {"done": "green", "failed": "red", "running": "yellow"}
 REPORT_KEY = "made_from.json"
 
 
-def execute(command: str, config_file: Path, overrides: list[str]) -> int:
-    """Run `run`, `plan`, `status` or `report` on a pipeline config.
+@dataclass(frozen=True)
+class Options:
+    """What the command line asks for besides the config."""
+
+    executor: str = "local"
+    watch: bool = False
+    as_json: bool = False
+    stage: str | None = None
+
+
+def execute(
+    command: str, config_file: Path, overrides: list[str], options: Options | None = None
+) -> int:
+    """Run one of `COMMANDS` on a pipeline config.
 
     User errors are printed one a line on stderr and give exit code 2.
     """
     console = Console()
     try:
-        return COMMANDS[command](load_plan(config_file, overrides), console)
+        options = options or Options()
+        return _action(command, options)(load_plan(config_file, overrides), console)
     except LockedError as holder:
         print(f"run_pipeline: another run works on this plan: {holder}", file=sys.stderr)
         return 2
@@ -48,6 +63,19 @@ def execute(command: str, config_file: Path, overrides: list[str]) -> int:
     except KeyboardInterrupt:
         print("run_pipeline: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
+
+
+def _action(command: str, options: Options) -> Callable[[Plan, Console], int]:
+    """Return what carries a command out, given the executor and the other options."""
+    if command == "status":
+        return partial(show_status, watch=options.watch, as_json=options.as_json)
+    if command == "logs":
+        return partial(show_log, name=options.stage)
+    if command == "cancel" or (options.executor == "slurm" and command in ("run", "plan")):
+        cluster = importlib.import_module("pipeline.slurm.commands")  # it needs submitit
+        action: Callable[[Plan, Console], int] = cluster.COMMANDS[command]
+        return action
+    return COMMANDS[command]
 
 
 def run(plan: Plan, console: Console) -> int:
@@ -77,24 +105,6 @@ def show_plan(plan: Plan, console: Console) -> int:
     waiting = sum(state.status != "done" for state in states.values())
     console.print(f"{len(plan.stages)} stages, {waiting} to run; folder {plan.root}")
     return 0
-
-
-def show_status(plan: Plan, console: Console) -> int:
-    """Print backbones x stages, and the reason and log of what failed."""
-    states = all_states(plan)
-    table = Table("backbone", "stage", "state", title=f"status {plan.config.name}")
-    for stage in plan.stages:
-        label = stage.name.replace(f"{stage.backbone}--", "")
-        table.add_row(stage.backbone, label, _state_text(states[stage.name]))
-    console.print(table)
-    for stage in plan.stages:
-        state = states[stage.name]
-        if state.status == "failed":
-            text = f"{stage.name}: {state.reason} (log: {failed_log(stage)})"
-            console.print(text, style="red", markup=False, soft_wrap=True)
-        elif state.reason:
-            console.print(f"{stage.name}: {state.reason}", markup=False, soft_wrap=True)
-    return 1 if any(state.status == "failed" for state in states.values()) else 0
 
 
 def rebuild_report(plan: Plan, console: Console) -> int:
@@ -138,6 +148,6 @@ def _interrupt(number: int, frame: object) -> None:
 COMMANDS: dict[str, Callable[[Plan, Console], int]] = {
     "run": run,
     "plan": show_plan,
-    "status": show_status,
     "report": rebuild_report,
 }
+NAMES = ("run", "plan", "status", "logs", "cancel", "report")

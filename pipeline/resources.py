@@ -95,7 +95,7 @@ class ResourcesConfig(BaseModel):
     """Resources by kind of stage; what a kind leaves out is taken from `default`."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    __pydantic_extra__: dict[str, Resources]
+    __pydantic_extra__: dict[str, Resources] = Field(init=False)
 
     default: Resources = Resources()
 

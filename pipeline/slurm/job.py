@@ -1,7 +1,7 @@
 """What runs inside a job: the stage's worker as a child process, stopped and continued with it.
 
-submitit calls `checkpoint` when SLURM sends its signal, before a time limit or preemption: the worker
-saves and ends, and submitit puts the job back into the queue.
+submitit calls `checkpoint` when SLURM sends its signal, before a time limit or preemption: the
+worker saves and ends, and submitit puts the job back into the queue.
 """
 
 from __future__ import annotations

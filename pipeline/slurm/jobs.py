@@ -104,8 +104,10 @@ def _partition(
         numbers = [place[_only_input(stage).name][1] for stage in followers]
         size = place[_only_input(followers[0]).name][0].num_tasks if followers else 0
         if size > 1 and numbers == list(range(size)):
-            yield _label(kind, "" if size == len(stages) else group), followers, (
-                Dependency("aftercorr", group=group),
+            yield (
+                _label(kind, "" if size == len(stages) else group),
+                followers,
+                (Dependency("aftercorr", group=group),),
             )
             left = [stage for stage in left if stage not in followers]
     by_needs: dict[tuple[Dependency, ...], list[Stage]] = {}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -67,6 +69,18 @@ def settle(root: Path) -> tuple[list[Submission], dict[str, JobRow]]:
     return settled, rows
 
 
+@contextmanager
+def outside_a_job() -> Iterator[None]:
+    """Hide the variables of the job that this process runs in, if it does; keep `SLURM_CONF`."""
+    if "SLURM_JOB_ID" not in os.environ:
+        yield
+        return
+    kept = {name: os.environ[name] for name in ("SLURM_CONF",) if name in os.environ}
+    with submitit.helpers.clean_env():
+        os.environ.update(kept)
+        yield
+
+
 def _has_its_files(root: Path, submission: Submission) -> bool:
     folder = ledger_dir(root) / submission.token
     return all((folder / f"{task}_submitted.pkl").exists() for task in submission.task_ids)
@@ -123,7 +137,7 @@ def _sbatch(
     calls: list[Callable[[], str]], parameters: dict[str, Any], group: JobGroup, folder: Path
 ) -> str:
     """Hand one array to submitit; return its job id."""
-    with submitit.helpers.clean_env():
+    with outside_a_job():
         executor = submitit.SlurmExecutor(folder, max_num_timeout=group.resources.max_jobs - 1)
         executor.update_parameters(**parameters)
         try:
@@ -152,7 +166,7 @@ def check_accepted(groups: Iterable[JobGroup], folder: Path, code: Path) -> None
             script = Path(temporary) / "check.sh"
             script.write_text(text, encoding="utf-8")
             try:
-                with submitit.helpers.clean_env():
+                with outside_a_job():
                     call(["sbatch", "--test-only", str(script)])
             except SlurmError as error:
                 faults.append(f"resources.{kind}: {error}")
@@ -168,5 +182,3 @@ def cancel_jobs(job_ids: Sequence[str]) -> None:
     """
     for start in range(0, len(job_ids), IDS_A_CALL):
         call(["scancel", *job_ids[start : start + IDS_A_CALL]])
-
-
