@@ -1,14 +1,10 @@
 """Submission on a real SLURM of two nodes: arrays, dependencies, nothing twice, no orphans."""
 
 import json
-import subprocess
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from pipeline.slurm.ledger import latest_tasks, read_ledger, write_submission
-from pipeline.store import read_state
+from pipeline.slurm.ledger import read_ledger
 
 pytestmark = pytest.mark.slurm
 
