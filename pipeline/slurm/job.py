@@ -115,8 +115,14 @@ class StageJob:
             )
 
     def _code(self) -> int:
+        """Wait for the worker and return its exit code, negative if a signal ended it.
+
+        Unlike `Popen.wait`, which holds a lock, it may be called by a signal handler while it waits.
+        """
         assert self.worker is not None
-        return self.worker.wait()
+        end = os.waitid(os.P_PID, self.worker.pid, os.WEXITED | os.WNOWAIT)
+        assert end is not None
+        return end.si_status if end.si_code == os.CLD_EXITED else -end.si_status
 
     def _stop(self, number: int) -> int:
         if self.worker is None:

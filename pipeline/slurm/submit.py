@@ -101,8 +101,9 @@ def submit(
     """
     groups = job_groups(waiting, plan.config.resources.of, submitted)
     root = plan.root.absolute()
-    if "%" in str(root):
-        raise SlurmError(f"{root}: SLURM expands % in paths; choose another output_dir")
+    for character, what in (("%", "SLURM expands"), (":", "PYTHONPATH is parted by")):
+        if character in str(root):
+            raise SlurmError(f"{root}: {what} {character!r}; choose another output_dir")
     code = take_snapshot(root / "code")
     check_accepted(groups, root, code)
     with ThreadPoolExecutor(WRITERS) as pool:

@@ -47,7 +47,7 @@ def sbatch_parameters(
         "signal_delay_s": resources.save_s,
         "setup": setup_lines(resources.setup, folder, code),
         "stderr_to_stdout": True,
-        "srun_args": _srun_args(folder, cpus, tasks_per_node * resources.nodes),
+        "srun_args": _srun_args(cpus, tasks_per_node * resources.nodes),
         "additional_parameters": {
             "kill-on-invalid-dep": "yes",
             "requeue": True,
@@ -69,10 +69,9 @@ def setup_lines(setup: tuple[str, ...], folder: Path, code: Path) -> list[str]:
     ]
 
 
-def _srun_args(folder: Path, cpus: int, num_tasks: int) -> list[str]:
+def _srun_args(cpus: int, num_tasks: int) -> list[str]:
     """Return srun's own arguments; it takes no `cpus-per-task` from the job since SLURM 22.05."""
-    log = str(folder).replace("%", "%%") + "/%A_%a_%t.log"
-    arguments = [f"--cpus-per-task={cpus}", f"--output={log}"]
+    arguments = [f"--cpus-per-task={cpus}"]
     return [*arguments, "--kill-on-bad-exit=1"] if num_tasks > 1 else arguments
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,13 @@ from pipeline.stage import Stage, StageKind
 
 HERE = Path(__file__).resolve().parent
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "unshare", "nsenter")
+OF_NODE = """found=
+for process in /proc/[0-9]*; do
+    if tr '\\0' '\\n' <$process/environ 2>/dev/null | grep -qx SLURMD_NODENAME={node}; then
+        found="$found ${{process#/proc/}}"
+    fi
+done
+"""
 AWKWARD = 'o\'clock "runs"\nhere'  # a folder's name that has to be quoted everywhere
 PARTS = {"timeout_min": 10, "save_s": 60, "cpus_per_gpu": 1}
 
@@ -48,21 +56,33 @@ class Cluster:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def inside(self, script: str) -> str:
+    def inside(self, script: str) -> None:
         outer = (self.folder / "unshare.pid").read_text(encoding="utf-8").strip()
         answer = subprocess.run(
             ["ps", "-o", "pid=", "--ppid", outer], check=True, capture_output=True, text=True
         )
+        script = f"cd {shlex.quote(str(self.folder))} && export SLURM_CONF=$PWD/slurm.conf; {script}"
         command = ["nsenter", "-t", answer.stdout.split()[0], "-m", "-p", "bash", "-c", script]
         environment = os.environ | {"PATH": os.environ["PATH"] + ":/usr/sbin"}
-        return subprocess.run(
-            command, check=True, capture_output=True, text=True, env=environment
-        ).stdout
+        subprocess.run(
+            command, check=True, env=environment, stdin=subprocess.DEVNULL
+        )
 
     def kill_daemon(self, name: str) -> None:
         """Kill a daemon by the process id that it recorded."""
-        pid = self.folder / f"{name}.pid"
-        self.inside(f"kill -KILL $(cat '{pid}')")
+        self.inside(f"kill -KILL $(cat {name}.pid)")
+
+    def kill_node(self, node: str) -> None:
+        """Kill a node's daemon and all that it started, as a power cut would."""
+        self.kill_daemon(f"slurmd-{node}")
+        self.inside(f"{OF_NODE.format(node=node)} kill -KILL $found")
+
+    def start_node(self, node: str) -> None:
+        self.inside(f"kill -0 $(cat slurmd-{node}.pid) 2>/dev/null || slurmd -N {node}")
+
+    def signal_task(self, name: str) -> None:
+        """Send a signal to the one task of ours that runs, without SLURM's help."""
+        self.inside(f"kill -{name} $(pgrep -f '^[^ ]*python.*submitit.core._submit')")
 
 
 @pytest.fixture(scope="session")
@@ -134,7 +154,7 @@ class Project:
             time.sleep(0.3)
         return views
 
-    def wait_done(self, plan: Plan, seconds: float = 90) -> dict[str, View]:
+    def wait_done(self, plan: Plan, seconds: float = 40) -> dict[str, View]:
         return self.wait(
             plan, lambda views: {v.status for v in views.values()} <= {"done", "failed"}, seconds
         )
@@ -163,6 +183,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cluster: Cluster) -
     yield made
     subprocess.run(["scancel", "--user=root"], check=False)
     made.output.file.close()
+    for name in ("n1", "n2"):
+        cluster.start_node(name)
     for name in ("n1", "n2"):
         subprocess.run(
             ["scontrol", "update", f"NodeName={name}", "State=RESUME"],

@@ -27,7 +27,7 @@ SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 # cred_expire is also how long a requeued job waits before it starts again
-AuthInfo=socket=$dir/munge.socket,cred_expire=4
+AuthInfo=socket=$dir/munge.socket,cred_expire=5
 CredType=cred/munge
 MpiDefault=none
 ProctrackType=proctrack/linuxproc
