@@ -72,11 +72,14 @@ def job_groups(
     """
     groups: list[JobGroup] = []
     place: dict[str, tuple[JobGroup, int]] = {}
-    for kind in dict.fromkeys(stage.kind for stage in waiting):
+    depths = {kind: max(_depth(s) for s in waiting if s.kind == kind) for kind in kinds(waiting)}
+    for kind in sorted(depths, key=depths.__getitem__):
         stages = [stage for stage in waiting if stage.kind == kind]
         for label, members, dependencies in _partition(kind, stages, place, submitted):
             for part in range(0, len(members), MAX_ARRAY):
                 name = label if part == 0 else f"{label}-{part // MAX_ARRAY + 1}"
+                while any(group.name == name for group in groups):
+                    name += "x"
                 chunk = tuple(members[part : part + MAX_ARRAY])
                 group = JobGroup(name, kind, chunk, resources_of(kind), dependencies)
                 groups.append(group)
@@ -86,6 +89,16 @@ def job_groups(
     after += [Dependency("afterany", job_id=job_id) for job_id in earlier]
     report = JobGroup(REPORT, REPORT, (), resources_of(REPORT), tuple(after))
     return [*groups, report] if groups else []
+
+
+def kinds(stages: Sequence[Stage]) -> list[str]:
+    """Return the kinds of stages, each once."""
+    return list(dict.fromkeys(stage.kind for stage in stages))
+
+
+def _depth(stage: Stage) -> int:
+    """Return how many stages have to come before this one."""
+    return max((1 + _depth(source) for source in stage.inputs.values()), default=0)
 
 
 Part = tuple[str, list[Stage], tuple[Dependency, ...]]
@@ -113,14 +126,9 @@ def _partition(
     by_needs: dict[tuple[Dependency, ...], list[Stage]] = {}
     for stage in left:
         by_needs.setdefault(_needs(stage, place, submitted), []).append(stage)
-    taken: set[str] = set()
     for needs, members in by_needs.items():
         for backbone, part in _by_backbone(kind, members).items():
-            label = _label(kind, backbone)
-            while label in taken:
-                label += "-more"
-            taken.add(label)
-            yield label, part, needs
+            yield _label(kind, backbone), part, needs
 
 
 def _by_backbone(kind: str, members: list[Stage]) -> dict[str, list[Stage]]:

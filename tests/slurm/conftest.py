@@ -24,7 +24,9 @@ HERE = Path(__file__).resolve().parent
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "unshare", "nsenter")
 OF_NODE = """found=
 for process in /proc/[0-9]*; do
-    if tr '\\0' '\\n' <$process/environ 2>/dev/null | grep -qx SLURMD_NODENAME={node}; then
+    if grep -qx slurmstepd $process/comm; then
+        found="${{process#/proc/}} $found"
+    elif tr '\\0' '\\n' <$process/environ 2>/dev/null | grep -qx SLURMD_NODENAME={node}; then
         found="$found ${{process#/proc/}}"
     fi
 done
@@ -61,24 +63,38 @@ class Cluster:
         answer = subprocess.run(
             ["ps", "-o", "pid=", "--ppid", outer], check=True, capture_output=True, text=True
         )
-        script = f"cd {shlex.quote(str(self.folder))} && export SLURM_CONF=$PWD/slurm.conf; {script}"
+        script = (
+            f"cd {shlex.quote(str(self.folder))} && export SLURM_CONF=$PWD/slurm.conf; {script}"
+        )
         command = ["nsenter", "-t", answer.stdout.split()[0], "-m", "-p", "bash", "-c", script]
         environment = os.environ | {"PATH": os.environ["PATH"] + ":/usr/sbin"}
-        subprocess.run(
-            command, check=True, env=environment, stdin=subprocess.DEVNULL
-        )
+        subprocess.run(command, check=True, env=environment, stdin=subprocess.DEVNULL)
 
     def kill_daemon(self, name: str) -> None:
         """Kill a daemon by the process id that it recorded."""
         self.inside(f"kill -KILL $(cat {name}.pid)")
 
     def kill_node(self, node: str) -> None:
-        """Kill a node's daemon and all that it started, as a power cut would."""
+        """Kill a node's daemon and all that it started, as a power cut would; the other is idle."""
         self.kill_daemon(f"slurmd-{node}")
         self.inside(f"{OF_NODE.format(node=node)} kill -KILL $found")
 
     def start_node(self, node: str) -> None:
         self.inside(f"kill -0 $(cat slurmd-{node}.pid) 2>/dev/null || slurmd -N {node}")
+
+    def stop_controller(self) -> None:
+        self.inside("pid=$(cat slurmctld.pid); kill $pid; while kill -0 $pid; do sleep 0.1; done")
+
+    def wait_idle(self) -> None:
+        """Return once both nodes can take jobs."""
+        deadline = time.monotonic() + 30
+        idle = ["sinfo", "--noheader", "--format=%D", "--states=idle", "--partition=main"]
+        while subprocess.run(idle, capture_output=True, check=False).stdout.strip() != b"2":
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+
+    def start_controller(self) -> None:
+        self.inside("kill -0 $(cat slurmctld.pid) 2>/dev/null || slurmctld")
 
     def signal_task(self, name: str) -> None:
         """Send a signal to the one task of ours that runs, without SLURM's help."""
@@ -113,7 +129,10 @@ class Project:
     def behave(self, slug: str, **how: object) -> None:
         (self.folder / f"{slug}.json").write_text(json.dumps(how), encoding="utf-8")
 
-    def plan(self, backbones: tuple[str, ...] = ("a",), **resources: object) -> Plan:
+    def plan(
+        self, backbones: tuple[str, ...] = ("a",), short: bool = False, **resources: object
+    ) -> Plan:
+        """Return a plan of all kinds of stages, or of pretraining alone if `short`."""
         config = PipelineConfig.model_validate(
             {
                 "name": "tiny",
@@ -136,7 +155,8 @@ class Project:
                     )  # fmt: skip
                     before[kind + backbone] = stage
                     stages.append(stage)
-        return Plan(config, Path("tiny.yaml"), (), tuple(stages))
+        chosen = [stage for stage in stages if not short or stage.kind == "pretrain"]
+        return Plan(config, Path("tiny.yaml"), (), tuple(chosen))
 
     def run(self, plan: Plan) -> int:
         return commands.run(plan, self.output)
@@ -172,6 +192,7 @@ def stage_of(plan: Plan, name: str) -> Stage:
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cluster: Cluster) -> Iterator[Project]:
+    cluster.wait_idle()
     folder = tmp_path / AWKWARD
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -181,8 +202,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cluster: Cluster) -
         monkeypatch.setitem(stage_module.STAGE_KINDS, name, kind)
     made = Project(folder)
     yield made
-    subprocess.run(["scancel", "--user=root"], check=False)
     made.output.file.close()
+    cluster.start_controller()
+    subprocess.run(["scancel", "--user=root"], check=False)
     for name in ("n1", "n2"):
         cluster.start_node(name)
     for name in ("n1", "n2"):
