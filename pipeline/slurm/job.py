@@ -117,7 +117,7 @@ class StageJob:
     def _code(self) -> int:
         """Wait for the worker and return its exit code, negative if a signal ended it.
 
-        Unlike `Popen.wait`, which holds a lock, it may be called by a signal handler while it waits.
+        A signal handler may call it while it waits: `Popen` would hold a lock, or reap the worker.
         """
         assert self.worker is not None
         end = os.waitid(os.P_PID, self.worker.pid, os.WEXITED | os.WNOWAIT)
@@ -127,14 +127,14 @@ class StageJob:
     def _stop(self, number: int) -> int:
         if self.worker is None:
             return EXIT_INTERRUPTED
-        self.worker.send_signal(number)
+        os.kill(self.worker.pid, number)  # not reaped, so the number is its own
         return self._code()
 
     def _terminate(self, number: int, frame: FrameType | None) -> None:
         """Have the worker save: SLURM ends the job by `scancel`, or preempts it."""
         self.terminated = True
         if self.worker is not None:
-            self.worker.send_signal(signal.SIGTERM)
+            os.kill(self.worker.pid, signal.SIGTERM)
 
     def _finish(self, code: int) -> str:
         """Turn the worker's exit code into the job's end."""
