@@ -8,7 +8,9 @@ from typing import Any
 from pretrain.checkpoint import BACKBONE, save_backbone
 from pretrain.config import PretrainConfig
 from pretrain.data import list_images, read_image
-from pretrain.engine import Trainer, too_few_images
+from pretrain.distributed import joined_processes
+from pretrain.engine import Trainer
+from pretrain.loader import too_few_images
 
 FULL_CHECK_LIMIT = 20_000
 
@@ -16,13 +18,16 @@ FULL_CHECK_LIMIT = 20_000
 def pretrain(config: PretrainConfig, output_dir: Path) -> dict[str, float]:
     """Train to the end, resuming what `output_dir` already holds; return the final metrics.
 
-    Writes `backbone.pth`, `last.pth`, `metrics.jsonl` and TensorBoard events.
+    Writes `backbone.pth`, `last.pth`, `metrics.jsonl` and TensorBoard events. In one process, or
+    in each of those that torchrun's variables name; all but the first return no metrics.
     """
-    output_dir.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(config, output_dir)
-    metrics = trainer.train()
-    save_backbone(trainer.model.encoder, config, output_dir / BACKBONE)
-    return metrics
+    with joined_processes() as processes:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        trainer = Trainer(config, output_dir, processes, after_epoch=None)
+        metrics = trainer.train()
+        if processes.is_first:
+            save_backbone(trainer.model.encoder, config, output_dir / BACKBONE)
+        return metrics
 
 
 def run_stage(
