@@ -15,7 +15,7 @@ from pipeline.executors import check_before_start
 from pipeline.plan import Plan
 from pipeline.resources import REPORT
 from pipeline.slurm.estimate import gpu_hours
-from pipeline.slurm.jobs import JobGroup, job_groups
+from pipeline.slurm.jobs import JobGroup, plan_groups, resource_faults
 from pipeline.slurm.ledger import Submission, close_submissions, ledger_dir, read_ledger
 from pipeline.slurm.queue import JobRow, SlurmError, read_queue
 from pipeline.slurm.states import View, read_views, unfinished
@@ -85,7 +85,9 @@ def show_plan(plan: Plan, console: Console) -> int:
     """Print the arrays, what they wait for, the exact sbatch text, and the GPU hours."""
     states = all_states(plan)
     waiting = [stage for stage in plan.stages if states[stage.name].status != "done"]
-    groups = job_groups(waiting, plan.config.resources.of, {})
+    groups = plan_groups(plan, waiting)
+    if faults := resource_faults(plan):
+        raise ValueError("\n".join(faults))
     table = Table("array", "tasks", "waits for", "nodes x GPUs", "limit (min)", "GPU hours", "from")
     names = {group.name: f"<{group.name}>" for group in groups}
     estimates = gpu_hours(plan, groups)

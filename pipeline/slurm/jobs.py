@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.plan import Plan
-from pipeline.resources import REPORT, Resources
+from pipeline.resources import REPORT, Resources, ResourcesConfig
 from pipeline.stage import Stage
 
 MAX_ARRAY = 1000  # SLURM's MaxArraySize is 1001 unless the site raised it
@@ -56,12 +56,12 @@ class JobGroup:
 def plan_groups(plan: Plan, waiting: Sequence[Stage] | None = None) -> list[JobGroup]:
     """Return the groups for the whole plan, or for the stages that wait, none submitted before."""
     stages = plan.stages if waiting is None else waiting
-    return job_groups(stages, plan.config.resources.of, {})
+    return job_groups(stages, plan.config.resources, {})
 
 
 def job_groups(
     waiting: Sequence[Stage],
-    resources_of: Callable[[str], Resources],
+    resources: ResourcesConfig,
     submitted: Mapping[str, str],
 ) -> list[JobGroup]:
     """Return the arrays for `waiting`, inputs before what needs them, and the report last.
@@ -81,14 +81,39 @@ def job_groups(
                 while any(group.name == name for group in groups):
                     name += "x"
                 chunk = tuple(members[part : part + MAX_ARRAY])
-                group = JobGroup(name, kind, chunk, resources_of(kind), dependencies)
+                needs = stage_resources(resources, chunk[0])
+                group = JobGroup(name, kind, chunk, needs, dependencies)
                 groups.append(group)
                 place |= {stage.name: (group, index) for index, stage in enumerate(chunk)}
     after = [Dependency("afterany", group=group.name) for group in groups]
     earlier = dict.fromkeys(job_id.partition("_")[0] for job_id in submitted.values())
     after += [Dependency("afterany", job_id=job_id) for job_id in earlier]
-    report = JobGroup(REPORT, REPORT, (), resources_of(REPORT), tuple(after))
+    report = JobGroup(REPORT, REPORT, (), resources.of(REPORT), tuple(after))
     return [*groups, report] if groups else []
+
+
+def stage_resources(resources: ResourcesConfig, stage: Stage) -> Resources:
+    """Return what a stage asks for: a task that says how many GPUs it trains on gets those."""
+    own = resources.of(stage.kind)
+    nodes, gpus = _size(stage)
+    wanted = {"gpus": gpus} if gpus > 1 else {}
+    return own.model_copy(update=wanted | ({"nodes": nodes} if nodes > 1 else {}))
+
+
+def resource_faults(plan: Plan) -> list[str]:
+    """Return where `resources` contradict what tasks say that they train on."""
+    own = plan.config.resources.of("finetune")
+    faults = []
+    for stage in plan.stages:
+        if stage.kind == "finetune":
+            for key, given in (("num_gpus", own.gpus), ("num_nodes", own.nodes)):
+                wanted = int(stage.settings.get(key, 1))
+                if given not in (wanted, 1) and (given, key) != (0, "num_gpus"):
+                    faults.append(
+                        f"resources.finetune.{key.removeprefix('num_')}: {given}, but task "
+                        f"{stage.task} has {key}: {wanted}; results depend on it, so the task says"
+                    )
+    return list(dict.fromkeys(faults))
 
 
 def kinds(stages: Sequence[Stage]) -> list[str]:
@@ -127,18 +152,26 @@ def _partition(
     for stage in left:
         by_needs.setdefault(_needs(stage, place, submitted), []).append(stage)
     for needs, members in by_needs.items():
-        for backbone, part in _by_backbone(kind, members).items():
-            yield _label(kind, backbone), part, needs
+        for label, part in _by_backbone(kind, members).items():
+            yield _label(kind, label), part, needs
 
 
 def _by_backbone(kind: str, members: list[Stage]) -> dict[str, list[Stage]]:
-    """Return fine-tuning by backbone; other kinds are one part."""
+    """Return fine-tuning by backbone and GPUs; other kinds are one part."""
+    if kind != "finetune":
+        return {members[0].backbone if len(members) == 1 else "": members}
     parts: dict[str, list[Stage]] = {}
+    sizes = {_size(stage) for stage in members}
     for stage in members:
-        parts.setdefault(stage.backbone if kind == "finetune" else "", []).append(stage)
-    if kind != "finetune" and len(members) == 1:
-        return {members[0].backbone: members}
+        size = "-".join(map(str, _size(stage))) if len(sizes) > 1 else ""
+        parts.setdefault(f"{stage.backbone}-{size}gpus" if size else stage.backbone, []).append(
+            stage
+        )
     return parts
+
+
+def _size(stage: Stage) -> tuple[int, int]:
+    return int(stage.settings.get("num_nodes", 1)), int(stage.settings.get("num_gpus", 1))
 
 
 def _follows(

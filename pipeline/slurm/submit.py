@@ -19,7 +19,7 @@ from submitit.core.utils import FailedSubmissionError, UncompletedJobError
 from pipeline.plan import Plan
 from pipeline.resources import REPORT
 from pipeline.slurm.job import ReportJob, StageJob
-from pipeline.slurm.jobs import JobGroup, job_groups
+from pipeline.slurm.jobs import JobGroup, job_groups, resource_faults
 from pipeline.slurm.ledger import (
     Submission,
     close_submissions,
@@ -99,7 +99,9 @@ def submit(
     Raises:
         SlurmError: SLURM refused; what was accepted before stays, and the next run goes on.
     """
-    groups = job_groups(waiting, plan.config.resources.of, submitted)
+    groups = job_groups(waiting, plan.config.resources, submitted)
+    if faults := resource_faults(plan):
+        raise SlurmError("\n".join(faults))
     root = plan.root.absolute()
     for character, what in (("%", "SLURM expands"), (":", "PYTHONPATH is parted by")):
         if character in str(root):

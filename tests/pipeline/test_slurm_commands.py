@@ -128,7 +128,7 @@ def test_pending_failed_retried_done(fake: Fake, capsys: pytest.CaptureFixture[s
 def test_the_text_shown_is_the_text_submitted(fake: Fake) -> None:
     run()
     plan = plan_of()
-    groups = {g.name: g for g in submit.job_groups(plan.stages, plan.config.resources.of, {})}
+    groups = {g.name: g for g in submit.job_groups(plan.stages, plan.config.resources, {})}
     for entry in read_ledger(plan.root):
         folder = plan.root.absolute() / "slurm" / entry.token
         (script,) = folder.glob("*_submission.sh")

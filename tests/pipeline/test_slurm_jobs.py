@@ -1,6 +1,7 @@
 """From stages to arrays, sbatch text and estimates, without any SLURM."""
 
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ from pipeline.plan import Plan
 from pipeline.resources import Resources, ResourcesConfig
 from pipeline.slurm.estimate import gpu_hours
 from pipeline.slurm.job import worker_environment
-from pipeline.slurm.jobs import job_groups, plan_groups
+from pipeline.slurm.jobs import job_groups, plan_groups, resource_faults
 from pipeline.slurm.queue import expand_ids, parse_accounting, parse_queue, parse_time
 from pipeline.slurm.snapshot import take_snapshot
 from pipeline.slurm.text import sbatch_parameters, sbatch_text
@@ -76,8 +77,13 @@ def stages_of(backbones: tuple[str, ...], seeds: tuple[int, ...] = (0, 1)) -> li
     return stages
 
 
-def resources_of(kind: str) -> Resources:
-    return Resources()
+CONFIG = {
+    "name": "tiny",
+    "backbones": [{"name": "a", "random": True}],
+    "tasks": [{"name": "voc", "config": "voc.yaml"}],
+    "seeds": [0],
+}
+NOTHING = ResourcesConfig()
 
 
 def shown(groups: list) -> dict[str, tuple[list[str], list[str]]]:
@@ -92,7 +98,7 @@ def shown(groups: list) -> dict[str, tuple[list[str], list[str]]]:
 
 
 def test_a_plan_becomes_one_array_a_kind_and_one_a_backbone() -> None:
-    assert shown(job_groups(stages_of(("a", "b")), resources_of, {})) == {
+    assert shown(job_groups(stages_of(("a", "b")), NOTHING, {})) == {
         "pretrain": (["a", "b"], []),
         "convert": (["a", "b"], ["aftercorr:<pretrain>"]),
         "finetune-a": (["a--voc--seed0", "a--voc--seed1"], ["afterok:<convert>_0"]),
@@ -111,14 +117,14 @@ def test_a_plan_becomes_one_array_a_kind_and_one_a_backbone() -> None:
 
 def test_a_random_backbone_does_not_put_finetuning_first() -> None:
     random = Stage("finetune", "random--voc--seed0", {}, {}, Path("runs"), {}, "random", "voc", 0)
-    groups = shown(job_groups([random, *stages_of(("a", "b"))], resources_of, {}))
+    groups = shown(job_groups([random, *stages_of(("a", "b"))], NOTHING, {}))
     assert list(groups)[:2] == ["pretrain", "convert"]
     assert groups["finetune-random"][1] == []
     assert groups["finetune-b"][1] == ["afterok:<convert>_1"]
 
 
 def test_a_single_backbone_needs_no_task_numbers() -> None:
-    groups = shown(job_groups(stages_of(("a",), (0,)), resources_of, {}))
+    groups = shown(job_groups(stages_of(("a",), (0,)), NOTHING, {}))
     assert groups["convert-a"] == (["a"], ["afterok:<pretrain-a>"])
     assert groups["finetune-a"] == (["a--voc--seed0"], ["afterok:<convert-a>"])
 
@@ -129,7 +135,7 @@ def test_what_is_done_or_queued_is_not_waited_for_again() -> None:
     waiting = [named[name] for name in ("pretrain/a", "convert/a", "convert/b", "convert/c")] + [
         stage for stage in stages if stage.kind == "finetune" and stage.backbone != "a"
     ]
-    groups = shown(job_groups(waiting, resources_of, {"pretrain/b": "40_1"}))
+    groups = shown(job_groups(waiting, NOTHING, {"pretrain/b": "40_1"}))
     assert groups["pretrain-a"] == (["a"], [])
     assert groups["convert-a"] == (["a"], ["afterok:<pretrain-a>"])
     assert groups["convert-b"] == (["b"], ["afterok:40_1"])
@@ -138,19 +144,32 @@ def test_what_is_done_or_queued_is_not_waited_for_again() -> None:
     assert groups["report"][1][-1] == "afterany:40"
 
 
+def test_tasks_on_different_gpus_have_arrays_of_their_own() -> None:
+    stages = stages_of(("a",))
+    bigger = replace(stages[-1], settings={"num_gpus": 8, "num_nodes": 2}, slug="a--coco--seed0")
+    groups = {g.name: g for g in job_groups([*stages, bigger], NOTHING, {})}
+    assert [s.seed for s in groups["finetune-a-1-1gpus"].stages] == [0, 1]
+    big = groups["finetune-a-2-8gpus"].resources
+    assert (big.gpus, big.nodes, groups["finetune-a-1-1gpus"].resources.gpus) == (8, 2, 0)
+    config = PipelineConfig.model_validate(CONFIG | {"resources": {"finetune": {"gpus": 4}}})
+    (first, second) = resource_faults(Plan(config, Path("x"), (), (*stages, bigger)))
+    assert first.startswith("resources.finetune.gpus: 4, but task voc has num_gpus: 1")
+    assert "num_gpus: 8" in second
+
+
 def test_arrays_stop_at_slurms_default_limit() -> None:
     stages = stages_of(("a",), tuple(range(1500)))
-    groups = job_groups(stages, resources_of, {})
+    groups = job_groups(stages, NOTHING, {})
     assert [(g.name, g.num_tasks) for g in groups if g.kind == "finetune"] == [
         ("finetune-a", 1000),
         ("finetune-a-2", 500),
     ]
-    many = job_groups(stages_of(tuple(f"b{i}" for i in range(1200)), ()), resources_of, {})
+    many = job_groups(stages_of(tuple(f"b{i}" for i in range(1200)), ()), NOTHING, {})
     named = shown(many)
     rest = [f"b{number}" for number in range(1000, 1200)]
     assert named["pretrain-2"][0] == named["convert-pretrain-2"][0] == rest
     assert named["convert-pretrain-2"][1] == ["aftercorr:<pretrain-2>"]
-    twice = job_groups(stages_of(("a", "a-2"), tuple(range(1500))), resources_of, {})
+    twice = job_groups(stages_of(("a", "a-2"), tuple(range(1500))), NOTHING, {})
     assert len({group.name for group in twice}) == len(twice)
 
 
@@ -160,7 +179,7 @@ def test_sbatch_text_is_golden_and_bash_takes_it(tmp_path: Path) -> None:
         account="lab", qos="high", constraint="a100", array_parallelism=7,
         setup=("module load cuda",), extra={"exclude": "n3", "overcommit": True, "hold": False},
     )  # fmt: skip
-    group = job_groups(stages_of(("a", "b"), ()), lambda kind: resources, {})[0]
+    group = job_groups(stages_of(("a", "b"), ()), ResourcesConfig(default=resources), {})[0]
     group = group.__class__(**(vars(group) | {"resources": resources.model_copy(
         update={"array_parallelism": 7})}))  # fmt: skip
     folder = Path("/a b/it's\nhere")
@@ -234,11 +253,8 @@ def test_rows_of_squeue_and_sacct() -> None:
 
 def test_gpu_hours_come_from_limits_until_something_is_measured() -> None:
     config = PipelineConfig.model_validate(
-        {
-            "name": "tiny",
-            "backbones": [{"name": "a", "random": True}],
-            "tasks": [{"name": "voc", "config": "voc.yaml"}],
-            "seeds": [0],
+        CONFIG
+        | {
             "resources": {
                 "pretrain": {"gpus": 8, "nodes": 2, "timeout_min": 90},
                 "finetune": {"gpus": 4, "timeout_min": 30},
