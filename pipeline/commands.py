@@ -1,81 +1,26 @@
-"""The commands behind `tools/run_pipeline.py`; each returns an exit code.
-
-0 all is done, 1 a stage failed, 2 the user has something to mend, 130 interrupted.
-"""
+"""`run`, `plan` and `report` on this machine; each returns an exit code."""
 
 from __future__ import annotations
 
-import importlib
 import signal
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from pipeline.collect import all_states, collect, report_dir, report_key
+from pipeline.entry import Options, execute
 from pipeline.executors import check_before_start, run_local
 from pipeline.files import read_json, write_json
-from pipeline.plan import Plan, load_plan
+from pipeline.plan import Plan
 from pipeline.progress import Progress
+from pipeline.report_render import write_report
 from pipeline.report_text import rich_tables
-from pipeline.status import STYLES, show_log, show_status
-from pipeline.store import LockedError, State, lock
+from pipeline.status import STYLES
+from pipeline.store import State, lock
 
 REPORT_KEY = "made_from.json"
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the command line asks for besides the config."""
-
-    executor: str = "local"
-    watch: bool = False
-    as_json: bool = False
-    stage: str | None = None
-
-
-def execute(
-    command: str, config_file: Path, overrides: list[str], options: Options | None = None
-) -> int:
-    """Run one of `COMMANDS` on a pipeline config.
-
-    User errors are printed one a line on stderr and give exit code 2.
-    """
-    console = Console()
-    try:
-        options = options or Options()
-        return _action(command, options)(load_plan(config_file, overrides), console)
-    except LockedError as holder:
-        print(f"run_pipeline: another run works on this plan: {holder}", file=sys.stderr)
-        return 2
-    except ValueError as error:
-        for line in str(error).splitlines():
-            print(f"run_pipeline: {line}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"run_pipeline: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("run_pipeline: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-
-
-def _action(command: str, options: Options) -> Callable[[Plan, Console], int]:
-    """Return what carries a command out, given the executor and the other options."""
-    if command == "status":
-        return partial(show_status, watch=options.watch, as_json=options.as_json)
-    if command == "logs":
-        return partial(show_log, name=options.stage)
-    if command == "cancel" or (options.executor == "slurm" and command in ("run", "plan")):
-        cluster = importlib.import_module("pipeline.slurm.commands")  # it needs submitit
-        action: Callable[[Plan, Console], int] = cluster.COMMANDS[command]
-        return action
-    return COMMANDS[command]
+__all__ = ["Options", "execute", "make_report", "rebuild_report", "run", "show_plan", "show_report"]
 
 
 def run(plan: Plan, console: Console) -> int:
@@ -124,8 +69,7 @@ def make_report(plan: Plan) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     marker.unlink(missing_ok=True)
-    renderer = importlib.import_module("pipeline.report_render")  # it takes long to import
-    renderer.write_report(collect(plan), folder)
+    write_report(collect(plan), folder)
     write_json(marker, key)
 
 
@@ -143,11 +87,3 @@ def _state_text(state: State) -> Text:
 
 def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
-
-
-COMMANDS: dict[str, Callable[[Plan, Console], int]] = {
-    "run": run,
-    "plan": show_plan,
-    "report": rebuild_report,
-}
-NAMES = ("run", "plan", "status", "logs", "cancel", "report")

@@ -21,6 +21,8 @@ STYLES = {"done": "green", "failed": "red", "running": "yellow", "queued": "cyan
 ORDER: tuple[Status, ...] = ("done", "running", "queued", "missing", "failed")
 WATCH_EVERY_S = 10.0
 LOG_LINES = 5
+MAX_ROWS = 60
+MAX_REASONS = 20
 
 
 def show_status(plan: Plan, console: Console, watch: bool = False, as_json: bool = False) -> int:
@@ -60,10 +62,28 @@ def show_log(plan: Plan, console: Console, name: str | None) -> int:
 
 
 def status_text(plan: Plan, views: dict[str, View], notes: list[str]) -> RenderableType:
-    """Return the table of backbones and stages, the sum, and why stages failed."""
+    """Return the table of backbones and stages, the sum, and why stages failed.
+
+    A large plan has one row a backbone, and the rows of what is at work.
+    """
+    shown = list(views.values())
+    lines: list[RenderableType] = []
+    if len(shown) > MAX_ROWS:
+        lines.append(matrix(plan, views))
+        shown = [view for view in shown if view.status == "running"][:MAX_ROWS]
+    if shown:
+        lines.append(_rows(plan, shown))
+    counts = Counter(view.status for view in views.values())
+    total = ", ".join(f"{counts[status]} {status}" for status in ORDER if counts[status])
+    lines.append(Text(f"{len(views)} stages: {total}; folder {plan.root}"))
+    lines += [Text(note, style="yellow") for note in notes]
+    return Group(*lines, *_reasons(views))
+
+
+def _rows(plan: Plan, shown: list[View]) -> Table:
     columns = ("backbone", "stage", "state", "job", "node", "elapsed", "left", "last")
     table = Table(*columns, title=f"status {plan.config.name}")
-    for view in views.values():
+    for view in shown:
         state = Text(view.status, style=STYLES.get(view.status, ""))
         if view.status == "queued" and view.reason:
             state.append(f" ({view.reason})", style="dim")
@@ -72,24 +92,48 @@ def status_text(plan: Plan, views: dict[str, View], notes: list[str]) -> Rendera
         table.add_row(
             view.backbone, label, state, view.job_id, Text(view.node), *times, view.metric
         )
-    counts = Counter(view.status for view in views.values())
-    total = ", ".join(f"{counts[status]} {status}" for status in ORDER if counts[status])
-    lines: list[RenderableType] = [table, Text(f"{len(views)} stages: {total}; folder {plan.root}")]
-    lines += [Text(note, style="yellow") for note in notes]
-    return Group(*lines, *_reasons(views))
+    return table
+
+
+def matrix(plan: Plan, views: dict[str, View]) -> Table:
+    """Return one row a backbone: how many of its stages of each kind stand where."""
+    cells: dict[str, dict[str, Counter[Status]]] = {}
+    for stage in plan.stages:
+        column = stage.kind if stage.task is None else f"{stage.kind} {stage.task}"
+        row = cells.setdefault(stage.backbone, {})
+        row.setdefault(column, Counter())[views[stage.name].status] += 1
+    columns = list(dict.fromkeys(column for row in cells.values() for column in row))
+    table = Table("backbone", *columns, title=f"status {plan.config.name}")
+    for backbone, row in cells.items():
+        table.add_row(backbone, *(_counts(row.get(column, Counter())) for column in columns))
+    return table
+
+
+def _counts(counts: Counter[Status]) -> Text:
+    words = Text()
+    for status in ORDER:
+        if counts[status]:
+            words.append(" " if words else "")
+            words.append(f"{counts[status]} {status}", style=STYLES.get(status, ""))
+    return words
 
 
 def _reasons(views: dict[str, View]) -> list[Text]:
     """Return one line for every reason; the log's end where a stage failed by itself."""
     lines = []
-    for view in views.values():
-        if view.status == "failed":
-            lines.append(Text(f"{view.stage}: {view.reason} (log: {view.log})", style="red"))
-            if not str(view.reason).startswith("needs "):
-                tail = last_lines(Path(view.log), LOG_LINES)
-                lines += [Text(f"    {line}", style="dim") for line in tail]
-        elif view.status == "missing" and view.reason:
-            lines.append(Text(f"{view.stage}: {view.reason}"))
+    failed = [view for view in views.values() if view.status == "failed"]
+    own = [view for view in failed if not str(view.reason).startswith("needs ")]
+    rest = [view for view in failed if view not in own] if len(failed) <= MAX_REASONS else []
+    for view in [*own[:MAX_REASONS], *rest]:
+        lines.append(Text(f"{view.stage}: {view.reason} (log: {view.log})", style="red"))
+        if view in own:
+            tail = last_lines(Path(view.log), LOG_LINES)
+            lines += [Text(f"    {line}", style="dim") for line in tail]
+    hidden = len(failed) - min(len(own), MAX_REASONS) - len(rest)
+    if hidden:
+        lines.append(Text(f"and {hidden} more, with --json", style="red"))
+    waiting = [view for view in views.values() if view.status == "missing" and view.reason]
+    lines += [Text(f"{view.stage}: {view.reason}") for view in waiting[:MAX_REASONS]]
     return lines
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/pretrain.py hides pretrain
 
-from pipeline.commands import NAMES, Options, execute
+from pipeline.entry import NAMES, Options, execute
 
 EXAMPLE = """example:
   python tools/run_pipeline.py run --config-file configs/pipeline/demo.yaml

@@ -146,6 +146,3 @@ def _active_ids(names: list[str]) -> list[str]:
 
 def _count(views: dict[str, View], status: str) -> int:
     return sum(view.status == status for view in views.values())
-
-
-COMMANDS = {"run": run, "plan": show_plan, "cancel": cancel}

@@ -196,7 +196,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cluster: Cluster) -
     folder = tmp_path / AWKWARD
     folder.mkdir()
     monkeypatch.chdir(folder)
-    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    monkeypatch.setenv("PYTHONPATH", f"{HERE}:{HERE.parents[1]}")
     for name in stage_module.STAGE_KINDS:
         kind = StageKind("slurm_stages", 1, ("out.txt",), "out.txt")
         monkeypatch.setitem(stage_module.STAGE_KINDS, name, kind)
