@@ -197,8 +197,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cluster: Cluster) -
     folder.mkdir()
     monkeypatch.chdir(folder)
     monkeypatch.setenv("PYTHONPATH", f"{HERE}:{HERE.parents[1]}")
-    for name in stage_module.STAGE_KINDS:
-        kind = StageKind("slurm_stages", 1, ("out.txt",), "out.txt")
+    for name, real in list(stage_module.STAGE_KINDS.items()):
+        kind = StageKind("slurm_stages", real.version, ("out.txt",), "out.txt")
         monkeypatch.setitem(stage_module.STAGE_KINDS, name, kind)
     made = Project(folder)
     yield made
