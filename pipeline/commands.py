@@ -16,6 +16,7 @@ from pipeline.plan import Plan
 from pipeline.progress import Progress
 from pipeline.report_render import write_report
 from pipeline.report_text import rich_tables
+from pipeline.slurm.states import read_views
 from pipeline.status import STYLES
 from pipeline.store import State, lock
 
@@ -28,6 +29,7 @@ def run(plan: Plan, console: Console) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     plan.root.mkdir(parents=True, exist_ok=True)
     with lock(plan.root / "lock"):
+        refuse_queued(plan)
         states = all_states(plan)
         num_done = sum(state.status == "done" for state in states.values())
         console.print(f"{plan.config.name}: {len(plan.stages)} stages, {num_done} already done")
@@ -37,6 +39,21 @@ def run(plan: Plan, console: Console) -> int:
         make_report(plan)
     show_report(plan, console)
     return 1 if any(state.status == "failed" for state in states.values()) else 0
+
+
+def refuse_queued(plan: Plan) -> None:
+    """Leave to the cluster what its queue holds.
+
+    Raises:
+        ValueError: jobs of this plan wait or run on SLURM.
+    """
+    views, notes = read_views(plan)
+    queued = [v for v in views.values() if v.status in ("queued", "running") and v.job_id]
+    if queued and not notes:
+        raise ValueError(
+            f"{len(queued)} stages are in SLURM's queue ({queued[0].stage} is job "
+            f"{queued[0].job_id}); cancel them first, or run with --executor slurm"
+        )
 
 
 def show_plan(plan: Plan, console: Console) -> int:

@@ -89,10 +89,13 @@ def show_plan(plan: Plan, console: Console) -> int:
     if faults := resource_faults(plan):
         raise ValueError("\n".join(faults))
     table = Table("array", "tasks", "waits for", "nodes x GPUs", "limit (min)", "GPU hours", "from")
+    for column in table.columns:
+        column.overflow = "fold"
     names = {group.name: f"<{group.name}>" for group in groups}
     estimates = gpu_hours(plan, groups)
     for group in groups:
         needs = ", ".join(needs.text(names) for needs in group.dependencies)
+        needs = "afterany: all above" if group.kind == REPORT else needs
         resources, estimate = group.resources, estimates[group.name]
         size = f"{resources.nodes} x {resources.gpus}"
         limit, hours = str(resources.timeout_min), f"{estimate.hours:.1f}"

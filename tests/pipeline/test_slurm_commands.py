@@ -279,6 +279,12 @@ def test_logs_are_found_by_the_name_of_the_stage(
     assert "no such stage; known: " in capsys.readouterr().err
 
 
+def test_a_local_run_leaves_the_queue_alone(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
+    run()
+    assert commands.execute("run", CONFIG, ["seeds=[0]"]) == 2
+    assert "stages are in SLURM's queue" in capsys.readouterr().err
+
+
 def test_a_plan_survives_being_a_file(fake: Fake) -> None:
     plan = plan_of("resources.pretrain.gpus=2")
     write_plan(plan, Path("plan.json"))
