@@ -58,16 +58,27 @@ class TaskConfig(Section):
     title: str = ""
     reference: Reference | None = None
     optimizer: Optimizer = "sgd"
+    num_gpus: int = Field(default=1, ge=1, description="GPUs on each node")
+    num_nodes: int = Field(default=1, ge=1)
+    overrides: tuple[str, ...] = ()
+
+
+class ProbeEntry(Section):
+    """A probe: a probe config and `key=value` changes to it."""
+
+    name: Slug
+    config: Path
     overrides: tuple[str, ...] = ()
 
 
 class PipelineConfig(Section):
-    """The whole plan: every backbone is fine-tuned on every task with every seed."""
+    """The whole plan: every backbone is fine-tuned on every task with every seed, and probed."""
 
     name: Slug
     backbones: tuple[BackboneConfig, ...] = Field(min_length=1)
-    tasks: tuple[TaskConfig, ...] = Field(min_length=1)
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
+    tasks: tuple[TaskConfig, ...] = ()
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    probes: tuple[ProbeEntry, ...] = ()
     datasets: dict[Slug, DetectionData] = {}
     num_pictures: int = Field(default=6, ge=1)
     output_dir: Path = Path("runs")
@@ -75,10 +86,19 @@ class PipelineConfig(Section):
     resources: ResourcesConfig = ResourcesConfig()
 
     @model_validator(mode="after")
+    def _something_to_do(self) -> Self:
+        if not self.tasks and not self.probes:
+            raise ValueError("nothing to do with the backbones; give tasks, probes or both")
+        if self.tasks and not self.seeds:
+            raise ValueError("seeds: the tasks need at least one")
+        return self
+
+    @model_validator(mode="after")
     def _unique(self) -> Self:
         for what, names in (
             ("backbones", [entry.name for entry in self.backbones]),
             ("tasks", [entry.name for entry in self.tasks]),
+            ("probes", [entry.name for entry in self.probes]),
             ("seeds", [str(seed) for seed in self.seeds]),
         ):
             twice = sorted({name for name in names if names.count(name) > 1})

@@ -19,7 +19,8 @@ def split_faults(
     parts = num_ranks * accumulate
     among = f"{num_ranks} processes" + (f" x {accumulate} parts" if accumulate > 1 else "")
     step = parts * (loss.sub_batch or 1) if loss.over == "channels" else parts
-    nearest = f"choose a multiple of {step}, such as {-(-batch_size // step) * step}"
+    fitting = max(2 * parts, -(-batch_size // step) * step)
+    nearest = f"choose a multiple of {step}, such as {fitting}"
     if batch_size % parts:
         return [f"batch_size {batch_size} is not divisible by {among}; {nearest}"]
     size = batch_size // parts

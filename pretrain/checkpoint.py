@@ -7,7 +7,7 @@ import os
 import re
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import nn
@@ -81,11 +81,9 @@ def load_state(path: Path) -> dict[str, Any]:
         ValueError: the file is damaged, or no checkpoint.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            if (broken := archive.testzip()) is not None:
-                raise ValueError(f"checksum of {broken} does not match")
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
+        with path.open("rb") as file:
+            content = _checked_content(file)
+    except (FileNotFoundError, PermissionError, IsADirectoryError):
         raise
     except Exception as error:  # noqa: BLE001  (torch and zipfile raise many types for damage)
         first_line = str(error).partition("\n")[0]
@@ -93,6 +91,14 @@ def load_state(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds a {type(content).__name__}, wanted a checkpoint")
     return content
+
+
+def _checked_content(file: BinaryIO) -> Any:
+    with zipfile.ZipFile(file) as archive:
+        if (broken := archive.testzip()) is not None:
+            raise ValueError(f"checksum of {broken} does not match")
+    file.seek(0)
+    return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def save_backbone(encoder: nn.Module, config: PretrainConfig, path: Path) -> None:

@@ -26,19 +26,32 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    """A folder of images, labelled or not; `name` and the folder's content identify it."""
+    """Images on disk; `name` and the content identify them.
+
+    `folder` is any folder of images without labels; `imagefolder` has one folder per class below
+    `train` and `val`; the others are the layouts that torchvision knows by these names.
+    """
 
     name: str
     root: Path = Field(json_schema_extra=NOT_IDENTITY)
+    format: Literal["folder", "imagefolder", "cifar10", "cifar100", "stl10"] = "folder"
     num_workers: int = Field(default=0, ge=0, json_schema_extra=NOT_IDENTITY)
 
 
 class AugmentConfig(Section):
-    """How a view is drawn from an image (strengths as in torchvision's transforms)."""
+    """How a view is drawn from an image (strengths as in torchvision's transforms).
 
+    `colours` says where colour jitter, grayscale, blur and noise are done: `by_view` with
+    torchvision's transforms, one view after the other; `in_loader` for many views at once in the
+    loader's workers; `on_device` for the whole batch on the training device. The last two draw the
+    same views; all three draw from the same distributions.
+    """
+
+    colours: Literal["by_view", "in_loader", "on_device"] = "by_view"
     size: PositiveInt = 224
     crop_scale: Range = (0.2, 1.0)
     crop_ratio: Range = (3 / 4, 4 / 3)
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     flip: Fraction = 0.5
     rotation_degrees: NonNegative = 0.0
     jitter: tuple[NonNegative, NonNegative, NonNegative, NonNegative] = (0.4, 0.4, 0.4, 0.1)
@@ -49,6 +62,11 @@ class AugmentConfig(Section):
     noise_std: NonNegative = 0.0
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
+
+    @property
+    def blur_kernel(self) -> int:
+        """Return the odd side of the blur's kernel: a tenth of the view, as SimCLR."""
+        return 2 * max(1, round(0.05 * self.size)) + 1
 
 
 class ModelConfig(Section):
@@ -122,6 +140,22 @@ class OptimizerConfig(Section):
         return self.lr_per_256 * batch_size / 256
 
 
+class TrainingProbeConfig(Section):
+    """The k-NN accuracy of the encoder every `every_epochs`, which leaves no trace in the training.
+
+    `data` (where left out, that of the training) has labels and the splits `train` and `test`; at
+    most `max_images` of `train`, evenly spread, are the neighbours of all of `test`. Images are
+    shown as a probe config's `image` says, by default in the size of the views.
+    """
+
+    every_epochs: PositiveInt
+    data: DataConfig | None = None
+    size: PositiveInt | None = None
+    resize: PositiveInt | None = None
+    k: PositiveInt = 5
+    max_images: PositiveInt = 50_000
+
+
 class ComputeConfig(Section):
     """How the steps are computed, on whatever machine.
 
@@ -158,6 +192,7 @@ class PretrainConfig(Section):
     max_steps: PositiveInt | None = None
     covariance_epochs: PositiveInt | None = None
     seed: int = Field(default=0, ge=0)
+    probe: TrainingProbeConfig | None = Field(default=None, json_schema_extra=NOT_IDENTITY)
     log_every: PositiveInt = Field(default=10, json_schema_extra=NOT_IDENTITY)
     checkpoint_every: PositiveInt = Field(default=50, json_schema_extra=NOT_IDENTITY)
     keep_every_epochs: PositiveInt | None = Field(default=None, json_schema_extra=NOT_IDENTITY)

@@ -202,7 +202,10 @@ class Trainer:
         if self.after_epoch is not None:
             devices = [self.processes.device] if self.processes.device.type == "cuda" else []
             with torch.random.fork_rng(devices=devices):
-                report.write({"step": float(self.step), **self.after_epoch(self)})
+                found = self.after_epoch(self)
+            if found:
+                total = self.length.total_steps
+                report.write({"step": float(self.step), "max_steps": total, **found})
         every = self.config.keep_every_epochs
         if every is not None and self.epoch % every == 0:
             run_state.save(self, f"epoch_{self.epoch:04d}.pth")

@@ -10,13 +10,11 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from pretrain.augment import build_view
 from pretrain.config import PretrainConfig
-from pretrain.data import ViewsDataset, derived_seed, epoch_order, list_images
+from pretrain.data import ViewLoader, epoch_order
 from pretrain.distributed import Processes
-from pretrain.signals import leave_signals_to_parent
+from pretrain.images import open_images
 
 
 class Views(Protocol):
@@ -48,39 +46,25 @@ def build_views(config: PretrainConfig, processes: Processes) -> Views:
     Raises:
         ValueError: the images are missing or too few.
     """
-    return _FolderViews(config, processes)
+    return _ImageViews(config, processes)
 
 
-class _FolderViews:
-    """Views of a folder's images, made on the CPU."""
+class _ImageViews:
+    """Views of the images of any data format."""
 
     def __init__(self, config: PretrainConfig, processes: Processes) -> None:
         self.config = config
         self.processes = processes
-        paths = list_images(config.data.root)
-        self.dataset = ViewsDataset(
-            paths, build_view(config.augment), config.num_views, config.seed
-        )
-        self.num_images = len(paths)
+        images = open_images(config.data)
+        self.num_images = len(images)
         if fault := too_few_images(config, self.num_images):
             raise ValueError(fault)
+        self.loader = ViewLoader(config, images, processes.device)
 
     def batches(self, epoch: int, first_step: int) -> Iterator[Tensor]:
         """Yield this rank's part of every global batch."""
         config, processes = self.config, self.processes
-        self.dataset.epoch = epoch
         order = torch.tensor(epoch_order(self.num_images, config.seed, epoch))
         whole = self.num_images // config.batch_size * config.batch_size
         steps = order[:whole].view(-1, processes.size, config.batch_size // processes.size)
-        loader = DataLoader(
-            self.dataset,
-            batch_sampler=steps[first_step:, processes.rank].tolist(),
-            num_workers=config.data.num_workers,
-            pin_memory=processes.device.type == "cuda",
-            worker_init_fn=leave_signals_to_parent,
-            generator=torch.Generator().manual_seed(
-                derived_seed(config.seed, epoch, processes.rank, 4)
-            ),
-        )
-        for batch in loader:
-            yield batch.to(processes.device, non_blocking=True).transpose(0, 1)
+        return self.loader.batches(epoch, steps[first_step:, processes.rank].tolist())

@@ -132,7 +132,11 @@ def test_channels_last_and_compile_reach_the_model(
     tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiled: list[nn.Module] = []
-    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self))
+
+    def note(module: nn.Module) -> None:
+        compiled.append(module)
+
+    monkeypatch.setattr(nn.Module, "compile", note)
     settings = {"channels_last": True, "compile": True}
     trainer = Trainer(tiny(compute=settings), tmp_path, CPU)
     kernel = trainer.model.encoder.get_submodule("layer1.0.conv1").weight

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted(path.name for path in (ROOT / "tools").glob("*.py"))
@@ -79,3 +80,20 @@ def test_pretrain_lists_every_fault_of_its_config(tmp_path: Path) -> None:
     for key in ("optimizer.lr", "batch_size", "lossy"):
         assert f"digits_w_mse.yaml: {key}:" in answer.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_pretrain_that_diverges_exits_1_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for index in range(4):
+        Image.effect_noise((32, 32), 90).save(tmp_path / "images" / f"{index}.png")
+    config = str(ROOT / "configs" / "pretrain" / "digits_w_mse.yaml")
+    answer = run(
+        "pretrain.py", "--config-file", config, "--output-dir", "out", "data.root=images",
+        "batch_size=4", "loss={name: none}", "loss.normalize=false", "optimizer.lr=1e30",
+        "optimizer.warmup_steps=0", cwd=tmp_path,
+    )  # fmt: skip
+    assert answer.returncode == 1, answer.stderr
+    lines = [line for line in answer.stderr.splitlines() if line.startswith("pretrain: ")]
+    assert len(lines) == 1 and " with learning rate 1e+30; " in lines[0]
+    assert "Traceback" not in answer.stderr
+    assert (tmp_path / "out" / "divergence.pth").exists()
