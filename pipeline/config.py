@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from pipeline.resources import ResourcesConfig
 from transfer.config import DetectionData, Optimizer
 
 Reference = Literal["voc-0712-faster-rcnn-r50-c4-24k", "coco-mask-rcnn-r50-c4"]
@@ -85,6 +86,7 @@ class PipelineConfig(Section):
     num_pictures: int = Field(default=6, ge=1)
     output_dir: Path = Path("runs")
     num_parallel: int = Field(default=1, ge=1, description="stages at a time on one machine")
+    resources: ResourcesConfig = ResourcesConfig()
 
     @model_validator(mode="after")
     def _something_to_do(self) -> Self:

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 BASE_KEY = "_BASE_"
+SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
@@ -29,7 +30,7 @@ def _load(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if resolved in seen:
         raise ValueError(f"{path}: {BASE_KEY} leads back to the file itself")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), SafeLoader)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such config file") from None
     except (OSError, UnicodeDecodeError) as error:

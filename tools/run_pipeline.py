@@ -1,8 +1,10 @@
 """Run a benchmark pipeline: pretrain, convert, fine-tune, report.
 
-run     runs what is not done yet, then writes the report
-plan    prints every stage, what is done and what it needs; runs nothing
+run     runs what is not done yet, then writes the report; on SLURM it submits and returns
+plan    prints every stage, what is done and what it needs; on SLURM the sbatch text too
 status  prints where every stage stands
+logs    prints the end of the log of --stage
+cancel  cancels every job that the plan has in SLURM's queue; run goes on from there
 report  writes the report anew from whatever is done
 """
 
@@ -14,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/pretrain.py hides pretrain
 
-from pipeline.commands import COMMANDS, execute
+from pipeline.entry import NAMES, Options, execute
 
 EXAMPLE = """example:
   python tools/run_pipeline.py run --config-file configs/pipeline/demo.yaml
@@ -26,14 +28,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", choices=list(COMMANDS))
+    parser.add_argument("command", choices=NAMES)
     parser.add_argument("--config-file", type=Path, required=True, help="pipeline config (YAML)")
-    parser.add_argument("--executor", choices=["local"], default="local", help="where stages run")
+    parser.add_argument(
+        "--executor", choices=["local", "slurm"], default="local", help="where stages run"
+    )
+    parser.add_argument("--watch", action="store_true", help="status: again every 10 s to the end")
+    parser.add_argument("--json", action="store_true", help="status: for machines")
+    parser.add_argument("--stage", metavar="NAME", help="logs: a stage as status names it")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="changes to the config, such as seeds=[0]"
     )
     options = parser.parse_intermixed_args(arguments)
-    return execute(options.command, options.config_file, options.overrides)
+    chosen = Options(options.executor, options.watch, options.json, options.stage)
+    return execute(options.command, options.config_file, options.overrides, chosen)
 
 
 if __name__ == "__main__":
