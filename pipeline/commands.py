@@ -16,6 +16,7 @@ from pipeline.plan import Plan
 from pipeline.progress import Progress
 from pipeline.report_render import write_report
 from pipeline.report_text import rich_tables
+from pipeline.selection import select
 from pipeline.slurm.states import read_views
 from pipeline.status import STYLES
 from pipeline.store import State, lock
@@ -24,18 +25,22 @@ REPORT_KEY = "made_from.json"
 __all__ = ["Options", "execute", "make_report", "rebuild_report", "run", "show_plan", "show_report"]
 
 
-def run(plan: Plan, console: Console) -> int:
-    """Run what is not done yet, then write the report and print its table."""
+def run(plan: Plan, console: Console, only: tuple[str, ...] = ()) -> int:
+    """Run what is not done yet, then write the report and print its table.
+
+    `only` names stages: nothing but these and what they need is run.
+    """
+    part = select(plan, list(only)) if only else plan
     signal.signal(signal.SIGTERM, _interrupt)
     plan.root.mkdir(parents=True, exist_ok=True)
     with lock(plan.root / "lock"):
         refuse_queued(plan)
-        states = all_states(plan)
+        states = all_states(part)
         num_done = sum(state.status == "done" for state in states.values())
-        console.print(f"{plan.config.name}: {len(plan.stages)} stages, {num_done} already done")
-        check_before_start(plan, states)
-        with Progress(console, len(plan.stages), num_done) as progress:
-            states = run_local(plan, progress)
+        console.print(f"{plan.config.name}: {len(part.stages)} stages, {num_done} already done")
+        check_before_start(part, states)
+        with Progress(console, len(part.stages), num_done) as progress:
+            states = run_local(part, progress)
         make_report(plan)
     show_report(plan, console)
     return 1 if any(state.status == "failed" for state in states.values()) else 0

@@ -41,10 +41,17 @@ class Options:
     watch: bool = False
     as_json: bool = False
     stage: str | None = None
+    only: tuple[str, ...] = ()
+
+
+def init(arguments: list[str]) -> int:
+    """Write a new config; see `pipeline.new_config`."""
+    module: Any = importlib.import_module("pipeline.new_config")
+    return int(module.main(arguments))
 
 
 def execute(
-    command: str, config_file: Path, overrides: list[str], options: Options | None = None
+    command: str, config_file: Path | None, overrides: list[str], options: Options | None = None
 ) -> int:
     """Run one of `NAMES` on a pipeline config.
 
@@ -53,6 +60,10 @@ def execute(
     console = Console()
     try:
         options = options or Options()
+        if command == "report" and config_file is None and len(overrides) == 2:
+            return _compare(Path(overrides[0]), Path(overrides[1]))
+        if config_file is None:
+            raise ValueError(f"{command}: --config-file is missing")
         return _action(command, options)(load_plan(config_file, overrides), console)
     except LockedError as holder:
         print(f"run_pipeline: another run works on this plan: {holder}", file=sys.stderr)
@@ -69,6 +80,12 @@ def execute(
         return 130
 
 
+def _compare(a: Path, b: Path) -> int:
+    module: Any = importlib.import_module("pipeline.report_compare")
+    print(module.compare(a, b), end="")
+    return 0
+
+
 def _action(command: str, options: Options) -> Callable[[Plan, Console], int]:
     """Return what carries a command out, given the executor and the other options."""
     if command == "status":
@@ -76,6 +93,11 @@ def _action(command: str, options: Options) -> Callable[[Plan, Console], int]:
     if command == "logs":
         return partial(show_log, name=options.stage)
     executor = ONLY.get(command, options.executor)
+    if options.only and (command, executor) != ("run", "local"):
+        raise ValueError("--only goes with run on this machine (--executor local)")
     module: Any = importlib.import_module(MODULES[executor])
-    action: Callable[[Plan, Console], int] = getattr(module, FUNCTIONS[command, executor])
+    function: Any = getattr(module, FUNCTIONS[command, executor])
+    action: Callable[[Plan, Console], int] = (
+        partial(function, only=options.only) if options.only else function
+    )
     return action

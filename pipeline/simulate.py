@@ -233,10 +233,8 @@ def summary(jobs: list[Job], rates: Rates, gpu_counts: Iterable[int]) -> str:
         "| ---: | ---: | ---: | --- |",
     ]
     for count in gpu_counts:
-        found = simulate(jobs, count)
-        lines.append(
-            f"| {count} | {found.hours / 24:.1f} | {found.utilisation:.0%} | {found.limit} |"
-        )
+        done = simulate(jobs, count)
+        lines.append(f"| {count} | {done.hours / 24:.1f} | {done.utilisation:.0%} | {done.limit} |")
     lines += ["", *(f"- {source}" for source in rates.sources)]
     return "\n".join(lines)
 
