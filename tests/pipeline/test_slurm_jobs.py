@@ -58,7 +58,7 @@ module load cuda
 # command
 export SUBMITIT_EXECUTOR=slurm
 srun --unbuffered --output '/a b/it'"'"'s
-here/%A_%a_%t_log.out' --cpus-per-task=6 --kill-on-bad-exit=1 /bin/python -u -m submitit.core._submit '/a b/it'"'"'s
+here/%A_%a_%t_log.out' --cpus-per-task=6 --kill-on-bad-exit=1 bash -c 'trap "" USR2; exec "$@"' bash /bin/python -u -m submitit.core._submit '/a b/it'"'"'s
 here'
 """  # noqa: E501
 
