@@ -159,7 +159,8 @@ def _partition(
 def _by_backbone(kind: str, members: list[Stage]) -> dict[str, list[Stage]]:
     """Return fine-tuning by backbone and GPUs; other kinds are one part."""
     if kind != "finetune":
-        return {members[0].backbone if len(members) == 1 else "": members}
+        names = {stage.backbone for stage in members}
+        return {names.pop() if len(names) == 1 else "": members}
     parts: dict[str, list[Stage]] = {}
     sizes = {_size(stage) for stage in members}
     for stage in members:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 from pipeline.config import PipelineConfig
@@ -13,16 +14,8 @@ from pipeline.stage import Stage
 def write_plan(plan: Plan, path: Path) -> None:
     """Write the resolved plan as JSON."""
     stages = [
-        {
-            "kind": stage.kind,
-            "slug": stage.slug,
-            "identity": stage.identity,
-            "settings": stage.settings,
-            "inputs": {role: source.name for role, source in stage.inputs.items()},
-            "backbone": stage.backbone,
-            "task": stage.task,
-            "seed": stage.seed,
-        }
+        {key.name: getattr(stage, key.name) for key in fields(Stage) if key.name != "root"}
+        | {"inputs": {role: source.name for role, source in stage.inputs.items()}}
         for stage in plan.stages
     ]
     content = {

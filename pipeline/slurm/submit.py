@@ -31,7 +31,7 @@ from pipeline.slurm.ledger import (
 from pipeline.slurm.plan_file import write_plan
 from pipeline.slurm.queue import JobRow, SlurmError, call, read_queue
 from pipeline.slurm.snapshot import take_snapshot
-from pipeline.slurm.text import sbatch_parameters, sbatch_text
+from pipeline.slurm.text import python_command, sbatch_parameters, sbatch_text
 from pipeline.stage import Stage
 from pipeline.store import prepare
 
@@ -141,7 +141,8 @@ def _sbatch(
 ) -> str:
     """Hand one array to submitit; return its job id."""
     with outside_a_job():
-        executor = submitit.SlurmExecutor(folder, max_num_timeout=group.resources.max_jobs - 1)
+        python = python_command(sys.executable)
+        executor = submitit.SlurmExecutor(folder, group.resources.max_jobs - 1, python=python)
         executor.update_parameters(**parameters)
         try:
             jobs = executor.submit_array(calls)

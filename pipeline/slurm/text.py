@@ -75,8 +75,16 @@ def _srun_args(cpus: int, num_tasks: int) -> list[str]:
     return [*arguments, "--kill-on-bad-exit=1"] if num_tasks > 1 else arguments
 
 
+def python_command(python: str) -> str:
+    """Return the shell words that start Python deaf to SLURM's signal until submitit listens.
+
+    Otherwise a signal that comes while it still imports would end the job.
+    """
+    return f'bash -c \'trap "" USR2; exec "$@"\' bash {shlex.quote(python)}'
+
+
 def sbatch_text(parameters: dict[str, Any], group: JobGroup, folder: Path, python: str) -> str:
     """Return the script that submitit hands to sbatch; a test compares it with a submitted one."""
-    command = f"{shlex.quote(python)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+    command = f"{python_command(python)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
     count = group.num_tasks if group.is_array else None
     return _make_sbatch_string(command=command, folder=folder, **parameters, map_count=count)

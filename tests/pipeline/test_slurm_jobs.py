@@ -58,7 +58,7 @@ module load cuda
 # command
 export SUBMITIT_EXECUTOR=slurm
 srun --unbuffered --output '/a b/it'"'"'s
-here/%A_%a_%t_log.out' --cpus-per-task=6 --kill-on-bad-exit=1 /bin/python -u -m submitit.core._submit '/a b/it'"'"'s
+here/%A_%a_%t_log.out' --cpus-per-task=6 --kill-on-bad-exit=1 bash -c 'trap "" USR2; exec "$@"' bash /bin/python -u -m submitit.core._submit '/a b/it'"'"'s
 here'
 """  # noqa: E501
 
@@ -73,7 +73,7 @@ def stages_of(backbones: tuple[str, ...], seeds: tuple[int, ...] = (0, 1)) -> li
         for seed in seeds:
             slug = f"{name}--voc--seed{seed}"
             root, needs = Path("runs/tiny"), {"weights": convert}
-            stages.append(Stage("finetune", slug, {}, {}, root, needs, name, "voc", seed))
+            stages.append(Stage("finetune", slug, {}, {}, root, needs, name, task="voc", seed=seed))
     return stages
 
 
@@ -116,7 +116,7 @@ def test_a_plan_becomes_one_array_a_kind_and_one_a_backbone() -> None:
 
 
 def test_a_random_backbone_does_not_put_finetuning_first() -> None:
-    random = Stage("finetune", "random--voc--seed0", {}, {}, Path("runs"), {}, "random", "voc", 0)
+    random = Stage("finetune", "random--voc--seed0", {}, {}, Path("runs"), {}, "random", task="voc")
     groups = shown(job_groups([random, *stages_of(("a", "b"))], NOTHING, {}))
     assert list(groups)[:2] == ["pretrain", "convert"]
     assert groups["finetune-random"][1] == []
@@ -127,6 +127,17 @@ def test_a_single_backbone_needs_no_task_numbers() -> None:
     groups = shown(job_groups(stages_of(("a",), (0,)), NOTHING, {}))
     assert groups["convert-a"] == (["a"], ["afterok:<pretrain-a>"])
     assert groups["finetune-a"] == (["a--voc--seed0"], ["afterok:<convert-a>"])
+
+
+def test_several_probes_of_a_backbone_share_an_array() -> None:
+    stages = [stage for stage in stages_of(("a", "b"), ()) if stage.kind == "pretrain"]
+    probes = [
+        Stage("probe", f"{s.backbone}--{name}", {}, {}, s.root, {"backbone": s}, s.backbone)
+        for s in stages
+        for name in ("knn", "linear")
+    ]
+    groups = shown(job_groups([*stages, *probes], NOTHING, {}))
+    assert groups["probe-b"] == (["b--knn", "b--linear"], ["afterok:<pretrain>_1"])
 
 
 def test_what_is_done_or_queued_is_not_waited_for_again() -> None:

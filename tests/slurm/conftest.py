@@ -151,7 +151,8 @@ class Project:
                     stage = Stage(
                         kind, slug, {"seed": seed}, {"seed": seed, "detectron2": {}}, root,
                         {"weights": before[source + backbone]} if source else {}, backbone,
-                        "voc" if kind == "finetune" else None, seed if kind == "finetune" else None,
+                        task="voc" if kind == "finetune" else None,
+                        seed=seed if kind == "finetune" else None,
                     )  # fmt: skip
                     before[kind + backbone] = stage
                     stages.append(stage)
