@@ -34,7 +34,8 @@ def check_before_start(plan: Plan, states: dict[str, State]) -> None:
     for stage in waiting:
         settings = stage.settings | ({"seed": 0} if stage.seed is not None else {})
         job = {"module": STAGE_KINDS[stage.kind].module, "settings": settings}
-        jobs[json.dumps(job, sort_keys=True)] = job  # seeds share one check
+        named = job | {"source": stage.source}
+        jobs.setdefault(json.dumps(job, sort_keys=True), named)  # seeds share one check
     if not jobs:
         return
     with tempfile.TemporaryDirectory() as folder:

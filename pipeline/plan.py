@@ -174,6 +174,7 @@ class _Builder:
             settings=_absolute(settings, "probe", "data", "root"),
             root=self.root,
             backbone=backbone.name,
+            source=str(self.config_dir / backbone.pretrain),
         )
 
     def image_identity(self, data: DataConfig, *splits: Split) -> dict[str, Any] | None:
@@ -233,6 +234,7 @@ class _Builder:
             inputs=inputs,
             backbone=backbone.name,
             probe=probe.name,
+            source=str(self.config_dir / probe.config),
         )
 
     def finetune_config(self, task: TaskConfig) -> tuple[FinetuneConfig, dict[str, Any]] | None:
@@ -295,6 +297,7 @@ class _Builder:
                     backbone=backbone.name,
                     task=task.name,
                     seed=seed,
+                    source=str(self.config_dir / task.config),
                 )
             )
         return stages

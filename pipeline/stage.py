@@ -49,7 +49,8 @@ class Stage:
     """One stage of a plan.
 
     `identity` is the part of the config that can change the result, `settings` is the whole config
-    with paths and workers, `inputs` maps a role to the stage whose result it reads.
+    with paths and workers, `inputs` maps a role to the stage whose result it reads,
+    `source` is the config file that faults are named by.
     """
 
     kind: str
@@ -62,6 +63,7 @@ class Stage:
     task: str | None = None
     probe: str | None = None
     seed: int | None = None
+    source: str = ""
 
     @property
     def name(self) -> str:

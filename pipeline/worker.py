@@ -153,7 +153,10 @@ def _finite(metrics: dict[str, Any]) -> dict[str, float | None]:
 
 
 def check(jobs: list[dict[str, Any]]) -> list[str]:
-    """Return the faults that stages find in their settings, data and checkpoints."""
+    """Return the faults that stages find in their settings, data and checkpoints.
+
+    One that begins with no file (their paths are absolute) is of the config, and is named by it.
+    """
     faults: list[str] = []
     for job in jobs:
         try:
@@ -161,7 +164,10 @@ def check(jobs: list[dict[str, Any]]) -> list[str]:
         except ImportError as error:
             faults.append(f"{job['module']} cannot be imported: {error}; run make env")
             continue
-        faults += module.check_stage(job["settings"])
+        for fault in module.check_stage(job["settings"]):
+            where = job.get("source", "")
+            of_config = where and not Path(fault.partition(": ")[0]).is_absolute()
+            faults.append(f"{where}: {fault}" if of_config else fault)
     return list(dict.fromkeys(faults))
 
 

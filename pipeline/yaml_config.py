@@ -49,7 +49,11 @@ def _load(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         return content
     if not isinstance(base, str):
         raise ValueError(f"{path}: {BASE_KEY} is {base!r}, wanted a path")
-    return merge(_load(path.parent / base, (*seen, resolved)), content)
+    try:
+        below = _load(path.parent / base, (*seen, resolved))
+    except ValueError as error:
+        raise ValueError(f"{path}: {BASE_KEY}: {error}") from None
+    return merge(below, content)
 
 
 def _text(path: Path) -> str:

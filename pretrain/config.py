@@ -5,10 +5,20 @@ Fields marked with `NOT_IDENTITY` cannot change the result and stay out of a run
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from pretrain.batch_split import split_faults
 from pretrain.loss_config import LossConfig
@@ -17,12 +27,29 @@ NOT_IDENTITY: dict[str, Any] = {"identity": False}
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Range = tuple[NonNegative, NonNegative]
+Side = Annotated[int, Field(ge=1, le=8192)]
 
 
 class Section(BaseModel):
-    """A frozen part of a config that refuses unknown keys."""
+    """A frozen part of a config that refuses unknown keys, and yes and no where a number goes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_bool_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and bool not in (kind, *get_args(kind)):
+            raise ValueError("wanted no true or false here")
+        return value
+
+
+def range_faults(name: str, limits: Range, highest: float = math.inf) -> list[str]:
+    """Return what is wrong with a range to draw from, which has to lie above 0."""
+    low, high = limits
+    if 0 < low <= high <= highest:
+        return []
+    return [f"{name}: {low:g} to {high:g}, wanted two numbers above 0 in rising order"]
 
 
 class DataConfig(Section):
@@ -48,7 +75,7 @@ class AugmentConfig(Section):
     """
 
     colours: Literal["by_view", "in_loader", "on_device"] = "by_view"
-    size: PositiveInt = 224
+    size: Side = 224
     crop_scale: Range = (0.2, 1.0)
     crop_ratio: Range = (3 / 4, 4 / 3)
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
@@ -62,6 +89,18 @@ class AugmentConfig(Section):
     noise_std: NonNegative = 0.0
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
+
+    @model_validator(mode="after")
+    def _can_be_drawn(self) -> Self:
+        faults = [*range_faults("crop_scale", self.crop_scale, 1.0)]
+        faults += range_faults("crop_ratio", self.crop_ratio)
+        if self.blur_probability:
+            faults += range_faults("blur_sigma", self.blur_sigma)
+        if self.jitter[3] > 0.5:
+            faults.append(f"jitter: hue {self.jitter[3]:g}, wanted 0 to 0.5")
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
 
     @property
     def blur_kernel(self) -> int:
@@ -82,9 +121,9 @@ class ModelConfig(Section):
     stem: Literal["imagenet", "small", "small-no-pool"] = "imagenet"
     encoder_batchnorm: Literal["per-view", "all-views"] = "per-view"
     zero_init_residual: bool = False
-    projector_layers: PositiveInt = 2
-    projector_hidden: PositiveInt = 1024
-    embedding_dim: PositiveInt = 64
+    projector_layers: int = Field(default=2, ge=1, le=64)
+    projector_hidden: int = Field(default=1024, ge=1, le=2**20)
+    embedding_dim: int = Field(default=64, ge=1, le=2**20)
 
 
 class OptimizerConfig(Section):
@@ -150,8 +189,8 @@ class TrainingProbeConfig(Section):
 
     every_epochs: PositiveInt
     data: DataConfig | None = None
-    size: PositiveInt | None = None
-    resize: PositiveInt | None = None
+    size: Side | None = None
+    resize: Side | None = None
     k: PositiveInt = 5
     max_images: PositiveInt = 50_000
 
@@ -186,8 +225,8 @@ class PretrainConfig(Section):
     loss: LossConfig
     optimizer: OptimizerConfig
     compute: ComputeConfig = ComputeConfig()
-    num_views: int = Field(default=2, ge=2)
-    batch_size: int = Field(default=256, ge=2)
+    num_views: int = Field(default=2, ge=2, le=1024)
+    batch_size: int = Field(default=256, ge=2, le=2**24)
     epochs: PositiveInt | None = None
     max_steps: PositiveInt | None = None
     covariance_epochs: PositiveInt | None = None

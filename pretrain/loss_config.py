@@ -42,7 +42,7 @@ class LossConfig(BaseModel):
     standardises each channel and `none` compares the embeddings as they are: the controls.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: LossName
     sub_batch: int | None = Field(default=None, ge=2, description="images whitened together")

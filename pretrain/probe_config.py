@@ -10,7 +10,16 @@ from typing import Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from pretrain.config import NOT_IDENTITY, DataConfig, Fraction, NonNegative, Range, Section
+from pretrain.config import (
+    NOT_IDENTITY,
+    DataConfig,
+    Fraction,
+    NonNegative,
+    Range,
+    Section,
+    Side,
+    range_faults,
+)
 
 MEASURES = ("knn", "weighted_knn", "linear", "augmented_linear")
 Architecture = Literal["resnet18", "resnet34", "resnet50", "resnet101"]
@@ -22,8 +31,8 @@ class ImageConfig(Section):
     Without `resize` the short side is made `size`; an image that has this size is left as it is.
     """
 
-    size: PositiveInt = 224
-    resize: PositiveInt | None = None
+    size: Side = 224
+    resize: Side | None = None
 
     @model_validator(mode="after")
     def _large_enough(self) -> Self:
@@ -77,6 +86,14 @@ class AugmentedLinearConfig(Section):
     crop_scale: Range = (0.08, 1.0)
     crop_ratio: Range = (3 / 4, 4 / 3)
     flip: Fraction = 0.5
+
+    @model_validator(mode="after")
+    def _can_be_drawn(self) -> Self:
+        faults = range_faults("crop_scale", self.crop_scale, 1.0)
+        faults += range_faults("crop_ratio", self.crop_ratio)
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
 
     @property
     def lr(self) -> float:

@@ -16,6 +16,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog
 from detectron2.engine import default_argument_parser
 
+from transfer.buildable import build_faults
 from transfer.config import DetectionData, known_datasets
 from transfer.data_check import detection_faults
 from transfer.datasets import register
@@ -67,6 +68,8 @@ def execute(options: argparse.Namespace, load: Loader) -> dict[str, float]:
     """
     machines = machines_for(options)
     cfg = for_this_machine(read_config(options.config_file, options.opts or [], load))
+    if faults := build_faults(cfg, options.optimizer):
+        raise ValueError("\n".join(f"{options.config_file}: {fault}" for fault in faults))
     datasets = named_datasets(cfg)
     faults = [fault for fault in [weights_fault(cfg.MODEL.WEIGHTS)] if fault]
     for name, data in datasets.items():

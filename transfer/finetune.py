@@ -11,6 +11,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
+from transfer.buildable import build_faults
 from transfer.config import CocoData, FinetuneConfig
 from transfer.data_check import detection_faults
 from transfer.datasets import category_ids, class_names, register
@@ -100,6 +101,8 @@ def check_stage(config: dict[str, Any]) -> list[str]:
     if faults:
         return faults
     cfg = build_cfg(settings, None, Path())
+    if faults := build_faults(cfg, settings.optimizer):
+        return faults
     for name, data in settings.datasets.items():
         evaluated = name in cfg.DATASETS.TEST
         if evaluated and isinstance(data, CocoData) and data.fraction is not None:

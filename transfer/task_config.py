@@ -14,6 +14,7 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 
 from transfer.config import FinetuneConfig
+from transfer.task_values import value_at
 
 OURS = ("SEED", "OUTPUT_DIR", "MODEL.WEIGHTS")
 # what the loader of this project does not do
@@ -96,14 +97,6 @@ def for_this_machine(cfg: CfgNode) -> CfgNode:
         logger.warning("SOLVER.AMP needs a CUDA device: running in float32")
         cfg.SOLVER.AMP.ENABLED = False
     return cfg
-
-
-def value_at(cfg: CfgNode, key: str) -> Any:
-    """Return the value of `SECTION.KEY`."""
-    node: Any = cfg
-    for part in key.split("."):
-        node = node[part]
-    return node
 
 
 def check_companion(cfg: CfgNode, weights: Path) -> None:

@@ -16,10 +16,13 @@ import pytest
 import yaml
 
 from pipeline import commands, entry, executors, worker
+from pipeline.yaml_config import load_yaml
 from transfer import command
 
 HERE = Path(__file__).resolve().parent
 TOOLS = HERE.parents[1] / "tools"
+CONFIG = ["--config-file"]
+REAL_RUN = subprocess.run
 TIMEOUT = pytest.mark.timeout(60)
 
 
@@ -87,18 +90,19 @@ def started(*_: Any) -> None:
     raise Started
 
 
-def refused(code: int, errors: str, file: str, word: str, prefix: str) -> None:
+def refused(code: int, errors: str, case: Any, prefix: str) -> None:
     lines = [line for line in errors.splitlines() if not line.startswith(("INFO", "WARNING"))]
     assert code == 2 and lines, errors
     assert all(line.startswith(prefix) and len(line) < 2000 for line in lines), errors
-    assert any(Path(file).name in line for line in lines), errors
-    assert word in errors and "Traceback" not in errors, errors
+    names = [Path(case.file).name, *([case.also] if case.also else [])]
+    assert any(name in line for line in lines for name in names), errors
+    assert case.word in errors and "Traceback" not in errors, errors
     assert not Path("hacked").exists()
 
 
 def pipeline_refuses(case: Any, capsys: pytest.CaptureFixture[str]) -> None:
     code = entry.execute("run", Path("tiny.yaml"), [])
-    refused(code, capsys.readouterr().err, case.file, case.word, "run_pipeline: ")
+    refused(code, capsys.readouterr().err, case, "run_pipeline: ")
     assert not list(Path().glob("runs/**/manifest.json"))
 
 
@@ -114,3 +118,66 @@ def test_a_malformed_config_is_refused(
 ) -> None:
     case.spoil(project)
     pipeline_refuses(case, capsys)
+
+
+@TIMEOUT
+@pytest.mark.parametrize(
+    "case", [*malformed.annotation_cases(), *malformed.image_cases(), *malformed.voc_cases()], ids=str
+)
+def test_malformed_data_are_refused(
+    case: Any, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if "voc" in case.file:
+        use_voc(project)
+    case.spoil(project)
+    pipeline_refuses(case, capsys)
+
+
+def use_voc(folder: Path) -> None:
+    """Let the task train and be measured on the set in VOC's layout."""
+    config = yaml.safe_load((folder / "tiny.yaml").read_text("utf-8"))
+    config["datasets"] = {"mine": VOC_SET}
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    task = yaml.safe_load((folder / "boxes.yaml").read_text("utf-8"))
+    task["DATASETS"] = {"TRAIN": ["mine"], "TEST": ["mine"]}
+    task["MODEL"]["ROI_HEADS"]["NUM_CLASSES"] = 1
+    (folder / "boxes.yaml").write_text(yaml.safe_dump(task), encoding="utf-8")
+
+
+def test_a_sound_voc_set_would_start(project: Path) -> None:
+    use_voc(project)
+    with pytest.raises(Started):
+        entry.execute("run", Path("tiny.yaml"), [])
+
+
+TOOL_CASES = [case for case in malformed.text_cases() if case.file != "tiny.yaml"]
+COMMANDS = {
+    "ours.yaml": ("", lambda: pretrain_tool.main([*CONFIG, "ours.yaml", "--output-dir", "out"])),
+    "probe.yaml": ("", lambda: probe_tool.main(["random:resnet18", *CONFIG, "probe.yaml"])),
+    "boxes.yaml": (
+        "train_net: ",
+        lambda: command.main("", [*CONFIG, "boxes.yaml"], lambda path: load_yaml(Path(path))),
+    ),
+}
+
+
+@TIMEOUT
+@pytest.mark.parametrize("case", TOOL_CASES, ids=str)
+def test_the_tools_refuse_it_too(
+    case: Any, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if case.file == "boxes.yaml" and case.name in ("empty", "only a comment"):
+        return  # a config of detectron2's defaults, which asks for data sets that are not there
+    case.spoil(project)
+    prefix, call = COMMANDS[case.file]
+    refused(call(), capsys.readouterr().err, case, prefix)
+
+
+@pytest.mark.parametrize("name", ["nested 100,000 deep", "anchor bomb", "python object"])
+def test_as_a_process(name: str, project: Path) -> None:
+    """What could take a process down is asked of a real one."""
+    case = next(case for case in malformed.text_cases() if case.name == name)
+    case.spoil(project)
+    monkey = [sys.executable, str(TOOLS / "run_pipeline.py"), "plan", *CONFIG, "tiny.yaml"]
+    answer = REAL_RUN(monkey, capture_output=True, text=True, check=False, timeout=60)
+    refused(answer.returncode, answer.stderr, case, "run_pipeline: ")

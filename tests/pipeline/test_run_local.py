@@ -162,12 +162,16 @@ def test_another_config_in_a_run_folder_is_an_error_with_the_difference(fakes: P
 def test_faults_found_before_the_start_run_nothing(
     fakes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Path("check.txt").write_text("a.jpg: not an image\nb.jpg: not an image", encoding="utf-8")
+    Path("check.txt").write_text("/a.jpg: not an image\nseed is odd", encoding="utf-8")
     assert commands.execute("run", CONFIG, []) == 2
     errors = capsys.readouterr().err.splitlines()
     assert errors == [
-        "run_pipeline: a.jpg: not an image",
-        "run_pipeline: b.jpg: not an image",
+        "run_pipeline: /a.jpg: not an image",
+        "run_pipeline: configs/a.yaml: seed is odd",
+        "run_pipeline: configs/b.yaml: seed is odd",
+        "run_pipeline: seed is odd",
+        "run_pipeline: configs/coco.yaml: seed is odd",
+        "run_pipeline: configs/voc.yaml: seed is odd",
     ]
     assert ran() == []
 
