@@ -167,6 +167,12 @@ class _Builder:
         if config is None:
             return None
         self.pretrain_configs[backbone.name] = config
+        num_ranks = max(1, self.config.resources.of("pretrain").num_gpus)
+        self.faults += [
+            f"{self.config_dir / backbone.pretrain}: backbone {backbone.name} on {num_ranks} GPUs "
+            f"(resources.pretrain): {fault}"
+            for fault in config.faults_on(num_ranks)
+        ]
         data = self.image_identity(config.data, "pretrain")
         settings = _absolute(config.model_dump(mode="json"), "data", "root")
         return Stage(
