@@ -61,9 +61,7 @@ class TaskConfig(Section):
     optimizer: Optimizer = "sgd"
     num_gpus: int = Field(default=1, ge=1, description="GPUs on each node")
     num_nodes: int = Field(default=1, ge=1)
-    seeds: tuple[Seed, ...] | None = Field(
-        default=None, description="instead of the pipeline's"
-    )
+    seeds: tuple[Seed, ...] | None = Field(default=None, description="instead of the pipeline's")
     overrides: tuple[str, ...] = ()
 
 

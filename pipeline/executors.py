@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from pipeline.child import Child, stop
 from pipeline.config import PipelineConfig
@@ -30,7 +31,7 @@ def check_before_start(plan: Plan, states: dict[str, State]) -> None:
     waiting = [stage for stage in plan.stages if states[stage.name].status != "done"]
     for stage in plan.stages:
         check_config(stage)
-    jobs = {}
+    jobs: dict[str, dict[str, Any]] = {}
     for stage in waiting:
         settings = stage.settings | ({"seed": 0} if stage.seed is not None else {})
         job = {"module": STAGE_KINDS[stage.kind].module, "settings": settings}

@@ -33,7 +33,7 @@ def parse(text: str) -> Any:
     except yaml.YAMLError as error:
         raise ValueError(f"not YAML ({' '.join(str(error).split())})") from None
     except (KeyError, AttributeError, TypeError, OverflowError, ValueError) as error:
-        if isinstance(error, Refused):
+        if isinstance(error, RefusedError):
             raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())  # PyYAML's, of a bad scalar
         raise ValueError(f"not YAML ({reason})") from None
@@ -41,7 +41,7 @@ def parse(text: str) -> Any:
     return content
 
 
-class Refused(ValueError):
+class RefusedError(ValueError):
     """The text is YAML, but no config may say this."""
 
 
@@ -69,11 +69,11 @@ def _check_events(text: str) -> None:
         elif isinstance(event, OPENING):
             stack.append(_Open(event.anchor, isinstance(event, yaml.MappingStartEvent)))
             if len(stack) > MAX_DEPTH:
-                raise Refused(f"{_line(event)}: nested more than {MAX_DEPTH} deep")
+                raise RefusedError(f"{_line(event)}: nested more than {MAX_DEPTH} deep")
         elif isinstance(event, yaml.AliasEvent):
             if any(entry.anchor == event.anchor for entry in stack):
-                raise Refused(f"{_line(event)}: *{event.anchor} contains itself")
-            _add(stack[-1], sizes.get(event.anchor, 1))
+                raise RefusedError(f"{_line(event)}: *{event.anchor} contains itself")
+            _add(stack[-1], sizes.get(event.anchor or "", 1))
         elif isinstance(event, yaml.ScalarEvent):
             if event.anchor is not None:
                 sizes[event.anchor] = 1
@@ -84,7 +84,7 @@ def _check_events(text: str) -> None:
 def _note_key(parent: _Open, event: yaml.ScalarEvent) -> None:
     if parent.is_mapping and parent.num_children % 2 == 0:
         if event.value in parent.keys:
-            raise Refused(f"{_line(event)}: key {event.value[:MAX_SHOWN]!r} is there twice")
+            raise RefusedError(f"{_line(event)}: key {event.value[:MAX_SHOWN]!r} is there twice")
         parent.keys.add(event.value)
 
 
@@ -92,11 +92,12 @@ def _add(parent: _Open, size: int) -> None:
     parent.num_children += 1
     parent.size += size
     if parent.size > MAX_NODES:
-        raise Refused(f"more than {MAX_NODES:,} values, aliases written out")
+        raise RefusedError(f"more than {MAX_NODES:,} values, aliases written out")
 
 
 def _line(event: yaml.Event) -> str:
-    return f"line {event.start_mark.line + 1}"
+    mark = event.start_mark
+    return "a line" if mark is None else f"line {mark.line + 1}"
 
 
 def _check_values(value: Any, place: str) -> None:
@@ -104,17 +105,17 @@ def _check_values(value: Any, place: str) -> None:
     if isinstance(value, dict):
         for key, entry in value.items():
             if not isinstance(key, str):
-                raise Refused(f"{place}{_shown(key)}: a key of type {_kind(key)}, wanted text")
+                raise RefusedError(f"{place}{_shown(key)}: a key of type {_kind(key)}, wanted text")
             _check_values(entry, f"{place}{_shown(key)}.")
     elif isinstance(value, list):
         for index, entry in enumerate(value):
             _check_values(entry, f"{place}{index}.")
     elif isinstance(value, float) and not math.isfinite(value):
-        raise Refused(f"{place[:-1] or 'the value'}: {value}, wanted a finite number")
+        raise RefusedError(f"{place[:-1] or 'the value'}: {value}, wanted a finite number")
     elif isinstance(value, int) and abs(value) >= MAX_NUMBER:
-        raise Refused(f"{place[:-1] or 'the value'}: a number of more than 63 bits")
+        raise RefusedError(f"{place[:-1] or 'the value'}: a number of more than 63 bits")
     elif not isinstance(value, str | int | float | None):
-        raise Refused(
+        raise RefusedError(
             f"{place[:-1] or 'the value'}: {_shown(value)} is a {_kind(value)}, wanted text (put "
             "it in quotes), a number, a list or a mapping"
         )

@@ -162,7 +162,8 @@ class Case(NamedTuple):
 
 def text_cases() -> Iterator[Case]:
     for file in CONFIGS:
-        for name, (content, word) in TEXTS.items():
+        for name, (content, expected) in TEXTS.items():
+            word = expected
             if file == "boxes.yaml" and "key" in name and "twice" not in name:
                 word = ""  # what the file lacks is missed first
             yield Case(name, file, _writer(file, content), word)
@@ -171,8 +172,14 @@ def text_cases() -> Iterator[Case]:
 def value_cases() -> Iterator[Case]:
     for file, changes in VALUES.items():
         for key, value in changes:
-            also = {"backbones.1.overrides": "ours.yaml", "tasks.0.overrides": "boxes.yaml",
-                    "datasets.tiny_val.fraction": "boxes.yaml", "data.root": str(value), "data.format": "data/", "MODEL.MASK_ON": "tiny_train.json"}
+            also = {
+                "backbones.1.overrides": "ours.yaml",
+                "tasks.0.overrides": "boxes.yaml",
+                "datasets.tiny_val.fraction": "boxes.yaml",
+                "data.root": str(value),
+                "data.format": "data/",
+                "MODEL.MASK_ON": "tiny_train.json",
+            }
             spoil = _setter(file, key, value)
             name = f"{key}={str(value)[:30]}"
             yield Case(name, file, spoil, also=also.get(key, str(value)))
@@ -199,7 +206,7 @@ def _setter(file: str, key: str, value: Any) -> Callable[[Path], None]:
     return spoil
 
 
-def annotation_cases() -> Iterator[Case]:
+def annotation_cases() -> Iterator[Case]:  # noqa: C901  (one list of faults)
     """Spoil the annotation file of the evaluated set."""
     file = "data/tiny_val.json"
 
@@ -231,7 +238,8 @@ def annotation_cases() -> Iterator[Case]:
     yield Case("5,000 digits", file, text(b'{"images": [' + b"9" * 5000 + b"]}"))
     nan, inf = float("nan"), float("inf")
     for value in ([nan, 1, 5, 5], [1, 1, inf, 5], [1, 1, -5, 5], [1, 1, 0, 0], [1, 1, 5], "box",
-                  None, [1, 1, 1e300, 5], ["1", 1, 5, 5], [500, 500, 9, 9], {}, [True] * 4):  # fmt: skip
+                  None, [1, 1, 1e300, 5], ["1", 1, 5, 5], [500, 500, 9, 9], {},
+                  [True] * 4):  # fmt: skip
         yield Case(f"bbox {str(value)[:20]}", file, box("bbox", value))
     for key in ("image_id", "category_id", "id"):
         for value in (99, None, "0", -1, 1.5, [], nan):

@@ -82,12 +82,12 @@ def check_here(arguments: list[str], **_: Any) -> subprocess.CompletedProcess[st
     return subprocess.CompletedProcess(arguments, 2 if faults else 0, "\n".join(faults), "")
 
 
-class Started(Exception):
+class StartedError(Exception):
     """A stage would have been started."""
 
 
 def started(*_: Any) -> None:
-    raise Started
+    raise StartedError
 
 
 def refused(code: int, errors: str, case: Any, prefix: str) -> None:
@@ -107,7 +107,7 @@ def pipeline_refuses(case: Any, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_sound_project_would_start(project: Path) -> None:
-    with pytest.raises(Started):
+    with pytest.raises(StartedError):
         entry.execute("run", Path("tiny.yaml"), [])
 
 
@@ -122,7 +122,9 @@ def test_a_malformed_config_is_refused(
 
 @TIMEOUT
 @pytest.mark.parametrize(
-    "case", [*malformed.annotation_cases(), *malformed.image_cases(), *malformed.voc_cases()], ids=str
+    "case",
+    [*malformed.annotation_cases(), *malformed.image_cases(), *malformed.voc_cases()],
+    ids=str,
 )
 def test_malformed_data_are_refused(
     case: Any, project: Path, capsys: pytest.CaptureFixture[str]
@@ -146,7 +148,7 @@ def use_voc(folder: Path) -> None:
 
 def test_a_sound_voc_set_would_start(project: Path) -> None:
     use_voc(project)
-    with pytest.raises(Started):
+    with pytest.raises(StartedError):
         entry.execute("run", Path("tiny.yaml"), [])
 
 
