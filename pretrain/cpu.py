@@ -78,10 +78,22 @@ def in_parts(
     return [future.result() for future in futures]
 
 
-def join(parts: Sequence[Tensor]) -> Tensor:
-    """Return `parts` [b, ...] joined along B, rows or columns first as they come."""
-    if len(parts) == 1:
-        return parts[0]
-    if parts[0].mT.is_contiguous():
-        return torch.cat([part.mT for part in parts]).mT
-    return torch.cat(list(parts))
+def on_one_core(function: Callable[..., Result], parts: int, *arguments: Any) -> Result:
+    """Return `function(*arguments)`, run between two calls of `in_parts` with as many parts.
+
+    In a thread of theirs: torch's own helper threads wait actively for milliseconds after they
+    had some work, on the cores that the parts want next.
+    """
+    if parts == 1:
+        return function(*arguments)
+    return _pool(parts, os.getpid()).submit(function, *arguments).result()
+
+
+def transposed(batch: Tensor) -> Tensor:
+    """Return `batch` [B, i, j] as [B, j, i], always in new memory, rows first."""
+    if batch.device.type != "cpu":
+        return batch.mT.clone(memory_format=torch.contiguous_format)
+    turned = batch.new_empty(batch.mT.shape)
+    for target, source in zip(turned, batch, strict=True):
+        target.copy_(source.t())  # of two dimensions: by blocks, several times as fast
+    return turned
