@@ -74,8 +74,18 @@ def in_parts(
     if parts == 1:
         return [function(*part) for part in zip(*cut, strict=True)]
     pool = _pool(parts, os.getpid())
-    futures = [pool.submit(function, *part) for part in zip(*cut, strict=True)]
+    modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+    tasks = zip(*cut, strict=True)
+    futures = [pool.submit(_in_modes, *modes, function, *task) for task in tasks]
     return [future.result() for future in futures]
+
+
+def _in_modes(
+    grad: bool, inference: bool, function: Callable[..., Result], *arguments: Any
+) -> Result:
+    """Return `function(*arguments)` in the modes of the caller's thread."""
+    with torch.inference_mode(inference), torch.set_grad_enabled(grad):
+        return function(*arguments)
 
 
 def on_one_core(function: Callable[..., Result], parts: int, *arguments: Any) -> Result:
@@ -86,7 +96,8 @@ def on_one_core(function: Callable[..., Result], parts: int, *arguments: Any) ->
     """
     if parts == 1:
         return function(*arguments)
-    return _pool(parts, os.getpid()).submit(function, *arguments).result()
+    modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+    return _pool(parts, os.getpid()).submit(_in_modes, *modes, function, *arguments).result()
 
 
 def transposed(batch: Tensor) -> Tensor:
