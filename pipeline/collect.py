@@ -24,21 +24,28 @@ def collect(plan: Plan) -> ReportData:
     states = all_states(plan)
     finetunes = [stage for stage in plan.stages if stage.kind == "finetune"]
     config = plan.config
+    command = "python tools/run_pipeline.py run --config-file " + shlex.join(
+        [str(plan.config_file), *plan.overrides]
+    )
     return ReportData(
         pipeline=config.name,
         backbones=tuple(backbone.name for backbone in config.backbones),
         tasks=tuple(
-            TaskInfo(task.name, task.title or task.name, _metrics(finetunes, task.name))
+            TaskInfo(
+                task.name,
+                task.title or task.name,
+                _metrics(finetunes, task.name),
+                task.reference,
+            )
             for task in config.tasks
         ),
         baseline=next((backbone.name for backbone in config.backbones if backbone.random), None),
-        rows=tuple(_row(stage, states[stage.name]) for stage in finetunes),
+        rows=tuple(_row(stage, states[stage.name], command) for stage in finetunes),
         probes=(),
         pretraining=tuple(_curve(stage) for stage in plan.stages if stage.kind == "pretrain"),
         finetuning=tuple(_curve(stage) for stage in finetunes),
         provenance=_provenance(plan, states),
-        command="python tools/run_pipeline.py run --config-file "
-        + shlex.join([str(plan.config_file), *plan.overrides]),
+        command=command,
     )
 
 
@@ -63,11 +70,12 @@ def _metrics(finetunes: list[Stage], task: str) -> tuple[str, ...]:
     return BOX_METRICS
 
 
-def _row(stage: Stage, state: State) -> ResultRow:
+def _row(stage: Stage, state: State, command: str) -> ResultRow:
     manifest = _manifest(stage) if state.status == "done" else {}
     made = manifest.get("provenance", {})
     pictures = stage.run_dir / "pictures"
     done = state.status == "done"
+    code = made.get("code", {})
     assert stage.task is not None and stage.seed is not None
     return ResultRow(
         backbone=stage.backbone,
@@ -81,8 +89,12 @@ def _row(stage: Stage, state: State) -> ResultRow:
         ground_truth=tuple(sorted(pictures.glob("*-ground_truth.jpg"))) if done else (),
         wall_time_s=made.get("wall_time_s"),
         run_dir=str(stage.run_dir),
-        dirty=bool(made.get("code", {}).get("dirty")),
+        dirty=bool(code.get("dirty")),
         signature=stage.signature,
+        num_gpus=len(made.get("gpus", ())),
+        commit=code.get("commit"),
+        command=f"{command} --only {stage.name}",
+        config={"signature covers": stage.record, "settings": stage.settings},
     )
 
 

@@ -7,12 +7,13 @@ working directory.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from transfer.config import DetectionData, Optimizer
 
+Reference = Literal["voc-0712-faster-rcnn-r50-c4-24k", "coco-mask-rcnn-r50-c4"]
 Slug = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)]
 
 
@@ -46,11 +47,15 @@ class BackboneConfig(Section):
 
 
 class TaskConfig(Section):
-    """A detection task: a detectron2 config and `KEY=VALUE` changes to it."""
+    """A detection task: a detectron2 config and `KEY=VALUE` changes to it.
+
+    `reference` names the published rows that stand beside its results (`pipeline.published`).
+    """
 
     name: Slug
     config: Path
     title: str = ""
+    reference: Reference | None = None
     optimizer: Optimizer = "sgd"
     overrides: tuple[str, ...] = ()
 

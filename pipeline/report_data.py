@@ -10,9 +10,11 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
+
+from pipeline.report_statistics import paired_p
 
 Status = Literal["done", "failed", "missing", "running", "queued"]
 Verdict = Literal["yes", "no", "worse", "baseline", "n/a"]
@@ -20,11 +22,15 @@ Verdict = Literal["yes", "no", "worse", "baseline", "n/a"]
 
 @dataclass(frozen=True)
 class TaskInfo:
-    """A detection task and its metrics, in the order of the columns."""
+    """A detection task and its metrics, in the order of the columns.
+
+    `reference` names the published rows it can be compared with (`pipeline.published`).
+    """
 
     name: str
     title: str
     metrics: tuple[str, ...]
+    reference: str | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,10 @@ class ResultRow:
     run_dir: str
     dirty: bool
     signature: str
+    num_gpus: int = 0
+    commit: str | None = None
+    command: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -107,7 +117,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Cell:
-    """One metric of one backbone on one task."""
+    """One metric of one backbone on one task; `p` is of the paired t-test against the baseline."""
 
     metric: str
     values: tuple[tuple[int, float], ...]  # (seed, value), by seed
@@ -115,6 +125,7 @@ class Cell:
     difference: Difference | None
     verdict: Verdict
     best: bool
+    p: float | None = None
 
 
 @dataclass(frozen=True)
@@ -208,6 +219,21 @@ def summarise(data: ReportData) -> tuple[TaskSummary, ...]:
     return tuple(_summarise_task(data, task) for task in data.tasks)
 
 
+def further_summaries(data: ReportData, task: TaskInfo) -> dict[str, TaskSummary]:
+    """A task's other tables by title: AP by object size, and by class, where they were measured."""
+    measured = sorted({key for row in data.rows if row.task == task.name for key in row.metrics})
+    kinds = dict.fromkeys(metric.partition("/")[0] for metric in task.metrics)
+    found = {}
+    for title, names in (
+        ("By object size", [f"{kind}/AP{size}" for kind in kinds for size in "sml"]),
+        ("By class", [key for kind in kinds for key in measured if key.startswith(f"{kind}/AP-")]),
+    ):
+        metrics = tuple(name for name in names if name in measured)
+        if metrics:
+            found[title] = _summarise_task(data, replace(task, metrics=metrics))
+    return found
+
+
 def _summarise_task(data: ReportData, task: TaskInfo) -> TaskSummary:
     rows = {
         name: tuple(
@@ -260,6 +286,7 @@ def _column(
             difference=diff,
             verdict="baseline" if name == baseline else verdict(diff, ours, base_spread),
             best=ours is not None and ours.mean == top,
+            p=None if name == baseline else paired_p(values[name], base),
         )
     return column
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import base64
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from PIL import Image
 
 from pipeline.report_data import (
     BackboneSummary,
@@ -21,11 +18,23 @@ from pipeline.report_data import (
     ResultRow,
     TaskSummary,
     finite,
+    further_summaries,
     summarise,
 )
-from pipeline.report_plots import CSS_NAMES, bar_plot, colours, curve_series, line_plot
-from pipeline.report_provenance import duration, provenance
+from pipeline.report_paper import MARK, line_name, paper_notes, paper_table
+from pipeline.report_pictures import pictures
+from pipeline.report_plots import (
+    CSS_NAMES,
+    bar_plot,
+    colours,
+    curve_series,
+    line_plot,
+    scatter_plot,
+)
+from pipeline.report_prediction import Prediction, answer, predictions
+from pipeline.report_provenance import duration, gpu_hours, provenance
 from pipeline.report_text import (
+    DASH,
     NOT_DONE,
     difference_text,
     failure_text,
@@ -33,6 +42,7 @@ from pipeline.report_text import (
     legend,
     metric_label,
     number,
+    p_text,
     probe_table,
     seeds_text,
     spread_text,
@@ -43,8 +53,6 @@ from pipeline.report_text import (
     verdict_text,
 )
 
-MAX_PICTURES = 6
-MAX_PICTURE_PX = 640
 LOSSES = ("loss", "total_loss")
 HOUSEKEEPING = {"lr", "time", "eta", "seconds", "memory"}
 POSITIONS = {"step", "epoch", "iteration"}
@@ -77,7 +85,9 @@ def context(data: ReportData) -> dict[str, Any]:
         "findings": findings(data),
         "warnings": warnings(data),
         "swatches": {name: CSS_NAMES[colour] for name, colour in palette.items()},
+        "paper": paper_context(data),
         "tasks": [task_context(data, summary, palette) for summary in summaries],
+        "prediction": prediction_context(data, palette),
         "probes": {"headings": headings, "lines": probe_lines},
         "pretraining": {
             "shown": shown,
@@ -104,6 +114,50 @@ def warnings(data: ReportData) -> list[str]:
     return found
 
 
+def paper_context(data: ReportData) -> Plot:
+    """The comparison as the papers print it."""
+    table = paper_table(data)
+    return {
+        "groups": table.groups,
+        "lines": [
+            {
+                "name": line_name(table, line),
+                "backbone": None if line.source else line.name,
+                "published": line.source is not None,
+                "source": line.source,
+                "seeds": line.seeds,
+                "cells": [
+                    {
+                        "mean": cell.mean if cell else DASH,
+                        "std": cell.std if cell else None,
+                        "best": bool(cell and cell.best),
+                        "mark": MARK if cell and cell.significant else "",
+                    }
+                    for cell in line.cells
+                ],
+            }
+            for line in table.lines
+        ],
+        "notes": paper_notes(data, table),
+    }
+
+
+def prediction_context(data: ReportData, palette: Mapping[str, str]) -> Plot:
+    """Scatters of cheap numbers against AP, and the answer in a sentence."""
+    found = predictions(data)
+    return {
+        "answer": answer(found),
+        "shown": [_scatter(entry, palette) for entry in found if entry.shown],
+        "folded": [_scatter(entry, palette) for entry in found if not entry.shown],
+    }
+
+
+def _scatter(found: Prediction, palette: Mapping[str, str]) -> Plot:
+    label = f"{found.predictor} and {found.metric}, {found.task}"
+    svg = scatter_plot(found.places, palette, (found.predictor, found.metric))
+    return {"label": label, "note": found.note, "svg": inline_svg(svg, label)}
+
+
 def task_context(data: ReportData, summary: TaskSummary, palette: Mapping[str, str]) -> Plot:
     """A task's tables, plots and pictures."""
     decimals = task_decimals(summary)
@@ -118,8 +172,30 @@ def task_context(data: ReportData, summary: TaskSummary, palette: Mapping[str, s
         "bars": [_bars(summary, i, palette) for i in range(len(task.metrics))],
         "curves": {"shown": shown, "folded": folded},
         "pictures": pictures(summary),
+        "further": [
+            _further(title, found) for title, found in further_summaries(data, task).items()
+        ],
         "rows": [
             _row(row, task.metrics, decimals) for line in summary.backbones for row in line.rows
+        ],
+    }
+
+
+def _further(title: str, summary: TaskSummary) -> Plot:
+    """A folded table of more metrics."""
+    decimals = task_decimals(summary)
+    return {
+        "title": title,
+        "metrics": [metric_label(metric).replace("AP-", "") for metric in summary.task.metrics],
+        "lines": [
+            {
+                "backbone": line.backbone,
+                "cells": [
+                    {"text": spread_text(cell.spread, decimals), "best": cell.best}
+                    for cell in line.cells
+                ],
+            }
+            for line in summary.backbones
         ],
     }
 
@@ -142,6 +218,7 @@ def _cell(cell: Cell, done: int, decimals: int) -> Plot:
         "text": spread_text(cell.spread, decimals),
         "short_of": f"n = {n}" if 0 < n < done else "",
         "difference": difference_text(cell.difference, decimals) if cell.difference else "",
+        "p": p_text(cell.p),
         "verdict": cell.verdict.replace("/", ""),
         "best": cell.best,
     }
@@ -159,6 +236,10 @@ def _row(row: ResultRow, metrics: Sequence[str], decimals: int) -> Plot:
         "time": duration(row.wall_time_s),
         "run_dir": row.run_dir,
         "signature": row.signature,
+        "gpu_hours": gpu_hours(row.wall_time_s, row.num_gpus),
+        "commit": row.commit or "unknown commit",
+        "command": row.command,
+        "config": json.dumps(row.config, indent=2, ensure_ascii=False, default=str),
     }
 
 
@@ -213,51 +294,3 @@ def inline_svg(svg: bytes, label: str) -> Markup:
     assert box is not None
     head = Markup('<svg {} role="img" aria-label="{}">').format(Markup(box[0]), label)
     return head + Markup(rest.replace("xlink:href", "href").strip())
-
-
-# --- pictures ---------------------------------------------------------------------------------
-
-
-def pictures(summary: TaskSummary) -> list[Plot]:
-    """Strips of validation pictures: ground truth, then each backbone's first finished seed."""
-    first = [
-        next((r for r in line.rows if r.status == "done" and r.pictures), None)
-        for line in summary.backbones
-    ]
-    rows = [row for row in first if row is not None]
-    truth = next((row.ground_truth for row in rows if row.ground_truth), ())[:MAX_PICTURES]
-    strips = [_strip("Ground truth", truth, truth)] if truth else []
-    for row in rows:
-        label = f"{row.backbone}, seed {row.seed}"
-        strips.append(_strip(label, row.pictures, truth or row.pictures[:MAX_PICTURES]))
-    return strips
-
-
-def _strip(label: str, paths: Sequence[Path], columns: Sequence[Path]) -> Plot:
-    """One row; a picture stands under the ground truth of its name, or of its place."""
-    by_name = {path.name: path for path in paths}
-    named = any(column.name in by_name for column in columns)
-    images = []
-    for i, column in enumerate(columns):
-        path = by_name.get(column.name) if named else (paths[i] if i < len(paths) else None)
-        what = "Ground truth" if label == "Ground truth" else f"Detections of {label}"
-        alt = f"{what}: picture {i + 1} of {len(columns)}, {column.name}"
-        images.append({"src": picture_uri(path) if path else None, "alt": alt})
-    return {"label": label, "images": images}
-
-
-def picture_uri(path: Path) -> str | None:
-    """A JPEG or PNG as a data URI, at most MAX_PICTURE_PX wide and high; None if unreadable."""
-    try:
-        content = path.read_bytes()
-        with Image.open(BytesIO(content), formats=("JPEG", "PNG")) as image:
-            mime = f"image/{str(image.format).lower()}"
-            image.load()
-            if max(image.size) > MAX_PICTURE_PX:
-                image.thumbnail((MAX_PICTURE_PX, MAX_PICTURE_PX))
-                buffer = BytesIO()
-                image.convert("RGB").save(buffer, format="JPEG", quality=88)
-                content, mime = buffer.getvalue(), "image/jpeg"
-    except (OSError, SyntaxError, ValueError):  # absent, or damaged in one of Pillow's ways
-        return None
-    return f"data:{mime};base64,{base64.b64encode(content).decode('ascii')}"

@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from pipeline.report_data import Cell, Curve, finite
+from pipeline.report_data import Cell, Curve, Spread, finite
 
 INK, QUIET, GRID = "#1f2428", "#656d76", "#d8dee4"
 PAGE = "#ffffff"
@@ -134,6 +134,35 @@ def line_plot(series: Sequence[Series], *, x_label: str = "step", fmt: Format = 
         axes.set_xlabel(x_label, parse_math=False)
         axes.grid(color=GRID, linewidth=0.6)
         axes.margins(x=0.02)
+        return _save(figure, fmt)
+
+
+def scatter_plot(
+    places: Mapping[str, tuple[float, Spread]],
+    palette: Mapping[str, str],
+    labels: tuple[str, str],
+    *,
+    fmt: Format = "svg",
+) -> bytes:
+    """One dot per backbone at (predictor, mean of the metric), whiskers of one standard deviation.
+
+    `labels` are those of the x and the y axis.
+    """
+    with _style():
+        figure, axes = _figure(3.6, 2.6)
+        for name, (x, found) in places.items():
+            axes.errorbar(
+                x, found.mean, yerr=found.std or 0.0, fmt="o", color=palette[name], capsize=3,
+                markersize=5, elinewidth=1.1,
+            )  # fmt: skip
+            axes.annotate(
+                _short(name), (x, found.mean), xytext=(6, 4), textcoords="offset points",
+                fontsize=8, parse_math=False,
+            )  # fmt: skip
+        axes.set_xlabel(labels[0], parse_math=False)
+        axes.set_ylabel(labels[1], parse_math=False)
+        axes.grid(color=GRID, linewidth=0.6)
+        axes.margins(0.18, 0.12)
         return _save(figure, fmt)
 
 

@@ -23,6 +23,8 @@ class Entry:
 def provenance(data: ReportData) -> list[Entry]:
     """The provenance's entries; a name that ends in `_s` holds seconds."""
     entries = [entry(name, value) for name, value in data.provenance.items()]
+    hours = sum((row.wall_time_s or 0.0) * row.num_gpus / 3600 for row in data.rows)
+    entries.append(Entry("GPU hours of fine-tuning", text=f"{hours:.1f}"))
     times = {
         task.title: sum(r.wall_time_s or 0.0 for r in data.rows if r.task == task.name)
         for task in data.tasks
@@ -54,6 +56,13 @@ def _scalar(value: Any, *, seconds: bool) -> str:
     if seconds and isinstance(value, (int, float)):
         return duration(float(value))
     return "–" if value is None else str(value)
+
+
+def gpu_hours(wall_time_s: float | None, num_gpus: int) -> str:
+    """`3.2`, or a dash where no GPU was used."""
+    if wall_time_s is None or num_gpus == 0:
+        return "–"
+    return f"{wall_time_s * num_gpus / 3600:.1f}"
 
 
 def duration(seconds: float | None) -> str:

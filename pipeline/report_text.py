@@ -80,6 +80,13 @@ def difference_text(diff: Difference | None, decimals: int) -> str:
     return f"{sign}{mean} ± {number(diff.std, decimals)}{'' if diff.paired else '*'}"
 
 
+def p_text(p: float | None) -> str:
+    """`p = 0.03`; empty where there is no test."""
+    if p is None:
+        return ""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
+
+
 def task_decimals(summary: TaskSummary) -> int:
     """1, or 2 where one decimal would print a real spread as 0.0."""
     found = [cell for line in summary.backbones for cell in line.cells]
@@ -147,6 +154,8 @@ def legend(data: ReportData) -> list[str]:
             "own standard deviation and than the standard deviation of either backbone; “no, "
             "worse” is the same downwards; n/a with fewer than two seeds. It describes these runs "
             "and is no significance test.",
+            "p: two-sided paired t-test of the differences, same seed against same seed, not "
+            "corrected for the number of comparisons.",
         ]
     if any(row.dirty and row.status == "done" for row in data.rows):
         notes.append("† holds results from modified (uncommitted) code.")
@@ -212,11 +221,11 @@ def probe_table(data: ReportData) -> tuple[list[str], list[tuple[str, list[str]]
 # --- Markdown ---------------------------------------------------------------------------------
 
 
-def markdown(data: ReportData) -> str:
-    """The report's tables in GitHub's Markdown."""
+def markdown(data: ReportData, comparison: str = "") -> str:
+    """The report's tables in GitHub's Markdown, the ready-made `comparison` first."""
     summaries = summarise(data)
     parts = [f"# {md(data.pipeline)}: transfer to detection"]
-    parts += ["\n".join(f"- {md(sentence)}" for sentence in findings(data))]
+    parts += ["\n".join(f"- {md(sentence)}" for sentence in findings(data)), comparison]
     for summary in summaries:
         parts += _markdown_task(summary, data.baseline)
     if data.probes:
@@ -242,7 +251,7 @@ def _markdown_task(summary: TaskSummary, baseline: str | None) -> list[str]:
     parts = [f"## {md(task.title)}", _grid(["Backbone", "Seeds", *labels, *verdicts], body)]
     if baseline is not None:
         body = [
-            [md(line.backbone), *(difference_text(c.difference, decimals) for c in line.cells)]
+            [md(line.backbone), *(_difference_and_p(c, decimals) for c in line.cells)]
             for line in summary.backbones
             if line.backbone != baseline
         ]
@@ -250,6 +259,10 @@ def _markdown_task(summary: TaskSummary, baseline: str | None) -> list[str]:
         parts.append(_grid([heading, *labels], [[n, *map(md, cells)] for n, *cells in body]))
     failed = [f"- **failed**: {md(failure_text(row))}" for row in unfinished(summary, "failed")]
     return [*parts, "\n".join(failed)]
+
+
+def _difference_and_p(cell: Cell, decimals: int) -> str:
+    return ", ".join(filter(None, [difference_text(cell.difference, decimals), p_text(cell.p)]))
 
 
 def _markdown_cell(cell: Cell, decimals: int) -> str:

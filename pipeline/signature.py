@@ -49,17 +49,20 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{value!r} ({type(value).__name__}) has no place in a signature")
 
 
-def differences(stored: Any, wanted: Any, path: str = "") -> list[str]:
-    """Return one line for every place where two JSON values differ."""
+def differences(
+    stored: Any, wanted: Any, path: str = "", names: tuple[str, str] = ("stored", "wanted")
+) -> list[str]:
+    """Return one line for every place where two JSON values differ; `names` is what they are."""
+    a, b = names
     if isinstance(stored, dict) and isinstance(wanted, dict):
         lines = []
         for key in sorted(stored.keys() | wanted.keys()):
             place = f"{path}.{key}" if path else str(key)
             if key not in stored:
-                lines.append(f"{place}: stored nothing, wanted {wanted[key]!r}")
+                lines.append(f"{place}: {a} nothing, {b} {wanted[key]!r}")
             elif key not in wanted:
-                lines.append(f"{place}: stored {stored[key]!r}, wanted nothing")
+                lines.append(f"{place}: {a} {stored[key]!r}, {b} nothing")
             else:
-                lines += differences(stored[key], wanted[key], place)
+                lines += differences(stored[key], wanted[key], place, names)
         return lines
-    return [] if stored == wanted else [f"{path}: stored {stored!r}, wanted {wanted!r}"]
+    return [] if stored == wanted else [f"{path}: {a} {stored!r}, {b} {wanted!r}"]

@@ -3,7 +3,8 @@ import math
 import pytest
 from PIL import Image
 
-from pipeline.report_html import finetuning_keys, picture_uri, pretraining_keys
+from pipeline.report_html import finetuning_keys, pretraining_keys
+from pipeline.report_pictures import picture_uri
 from pipeline.report_provenance import Entry, duration, entry
 from pipeline.report_text import metric_label, number, one_line
 

@@ -1,0 +1,203 @@
+"""What this machine has for a benchmark, and what to do about the rest.
+
+Needs nothing but Python's own library, so that it also speaks where nothing is installed yet; what
+has to be imported to be known is imported in a child process.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+Status = Literal["ok", "absent", "broken"]
+MIN_PYTHON = (3, 11)
+MIN_FREE_GB = 20.0
+ENV_REMEDY = "run make env, or create the environment of environment.yml"
+# Distribution names, as in pyproject.toml; the pipeline does not run without them.
+REQUIRED = (
+    "torch", "torchvision", "numpy", "pillow", "PyYAML", "pydantic", "rich", "Jinja2", "matplotlib",
+    "tensorboard", "scikit-learn", "scipy", "fvcore", "iopath", "pycocotools", "faster-coco-eval",
+    "submitit",
+)  # fmt: skip
+# What a data set is, and one path below $DETECTRON2_DATASETS that shows it is there.
+DATASETS = {
+    "embedded digits": ("digits/coco/annotations/instances_train2017.json", "make demo draws them"),
+    "VOC 2007": ("VOC2007/ImageSets/Main/trainval.txt", "put VOCdevkit/VOC2007 there"),
+    "VOC 2012": ("VOC2012/ImageSets/Main/trainval.txt", "put VOCdevkit/VOC2012 there"),
+    "COCO 2017": (
+        "coco/annotations/instances_train2017.json",
+        "put annotations/, train2017/ and val2017/ there",
+    ),
+}
+TORCH_PROBE = """
+import json, torch, torchvision
+gpus = [(torch.cuda.get_device_name(i), torch.cuda.get_device_properties(i).total_memory / 1e9)
+        for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
+print(json.dumps([torch.__version__, torchvision.__version__, torch.version.cuda, gpus]))
+"""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at; `remedy` says what to do unless it is `ok`."""
+
+    name: str
+    status: Status
+    text: str
+    remedy: str = ""
+    required: bool = False
+
+
+def examine(detectron2: Finding, *, datasets_root: Path, output_dir: Path) -> list[Finding]:
+    """Return everything that was looked at; `detectron2` is examined by who knows it."""
+    found = [python_version(), packages()]
+    if found[-1].status == "ok":
+        found += torch_and_gpu()
+    found += [detectron2, *datasets(datasets_root), slurm(), accounting(), disk(output_dir)]
+    return [*found, memory(Path("/proc/meminfo"), Path("/dev/shm"))]
+
+
+def python_version() -> Finding:
+    """Return whether this Python is new enough."""
+    text = f"{sys.version.split()[0]} at {sys.executable}"
+    if sys.version_info >= MIN_PYTHON:
+        return Finding("Python", "ok", text, required=True)
+    wanted = ".".join(map(str, MIN_PYTHON))
+    return Finding("Python", "broken", text, f"install Python {wanted} or newer", required=True)
+
+
+def packages() -> Finding:
+    """Return whether every required package is installed, without importing any."""
+    missing = [name for name in REQUIRED if _version(name) is None]
+    if missing:
+        text = f"missing: {', '.join(missing)}"
+        return Finding("packages", "broken", text, ENV_REMEDY, required=True)
+    return Finding("packages", "ok", f"all {len(REQUIRED)} are installed", required=True)
+
+
+def torch_and_gpu() -> list[Finding]:
+    """Return whether torch and torchvision work together, and the GPUs they see."""
+    code, out, error = _run([sys.executable, "-P", "-c", TORCH_PROBE], timeout_s=120)
+    if code != 0:
+        last = (error.strip().splitlines() or ["no message"])[-1]
+        remedy = "install torch and torchvision of one release together; " + ENV_REMEDY
+        return [Finding("torch", "broken", last, remedy, required=True)]
+    torch, torchvision, cuda, gpus = json.loads(out.splitlines()[-1])
+    built = f"CUDA {cuda}" if cuda else "CPU only"
+    found = [Finding("torch", "ok", f"{torch} ({built}), torchvision {torchvision}", required=True)]
+    if gpus:
+        text = ", ".join(f"{name}, {gb:.0f} GB" for name, gb in gpus)
+        return [*found, Finding("GPU", "ok", text)]
+    remedy = "stages run on the CPU, fit for the demo; real recipes want GPUs or --executor slurm"
+    return [*found, Finding("GPU", "absent", "torch sees none", remedy)]
+
+
+def datasets(root: Path) -> list[Finding]:
+    """Return which of the known detection sets are below `root`."""
+    found = []
+    for name, (path, remedy) in DATASETS.items():
+        there = (root / path).is_file()
+        text = f"{root / path}" if there else f"no {root / path}"
+        found.append(Finding(name, "ok" if there else "absent", text, "" if there else remedy))
+    return found
+
+
+def slurm() -> Finding:
+    """Return the cluster's partitions, where there is a cluster."""
+    if shutil.which("sbatch") is None:
+        return Finding("SLURM", "absent", "no sbatch on PATH", "--executor local works without")
+    code, out, error = _run(["sinfo", "-h", "-o", "%P %D %a"], timeout_s=20)
+    if code != 0:
+        last = (error.strip().splitlines() or ["no message"])[-1]
+        return Finding("SLURM", "broken", f"sinfo failed: {last}", "ask who runs the cluster")
+    lines = [line.split() for line in out.splitlines()]
+    text = ", ".join(f"{name} ({nodes} nodes, {state})" for name, nodes, state in lines)
+    return Finding("SLURM", "ok", text or "no partition")
+
+
+def accounting() -> Finding:
+    """Return whether `sacct` answers; everything works without it from squeue and run folders."""
+    if shutil.which("sacct") is None:
+        return Finding("SLURM accounting", "absent", "no sacct on PATH", "status does without")
+    code, _, error = _run(["sacct", "-n", "-X", "--jobs", "1"], timeout_s=20)
+    if code != 0:
+        last = (error.strip().splitlines() or ["no message"])[-1]
+        return Finding("SLURM accounting", "absent", last, "status does without")
+    return Finding("SLURM accounting", "ok", "sacct answers")
+
+
+def disk(folder: Path) -> Finding:
+    """Return the space for run folders, from the nearest folder that exists."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free_gb = shutil.disk_usage(there).free / 1e9
+    text = f"{free_gb:.0f} GB free at {there.absolute()}"
+    if not os.access(there, os.W_OK):
+        return Finding("disk", "broken", f"{there.absolute()} is not writable", "set output_dir")
+    if free_gb < MIN_FREE_GB:
+        remedy = f"a fine-tuning keeps about 0.5 GB, pretraining 1 GB; wanted {MIN_FREE_GB:.0f} GB"
+        return Finding("disk", "absent", text, remedy)
+    return Finding("disk", "ok", text)
+
+
+def memory(meminfo: Path, shm: Path) -> Finding:
+    """Return main memory, and shared memory, which data-loading workers need."""
+    try:
+        line = re.search(r"MemTotal:\s+(\d+) kB", meminfo.read_text(encoding="ascii"))
+    except OSError:
+        line = None
+    total = f"{int(line.group(1)) / 1e6:.0f} GB" if line else "unknown"
+    text = f"{total}, {len(os.sched_getaffinity(0))} processors"
+    if shm.is_dir() and (gb := shutil.disk_usage(shm).total / 1e9) < 1:
+        remedy = "start the container with --shm-size=8g, or use num_workers: 0"
+        return Finding("memory", "absent", f"{text}, {shm} of only {gb:.2f} GB", remedy)
+    return Finding("memory", "ok", text)
+
+
+def table(findings: list[Finding]) -> str:
+    """Return the findings as aligned lines, remedies below what needs one."""
+    width = max(len(finding.name) for finding in findings)
+    lines = []
+    for finding in findings:
+        lines.append(f"{finding.status:<6}  {finding.name:<{width}}  {finding.text}")
+        if finding.remedy:
+            lines.append(f"{'':<8}{'':<{width}}  -> {finding.remedy}")
+    return "\n".join(lines)
+
+
+def as_json(findings: list[Finding]) -> str:
+    """Return the findings for a machine."""
+    return json.dumps([asdict(finding) for finding in findings], indent=2)
+
+
+def healthy(findings: list[Finding]) -> bool:
+    """Return whether everything that the demo needs works."""
+    return all(finding.status == "ok" for finding in findings if finding.required)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _run(command: list[str], timeout_s: float) -> tuple[int, str, str]:
+    """Return exit code, stdout and stderr; a command that hangs or is absent counts as failed."""
+    try:
+        answer = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=timeout_s
+        )
+    except subprocess.TimeoutExpired:
+        return 124, "", f"{command[0]} did not answer within {timeout_s:.0f} s"
+    except OSError as error:
+        return 127, "", str(error)
+    return answer.returncode, answer.stdout, answer.stderr
