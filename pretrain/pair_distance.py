@@ -149,7 +149,7 @@ class _WhitenedPairDistance(torch.autograd.Function):
         images = torch.arange(S, device=grad.device).repeat(V)
         slopes = pairs.total.new_empty(V * S, n, D)
 
-        def pull_back_part(  # noqa: PLR0913 - what a part of the members has
+        def pull_back_part(
             images: Tensor,
             along_total: Tensor,
             along_view: Tensor,
