@@ -105,7 +105,10 @@ def plain_whiten(x: Tensor, config: LossConfig, order: list[int] | None = None) 
 
 
 def plain_loss(x: Tensor, config: LossConfig) -> Tensor:
-    """Return the loss of `x` [V, N, D] with a loop over sub-batches, views and pairs of views."""
+    """Return the loss of `x` [V, N, D] with a loop over sub-batches, views and pairs of views.
+
+    As published, each pair normalises its two views anew and takes 2 - 2 cosines of them.
+    """
     V, N, D = x.shape
     assert config.sub_batch is not None
     white = torch.empty_like(x)
@@ -113,9 +116,9 @@ def plain_loss(x: Tensor, config: LossConfig) -> Tensor:
         for view in range(V):
             order = torch.randperm(D).tolist() if config.random_partition else None
             white[view, rows] = plain_whiten(x[view, rows], config, order)
-    unit = nn.functional.normalize(white, dim=-1)
-    distances = [(unit[i] - unit[j]).square().sum(-1) for i in range(V) for j in range(i)]
-    return torch.stack(distances).mean()
+    normalize = partial(nn.functional.normalize, dim=-1)
+    pairs = [(normalize(white[i]), normalize(white[j])) for i in range(V) for j in range(i)]
+    return torch.stack([2.0 - 2.0 * (a * b).sum(-1).mean() for a, b in pairs]).mean()
 
 
 def interleaved_ms(steps: dict[str, Step], rounds: int, device: torch.device) -> dict[str, float]:

@@ -74,9 +74,9 @@ def in_parts(
     if parts == 1:
         return [function(*part) for part in zip(*cut, strict=True)]
     pool = _pool(parts, os.getpid())
-    modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+    grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
     tasks = zip(*cut, strict=True)
-    futures = [pool.submit(_in_modes, *modes, function, *task) for task in tasks]
+    futures = [pool.submit(_in_modes, grad, inference, function, *task) for task in tasks]
     return [future.result() for future in futures]
 
 
@@ -96,8 +96,10 @@ def on_one_core(function: Callable[..., Result], parts: int, *arguments: Any) ->
     """
     if parts == 1:
         return function(*arguments)
-    modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
-    return _pool(parts, os.getpid()).submit(_in_modes, *modes, function, *arguments).result()
+    grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+    return (
+        _pool(parts, os.getpid()).submit(_in_modes, grad, inference, function, *arguments).result()
+    )
 
 
 def transposed(batch: Tensor) -> Tensor:

@@ -75,7 +75,7 @@ class _PairDistance(torch.autograd.Function):
         num_compared = pairs.total.numel() / (views.shape[-1] if normalize else 1)
         ctx.factor = mean_over_pairs(len(views), num_compared)
         ctx.save_for_backward(views, pairs.total, pairs.along_total, pairs.along_view)
-        return pairs.value * ctx.factor
+        return pairs.value * ctx.factor  # type: ignore[no-any-return]
 
     @staticmethod
     @once_differentiable
@@ -165,7 +165,7 @@ class _WhitenedPairDistance(torch.autograd.Function):
             back = inverse_permutation(plan.rows.reshape(-1, N))
             back = back + N * torch.arange(len(back), device=back.device)[:, None]
             slope = slopes.view(V, -1, D).index_select(1, back.flatten())
-            return slope.view(V, -1, N, D).sum(1) if len(back) > 1 else slope
+            return slope.view(V, -1, N, D).sum(1) if len(back) > 1 else slope  # type: ignore[no-any-return]
 
         parts = len(ctx.whitened)
         with full_precision(grad.device):
