@@ -29,7 +29,10 @@ class StageKind:
 STAGE_KINDS: dict[str, StageKind] = {
     "pretrain": StageKind("pretrain.train", 1, ("backbone.pth",), "backbone.pth"),
     "convert": StageKind(
-        "transfer.convert", 1, ("backbone.pkl", "backbone.json"), "backbone.pkl"
+        "transfer.convert",
+        2,
+        ("backbone.pkl", "backbone.json", "backbone.pth"),
+        "backbone.pkl",
     ),
     "finetune": StageKind(
         "transfer.finetune",

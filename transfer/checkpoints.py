@@ -23,6 +23,7 @@ from transfer.encoders import (
 )
 from transfer.families import FORMATS, IMAGENET_INPUT, Family
 from transfer.groups import Group, groups_of, whole_model
+from transfer.haiku import without_haiku
 from transfer.keymap import COUNTER, detectron2_keys, ordered_names
 from transfer.safe_calls import TensorView
 from transfer.safe_pickle import describe, printable
@@ -33,7 +34,10 @@ UNCOUNTED = "no batch was counted: from another framework? --format simclr-v1 fo
 
 @dataclass(frozen=True)
 class Backbone:
-    """A ResNet under torchvision's names without `fc`, and how its input is normalised (0-255)."""
+    """A ResNet under torchvision's names without `fc`, and how its input is normalised (0-255).
+
+    `method` is how it was trained, as far as the file or its family says.
+    """
 
     state_dict: dict[str, Tensor]
     arch: str
@@ -45,6 +49,7 @@ class Backbone:
     other_encoders: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
+    method: str = ""
 
     @property
     def detectron2(self) -> dict[str, Any]:
@@ -70,7 +75,7 @@ def read_backbone(path: Path, *, format: str | None = None, encoder: str | None 
             "state_dict() returns"
         )
     try:
-        return _backbone(content, format, encoder)
+        return _backbone(replace(content, value=without_haiku(content.value)), format, encoder)
     except ValueError as error:
         raise ValueError(f"{path}: {printable(error)}") from None
 
@@ -109,6 +114,7 @@ def _backbone(content: Content, format: str | None, encoder: str | None) -> Back
     if family.name not in (OWN, "simclr-v1", "simclr-v2") and no_batch_counted(chosen):
         notes.append(UNCOUNTED)
     others = tuple(printable(other.label) for other in candidates if other is not chosen)
+    method = content.value.get("method") if family.name == OWN else None
     return Backbone(
         state,
         architecture.name,
@@ -120,6 +126,7 @@ def _backbone(content: Content, format: str | None, encoder: str | None) -> Back
         others,
         tuple(note for note in (family.note, *notes) if note),
         tuple(printable(name) for name in sorted(content.unknown)),
+        method if isinstance(method, str) else family.name,
     )
 
 
@@ -206,6 +213,9 @@ def _finite(value: Tensor) -> bool:
 
 
 def _count(name: str, value: Tensor) -> Tensor:
-    if value.is_complex() or not _finite(value):
-        raise ValueError(f"{name} is no count: {value.dtype}, or not finite")
-    return value.reshape(()).to(torch.int64)
+    """Return a counter as detectron2 has it; some frameworks store it as a float."""
+    count = value.reshape(())
+    whole = not count.is_complex() and float(count).is_integer() and 0 <= float(count) < 2**53
+    if not whole:
+        raise ValueError(f"{name} is no count: {str(count.item())[:40]} of {value.dtype}")
+    return count.to(torch.int64)

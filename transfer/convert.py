@@ -18,7 +18,14 @@ from torch import nn
 from transfer.checkpoints import Backbone, read_backbone
 from transfer.config import ConvertConfig
 from transfer.keymap import to_detectron2
-from transfer.verify import c4_model, feature_difference, fpn_model, load_quietly, not_loaded
+from transfer.verify import (
+    Comparison,
+    c4_model,
+    compare_features,
+    fpn_model,
+    load_quietly,
+    not_loaded,
+)
 
 MAX_RELATIVE_DIFFERENCE = 1e-4
 
@@ -47,7 +54,12 @@ class ConversionReport:
 
 
 def convert_checkpoint(
-    source: Path, target: Path, *, format: str | None = None, encoder: str | None = None
+    source: Path,
+    target: Path,
+    *,
+    format: str | None = None,
+    encoder: str | None = None,
+    plain: Path | None = None,
 ) -> ConversionReport:
     """Convert `source` into detectron2's `target` (.pkl) with a companion `.json`.
 
@@ -55,7 +67,8 @@ def convert_checkpoint(
     entry of an FPN and a C4 backbone, and computes the features that torchvision computes from the
     source (largest relative difference at most 1e-4). An older `target` stays until its
     replacement is ready, then goes before the companion changes: at no time does one stand beside
-    the companion of another. `output_sha256` in the companion is that of `target`.
+    the companion of another. `output_sha256` in the companion is that of `target`. `plain` is where
+    the same weights go under torchvision's names, as pretraining writes its `backbone.pth`.
 
     Raises:
         ValueError: the source holds no complete backbone, or the proof failed.
@@ -67,7 +80,8 @@ def convert_checkpoint(
             raise ValueError(f"{written}: is a folder or INPUT itself, wanted a file to write")
     _check_companion(target.with_suffix(".json"))
     with one_thread():
-        return _convert(source, target, format, encoder)
+        backbone = read_backbone(source, format=format, encoder=encoder)
+        return _convert(source, backbone, target, plain)
 
 
 def _check_companion(path: Path) -> None:
@@ -97,9 +111,8 @@ def one_thread() -> Iterator[None]:
 
 
 def _convert(
-    source: Path, target: Path, format: str | None, encoder: str | None
+    source: Path, backbone: Backbone, target: Path, plain: Path | None
 ) -> ConversionReport:
-    backbone = read_backbone(source, format=format, encoder=encoder)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp.pkl")
     companion = target.with_suffix(".json")
@@ -110,6 +123,8 @@ def _convert(
         temporary_companion = temporary.with_suffix(".json")
         text = json.dumps(asdict(report), indent=2, allow_nan=False)
         temporary_companion.write_text(text + "\n", "utf-8")
+        if plain is not None:
+            write_plain(backbone, plain)
         target.unlink(missing_ok=True)
         temporary_companion.replace(companion)
         temporary.replace(target)
@@ -129,7 +144,8 @@ def prove(
     """
     fpn = fpn_model(backbone)
     load_quietly(fpn, weights)
-    difference = feature_difference(backbone, fpn)
+    compared = compare_features(backbone, fpn)
+    difference = compared.difference
     if not difference <= MAX_RELATIVE_DIFFERENCE:
         raise ValueError(
             f"{source}: converted features differ by {difference:.2g} of their size, wanted at "
@@ -144,8 +160,24 @@ def prove(
     return {
         "largest_feature_difference": difference,
         "limit": MAX_RELATIVE_DIFFERENCE,
+        "precision": compared.precision,
         "entries_loaded": loaded,
+        "not_checked": _not_checked(backbone, compared),
     }
+
+
+def _not_checked(backbone: Backbone, compared: Comparison) -> list[str]:
+    """Return in words what the proof could not cover, or covered in another way."""
+    words = []
+    if backbone.architecture.depth < 50:
+        words.append("proved with FPN only: detectron2's C4 head takes ResNet-50 and deeper")
+    if compared.precision != "float32":
+        words.append(
+            f"its features overflow float32, so they were compared in {compared.precision}"
+        )
+    if compared.silent:
+        words.append(f"all zero on the test input, so not compared: {', '.join(compared.silent)}")
+    return words
 
 
 def _loaded(source: Path, kind: str, detector: nn.Module, model: Mapping[str, Any]) -> int:
@@ -177,7 +209,7 @@ def _report(
         detectron2=backbone.detectron2,
         largest_feature_difference=verification["largest_feature_difference"],
         verification=verification,
-        notes=backbone.notes,
+        notes=(*backbone.notes, *verification["not_checked"]),
         unknown_references=backbone.unknown,
     )
 
@@ -199,13 +231,43 @@ def write_detectron2_pickle(backbone: Backbone, path: Path) -> dict[str, Any]:
     return model
 
 
+def write_plain(backbone: Backbone, path: Path) -> None:
+    """Write the weights as pretraining writes its `backbone.pth`, whole or not at all.
+
+    `arch` says where the stride is not torchvision's, so that nobody builds the wrong network.
+    """
+    caffe = "_stride_in_1x1" if backbone.architecture.stride_in_1x1 else ""
+    content = {
+        "state_dict": backbone.state_dict,
+        "arch": backbone.arch + caffe,
+        "method": backbone.method,
+        "input": backbone.input,
+    }
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def run_stage(
     config: dict[str, Any], inputs: dict[str, Path], output_dir: Path
 ) -> dict[str, float]:
-    """Entry point for the pipeline: converts `inputs["checkpoint"]`, or `config["checkpoint"]`."""
+    """Entry point for the pipeline: converts `inputs["checkpoint"]`, or `config["checkpoint"]`.
+
+    Beside detectron2's `backbone.pkl` it writes `backbone.pth`, which probes read.
+    """
     source = inputs.get("checkpoint") or Path(config["checkpoint"])
     report = convert_checkpoint(
-        source, output_dir / "backbone.pkl", format=config["format"], encoder=config["encoder"]
+        source,
+        output_dir / "backbone.pkl",
+        format=config["format"],
+        encoder=config["encoder"],
+        plain=output_dir / "backbone.pth",
     )
     return {
         "num_entries": report.num_entries,

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from transfer.architecture import foreign
+from transfer.copies import is_copy
 from transfer.families import FAMILIES, SIDE_NAMES, Family
 from transfer.groups import Group
 from transfer.keymap import BLOCKS, COUNTER, NORM_ENTRIES, ordered_names
-from transfer.layouts import LAYOUTS, TRANSPARENT, role, split
+from transfer.layouts import LAYOUTS, TRANSPARENT, role, split, without_wrappers
 
 BODY = re.compile(r"layer\d+\.\d+\.(conv\d|norm\d|relu\d|bn\d|bn_last|shortcut)\b")
 SIDE = re.compile(SIDE_NAMES)
@@ -57,7 +58,7 @@ def find_candidates(groups: Mapping[str, Group]) -> list[Candidate]:
                 parts = split(layout, key)
                 if parts is not None:
                     by_prefix.setdefault(parts[0], {})[parts[1]] = key
-            for prefix, names in by_prefix.items():
+            for prefix, names in _joined(by_prefix).items():
                 if any(BODY.match(name) for name in names):
                     here.append(_candidate(layout, path, prefix, names, group))
         here = _without_shadows(here)
@@ -74,6 +75,20 @@ def find_candidates(groups: Mapping[str, Group]) -> list[Candidate]:
         )
         for candidate in found
     ]
+
+
+def _joined(by_prefix: Mapping[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    """Join the parts of an encoder of which only some names carry a wrapper such as `module.`."""
+    joined: dict[str, dict[str, str]] = {}
+    for prefix, names in sorted(by_prefix.items(), key=lambda item: len(item[0])):
+        bare = without_wrappers(prefix)
+        fitting = (
+            known
+            for known, others in joined.items()
+            if without_wrappers(known) == bare and not names.keys() & others.keys()
+        )
+        joined.setdefault(next(fitting, prefix), {}).update(names)
+    return joined
 
 
 def _candidate(
@@ -205,6 +220,9 @@ def _only_one(candidates: list[Candidate]) -> Candidate:
     ]
     if len(distinct) > 1 and all(reasons):
         raise ValueError(f"{distinct[0].label}: {reasons[0]}")
+    online = [one for one in distinct if _others_are_copies(one, distinct)]
+    if len(online) == 1:
+        return online[0]
     if len(distinct) > 1:
         raise ValueError(
             f"{len(distinct)} encoders and no known family: say which with --encoder: "
@@ -218,6 +236,13 @@ def _only_one(candidates: list[Candidate]) -> Candidate:
             f"only the momentum encoder {name} is readable; say --encoder {name} to take it"
         )
     return distinct[0]
+
+
+def _others_are_copies(one: Candidate, distinct: Iterable[Candidate]) -> bool:
+    path = f"{one.group}.{one.role}"
+    return not _second(one) and all(
+        other is one or is_copy(f"{other.group}.{other.role}", path) for other in distinct
+    )
 
 
 def _second(one: Candidate, evaluated: Iterable[str] = ()) -> bool:

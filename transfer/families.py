@@ -53,7 +53,14 @@ class Family:
     note: str = ""
 
 
-EMA = ("@model_ema", "@state_dict_ema", "@ema_state_dict", "@ema", "@current_model_state")
+EMA = (
+    "@model_ema",
+    "@ema_model",
+    "@state_dict_ema",
+    "@ema_state_dict",
+    "@ema",
+    "@current_model_state",
+)
 MM_OTHERS = (
     "encoder_q.0", "online_net.0", "base_encoder.0", "encoder_k.0", "encoder_k", "target_net.0",
     "target_net", "momentum_encoder.0", "encoder_q", "online_net", "base_encoder", *EMA,
@@ -73,13 +80,14 @@ FAMILIES: tuple[Family, ...] = (
            others=("@loss", "@ema_model", "@heads", "@classy_state_dict")),
     Family("classyvision", layout="classy", others=("@loss", "@ema_model")),
     # Lightning: solo-learn, lightly, lightning-bolts
+    Family("lightly", ("backbone",), None, ("student_backbone",), ("student_backbone", *EMA),
+           note="in lightly's DINO `backbone` is the teacher, which it evaluates"),
     Family("lightly", ("backbone",), STATE,
            (LIGHTNING, "projection_head|online_classifier|prediction_head|student_projection_head"),
            ("key_backbone", "teacher_backbone", "backbone_momentum", "student_backbone",
             "momentum_backbone", *EMA)),
-    Family("lightly", ("backbone",), STATE,
-           (LIGHTNING, "key_backbone|teacher_backbone|backbone_momentum|student_backbone"),
-           ("key_backbone", "teacher_backbone", "backbone_momentum", "student_backbone", *EMA)),
+    Family("lightly", ("backbone",), None, ("key_backbone|teacher_backbone|backbone_momentum",),
+           ("key_backbone", "teacher_backbone", "backbone_momentum", *EMA)),
     Family("lightly", ("backbone",), layout="sequential",
            others=("backbone_momentum", "key_backbone", "teacher_backbone", "student_backbone",
                    "momentum_backbone")),
@@ -97,6 +105,8 @@ FAMILIES: tuple[Family, ...] = (
     Family("byol-yaox12", ("online_network.encoder",), others=("target_network.encoder",)),
     Family("byol-lucidrains", ("", "online_encoder"), marks=("online_encoder|target_encoder",),
            others=("online_encoder", "target_encoder")),
+    Family("byol-deepmind", groups=("online_params",), others=("@target_params",),
+           note="haiku's weights; its stride-2 layers pad on one side only, torch's on both"),
     Family("moco-v3", ("base_encoder",), marks=("!base_encoder.0",), others=("momentum_encoder",)),
     Family("mmselfsup", MM_ROLES, marks=("@message_hub|@param_schedulers|@ema_state_dict",),
            others=MM_OTHERS),

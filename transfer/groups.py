@@ -17,15 +17,19 @@ def groups_of(content: Mapping[Any, Any]) -> dict[str, Group]:
     """Return every dict with tensors in it, by its path of keys and places in lists.
 
     Raises:
-        ValueError: two of them have the same path.
+        ValueError: two of them have the same path, or two tensors the same name.
     """
     groups: dict[str, Group] = {}
     for path, node in _mappings(content):
         found: Group = {}
         for key, value in node.items():
             view = value.view() if isinstance(value, Array) else value
-            if isinstance(key, str) and isinstance(view, TensorView):
-                found[key] = view
+            text = _text(key)
+            if text is None or not isinstance(view, TensorView):
+                continue
+            if text in found:
+                raise ValueError(f"two tensors of the name {text[:100]}, one as bytes")
+            found[text] = view
         name = ".".join(path)
         if found and name in groups:
             raise ValueError(f"two dicts of tensors at the same path {name[:100]}")
@@ -44,7 +48,8 @@ def _mappings(content: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, ...], Map
         if id(node) in seen or len(path) > MAX_DEPTH:
             continue
         if isinstance(node, Mapping):
-            inner = [((*path, key), value) for key, value in node.items() if isinstance(key, str)]
+            texts = ((_text(key), value) for key, value in node.items())
+            inner = [((*path, text), value) for text, value in texts if text is not None]
             yield path, node
         elif isinstance(node, list | tuple):
             inner = [((*path, str(index)), value) for index, value in enumerate(node)]
@@ -52,6 +57,13 @@ def _mappings(content: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, ...], Map
             continue
         seen.add(id(node))
         waiting += [pair for pair in reversed(inner) if isinstance(pair[1], CONTAINERS)]
+
+
+def _text(key: Any) -> str | None:
+    """Return a key as text (old Python's names are bytes), None for other keys."""
+    return (
+        key.decode("latin-1") if isinstance(key, bytes) else key if isinstance(key, str) else None
+    )
 
 
 def whole_model(content: Mapping[Any, Any]) -> str | None:

@@ -229,6 +229,16 @@ def _from_buffer(raw: Any, dtype: Any, shape: Any, order: Any = "C", *_: Any) ->
     return Array(dtype, tuple(shape), bytes(raw), order == "F")
 
 
+def _jax_array(function: Any, args: Any, state: Any, *_: Any) -> Array:
+    """Return the numpy array that jax wraps in its own."""
+    if describe(function) not in NUMPY_RECONSTRUCT:
+        raise UnsafeError(f"this file would run {describe(function)}")
+    del args
+    array = Array()
+    array.set_state(state)
+    return array
+
+
 def _encode(text: Any, codec: Any = "latin1", *_: Any) -> bytes:
     if not isinstance(text, str) or codec not in ("latin1", "latin-1", "utf-8", "utf8", "ascii"):
         what = repr(codec[:40]) if isinstance(codec, str) else describe(codec)
@@ -301,8 +311,18 @@ INERT = (
     "datetime.timedelta",
     "torch.device",
     "torch.serialization._get_layout",
+    "haiku._src.data_structures.frozendict",
+    "haiku._src.data_structures.FlatMapping",
+    "haiku._src.data_structures.FlatMap",
 )
 PATHS = ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")
+NUMPY_RECONSTRUCT = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
+JAX_ARRAYS = (
+    ("jax._src.array", "_reconstruct_array"),
+    ("jax._src.device_array", "reconstruct_device_array"),
+    ("jax.interpreters.xla", "_reconstruct_device_array"),
+    ("jax.interpreters.xla", "reconstruct_device_array"),
+)
 CALLS: dict[str, Callable[..., Any]] = {
     **{path: _inert(path) for path in INERT},
     **{f"collections.{name}": _mapping for name in ("OrderedDict", "defaultdict", "Counter")},
@@ -334,6 +354,7 @@ CALLS: dict[str, Callable[..., Any]] = {
         for module in ("numpy.core.multiarray", "numpy._core.multiarray")
         for name, function in (("scalar", _scalar), ("_reconstruct", lambda *_: Array()))
     },
+    **{f"{module}.{name}": _jax_array for module, name in JAX_ARRAYS},
     "numpy.core.numeric._frombuffer": _from_buffer,
     "numpy._core.numeric._frombuffer": _from_buffer,
 }

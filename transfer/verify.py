@@ -6,6 +6,7 @@ import logging
 import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -146,12 +147,26 @@ def _no_logging() -> Iterator[None]:
         logging.disable(before)
 
 
-def feature_difference(backbone: Backbone, loaded: nn.Module) -> float:
-    """Return the largest relative difference of res2..res5 on a fixed random input, in float32.
+@dataclass(frozen=True)
+class Comparison:
+    """Features before and after: the largest relative difference, and what it was measured in.
+
+    `precision` is float64 where float32 cannot hold the source's own features; `silent` are stages
+    whose features are all zero, so that nothing could differ there.
+    """
+
+    difference: float
+    precision: str
+    silent: tuple[str, ...]
+
+
+def compare_features(backbone: Backbone, loaded: nn.Module) -> Comparison:
+    """Return how res2..res5 differ on a fixed random input.
 
     Relative to the largest magnitude in each feature map; NaN if any converted feature is not
-    finite. Weights whose features float32 cannot hold are compared in float64. `loaded` is a model
-    with the converted weights in `backbone.bottom_up`.
+    finite. Both sides are computed in float64 where the source overflows float32: its weights are
+    float32 all the same, so that a wrong entry differs no less. `loaded` is a model with the
+    converted weights in `backbone.bottom_up`.
 
     Raises:
         ValueError: the source's own features are not finite.
@@ -162,27 +177,24 @@ def feature_difference(backbone: Backbone, loaded: nn.Module) -> float:
         images = images.double()
         wanted = torchvision_features(backbone, images)
         if not _finite(wanted):
-            raise ValueError("the source's own features are NaN or infinite")
+            raise ValueError("the source's own features are NaN or infinite, in float64 too")
     network = loaded.get_submodule("backbone.bottom_up").to(images.dtype)
     with torch.no_grad():
         got = network(images)
     network.float()
+    sizes = {stage: wanted[stage].abs().max() for stage in STAGES}
     differences = [
-        (wanted[stage] - got[stage]).abs().max() / wanted[stage].abs().max().clamp_min(1e-30)
-        for stage in STAGES
+        (wanted[stage] - got[stage]).abs().max() / sizes[stage].clamp_min(1e-30) for stage in STAGES
     ]
-    return float(torch.stack(differences).max())
+    return Comparison(
+        float(torch.stack(differences).max()),
+        str(images.dtype).removeprefix("torch."),
+        tuple(stage for stage in STAGES if float(sizes[stage]) == 0),
+    )
 
 
 def _finite(features: Mapping[str, Tensor]) -> bool:
     return all(bool(torch.isfinite(features[stage]).all()) for stage in STAGES)
-
-
-def largest_feature_difference(backbone: Backbone, weights: Path) -> float:
-    """Return `feature_difference` of a converted file, loaded by detectron2's checkpointer."""
-    model = fpn_model(backbone)
-    load_quietly(model, weights)
-    return feature_difference(backbone, model)
 
 
 def not_loaded(model: nn.Module, weights: Mapping[str, Any]) -> list[str]:

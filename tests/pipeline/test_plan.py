@@ -46,8 +46,8 @@ def test_signatures_are_pinned(project: Path) -> None:
     # A change here means that every finished run of every user will be run again.
     found = signatures()
     assert found["pretrain/a"] == "f7ecb9bcc56dc551"
-    assert found["convert/a"] == "586fcf781542d7fc"
-    assert found["finetune/a--coco--seed0"] == "e571300f340d7a7b"
+    assert found["convert/a"] == "30002975155c61bd"
+    assert found["finetune/a--coco--seed0"] == "767ba1425b0088e1"
 
 
 def test_editing_one_recipe_changes_only_what_depends_on_it(project: Path) -> None:

@@ -110,6 +110,38 @@ def caffe2(state: State) -> dict[str, Any]:
     } | {"conv1_b": np.zeros(64, "f4"), "fc1000_w": np.ones((2, 2), "f4")}
 
 
+def haiku(state: State) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a network as haiku's parameters and state: numpy, kernels HWIO, one dict a module."""
+    params: dict[str, Any] = {}
+    averages: dict[str, Any] = {}
+    entries = {"running_mean": "mean_ema", "running_var": "var_ema"}
+    for name, value in state.items():
+        module, _, entry = name.rpartition(".")
+        module = re.sub(r"^conv1$", "initial_conv", module)
+        module = re.sub(r"^bn1$", "initial_batchnorm", module)
+        module = re.sub(
+            r"^layer(\d)\.(\d+)\.",
+            lambda m: f"block_group_{int(m[1]) - 1}/~/block_{m[2]}/~/",
+            module,
+        )
+        module = module.replace("downsample.0", "shortcut_conv")
+        module = module.replace("downsample.1", "shortcut_batchnorm")
+        module = re.sub(r"conv(\d)$", lambda m: f"conv_{int(m[1]) - 1}", module)
+        module = "res_net50/~/" + re.sub(r"bn(\d)$", lambda m: f"batchnorm_{int(m[1]) - 1}", module)
+        array = value.numpy()
+        if value.ndim == 4:
+            params[module] = {"w": np.ascontiguousarray(array.transpose(2, 3, 1, 0))}
+        elif entry in entries:
+            average = {"counter": np.int32(7), "hidden": array[None, None, None]}
+            average["average"] = array[None, None, None]
+            averages[f"{module}/~/{entries[entry]}"] = average
+        elif value.ndim == 1:
+            key = {"weight": "scale", "bias": "offset"}[entry]
+            params.setdefault(module, {})[key] = array[None, None, None]
+    params["projector/linear"] = {"w": np.ones((2, 3), "f4"), "b": np.ones(3, "f4")}
+    return params, averages
+
+
 def lightning(state: State, **more: Any) -> dict[str, Any]:
     return {
         "epoch": 3,
@@ -260,7 +292,10 @@ def files(s: State) -> dict[str, tuple[str, str, Any]]:
 
 def bottleneck_files(s: State) -> dict[str, tuple[str, str, Any]]:
     """Return the forms that exist for bottleneck networks only."""
+    params, averages = haiku(s)
     return {
+        "byol-deepmind": ("byol-deepmind", "", {
+            "experiment_state": {"online_params": params, "online_state": averages}, "step": 9}),
         "simclr-v2": ("simclr-v2", "", {
             "resnet": simclr_v2(s) | head("fc.weight"), "head": head("layers.0.weight")}),
         "caffe2": ("caffe2", "", caffe2(s)),

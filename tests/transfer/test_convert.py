@@ -65,6 +65,26 @@ def test_features_are_equal_and_the_companion_says_so(
     assert sorted(path.name for path in target.parent.iterdir()) == ["weights.json", "weights.pkl"]
 
 
+def test_the_stage_also_writes_the_weights_under_torchvisions_names(tmp_path: Path) -> None:
+    source = save_backbone(tmp_path / "source", "resnet18")
+    settings = {"format": None, "encoder": None, "checkpoint": str(source)}
+    (tmp_path / "own").mkdir()
+    convert.run_stage(settings, {}, tmp_path / "own")
+    names = sorted(path.name for path in (tmp_path / "own").iterdir())
+    assert names == ["backbone.json", "backbone.pkl", "backbone.pth"]
+    plain = torch.load(tmp_path / "own" / "backbone.pth", weights_only=True)
+    wanted = torch.load(source, weights_only=True)
+    state, wanted_state = plain.pop("state_dict"), wanted.pop("state_dict")
+    assert plain == wanted and list(state) == list(wanted_state)
+    assert all(torch.equal(state[name], wanted_state[name]) for name in state)
+    torch.save({"state_dict": {f"module.encoder_q.{k}": v for k, v in state.items()}}, source)
+    convert.run_stage(settings, {}, tmp_path / "own")
+    plain = torch.load(tmp_path / "own" / "backbone.pth", weights_only=True)
+    assert (plain["arch"], plain["method"]) == ("resnet18", "moco")
+    assert plain["input"]["pixel_mean"] == [123.675, 116.28, 103.53]
+    assert read_backbone(tmp_path / "own" / "backbone.pth").format == "whitening-transfer"
+
+
 def swapped_blocks(name: str) -> str:
     """Exchange the norms of res3.0.conv1 and res3.1.conv1: same shapes, wrong places."""
     renamed = to_detectron2(name)
@@ -91,6 +111,35 @@ def test_a_conversion_with_one_step_wrong_is_refused_and_leaves_nothing(
     with pytest.raises(ValueError, match="converted features differ by"):
         convert_checkpoint(source, target)
     assert list(target.parent.iterdir()) == []
+
+
+def scaled(state: dict[str, Tensor], factor: float) -> dict[str, Tensor]:
+    """Return a network with its kernels and its norms' scales and shifts multiplied."""
+    fixed = ("running", "tracked", "downsample")
+    return {
+        name: value if any(part in name for part in fixed) else value * factor
+        for name, value in state.items()
+    }
+
+
+def test_features_beyond_float32_are_compared_in_float64_and_it_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = source_state("resnet18")
+    torch.save(scaled(state, 1e3), tmp_path / "large")
+    report = convert_checkpoint(tmp_path / "large", tmp_path / "large.pkl")
+    assert report.verification["precision"] == "float64"
+    assert report.notes == (
+        "proved with FPN only: detectron2's C4 head takes ResNet-50 and deeper",
+        "its features overflow float32, so they were compared in float64",
+    )
+    torch.save(scaled(state, 0), tmp_path / "zero")
+    report = convert_checkpoint(tmp_path / "zero", tmp_path / "zero.pkl")
+    assert report.verification["precision"] == "float32"
+    assert report.notes[1] == "all zero on the test input, so not compared: res2"
+    monkeypatch.setattr(convert, "to_detectron2", swapped_blocks)
+    with pytest.raises(ValueError, match="converted features differ by"):
+        convert_checkpoint(tmp_path / "large", tmp_path / "wrong.pkl")
 
 
 def test_plain_torchvision_and_prefixed_files_are_read(tmp_path: Path) -> None:
