@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pretrain.cpu import in_parts, keep_freed_memory, num_parts, on_one_core
+from pretrain.saved import save_for_backward, saved
 from pretrain.whitening import (
     Arrangement,
     Whitened,
@@ -120,19 +121,20 @@ class _WhitenedPairDistance(torch.autograd.Function):
 
         def whiten_part(rows: Tensor, arrangement: Arrangement, white: Tensor) -> Whitened:
             samples = flat.index_select(0, rows.flatten()).view(-1, n, D)
-            whitened, channels = plan.whitening.forward(samples, arrangement)
+            part, channels = plan.whitening.forward(samples, arrangement)
             white.copy_(channels)
-            return whitened
+            return part
 
         def compare() -> tuple[PairSum, Tensor]:
             pairs = pair_sum(white.view(V, -1, D, n), normalize=plan.normalize, dim=-2)
-            counts = [whitened.root.num_regularized for whitened in ctx.whitened]
+            counts = [part.root.num_regularized for part in whitened]
             return pairs, torch.stack(counts).sum()
 
         parts = num_parts(rows)
-        ctx.whitened = in_parts(whiten_part, parts, rows, plan.arrangement.cut(parts), white)
+        whitened = in_parts(whiten_part, parts, rows, plan.arrangement.cut(parts), white)
         pairs, num_regularized = on_one_core(compare, parts)
-        ctx.plan, ctx.shape, ctx.pairs = plan, x.shape, pairs
+        save_for_backward(ctx, [plan, pairs, whitened])
+        ctx.shape = x.shape
         num_compared = pairs.total.numel() / (D if plan.normalize else 1)
         ctx.factor = mean_over_pairs(V, num_compared)
         ctx.mark_non_differentiable(num_regularized)
@@ -141,7 +143,8 @@ class _WhitenedPairDistance(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None]:
-        plan, pairs, (V, N, D) = ctx.plan, ctx.pairs, ctx.shape
+        plan, pairs, whitened = saved(ctx)
+        V, N, D = ctx.shape
         S, n = len(pairs.total), plan.rows.shape[-1]
         grad = grad * ctx.factor
         along_total = (pairs.along_total * grad).expand(V, S, 1, n).reshape(-1, 1, n)
@@ -154,12 +157,12 @@ class _WhitenedPairDistance(torch.autograd.Function):
             along_total: Tensor,
             along_view: Tensor,
             arrangement: Arrangement,
-            whitened: Whitened,
+            part: Whitened,
             slopes: Tensor,
         ) -> None:
             slope = arrangement.deal(pairs.total, images).mul_(along_total)
-            slope.addcmul_(arrangement.from_variables(whitened.output), along_view)
-            slopes.copy_(plan.whitening.backward(slope, arrangement, whitened))
+            slope.addcmul_(arrangement.from_variables(part.output), along_view)
+            slopes.copy_(plan.whitening.backward(slope, arrangement, part))
 
         def unshuffle() -> Tensor:
             back = inverse_permutation(plan.rows.reshape(-1, N))
@@ -167,13 +170,13 @@ class _WhitenedPairDistance(torch.autograd.Function):
             slope = slopes.view(V, -1, D).index_select(1, back.flatten())
             return slope.view(V, -1, N, D).sum(1) if len(back) > 1 else slope  # type: ignore[no-any-return]
 
-        parts = len(ctx.whitened)
+        parts = len(whitened)
         with full_precision(grad.device):
             arrangements = plan.arrangement.cut(parts)
             in_parts(
                 pull_back_part,
                 parts,
-                *(images, along_total, along_view, arrangements, ctx.whitened, slopes),
+                *(images, along_total, along_view, arrangements, whitened, slopes),
             )
             return on_one_core(unshuffle, parts), None
 

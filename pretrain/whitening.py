@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 from pretrain.cpu import in_parts, num_parts, transposed
 from pretrain.inverse_roots import METHODS, InverseRoot, inverse_root
 from pretrain.loss_config import whitening_faults
+from pretrain.saved import save_for_backward, saved
 
 AXES = ("batch", "channels")
 
@@ -175,27 +176,26 @@ class _Whiten(torch.autograd.Function):
         parts = num_parts(x)
 
         def whiten_part(x: Tensor, arrangement: Arrangement) -> tuple[Whitened, Tensor]:
-            whitened, channels = whitening.forward(x, arrangement)
-            return whitened, transposed(channels)
+            part, channels = whitening.forward(x, arrangement)
+            return part, transposed(channels)
 
         done = in_parts(whiten_part, parts, x, arrangement.cut(parts))
-        ctx.whitened = [whitened for whitened, _ in done]
-        ctx.arrangement, ctx.whitening = arrangement, whitening
+        save_for_backward(ctx, [arrangement, whitening, [part for part, _ in done]])
         return torch.cat([white for _, white in done])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        parts = len(ctx.whitened)
+        arrangement, whitening, whitened = saved(ctx)
+        parts = len(whitened)
 
-        def pull_back_part(grad: Tensor, arrangement: Arrangement, whitened: Whitened) -> Tensor:
+        def pull_back_part(grad: Tensor, arrangement: Arrangement, part: Whitened) -> Tensor:
             slope = arrangement.deal(transposed(grad))
-            result: Tensor = ctx.whitening.backward(slope, arrangement, whitened)
+            result: Tensor = whitening.backward(slope, arrangement, part)
             return result
 
         with full_precision(grad.device):
-            arrangements = ctx.arrangement.cut(parts)
-            slopes = in_parts(pull_back_part, parts, grad, arrangements, ctx.whitened)
+            slopes = in_parts(pull_back_part, parts, grad, arrangement.cut(parts), whitened)
             return torch.cat(slopes), None, None
 
 
