@@ -22,7 +22,9 @@ def main() -> None:
     for name, (_, summary) in BENCHMARKS.items():
         command = commands.add_parser(name, help=summary)
         command.add_argument("--rounds", type=int, default=15, help="timed rounds (default 15)")
-        command.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
+        command.add_argument(
+            "--threads", type=int, nargs="+", default=[], help="CPU threads, a table for each"
+        )
     arguments = vars(parser.parse_args())
     run, _ = BENCHMARKS[arguments.pop("name")]
     run(**arguments)
