@@ -25,9 +25,10 @@ from pretrain.checkpoint import LAST, load_state, save_atomically
 from pretrain.config import OptimizerConfig, PretrainConfig
 from pretrain.data import ViewsDataset, derived_seed, epoch_order, list_images
 from pretrain.indicators import centred_indicators
-from pretrain.losses import WhiteningLoss, build_loss
+from pretrain.losses import build_loss
 from pretrain.models import SelfSupervisedModel
 from pretrain.schedule import lr_factor
+from pretrain.whitening_loss import WhiteningLoss
 
 METRICS = "metrics.jsonl"
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: saved, to be started again

@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pretrain.cpu import in_parts, num_parts, transposed
-from pretrain.inverse_roots import METHODS, InverseRoot, inverse_root
+from pretrain.inverse_roots import METHODS, inverse_root
 from pretrain.loss_config import whitening_faults
+from pretrain.root_derivatives import InverseRoot
 from pretrain.saved import save_for_backward, saved
 
 AXES = ("batch", "channels")
@@ -169,7 +170,7 @@ def refuse_no_permutation(name: str, indices: Tensor) -> None:
 
 
 class _Whiten(torch.autograd.Function):
-    """Whitened x [M, N, D]; the derivative is in `pretrain.inverse_roots`."""
+    """Whitened x [M, N, D]; the derivative is in `pretrain.root_derivatives`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, arrangement: Arrangement, whitening: Whitening) -> Tensor:
