@@ -23,7 +23,7 @@ from pretrain.distributed import Processes, gather_with_gradient
 from pretrain.divergence import DivergedError, describe, save_dump
 from pretrain.indicators import centred_indicators
 from pretrain.loader import build_views
-from pretrain.losses import WhiteningLoss, build_loss
+from pretrain.losses import build_loss
 from pretrain.metrics_log import METRICS, MetricsLog, final_metrics
 from pretrain.models import SelfSupervisedModel
 from pretrain.optimizers import build_optimizer
@@ -31,6 +31,7 @@ from pretrain.randomness import seed_process
 from pretrain.schedule import Length, covariance_weight, lr_factor
 from pretrain.signals import EXIT_INTERRUPTED, StopRequest
 from pretrain.training_progress import TrainingProgress
+from pretrain.whitening_loss import WhiteningLoss
 
 logger = logging.getLogger(__name__)
 
