@@ -215,6 +215,13 @@ def test_the_companion_overwrites_neither_the_input_nor_a_strange_file(tmp_path:
     assert not (tmp_path / "out.pkl").exists()
 
 
+def test_a_file_in_the_place_of_a_folder(tmp_path: Path) -> None:
+    source = save_backbone(tmp_path / "in", "resnet18")
+    for place in ("in", "in/sub"):
+        with pytest.raises(ValueError, match=r"/in: is a file, wanted a folder to write OUTPUT"):
+            convert_checkpoint(source, tmp_path / place / "out.pkl")
+
+
 def test_an_older_output_stays_until_its_replacement_is_ready(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
