@@ -14,7 +14,6 @@ import torchvision
 from torch import Tensor
 
 from transfer.checkpoints import read_backbone
-from transfer.convert import convert_checkpoint
 from transfer.keymap import to_detectron2
 
 HERE = Path(__file__).resolve()

@@ -21,6 +21,7 @@ from torch import Tensor
 from transfer.architecture import Architecture
 from transfer.checkpoints import Backbone, read_backbone
 from transfer.convert import convert_checkpoint
+from transfer.families import FAMILIES
 from transfer.keymap import ordered_names
 from transfer.verify import c4_model, not_loaded
 
@@ -275,6 +276,13 @@ def test_a_format_that_does_not_fit_is_refused_and_one_that_does_sets_the_input(
     torch.save({"state_dict": resnet(), "epoch": 1}, source)
     assert read_backbone(source).input["pixel_std"] == [58.395, 57.12, 57.375]
     assert read_backbone(source, format="simclr-v1").input["pixel_std"] == [255.0] * 3
+
+
+def test_help_lists_the_formats(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command.main(["--help"])
+    shown = "".join(capsys.readouterr().out.split())
+    assert all(family.name in shown for family in FAMILIES)
 
 
 def as_safetensors(state: State, path: Path, metadata: dict[str, str] | None = None) -> Path:
