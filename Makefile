@@ -1,13 +1,14 @@
 # make demo    from a bare machine to the result table
 # make test    the same environment, and every test this machine can run
 # make lint type    what CI checks besides
+# make test-faults  the pipeline killed, starved and damaged, at length; CI runs a short form
 
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: env demo test lint type check clean-runs
+.PHONY: env demo test test-faults lint type check
 .DELETE_ON_ERROR:
 
 env: $(STAMP)
@@ -31,3 +32,6 @@ type: env
 	@$(BIN)/mypy
 
 check: lint type test
+
+test-faults: env
+	@FAULT_KILLS=20 $(BIN)/python -m pytest tests/faults

@@ -37,6 +37,17 @@ def disagreements(config: PretrainConfig, task: dict[str, Any]) -> list[str]:
     return faults
 
 
+def stem_fault(config: PretrainConfig) -> str | None:
+    """Return why no detectron2 task can take this backbone, or None."""
+    if config.model.stem == "imagenet":
+        return None
+    return (
+        f"model.stem is {config.model.stem} (a 3x3 first convolution of stride 1), but "
+        "detectron2's ResNet has a 7x7 one of stride 2 and a max-pool; use model.stem imagenet, "
+        "or pretrain and probe this backbone without tasks (tools/pretrain.py)"
+    )
+
+
 def _value(task: dict[str, Any], key: str) -> Any:
     node: Any = task
     for part in key.split("."):

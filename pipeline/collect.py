@@ -11,7 +11,7 @@ from pipeline.executors import first_broken
 from pipeline.files import read_json, sha256_of
 from pipeline.plan import Plan
 from pipeline.provenance import code_state
-from pipeline.report_data import Curve, ReportData, ResultRow, TaskInfo
+from pipeline.report_data import Curve, ProbeRow, ReportData, ResultRow, TaskInfo
 from pipeline.stage import Stage
 from pipeline.store import LOG, MANIFEST, METRICS, State, read_state
 
@@ -41,7 +41,11 @@ def collect(plan: Plan) -> ReportData:
         ),
         baseline=next((backbone.name for backbone in config.backbones if backbone.random), None),
         rows=tuple(_row(stage, states[stage.name], command) for stage in finetunes),
-        probes=(),
+        probes=tuple(
+            ProbeRow(stage.backbone, stage.probe, _numbers(_manifest(stage)["metrics"]))
+            for stage in plan.stages
+            if stage.probe is not None and states[stage.name].status == "done"
+        ),
         pretraining=tuple(_curve(stage) for stage in plan.stages if stage.kind == "pretrain"),
         finetuning=tuple(_curve(stage) for stage in finetunes),
         provenance=_provenance(plan, states),
@@ -107,14 +111,19 @@ def failed_log(stage: Stage) -> str:
 
 
 def _curve(stage: Stage) -> Curve:
+    """Return the log of a stage; what was logged of one step, at one time or two, is one point."""
     points: list[dict[str, float]] = []
     path = stage.run_dir / METRICS
     if path.exists():
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
-                points.append(_numbers(json.loads(line)))
+                point = _numbers(json.loads(line))
             except ValueError:
                 continue  # the last line of a stage at work may be half-written
+            if points and "step" in point and points[-1].get("step") == point["step"]:
+                points[-1] |= point
+            else:
+                points.append(point)
     return Curve(stage.slug, stage.backbone, stage.task, stage.seed, tuple(points))
 
 

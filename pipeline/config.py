@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from pipeline.resources import ResourcesConfig
 from transfer.config import DetectionData, Optimizer
 
 Reference = Literal["voc-0712-faster-rcnn-r50-c4-24k", "coco-mask-rcnn-r50-c4"]
@@ -57,27 +58,52 @@ class TaskConfig(Section):
     title: str = ""
     reference: Reference | None = None
     optimizer: Optimizer = "sgd"
+    num_gpus: int = Field(default=1, ge=1, description="GPUs on each node")
+    num_nodes: int = Field(default=1, ge=1)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        default=None, description="instead of the pipeline's"
+    )
+    overrides: tuple[str, ...] = ()
+
+
+class ProbeEntry(Section):
+    """A probe: a probe config and `key=value` changes to it."""
+
+    name: Slug
+    config: Path
     overrides: tuple[str, ...] = ()
 
 
 class PipelineConfig(Section):
-    """The whole plan: every backbone is fine-tuned on every task with every seed."""
+    """The whole plan: every backbone is fine-tuned on every task with every seed, and probed."""
 
     name: Slug
     backbones: tuple[BackboneConfig, ...] = Field(min_length=1)
-    tasks: tuple[TaskConfig, ...] = Field(min_length=1)
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
+    tasks: tuple[TaskConfig, ...] = ()
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    probes: tuple[ProbeEntry, ...] = ()
     datasets: dict[Slug, DetectionData] = {}
     num_pictures: int = Field(default=6, ge=1)
     output_dir: Path = Path("runs")
     num_parallel: int = Field(default=1, ge=1, description="stages at a time on one machine")
+    resources: ResourcesConfig = ResourcesConfig()
+
+    @model_validator(mode="after")
+    def _something_to_do(self) -> Self:
+        if not self.tasks and not self.probes:
+            raise ValueError("nothing to do with the backbones; give tasks, probes or both")
+        if not self.seeds and any(not task.seeds for task in self.tasks):
+            raise ValueError("seeds: the tasks need at least one")
+        return self
 
     @model_validator(mode="after")
     def _unique(self) -> Self:
         for what, names in (
             ("backbones", [entry.name for entry in self.backbones]),
             ("tasks", [entry.name for entry in self.tasks]),
+            ("probes", [entry.name for entry in self.probes]),
             ("seeds", [str(seed) for seed in self.seeds]),
+            *((f"seeds of {task.name}", list(map(str, task.seeds or ()))) for task in self.tasks),
         ):
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:

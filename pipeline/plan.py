@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,18 +10,22 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from pipeline.agreement import disagreements
-from pipeline.config import BackboneConfig, PipelineConfig, TaskConfig
-from pipeline.datasets import detection_identity, folder_identity
+from pipeline.agreement import disagreements, stem_fault
+from pipeline.config import BackboneConfig, PipelineConfig, ProbeEntry, TaskConfig
+from pipeline.datasets import detection_identity, image_identity
 from pipeline.files import sha256_of
+from pipeline.named_sets import dataset_names, unknown_set
 from pipeline.signature import identity_of
 from pipeline.stage import Stage
 from pipeline.yaml_config import apply_overrides, faults_of, load_yaml
-from pretrain.config import PretrainConfig
+from pretrain.config import DataConfig, PretrainConfig
+from pretrain.data_layouts import Split
+from pretrain.probe_config import ProbeConfig
 from transfer.config import ConvertConfig, FinetuneConfig, known_datasets
 
 Config = TypeVar("Config", bound=BaseModel)
 Value = TypeVar("Value")
+ImageSplits = tuple[DataConfig, tuple[Split, ...]]
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,11 @@ class Plan:
         return self.config.output_dir / self.config.name
 
 
-def load_plan(config_file: Path, overrides: list[str]) -> Plan:
+def load_plan(config_file: Path, overrides: list[str], *, on_paper: bool = False) -> Plan:
     """Read, check and resolve a pipeline config and all configs it names.
+
+    `on_paper` takes data sets and checkpoints for given that need not be there: such a plan can be
+    counted and scheduled, and its signatures mean nothing.
 
     Raises:
         ValueError: one line for every fault in any of the files, data sets and checkpoints.
@@ -50,9 +56,11 @@ def load_plan(config_file: Path, overrides: list[str]) -> Plan:
     try:
         config = PipelineConfig.model_validate(content)
     except ValidationError as error:
-        lines = faults_of(error, str(config_file)) + _faults_in_named_files(content, config_file)
+        lines = faults_of(error, str(config_file), PipelineConfig) + _faults_in_named_files(
+            content, config_file
+        )
         raise ValueError("\n".join(lines)) from None
-    builder = _Builder(config, config_file.parent)
+    builder = _Builder(config, config_file.parent, on_paper=on_paper)
     stages = builder.build()
     if builder.faults:
         raise ValueError("\n".join(dict.fromkeys(builder.faults)))
@@ -61,12 +69,13 @@ def load_plan(config_file: Path, overrides: list[str]) -> Plan:
 
 def _faults_in_named_files(content: dict[str, Any], config_file: Path) -> list[str]:
     """Return faults of the files a broken config names, so that one try shows them all."""
-    sections: tuple[tuple[str, type[BackboneConfig] | type[TaskConfig]], ...] = (
-        ("backbones", BackboneConfig),
-        ("tasks", TaskConfig),
-    )
-    parts: dict[str, list[Any]] = {"backbones": [], "tasks": []}
-    for key, model in sections:
+    sections: dict[str, type[BaseModel]] = {
+        "backbones": BackboneConfig,
+        "tasks": TaskConfig,
+        "probes": ProbeEntry,
+    }
+    parts: dict[str, list[Any]] = {key: [] for key in sections}
+    for key, model in sections.items():
         entries = content.get(key)
         for entry in entries if isinstance(entries, list) else []:
             try:
@@ -77,6 +86,7 @@ def _faults_in_named_files(content: dict[str, Any], config_file: Path) -> list[s
         name="unchecked",
         backbones=tuple(parts["backbones"]),
         tasks=tuple(parts["tasks"]),
+        probes=tuple(parts["probes"]),
         seeds=(0,),
         datasets={},
         num_pictures=1,
@@ -90,22 +100,34 @@ def _faults_in_named_files(content: dict[str, Any], config_file: Path) -> list[s
 class _Builder:
     """Collects stages and faults while walking the config."""
 
-    def __init__(self, config: PipelineConfig, config_dir: Path) -> None:
+    def __init__(self, config: PipelineConfig, config_dir: Path, *, on_paper: bool = False) -> None:
         self.config = config
+        self.on_paper = on_paper
         self.config_dir = config_dir
         self.root = config.output_dir / config.name
         self.faults: list[str] = []
         self.known_datasets = known_datasets() | dict(config.datasets)
         self.pretrain_configs: dict[str, PretrainConfig] = {}
         self.data_identities: dict[str, dict[str, Any] | None] = {}
+        self.image_identities: dict[
+            tuple[DataConfig, tuple[Split, ...]], dict[str, Any] | None
+        ] = {}
 
     def build(self) -> list[Stage]:
         tasks = [(task, self.finetune_config(task)) for task in self.config.tasks]
+        probes = [(probe, self.probe_config(probe)) for probe in self.config.probes]
         stages: list[Stage] = []
         for backbone in self.config.backbones:
             before = self.stages_before_finetuning(backbone)
             self.compare_with_tasks(backbone, tasks)
             stages += before
+            if before or backbone.random:
+                source = {"backbone": before[0]} if before else {}
+                stages += [
+                    self.probe_stage(backbone, probe, config, source)
+                    for probe, config in probes
+                    if config is not None
+                ]
             inputs = {"weights": before[-1]} if before else {}
             for task, config in tasks:
                 if config is not None and (before or backbone.random):
@@ -118,6 +140,10 @@ class _Builder:
         tasks: list[tuple[TaskConfig, tuple[FinetuneConfig, dict[str, Any]] | None]],
     ) -> None:
         config = self.pretrain_configs.get(backbone.name)
+        if config is not None and tasks and (fault := stem_fault(config)):
+            assert backbone.pretrain is not None
+            recipe = self.config_dir / backbone.pretrain
+            self.faults.append(f"{recipe}: backbone {backbone.name}: {fault}")
         for task, resolved in tasks:
             if config is not None and resolved is not None:
                 faults = disagreements(config, resolved[0].detectron2)
@@ -129,7 +155,9 @@ class _Builder:
             return []
         if backbone.pretrain is not None:
             pretrain = self.pretrain_stage(backbone)
-            return [pretrain, self.convert_stage(backbone, pretrain)] if pretrain else []
+            if pretrain is None or not self.config.tasks:
+                return [pretrain] if pretrain else []
+            return [pretrain, self.convert_stage(backbone, pretrain)]
         convert = self.convert_stage(backbone, None)
         return [convert] if convert else []
 
@@ -139,15 +167,29 @@ class _Builder:
         if config is None:
             return None
         self.pretrain_configs[backbone.name] = config
-        data = self.attempt(lambda: folder_identity(config.data.name, config.data.root))
+        num_ranks = max(1, self.config.resources.of("pretrain").num_gpus)
+        self.faults += [
+            f"{self.config_dir / backbone.pretrain}: backbone {backbone.name} on {num_ranks} GPUs "
+            f"(resources.pretrain): {fault}"
+            for fault in config.faults_on(num_ranks)
+        ]
+        data = self.image_identity(config.data, "pretrain")
+        settings = _absolute(config.model_dump(mode="json"), "data", "root")
         return Stage(
             kind="pretrain",
             slug=backbone.name,
             identity=identity_of(config) | {"data_content": data},
-            settings=_absolute(config.model_dump(mode="json"), ("data", "root")),
+            settings=_absolute(settings, "probe", "data", "root"),
             root=self.root,
             backbone=backbone.name,
         )
+
+    def image_identity(self, data: DataConfig, *splits: Split) -> dict[str, Any] | None:
+        """Return the identity of splits of a set of images, taken once for all stages."""
+        key = (data, splits)
+        if key not in self.image_identities:
+            self.image_identities[key] = self.identity(lambda: image_identity(data, splits))
+        return self.image_identities[key]
 
     def convert_stage(self, backbone: BackboneConfig, pretrain: Stage | None) -> Stage:
         config = ConvertConfig(format=backbone.format, encoder=backbone.encoder)
@@ -157,7 +199,7 @@ class _Builder:
             settings["checkpoint"] = str(source.absolute())
             if source.is_file():
                 identity["checkpoint_sha256"] = sha256_of(source)
-            else:
+            elif not self.on_paper:
                 self.faults.append(f"{source}: no such checkpoint (backbone {backbone.name})")
         return Stage(
             kind="convert",
@@ -169,21 +211,54 @@ class _Builder:
             backbone=backbone.name,
         )
 
+    def probe_config(self, probe: ProbeEntry) -> tuple[ProbeConfig, dict[str, Any]] | None:
+        """Return the config and what of it can change a result."""
+        config = self.read(probe.config, probe.overrides, ProbeConfig)
+        if config is None:
+            return None
+        if config.random_arch is None and any(entry.random for entry in self.config.backbones):
+            self.faults.append(
+                f"{self.config_dir / probe.config}: random_arch: give the architecture to probe "
+                "where a backbone is random"
+            )
+        data = self.image_identity(config.data, "train", "test")
+        return config, identity_of(config) | {"data_content": data}
+
+    def probe_stage(
+        self,
+        backbone: BackboneConfig,
+        probe: ProbeEntry,
+        config: tuple[ProbeConfig, dict[str, Any]],
+        inputs: dict[str, Stage],
+    ) -> Stage:
+        random = {"random_arch": config[0].random_arch} if backbone.random else {}
+        return Stage(
+            kind="probe",
+            slug=f"{backbone.name}--{probe.name}",
+            identity=config[1] | random,
+            settings=_absolute(config[0].model_dump(mode="json"), "data", "root"),
+            root=self.root,
+            inputs=inputs,
+            backbone=backbone.name,
+            probe=probe.name,
+        )
+
     def finetune_config(self, task: TaskConfig) -> tuple[FinetuneConfig, dict[str, Any]] | None:
         path = self.config_dir / task.config
         content = self.attempt(lambda: apply_overrides(load_yaml(path), list(task.overrides)))
         if content is None:
             return None
         datasets, identities = {}, {}
-        for name in self.dataset_names(content, path):
+        names, faults = dataset_names(content, path)
+        self.faults += faults
+        for name in (name for held in names.values() for name in held):
             if name not in self.known_datasets:
-                known = ", ".join(sorted(self.known_datasets))
-                self.faults.append(f"{path}: unknown data set {name!r}; known: {known}")
+                self.faults.append(unknown_set(name, path, self.known_datasets))
                 continue
             datasets[name] = self.known_datasets[name]
             if name not in self.data_identities:
                 data = datasets[name]
-                self.data_identities[name] = self.attempt(
+                self.data_identities[name] = self.identity(
                     lambda name=name, data=data: detection_identity(name, data)  # type: ignore[misc]
                 )
             identities[name] = self.data_identities[name]
@@ -192,29 +267,15 @@ class _Builder:
                 detectron2=content,
                 datasets=datasets,
                 optimizer=task.optimizer,
+                num_gpus=task.num_gpus,
+                num_nodes=task.num_nodes,
                 num_pictures=self.config.num_pictures,
             )
         except ValidationError as error:
-            self.faults += faults_of(error, str(path))
+            self.faults += faults_of(error, str(path), FinetuneConfig)
             return None
         identity = self.attempt(lambda: _task_identity(config, str(path)))
         return None if identity is None else (config, identity | {"data_content": identities})
-
-    def dataset_names(self, content: dict[str, Any], path: Path) -> list[str]:
-        names: list[str] = []
-        section = content.get("DATASETS")
-        for key in ("TRAIN", "TEST"):
-            value = section.get(key) if isinstance(section, dict) else None
-            if isinstance(value, str):
-                try:
-                    value = ast.literal_eval(value)
-                except (ValueError, SyntaxError):
-                    value = None
-            if not isinstance(value, list | tuple) or not value:
-                self.faults.append(f"{path}: DATASETS.{key}: wanted a list of data set names")
-                continue
-            names += [str(name) for name in value]
-        return names
 
     def finetune_stages(
         self,
@@ -224,7 +285,7 @@ class _Builder:
         inputs: dict[str, Stage],
     ) -> list[Stage]:
         stages = []
-        for seed in self.config.seeds:
+        for seed in task.seeds if task.seeds is not None else self.config.seeds:
             seeded = config[0].model_copy(update={"seed": seed})
             settings = seeded.model_dump(mode="json")
             for data in settings["datasets"].values():
@@ -254,8 +315,12 @@ class _Builder:
         try:
             return model.model_validate(content)
         except ValidationError as error:
-            self.faults += faults_of(error, str(path))
+            self.faults += faults_of(error, str(path), model)
             return None
+
+    def identity(self, of_data: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
+        """Return the identity of data that has to be there, unless the plan is on paper."""
+        return None if self.on_paper else self.attempt(of_data)
 
     def attempt(self, action: Callable[[], Value]) -> Value | None:
         """Return the action's value, or keep its ValueError as a fault and return None."""
@@ -281,7 +346,10 @@ def _task_identity(config: FinetuneConfig, where: str) -> dict[str, Any]:
     return identity | {"detectron2": content}
 
 
-def _absolute(settings: dict[str, Any], key: tuple[str, str]) -> dict[str, Any]:
-    section, name = key
-    path = str(Path(settings[section][name]).absolute())
-    return settings | {section: settings[section] | {name: path}}
+def _absolute(settings: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """Return the settings with the path at `keys`, if there is one, taken from here."""
+    key, *rest = keys
+    value = settings.get(key)
+    if value is None:
+        return settings
+    return settings | {key: _absolute(value, *rest) if rest else str(Path(value).absolute())}

@@ -34,10 +34,11 @@ STAGE_KINDS: dict[str, StageKind] = {
         ("backbone.pkl", "backbone.json", "backbone.pth"),
         "backbone.pkl",
     ),
+    "probe": StageKind("pretrain.probes", 1, ("probes.json",), "probes.json"),
     "finetune": StageKind(
         "transfer.finetune",
-        1,
-        ("model_final.pth", "predictions.json", "pictures/*.jpg"),
+        2,
+        ("model_final.pth", "predictions.json", "effective_config.yaml", "pictures/*.jpg"),
         "model_final.pth",
     ),
 }  # fmt: skip
@@ -59,6 +60,7 @@ class Stage:
     inputs: dict[str, Stage] = field(default_factory=dict)
     backbone: str = ""
     task: str | None = None
+    probe: str | None = None
     seed: int | None = None
 
     @property

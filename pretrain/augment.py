@@ -38,7 +38,7 @@ def build_view(config: AugmentConfig) -> v2.Transform:
             config.size,
             scale=config.crop_scale,
             ratio=config.crop_ratio,
-            interpolation=InterpolationMode.BICUBIC,
+            interpolation=InterpolationMode(config.interpolation),
             antialias=True,
         )
     )
@@ -50,8 +50,7 @@ def build_view(config: AugmentConfig) -> v2.Transform:
     if config.grayscale:
         steps.append(v2.RandomGrayscale(config.grayscale))
     if config.blur_probability:
-        kernel = 2 * max(1, round(0.05 * config.size)) + 1  # a tenth of the side, as SimCLR
-        blur = v2.GaussianBlur(kernel, sigma=config.blur_sigma)
+        blur = v2.GaussianBlur(config.blur_kernel, sigma=config.blur_sigma)
         steps.append(v2.RandomApply([blur], p=config.blur_probability))
     steps.append(v2.ToDtype(torch.float32, scale=True))
     if config.noise_std:

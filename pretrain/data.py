@@ -1,81 +1,123 @@
-"""Images of a folder, decoded once per sample, and the order in which an epoch visits them."""
+"""The loader: from images to batches of views on the training device.
+
+V views, N images, S side.
+"""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torch.utils.data import Dataset
-from torchvision.transforms.v2.functional import pil_to_tensor
+from torch.utils.data import DataLoader, Dataset
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
+from pretrain.augment import build_view
+from pretrain.config import PretrainConfig
+from pretrain.cpu import keep_freed_memory
+from pretrain.images import Images
+from pretrain.seeds import derived_seed, epoch_order
+from pretrain.signals import leave_signals_to_parent
+from pretrain.views import RawViews, cut_views, finish_views
 
-
-def list_images(root: Path) -> list[Path]:
-    """Return every image file below `root`, sorted by relative path.
-
-    Raises:
-        ValueError: the folder is missing or holds no image.
-    """
-    if not root.is_dir():
-        raise ValueError(f"{root}: no such folder; wanted a folder of images")
-    paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    if not paths:
-        raise ValueError(f"{root}: no image found; wanted files ending in {sorted(IMAGE_SUFFIXES)}")
-    return paths
-
-
-def read_image(path: Path) -> Tensor:
-    """Return the image as `[3, H, W]` uint8 RGB.
-
-    Raises:
-        ValueError: the file is not a whole image.
-    """
-    try:
-        with Image.open(path) as image:
-            pixels: Tensor = pil_to_tensor(image.convert("RGB"))
-            return pixels
-    except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: not a readable image ({error})") from None
-
-
-def derived_seed(*parts: int) -> int:
-    """Return a 63-bit seed from (seed, epoch, index, ...), the same on every machine."""
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
-
-
-def epoch_order(num_images: int, seed: int, epoch: int) -> list[int]:
-    """Return the permutation of `num_images` that belongs to (seed, epoch)."""
-    generator = torch.Generator().manual_seed(derived_seed(seed, epoch))
-    return torch.randperm(num_images, generator=generator).tolist()
+__all__ = ["ViewLoader", "ViewsDataset", "derived_seed", "epoch_order"]
+Place = tuple[int, int]  # epoch and index
 
 
 class ViewsDataset(Dataset[Tensor]):
-    """Several random views of each image: item `[V, 3, size, size]` float32.
+    """Several random views of each image: item (epoch, index) is `[V, 3, S, S]` float32.
 
     The randomness of an item comes from (seed, epoch, index) alone, so neither the number of
     workers nor a resumed run changes what is drawn.
     """
 
     def __init__(
-        self, paths: list[Path], view: Callable[[Tensor], Tensor], num_views: int, seed: int
+        self, images: Images, view: Callable[[Tensor], Tensor], num_views: int, seed: int
     ) -> None:
-        self.paths = paths
+        self.images = images
         self.view = view
         self.num_views = num_views
         self.seed = seed
-        self.epoch = 0
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.images)
 
-    def __getitem__(self, index: int) -> Tensor:
-        image = read_image(self.paths[index])
+    def __getitem__(self, place: Place) -> Tensor:
+        image = self.images.read(place[1])
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(derived_seed(self.seed, self.epoch, index, 1))
+            torch.default_generator.manual_seed(derived_seed(self.seed, *place, 1))
             return torch.stack([self.view(image) for _ in range(self.num_views)])
+
+
+class BatchedViewsDataset(Dataset[Any]):
+    """Whole batches at once: float32 `[V, N, 3, S, S]`, or raw for the device to finish."""
+
+    def __init__(self, images: Images, config: PretrainConfig) -> None:
+        self.images = images
+        self.config = config
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, places: list[Place]) -> Tensor | RawViews:
+        """Return the batch of the images at `places`."""
+        config = self.config
+        raw = cut_views(self.images, places, config.num_views, config.seed, config.augment)
+        return finish_views(raw, config.augment) if config.augment.colours == "in_loader" else raw
+
+
+class _Places:
+    """The sampler: batches of places, exchanged between epochs while the workers live on."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[Place]] = []
+
+    def __iter__(self) -> Iterator[list[Place]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class ViewLoader:
+    """Yields views on the device; its workers are started once and serve every epoch."""
+
+    def __init__(self, config: PretrainConfig, images: Images, device: torch.device) -> None:
+        self.config = config
+        self.device = device
+        self.places = _Places()
+        by_view = config.augment.colours == "by_view"
+        view = build_view(config.augment)
+        self.loader: DataLoader[Any] = DataLoader(
+            ViewsDataset(images, view, config.num_views, config.seed)
+            if by_view
+            else BatchedViewsDataset(images, config),
+            batch_sampler=self.places,
+            num_workers=config.data.num_workers,
+            collate_fn=None if by_view else _as_it_is,
+            pin_memory=device.type == "cuda",
+            persistent_workers=config.data.num_workers > 0,
+            worker_init_fn=_start_worker,
+            generator=torch.Generator(),  # leaves the run's own random numbers alone
+        )
+
+    def batches(self, epoch: int, indices: list[list[int]]) -> Iterator[Tensor]:
+        """Yield views `[V, N, 3, S, S]` of the images of each batch in `indices`."""
+        self.places.batches = [[(epoch, index) for index in batch] for batch in indices]
+        for batch in self.loader:
+            if isinstance(batch, RawViews):
+                batch.views = batch.views.to(self.device, non_blocking=True)
+                yield finish_views(batch, self.config.augment)
+            else:
+                views: Tensor = batch.to(self.device, non_blocking=True)
+                in_order = self.config.augment.colours != "by_view"
+                yield views if in_order else views.transpose(0, 1)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _start_worker(number: int) -> None:
+    leave_signals_to_parent(number)
+    keep_freed_memory()

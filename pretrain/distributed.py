@@ -1,13 +1,120 @@
-"""The global batch of several processes; everything works without a process group too."""
+"""Several processes with one global batch; everything works without a process group too."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those of the run: its device, and how they agree on small things.
+
+    What they agree on travels between the CPUs (gloo), in a group of its own beside nccl's.
+    """
+
+    device: torch.device
+    control: dist.ProcessGroup | None = None
+
+    @property
+    def rank(self) -> int:
+        """Return this process's number; 0 writes files and talks."""
+        return rank()
+
+    @property
+    def size(self) -> int:
+        """Return how many there are."""
+        return world_size()
+
+    @property
+    def is_first(self) -> bool:
+        """Return whether this is process 0."""
+        return self.rank == 0
+
+    def exchange(self, values: Sequence[float]) -> list[list[float]]:
+        """Return the `values` of every rank, in rank order."""
+        if self.control is None:
+            return [list(values)]
+        own = torch.tensor(values, dtype=torch.float64)
+        rows = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(rows, own, group=self.control)
+        return [row.tolist() for row in rows]
+
+    def collect(self, entry: Any) -> list[Any]:
+        """Return the `entry` of every rank, in rank order, on rank 0; elsewhere nothing."""
+        if self.control is None:
+            return [entry]
+        entries: list[Any] = [None] * self.size if self.is_first else []
+        dist.gather_object(entry, entries if self.is_first else None, group=self.control)
+        return entries
+
+    def from_first(self, entry: Any) -> Any:
+        """Return rank 0's `entry`."""
+        if self.control is None:
+            return entry
+        entries = [entry]
+        dist.broadcast_object_list(entries, group=self.control)
+        return entries[0]
+
+    def wait_for_all(self) -> None:
+        """Return when every rank has come here."""
+        self.exchange([0.0])
+
+
+@contextmanager
+def joined_processes() -> Iterator[Processes]:
+    """Join the processes that torchrun's variables name, or be alone without them.
+
+    nccl between GPUs, gloo between CPUs. Sets no random seed.
+
+    Raises:
+        ValueError: some of the variables are missing, or there are fewer GPUs than processes.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Processes(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        return
+    missing = [name for name in VARIABLES if name not in os.environ]
+    if missing:
+        raise ValueError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']} but {', '.join(missing)} not set; "
+            "start with torchrun, or unset WORLD_SIZE for a single process"
+        )
+    device = _own_device(int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        dist.init_process_group("nccl", device_id=device)
+    else:
+        dist.init_process_group("gloo")
+    control = dist.new_group(backend="gloo")
+    assert isinstance(control, dist.ProcessGroup)
+    try:
+        yield Processes(device, control)
+    finally:
+        dist.destroy_process_group()
+
+
+def _own_device(local_rank: int, local_size: int) -> torch.device:
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if num_gpus == 0:
+        return torch.device("cpu")
+    if num_gpus == 1:  # a scheduler that shows each process its own GPU
+        return torch.device("cuda", 0)
+    if num_gpus < local_size:
+        raise ValueError(
+            f"{local_size} processes on this machine but {num_gpus} GPUs to be seen; "
+            f"start {num_gpus} processes per machine"
+        )
+    return torch.device("cuda", local_rank)
 
 
 def is_distributed() -> bool:

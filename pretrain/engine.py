@@ -1,257 +1,263 @@
 """The training loop: resumes at the step where it stopped, stops cleanly when asked.
 
-V views, N images, D embedding dimensions.
+V views, N images of this process, D embedding dimensions.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from torch.utils.tensorboard import SummaryWriter
+from torch import Tensor
 
-from pretrain.augment import build_view
-from pretrain.checkpoint import LAST, load_state, save_atomically
-from pretrain.config import OptimizerConfig, PretrainConfig
-from pretrain.data import ViewsDataset, derived_seed, epoch_order, list_images
+from pretrain import compute, run_state
+from pretrain.config import PretrainConfig
+from pretrain.data import derived_seed
+from pretrain.distributed import Processes, gather_with_gradient
+from pretrain.divergence import DivergedError, describe, save_dump
 from pretrain.indicators import centred_indicators
+from pretrain.loader import build_views
 from pretrain.losses import WhiteningLoss, build_loss
+from pretrain.metrics_log import METRICS, MetricsLog, final_metrics
 from pretrain.models import SelfSupervisedModel
-from pretrain.schedule import lr_factor
+from pretrain.optimizers import build_optimizer
+from pretrain.randomness import seed_process
+from pretrain.schedule import Length, covariance_weight, lr_factor
+from pretrain.signals import EXIT_INTERRUPTED, StopRequest
+from pretrain.training_progress import TrainingProgress
 
-METRICS = "metrics.jsonl"
-EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: saved, to be started again
 logger = logging.getLogger(__name__)
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Return the optimiser; its learning rate is set anew before every step."""
-    parameters = list(model.parameters())
-    if config.name == "adam":
-        return torch.optim.Adam(parameters, lr=0.0, weight_decay=config.weight_decay)
-    return torch.optim.SGD(
-        parameters, lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay
-    )
+class Output(NamedTuple):
+    """What this process's part of a batch gave, detached."""
 
-
-def too_few_images(config: PretrainConfig, num_images: int) -> str | None:
-    """Return why the images do not fill a batch, or None."""
-    if num_images >= config.batch_size:
-        return None
-    return (
-        f"{config.data.root}: {num_images} images are less than one batch of {config.batch_size}; "
-        "lower batch_size or add images"
-    )
+    loss: Tensor
+    encoding: Tensor  # [V, N, F]
+    embedding: Tensor  # [V, N, D]
 
 
 class Trainer:
-    """State of one run, and the loop over it."""
+    """State of one run, and the loop over it; every process of the run has one.
 
-    def __init__(self, config: PretrainConfig, output_dir: Path) -> None:
+    `after_epoch` is called by every process at the end of each epoch, before its state is saved;
+    what it returns on rank 0 is logged. It may leave the model in either mode, and what it draws
+    from the global random states is undone.
+    """
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        output_dir: Path,
+        processes: Processes,
+        after_epoch: Callable[[Trainer], dict[str, float]] | None = None,
+    ) -> None:
+        if faults := compute.machine_faults(config, processes):
+            raise ValueError("; ".join(faults))
+        compute.warn_of_slowness(config.compute, processes.device)
         self.config = config
         self.output_dir = output_dir
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        paths = list_images(config.data.root)
-        if fault := too_few_images(config, len(paths)):
-            raise ValueError(fault)
-        self.dataset = ViewsDataset(
-            paths, build_view(config.augment), config.num_views, config.seed
-        )
-        self.steps_per_epoch = len(paths) // config.batch_size
-        self.total_steps = config.max_steps or (config.epochs or 0) * self.steps_per_epoch
+        self.processes = processes
+        self.after_epoch = after_epoch
+        self.views = build_views(config, processes)
+        self.length = Length.of(config, self.views.num_images)
         torch.manual_seed(derived_seed(config.seed))
-        self.model = SelfSupervisedModel(config.model).to(self.device)
-        self.loss = build_loss(config.loss).to(self.device)
+        self.model = SelfSupervisedModel(config.model)
+        compute.prepare(self.model, config.compute, processes)
+        self.loss = build_loss(config.loss).to(processes.device)
         self.optimizer = build_optimizer(self.model, config.optimizer)
-        self.generator = torch.Generator().manual_seed(derived_seed(config.seed, 2))
+        self.scaler = compute.grad_scaler(config.compute, processes.device)
+        own = (processes.rank,) if processes.rank else ()
+        self.generator = torch.Generator().manual_seed(derived_seed(config.seed, 2, *own))
+        seed_process(config.seed, processes.rank)
         self.step = 0
-        self.stop_signal: int | None = None
 
     @property
-    def identity(self) -> dict[str, Any]:
-        """What must be equal between a checkpoint and the run that resumes from it."""
-        return self.config.model_dump(
-            mode="json", exclude={"data": {"root", "num_workers"}, "log_every": True,
-                                  "checkpoint_every": True}
-        )  # fmt: skip
+    def epoch(self) -> int:
+        """Return how many epochs are over."""
+        return self.step // self.length.steps_per_epoch
 
-    def save(self) -> None:
-        """Write everything a resumed run needs to go on bit by bit."""
-        content = {
-            "step": self.step,
-            "model": self.model.state_dict(),
-            "loss": self.loss.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "loss_generator": self.generator.get_state(),
-            "rng": torch.get_rng_state(),
-            "config": self.identity,
-        }
-        save_atomically(content, self.output_dir / LAST)
-
-    def resume(self) -> None:
-        """Take up the last checkpoint in the output folder, if there is one."""
-        state = load_state(self.output_dir / LAST)
-        if state is None:
-            return
-        if state.get("config") != self.identity:
-            raise ValueError(
-                f"{self.output_dir / LAST}: was written by a run with another config; "
-                "use another output folder"
-            )
-        self.model.load_state_dict(state["model"])
-        if "loss" in state:
-            self.loss.load_state_dict(state["loss"])
-        else:
-            logger.warning("%s has no state of the loss: ridges count from 0", LAST)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.generator.set_state(state["loss_generator"])
-        torch.set_rng_state(state["rng"])
-        self.step = state["step"]
-        logger.info("resumed at step %d of %d", self.step, self.total_steps)
-
-    def batches(self) -> Iterator[Tensor]:
-        """Yield views `[V, N, 3, H, W]` from the current step to the last."""
-        size = self.config.batch_size
-        while self.step < self.total_steps:
-            epoch, done = divmod(self.step, self.steps_per_epoch)
-            self.dataset.epoch = epoch
-            order = epoch_order(len(self.dataset), self.config.seed, epoch)
-            loader = DataLoader(
-                self.dataset,
-                batch_size=size,
-                sampler=order[done * size : self.steps_per_epoch * size],
-                num_workers=self.config.data.num_workers,
-                pin_memory=self.device.type == "cuda",
-            )
-            for batch in loader:
-                yield batch.to(self.device, non_blocking=True).transpose(0, 1)
-                if self.step >= self.total_steps:
-                    return
-
-    def train_step(self, views: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Take one optimiser step; return loss, encoding and embedding, detached."""
-        self.model.train()
-        config = self.config
-        factor = lr_factor(self.step, self.total_steps, config.optimizer)
-        for group in self.optimizer.param_groups:
-            group["lr"] = factor * config.optimizer.base_lr(config.batch_size)
-        encoding, embedding = self.model(views)
-        loss = self.loss(embedding, generator=self.generator)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        return loss.detach(), encoding.detach(), embedding.detach()
+    @property
+    def step_in_epoch(self) -> int:
+        """Return how many steps of the current epoch are over."""
+        return self.step % self.length.steps_per_epoch
 
     def train(self) -> dict[str, float]:
-        """Run to the last step and return the final metrics.
+        """Run to the last step and return the final metrics, on rank 0.
 
         Raises:
-            ValueError: the loss is not finite.
+            DivergedError: the loss or its gradient is not finite.
             SystemExit: a signal asked to stop; the state is saved, the code is 75.
         """
-        self.resume()
-        last: dict[str, float] = {}
-        with MetricsLog(self.output_dir, self.step) as log, self._stop_on_signals():
-            started, images = time.perf_counter(), 0
-            for views in self.batches():
-                loss, encoding, embedding = self.train_step(views)
-                value = float(loss)
-                if not math.isfinite(value):
-                    raise ValueError(self._divergence(value))
+        with ExitStack() as stack:
+            stop = stack.enter_context(StopRequest())
+            run_state.resume(self)
+            parallel = compute.parallel(self.model, self.processes)
+            report = Report(self, stack)
+            for views in self._batches():
+                self._set_rates()
+                output = self.gradients(parallel, views)
+                loss, signal = self._agree(output, views, stop.number)
+                self.update()
                 self.step += 1
-                images += self.config.batch_size
-                if self.step % self.config.log_every == 0 or self.step == self.total_steps:
-                    rate = images / (time.perf_counter() - started)
-                    last = self._metrics(value, encoding, embedding)
-                    log.write({**last, "max_steps": self.total_steps, "images_per_s": rate})
-                    started, images = time.perf_counter(), 0
-                if self.stop_signal is not None:
-                    self.save()
-                    logger.warning("signal %d: saved at step %d", self.stop_signal, self.step)
-                    raise SystemExit(EXIT_INTERRUPTED)
-                if self.step % self.config.checkpoint_every == 0 or self.step == self.total_steps:
-                    self.save()
-        return last or last_entry(self.output_dir / METRICS)
+                report.stepped(output, loss)
+                self._after_step(report, signal)
+        return final_metrics(self.output_dir / METRICS) if self.processes.is_first else {}
 
-    def _metrics(self, loss: float, encoding: Tensor, embedding: Tensor) -> dict[str, float]:
-        """Return what is logged; indicators are of the first view, centred over its images."""
-        metrics = {
-            "step": float(self.step),
-            "loss": loss,
-            "lr": float(self.optimizer.param_groups[0]["lr"]),
-            "regularized": float(getattr(self.loss, "regularized_count", 0)),
-        }
-        features = {"encoding": encoding[0], "embedding": embedding[0]}
+    def _batches(self) -> Iterator[Tensor]:
+        """Yield views `[V, N, 3, H, W]` from the current step to the last."""
+        while self.step < self.length.total_steps:
+            for views in self.views.batches(self.epoch, self.step_in_epoch):
+                yield views
+                if self.step >= self.length.total_steps:
+                    return
+
+    def _set_rates(self) -> None:
+        config = self.config
+        factor = lr_factor(self.step, self.length, config.optimizer)
+        for group in self.optimizer.param_groups:
+            group["lr"] = factor * config.optimizer.base_lr(config.batch_size)
         if isinstance(self.loss, WhiteningLoss):
-            features["whitened"] = self.loss.whitened(embedding[0])
-        return metrics | centred_indicators(features)
+            self.loss.covariance_weight = covariance_weight(self.step, self.length, config)
 
-    def _divergence(self, value: float) -> str:
-        lr = self.optimizer.param_groups[0]["lr"]
-        kept = self.output_dir / LAST
-        state = f"last good state is {kept}" if kept.exists() else "nothing was saved before"
-        return (
-            f"loss became {value} at step {self.step} of {self.total_steps} with learning rate "
-            f"{lr:.3g}; {state}; try a smaller learning rate or a longer warm-up"
-        )
+    def gradients(self, parallel: torch.nn.Module, views: Tensor) -> Output:
+        """Leave the gradients of the global batch in the parameters, fp16's scaled."""
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        settings, device = self.config.compute, self.processes.device
+        parts = views.chunk(settings.accumulate, dim=1)
+        outputs = []
+        for number, part in enumerate(parts, start=1):
+            last = number == len(parts)
+            with nullcontext() if last else compute.without_averaging(parallel):
+                with compute.autocast(settings, device):
+                    encoding, embedding = parallel(part)
+                loss = self.loss(embedding, generator=self.generator) / len(parts)
+                self.scaler.scale(loss).backward()
+            outputs.append(Output(loss.detach(), encoding.detach(), embedding.detach()))
+        if len(outputs) == 1:
+            return outputs[0]
+        losses, encodings, embeddings = zip(*outputs, strict=True)
+        return Output(torch.stack(losses).sum(), torch.cat(encodings, 1), torch.cat(embeddings, 1))
 
-    @contextmanager
-    def _stop_on_signals(self) -> Iterator[None]:
-        def request_stop(number: int, frame: object) -> None:
-            self.stop_signal = number
+    def update(self) -> None:
+        """Take the optimiser's step; under fp16 not if a scaled gradient overflowed."""
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
 
-        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
-        before = {number: signal.signal(number, request_stop) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _agree(self, output: Output, views: Tensor, signal: int) -> tuple[float, int]:
+        """Return the mean loss over all processes, and a signal that any of them has got.
+
+        fp16's gradients may overflow: its scaler leaves such steps out.
+        """
+        norm = output.loss.new_zeros(())
+        if not self.scaler.is_enabled():
+            slopes = [p.grad for p in self.model.parameters() if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(slopes).to(output.loss.dtype)
+        rows = self.processes.exchange([*torch.stack([output.loss, norm]).tolist(), float(signal)])
+        losses, norms, signals = (list(column) for column in zip(*rows, strict=True))
+        if not all(map(math.isfinite, losses + norms)):
+            self._stop_diverged(output, views, losses, norms)
+        return sum(losses) / len(losses), int(max(signals))
+
+    def _stop_diverged(
+        self, output: Output, views: Tensor, losses: list[float], norms: list[float]
+    ) -> None:
+        rank, lr = self.processes.rank, float(self.optimizer.param_groups[0]["lr"])
+        content: dict[str, Any] = {
+            "step": self.step,
+            "lr": lr,
+            "losses": losses,
+            "gradient_norms": norms,
+            "views": views,
+            **output._asdict(),
+            "config": self.config.identity(),
+        }
+        if rank == 0:
+            content["model"] = self.model.state_dict()
+        save_dump(content, self.output_dir, rank)
+        self.processes.wait_for_all()
+        total = self.length.total_steps
+        raise DivergedError(describe(losses, norms, self.step, total, lr, self.output_dir))
+
+    def _after_step(self, report: Report, signal: int) -> None:
+        config, at_end = self.config, self.step == self.length.total_steps
+        if self.step_in_epoch == 0:
+            self._end_epoch(report)
+        if signal or at_end or self.step % config.checkpoint_every == 0:
+            run_state.save(self)
+        if signal and not at_end:
+            self.processes.wait_for_all()  # none ends before rank 0 has saved
+            if self.processes.is_first:
+                logger.warning("signal %d: saved at step %d", signal, self.step)
+            raise SystemExit(EXIT_INTERRUPTED)
+
+    def _end_epoch(self, report: Report) -> None:
+        if self.after_epoch is not None:
+            devices = [self.processes.device] if self.processes.device.type == "cuda" else []
+            with torch.random.fork_rng(devices=devices):
+                found = self.after_epoch(self)
+            if found:
+                total = self.length.total_steps
+                report.write({"step": float(self.step), "max_steps": total, **found})
+        every = self.config.keep_every_epochs
+        if every is not None and self.epoch % every == 0:
+            run_state.save(self, f"epoch_{self.epoch:04d}.pth")
 
 
-def last_entry(path: Path) -> dict[str, float]:
-    """Return the last entry of a finished run's log, without what only matters on the way."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    entry: dict[str, float] = json.loads(lines[-1]) if lines else {}
-    return {key: entry[key] for key in entry if key not in ("max_steps", "images_per_s")}
+class Report:
+    """The log and the progress bar of rank 0; the other ranks only help to compute."""
+
+    def __init__(self, trainer: Trainer, stack: ExitStack) -> None:
+        self.trainer = trainer
+        self.log: MetricsLog | None = None
+        self.progress: TrainingProgress | None = None
+        if trainer.processes.is_first:
+            self.log = stack.enter_context(MetricsLog(trainer.output_dir, trainer.step))
+            progress = TrainingProgress(trainer.length.total_steps, trainer.step)
+            self.progress = stack.enter_context(progress)
+        self.started, self.num_images = time.perf_counter(), 0
+
+    def stepped(self, output: Output, loss: float) -> None:
+        """Count a step, and log it where the config says so; every rank has to call this."""
+        trainer = self.trainer
+        self.num_images += trainer.config.batch_size
+        if self.progress is not None:
+            self.progress.stepped(trainer.step)
+        total = trainer.length.total_steps
+        if trainer.step % trainer.config.log_every and trainer.step != total:
+            return
+        rate = self.num_images / (time.perf_counter() - self.started)
+        metrics = step_metrics(trainer, output, loss)
+        self.write({**metrics, "max_steps": total, "images_per_s": rate})
+        self.started, self.num_images = time.perf_counter(), 0
+
+    def write(self, metrics: dict[str, float]) -> None:
+        """Log and show `metrics`."""
+        if self.log is not None and self.progress is not None:
+            self.log.write(metrics)
+            self.progress.logged(metrics)
 
 
-class MetricsLog:
-    """`metrics.jsonl` and TensorBoard events; entries after the resumed step are dropped first."""
-
-    def __init__(self, output_dir: Path, resumed_step: int) -> None:
-        path = output_dir / METRICS
-        kept = []
-        if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-                if line.endswith("\n") and json.loads(line)["step"] <= resumed_step:
-                    kept.append(line)
-        path.write_text("".join(kept), encoding="utf-8")
-        self.file = path.open("a", encoding="utf-8")
-        self.board = SummaryWriter(str(output_dir / "tensorboard"), purge_step=resumed_step + 1)
-
-    def __enter__(self) -> MetricsLog:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
-        self.board.close()
-
-    def write(self, entry: dict[str, float]) -> None:
-        """Append one entry and flush it."""
-        self.file.write(json.dumps(entry) + "\n")
-        self.file.flush()
-        step = int(entry["step"])
-        for name, value in entry.items():
-            if name not in ("step", "max_steps"):
-                self.board.add_scalar(name, value, step)
+def step_metrics(trainer: Trainer, output: Output, loss: float) -> dict[str, float]:
+    """Return what is logged of a step; indicators are of the first view, over all processes."""
+    metrics = {
+        "step": float(trainer.step),
+        "loss": loss,
+        "lr": float(trainer.optimizer.param_groups[0]["lr"]),
+        "regularized": float(getattr(trainer.loss, "regularized_count", 0)),
+    }
+    own = {"encoding": output.encoding[0], "embedding": output.embedding[0]}
+    features = {name: gather_with_gradient(x.float()) for name, x in own.items()}
+    if isinstance(trainer.loss, WhiteningLoss):
+        whitened = trainer.loss.whitened(own["embedding"])
+        if trainer.config.loss.over == "channels":
+            whitened = gather_with_gradient(whitened)
+        features["whitened"] = whitened
+    return metrics | (centred_indicators(features) if trainer.processes.is_first else {})

@@ -19,6 +19,10 @@ def build_encoder(config: ModelConfig) -> tuple[nn.Module, int]:
     encoder = torchvision.models.get_model(
         config.arch, weights=None, zero_init_residual=config.zero_init_residual
     )
+    if config.stem != "imagenet":  # torch's default initialisation, as in the published code
+        encoder.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
+    if config.stem == "small-no-pool":
+        encoder.maxpool = nn.Identity()
     num_features = encoder.fc.in_features
     encoder.fc = nn.Identity()
     return encoder, num_features
@@ -34,18 +38,24 @@ def build_projector(num_features: int, config: ModelConfig) -> nn.Sequential:
 
 
 class SelfSupervisedModel(nn.Module):
-    """Encoder called once per view, projector once over all views, as published for W-MSE.
+    """Encoder and projector; the projector is called once over all views together.
 
-    So BatchNorm sees one view at a time in the encoder and all views together in the projector.
+    The encoder is called once per view, as the code of W-MSE and of CW-RGP does, so that its
+    BatchNorm sees the images of one view at a time, or with `encoder_batchnorm: all-views` once.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.encoder: nn.Module
         self.encoder, num_features = build_encoder(config)
         self.projector = build_projector(num_features, config)
+        self.per_view = config.encoder_batchnorm == "per-view"
 
     def forward(self, views: Tensor) -> tuple[Tensor, Tensor]:
         """Return encoding `[V, N, F]` and embedding `[V, N, D]` of `views [V, N, 3, H, W]`."""
-        encoding = torch.stack([self.encoder(view) for view in views])
-        embedding = self.projector(encoding.flatten(0, 1))
-        return encoding, embedding.unflatten(0, views.shape[:2])
+        V, N = views.shape[:2]
+        if self.per_view:
+            encoding = torch.stack([self.encoder(view) for view in views])
+        else:
+            encoding = self.encoder(views.flatten(0, 1)).unflatten(0, (V, N))
+        return encoding, self.projector(encoding.flatten(0, 1)).unflatten(0, (V, N))

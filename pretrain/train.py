@@ -7,8 +7,11 @@ from typing import Any
 
 from pretrain.checkpoint import BACKBONE, save_backbone
 from pretrain.config import PretrainConfig
-from pretrain.data import list_images, read_image
-from pretrain.engine import Trainer, too_few_images
+from pretrain.distributed import joined_processes
+from pretrain.engine import Trainer
+from pretrain.images import ImageFiles, open_images
+from pretrain.loader import too_few_images
+from pretrain.training_probe import TrainingProbe, after_epoch
 
 FULL_CHECK_LIMIT = 20_000
 
@@ -16,13 +19,16 @@ FULL_CHECK_LIMIT = 20_000
 def pretrain(config: PretrainConfig, output_dir: Path) -> dict[str, float]:
     """Train to the end, resuming what `output_dir` already holds; return the final metrics.
 
-    Writes `backbone.pth`, `last.pth`, `metrics.jsonl` and TensorBoard events.
+    Writes `backbone.pth`, `last.pth`, `metrics.jsonl` and TensorBoard events. In one process, or
+    in each of those that torchrun's variables name; all but the first return no metrics.
     """
-    output_dir.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(config, output_dir)
-    metrics = trainer.train()
-    save_backbone(trainer.model.encoder, config, output_dir / BACKBONE)
-    return metrics
+    with joined_processes() as processes:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        trainer = Trainer(config, output_dir, processes, after_epoch(config))
+        metrics = trainer.train()
+        if processes.is_first:
+            save_backbone(trainer.model.encoder, config, output_dir / BACKBONE)
+        return metrics
 
 
 def run_stage(
@@ -34,20 +40,25 @@ def run_stage(
 
 
 def check_stage(config: dict[str, Any]) -> list[str]:
-    """Return what would stop the run: a missing or empty folder, images that cannot be read.
+    """Return what would stop the run: data that are missing, images that cannot be read.
 
     Every image is decoded up to 20,000 of them; a larger folder is only listed.
     """
     settings = PretrainConfig.model_validate(config)
-    data = settings.data
     try:
-        paths = list_images(data.root)
+        images = open_images(settings.data)
     except ValueError as error:
         return [str(error)]
-    faults = [fault] if (fault := too_few_images(settings, len(paths))) else []
-    for path in paths if len(paths) <= FULL_CHECK_LIMIT else []:
+    faults = [fault] if (fault := too_few_images(settings, len(images))) else []
+    if settings.probe is not None:
         try:
-            read_image(path)
+            TrainingProbe(settings, settings.probe)
         except ValueError as error:
-            faults.append(str(error))
+            faults.append(f"probe: {error}")
+    if isinstance(images, ImageFiles) and len(images) <= FULL_CHECK_LIMIT:
+        for index in range(len(images)):
+            try:
+                images.read(index)
+            except ValueError as error:
+                faults.append(str(error))
     return faults

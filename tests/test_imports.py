@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-TORCH_FREE = {"pretrain.config", "pretrain.loss_config", "transfer.config"}
+TORCH_FREE = {
+    "pretrain.config",
+    "pretrain.data_layouts",
+    "pretrain.file_index",
+    "pretrain.loss_config",
+    "pretrain.probe_config",
+    "transfer.config",
+}
 FORBIDDEN = {
     "pretrain": {"transfer", "pipeline", "detectron2", "submitit"},
     "transfer": {"pretrain", "pipeline", "submitit"},

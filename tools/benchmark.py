@@ -3,30 +3,51 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/pretrain.py hides pretrain
 
-from pretrain.benchmark import benchmark_whitening
-
+# name: (module, function, its options, summary); a module is imported when it is asked for
 BENCHMARKS = {
-    "whitening": (benchmark_whitening, "whitening losses against a plain loop"),
+    "whitening": ("pretrain.benchmark", "benchmark_whitening", ("rounds", "threads"),
+                  "whitening losses against a plain loop"),
+    "loader": ("pretrain.benchmark_loader", "benchmark_loader", ("rounds", "workers"),
+               "views per second against a plain PIL pipeline"),
+    "step": ("pretrain.benchmark_step", "benchmark_step", ("rounds", "threads", "workers"),
+             "what a training step spends where"),
+    "detection": ("transfer.benchmark", "benchmark_detection", ("rounds", "threads", "workers"),
+                  "an iteration of fine-tuning by part, and against detectron2's plain loop"),
+    "evaluation": ("transfer.benchmark_evaluation", "benchmark_evaluation",
+                   ("rounds", "images", "detections", "mask_images"),
+                   "COCO's AP by faster-coco-eval against pycocotools"),
+}  # fmt: skip
+OPTIONS = {
+    "images": "images of the set for boxes (default 5000)",
+    "detections": "detections of an image (default 100)",
+    "mask_images": "images of the set for masks (default 250)",
+    "rounds": "timed rounds",
+    "threads": "CPU threads of the main process",
+    "workers": "processes of the loader",
 }
 
 
-def main() -> None:
-    """Read the arguments and run one benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(arguments: list[str] | None = None) -> int:
+    """Read the arguments and run one benchmark; return 0."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog="example: python tools/benchmark.py loader --workers 2"
+    )
     commands = parser.add_subparsers(dest="name", required=True)
-    for name, (_, summary) in BENCHMARKS.items():
-        command = commands.add_parser(name, help=summary)
-        command.add_argument("--rounds", type=int, default=15, help="timed rounds (default 15)")
-        command.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
-    arguments = vars(parser.parse_args())
-    run, _ = BENCHMARKS[arguments.pop("name")]
-    run(**arguments)
+    for name, (_, _, options, summary) in BENCHMARKS.items():
+        command = commands.add_parser(name, help=summary, argument_default=argparse.SUPPRESS)
+        for option in options:
+            command.add_argument(f"--{option.replace('_', '-')}", type=int, help=OPTIONS[option])
+    chosen = vars(parser.parse_args(arguments))
+    module, function, _, _ = BENCHMARKS[chosen.pop("name")]
+    getattr(importlib.import_module(module), function)(**chosen)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -13,15 +14,17 @@ from pydantic import ValidationError
 
 from pipeline.yaml_config import apply_overrides, faults_of, load_yaml
 from pretrain.config import PretrainConfig
+from pretrain.divergence import DivergedError
 from pretrain.train import pretrain
 
 EXAMPLE = """example:
   python tools/pretrain.py --config-file configs/pretrain/digits_cw_rgp.yaml \\
-      --output-dir runs/cw-rgp max_steps=50"""
+      --output-dir runs/cw-rgp max_steps=50
+  torchrun --nproc-per-node 8 tools/pretrain.py --config-file F --output-dir D"""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Return 0 when `backbone.pth` is written, 2 when the user has something to mend."""
+    """Return 0 when `backbone.pth` is written, 1 if training diverged, 2 for what to mend."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -29,17 +32,27 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output-dir", type=Path, required=True, help="folder of this run")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     options = parser.parse_intermixed_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    first = os.environ.get("RANK", "0") == "0"
+    logging.basicConfig(level=logging.INFO if first else logging.ERROR, format="%(message)s")
     try:
         content = apply_overrides(load_yaml(options.config_file), options.overrides)
         metrics = pretrain(PretrainConfig.model_validate(content), options.output_dir)
     except ValidationError as error:
-        print("\n".join(faults_of(error, str(options.config_file))), file=sys.stderr)
+        if first:
+            print(
+                "\n".join(faults_of(error, str(options.config_file), PretrainConfig)),
+                file=sys.stderr,
+            )
         return 2
+    except DivergedError as error:
+        if first:
+            print(f"pretrain: {error}", file=sys.stderr)
+        return 1
     except (ValueError, OSError) as error:
         print(f"pretrain: {error}", file=sys.stderr)
         return 2
-    print(f"{options.output_dir / 'backbone.pth'}: loss {metrics.get('loss', float('nan')):.4f}")
+    if first:
+        print(f"{options.output_dir / 'backbone.pth'}: loss {metrics.get('loss', 0):.4f}")
     return 0
 
 

@@ -30,11 +30,17 @@ class Section(BaseModel):
 
 
 class CocoData(Section):
-    """A detection set in COCO's layout; class names come from the annotation file."""
+    """A detection set in COCO's layout; class names come from the annotation file.
+
+    `fraction` keeps that part of the images, for training: the same ones wherever the set lies,
+    drawn by `subset_seed`; for one seed a smaller part lies within a larger one.
+    """
 
     format: Literal["coco"] = "coco"
     annotations: Path = Field(json_schema_extra=NOT_IDENTITY)
     images: Path = Field(json_schema_extra=NOT_IDENTITY)
+    fraction: float | None = Field(default=None, gt=0, lt=1)
+    subset_seed: int = Field(default=0, ge=0)
 
     def under(self, root: Path) -> CocoData:
         """Return the same set with its paths taken below `root`."""
@@ -72,6 +78,17 @@ def _coco(split: str, prefix: str = "") -> CocoData:
     return CocoData(annotations=base / f"annotations/instances_{split}.json", images=base / split)
 
 
+def _coco_parts() -> dict[str, CocoData]:
+    """Return `coco_2017_train_1pct_seed0` and its like: 1 and 10 % of the images, five draws."""
+    return {
+        f"coco_2017_train_{percent}pct_seed{seed}": _coco("train2017").model_copy(
+            update={"fraction": percent / 100, "subset_seed": seed}
+        )
+        for percent in (1, 10)
+        for seed in range(5)
+    }
+
+
 def _digits_voc(split: str) -> VocData:
     return VocData(root=Path("digits/VOC2007"), split=split, class_names=DIGIT_CLASSES)
 
@@ -87,6 +104,7 @@ KNOWN_DATASETS: dict[str, CocoData | VocData] = {
     "voc_2012_val": _voc(2012, "val"),
     "coco_2017_train": _coco("train2017"),
     "coco_2017_val": _coco("val2017"),
+    **_coco_parts(),
     "digits_voc_trainval": _digits_voc("trainval"),
     "digits_voc_test": _digits_voc("test"),
     "digits_coco_train": _coco("train2017", "digits"),
@@ -119,10 +137,16 @@ class FinetuneConfig(Section):
 
     `optimizer` stands here because detectron2's own configs know only SGD; both take their learning
     rate, weight decay and clipping from the config's SOLVER section.
+
+    `num_gpus` on each of `num_nodes` machines; 1 and 1 is one process, on a CPU where there is no
+    GPU. They belong to the identity: they decide the batch that a synchronised norm sees and, with
+    SOLVER.REFERENCE_WORLD_SIZE, batch size, learning rate and number of iterations.
     """
 
     detectron2: dict[str, Any]
     datasets: dict[str, DetectionData]
     seed: int = Field(default=0, ge=0)
     optimizer: Optimizer = "sgd"
+    num_gpus: int = Field(default=1, ge=1)
+    num_nodes: int = Field(default=1, ge=1)
     num_pictures: int = Field(default=6, ge=1, json_schema_extra=NOT_IDENTITY)

@@ -16,12 +16,18 @@ from detectron2.config import CfgNode, get_cfg
 from transfer.config import FinetuneConfig
 
 OURS = ("SEED", "OUTPUT_DIR", "MODEL.WEIGHTS")
+# what the loader of this project does not do
+ONLY = {
+    "MODEL.KEYPOINT_ON": False,
+    "MODEL.LOAD_PROPOSALS": False,
+    "DATALOADER.SAMPLER_TRAIN": "TrainingSampler",
+}
 logger = logging.getLogger(__name__)
 
 
 def config_faults(config: FinetuneConfig) -> list[str]:
     """Return one line for each key that detectron2 lacks, misuses, or that the run itself sets."""
-    faults = list(_unknown_keys(config.detectron2, get_cfg()))
+    faults = list(unknown_keys(config.detectron2, get_cfg()))
     for key in OURS:
         node: Any = config.detectron2
         for part in key.split("."):
@@ -37,13 +43,14 @@ def config_faults(config: FinetuneConfig) -> list[str]:
     return []
 
 
-def _unknown_keys(content: dict[str, Any], cfg: CfgNode, prefix: str = "") -> Iterator[str]:
+def unknown_keys(content: dict[str, Any], cfg: CfgNode, prefix: str = "") -> Iterator[str]:
+    """Yield one line for each key of `content` that the config has not, or has as a section."""
     for key, value in content.items():
         if key not in cfg:
             yield f"{prefix}{key}: detectron2 has no such key"
         elif isinstance(cfg[key], CfgNode):
             if isinstance(value, dict):
-                yield from _unknown_keys(value, cfg[key], f"{prefix}{key}.")
+                yield from unknown_keys(value, cfg[key], f"{prefix}{key}.")
             else:
                 yield f"{prefix}{key}: got {value!r}, wanted a section of keys"
 
@@ -64,12 +71,39 @@ def build_cfg(config: FinetuneConfig, weights: Path | None, output_dir: Path) ->
     except (KeyError, ValueError, AssertionError, AttributeError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"detectron2 refuses the config: {reason}") from None
+    return for_this_machine(cfg)
+
+
+def for_this_machine(cfg: CfgNode) -> CfgNode:
+    """Return the config, on the CPU and in float32 where there is no GPU.
+
+    Raises:
+        ValueError: it asks for what is not offered here.
+    """
+    faults = [
+        f"{key} is {value_at(cfg, key)!r}, wanted {wanted!r}"
+        for key, wanted in ONLY.items()
+        if value_at(cfg, key) != wanted
+    ]
     if len(cfg.DATASETS.TEST) != 1:
-        raise ValueError(f"DATASETS.TEST is {list(cfg.DATASETS.TEST)}, wanted one data set")
+        faults.append(f"DATASETS.TEST is {list(cfg.DATASETS.TEST)}, wanted one data set")
+    if faults:
+        raise ValueError("; ".join(faults))
     if not torch.cuda.is_available() and cfg.MODEL.DEVICE != "cpu":
         logger.warning("no CUDA device: running on the CPU")
         cfg.MODEL.DEVICE = "cpu"
+    if cfg.MODEL.DEVICE == "cpu" and cfg.SOLVER.AMP.ENABLED:
+        logger.warning("SOLVER.AMP needs a CUDA device: running in float32")
+        cfg.SOLVER.AMP.ENABLED = False
     return cfg
+
+
+def value_at(cfg: CfgNode, key: str) -> Any:
+    """Return the value of `SECTION.KEY`."""
+    node: Any = cfg
+    for part in key.split("."):
+        node = node[part]
+    return node
 
 
 def check_companion(cfg: CfgNode, weights: Path) -> None:
@@ -88,9 +122,7 @@ def check_companion(cfg: CfgNode, weights: Path) -> None:
     if companion.get("output_sha256") != digest:
         raise ValueError(f"{weights}: not the file that {path.name} describes; convert it again")
     for key, wanted in companion["detectron2"].items():
-        node: Any = cfg
-        for part in key.split("."):
-            node = node[part]
+        node = value_at(cfg, key)
         got = list(node) if isinstance(node, list | tuple) else node
         if not agree(got, wanted):
             faults.append(f"{key} is {got}, wanted {wanted}")

@@ -1,86 +1,57 @@
-"""detectron2's DefaultTrainer with evaluation, a metrics file, and a clean stop on signals."""
+"""detectron2's DefaultTrainer with exact resuming, evaluation, and a clean stop on signals."""
 
 from __future__ import annotations
 
-import json
-import math
-import signal
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase, hooks
-from detectron2.evaluation import DatasetEvaluators
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
-from detectron2.utils.events import EventWriter, get_event_storage
+from detectron2.utils.events import EventWriter
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from transfer.evaluation import PREDICTIONS, build_evaluator, flat_metrics
+from transfer import heads  # noqa: F401  (registers the heads that configs name)
+from transfer.evaluation import build_evaluator, flat_metrics
+from transfer.history import record_evaluation
+from transfer.hooks import METRICS, MetricsWriter, RestartedPreciseBN, StopOnSignal
+from transfer.loader import SeededLoader, build_loader, derived_seed
 
-METRICS = "metrics.jsonl"
-EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: saved, to be started again
-
-
-class MetricsWriter(EventWriter):  # type: ignore[misc]
-    """Appends the latest scalars to `metrics.jsonl`, one JSON object a line with `step`."""
-
-    def __init__(self, path: Path, max_steps: int) -> None:
-        self.path = path
-        self.max_steps = max_steps
-
-    def write(self) -> None:
-        """Append what was logged at the current iteration."""
-        storage = get_event_storage()
-        step = min(storage.iter + 1, self.max_steps)  # the evaluation comes after the last step
-        entry: dict[str, float] = {"step": step, "max_steps": self.max_steps}
-        for name, (value, iteration) in storage.latest().items():
-            if iteration == storage.iter and math.isfinite(value):
-                entry[name] = value
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+MAX_CHECKPOINTS = 2
 
 
-class StopOnSignal(HookBase):  # type: ignore[misc]
-    """Saves and leaves with code 75 after the iteration in which a signal asked to stop."""
+class Diverged(BaseException):
+    """A loss or a prediction is no longer finite.
 
-    def __init__(self) -> None:
-        self.received = False
-        self.before: dict[int, Any] = {}
-
-    def before_train(self) -> None:
-        """Take over the signals."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
-            self.before[number] = signal.signal(number, self._receive)
-
-    def after_step(self) -> None:
-        """Save and leave, if asked to."""
-        if self.received:
-            iteration = self.trainer.iter
-            self.trainer.checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
-            raise SystemExit(EXIT_INTERRUPTED)
-
-    def after_train(self) -> None:
-        """Give the signals back."""
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, frame: object) -> None:
-        self.received = True
+    Not an `Exception`: of those detectron2 logs the whole stack, which says nothing to a user.
+    """
 
 
 class Trainer(DefaultTrainer):  # type: ignore[misc]
-    """Trains one model and keeps the metrics of its last evaluation in `metrics`, in percent."""
+    """Trains one model; `metrics` has its last evaluation and the best, in percent."""
+
+    cfg: CfgNode
 
     def __init__(self, cfg: CfgNode) -> None:
         self.metrics: dict[str, float] = {}
+        self.is_complete = True
         super().__init__(cfg)
-        if "state_dict" not in vars(DefaultTrainer):  # detectron2 0.6 forgets the optimiser
+        if "state_dict" not in vars(DefaultTrainer):  # detectron2 0.6 forgets both
             self.checkpointer.add_checkpointable("optimizer", self.optimizer)
+            if cfg.SOLVER.AMP.ENABLED:
+                self.checkpointer.add_checkpointable("grad_scaler", self._trainer.grad_scaler)
 
     @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
+    def build_train_loader(cls, cfg: CfgNode) -> SeededLoader:
+        """Return the loader whose images follow from the seed and the iteration."""
+        return build_loader(cfg)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         """Return the evaluator of a set, by its layout."""
         return build_evaluator(dataset_name, Path(cfg.OUTPUT_DIR), masks=cfg.MODEL.MASK_ON)
 
@@ -89,24 +60,62 @@ class Trainer(DefaultTrainer):  # type: ignore[misc]
         path = Path(self.cfg.OUTPUT_DIR) / METRICS
         return [*super().build_writers(), MetricsWriter(path, self.max_iter)]
 
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Load weights or a checkpoint, and go on with the images that come next."""
+        super().resume_or_load(resume)
+        self.data_loader.start = self.start_iter
+
+    def run_step(self) -> None:
+        """Run one iteration.
+
+        Raises:
+            Diverged: a loss or a prediction is NaN or infinite.
+        """
+        try:
+            super().run_step()
+        except FloatingPointError as error:
+            self.is_complete = False
+            raise Diverged(" ".join(str(error).split())) from None
+
+    def evaluate(self) -> dict[str, Any]:
+        """Return the results on the test set, unless the run was stopped or diverged."""
+        if not self.is_complete:
+            return {}
+        results: dict[str, Any] = self.test(self.cfg, self.model)
+        if comm.is_main_process():
+            path, done = Path(self.cfg.OUTPUT_DIR) / METRICS, min(self.iter + 1, self.max_iter)
+            self.metrics = record_evaluation(path, flat_metrics(results), done, self.max_iter)
+        return results
+
     def build_hooks(self) -> list[HookBase]:
-        """Return detectron2's hooks with an evaluation that keeps its metrics, and the stop."""
+        """Return detectron2's hooks; those for precise BN, checkpoints and evaluation are ours."""
+        wanted: CfgNode = self.cfg
+        self.cfg = wanted.clone()
+        self.cfg.defrost()
+        self.cfg.TEST.PRECISE_BN.ENABLED = False  # else detectron2 reads all annotations again
+        try:
+            built = super().build_hooks()
+        finally:
+            self.cfg = wanted
+        return [ours for hook in built for ours in self._in_place_of(hook)]
 
-        def evaluate() -> dict[str, Any]:
-            results: dict[str, Any] = self.test(self.cfg, self.model)
-            predictions = Path(self.cfg.OUTPUT_DIR) / PREDICTIONS
-            if comm.is_main_process():
-                kept = json.loads(predictions.read_text(encoding="utf-8"))
-                self.metrics = flat_metrics(results, num_detections=len(kept))
-            return results
+    def _in_place_of(self, hook: HookBase) -> list[HookBase]:
+        """Return the hooks that take the place of one of detectron2's."""
+        if isinstance(hook, hooks.PeriodicCheckpointer):
+            period = self.cfg.SOLVER.CHECKPOINT_PERIOD
+            return [hooks.PeriodicCheckpointer(self.checkpointer, period, None, MAX_CHECKPOINTS)]
+        if isinstance(hook, hooks.EvalHook):
+            return [StopOnSignal(), hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self.evaluate)]
+        if isinstance(hook, hooks.LRScheduler) and self.cfg.TEST.PRECISE_BN.ENABLED:
+            return [hook, self._precise_bn()]
+        return [hook]
 
-        built: list[HookBase] = []
-        for hook in super().build_hooks():
-            if isinstance(hook, hooks.EvalHook):
-                built += [StopOnSignal(), hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, evaluate)]
-            else:
-                built.append(hook)
-        return built
+    def _precise_bn(self) -> HookBase:
+        """Return the hook that runs, as in detectron2, before a checkpoint is written."""
+        seed = derived_seed("precise-bn", self.data_loader.seed)
+        loader = dataclasses.replace(self.data_loader, seed=seed, num_workers=0)
+        test = self.cfg.TEST
+        return RestartedPreciseBN(test.EVAL_PERIOD, self.model, loader, test.PRECISE_BN.NUM_ITER)
 
 
 class AdamWTrainer(Trainer):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -207,12 +206,6 @@ def not_loaded(model: nn.Module, weights: Mapping[str, Any]) -> list[str]:
     body = {name for name in own if name.startswith(("stem.", "res"))}
     strange = {name for name in body - set(weights) if counted or not name.endswith(COUNTER)}
     return lost_entries(model, weights) + sorted(strange)
-
-
-def missing_entries(model: nn.Module, weights: Path) -> list[str]:
-    """Return the entries of a converted file that `model` does not hold, value for value."""
-    with weights.open("rb") as file:
-        return lost_entries(model, pickle.load(file)["model"])
 
 
 def lost_entries(model: nn.Module, weights: Mapping[str, Any]) -> list[str]:

@@ -45,9 +45,9 @@ def test_stages_in_order_with_their_inputs(project: Path) -> None:
 def test_signatures_are_pinned(project: Path) -> None:
     # A change here means that every finished run of every user will be run again.
     found = signatures()
-    assert found["pretrain/a"] == "f7ecb9bcc56dc551"
-    assert found["convert/a"] == "30002975155c61bd"
-    assert found["finetune/a--coco--seed0"] == "767ba1425b0088e1"
+    assert found["pretrain/a"] == "bf9e8a23a3dc452b"
+    assert found["convert/a"] == "689cd93881bd456b"
+    assert found["finetune/a--coco--seed0"] == "7fcbb307b8aa7bee"
 
 
 def test_editing_one_recipe_changes_only_what_depends_on_it(project: Path) -> None:
@@ -149,6 +149,34 @@ def test_a_task_that_contradicts_a_backbone_is_found_before_pretraining(project:
     ]
 
 
+@pytest.mark.parametrize("stem", ["small", "small-no-pool"])
+def test_a_stem_that_detectron2_lacks_is_refused_before_pretraining(
+    project: Path, stem: str
+) -> None:
+    edit("configs/a.yaml", lambda content: content["model"].update(stem=stem))
+    (line,) = faults()
+    assert line.startswith(f"configs/a.yaml: backbone a: model.stem is {stem} (a 3x3 first")
+    assert "use model.stem imagenet, or pretrain and probe this backbone without tasks" in line
+
+
+def test_only_the_training_images_of_class_folders_identify_a_pretraining(project: Path) -> None:
+    Path("data/train").mkdir()
+    Path("data/images").rename("data/train/one")
+    Path("data/val/one").mkdir(parents=True)
+    picture = next(Path("data/train/one").iterdir()).read_bytes()
+    for name in ("a", "b"):
+        edit(
+            f"configs/{name}.yaml",
+            lambda content: content["data"].update(root="data", format="imagefolder"),
+        )
+    before = signatures()
+    Path("data/val/one/new.png").write_bytes(picture)
+    assert signatures() == before
+    Path("data/train/one/new.png").write_bytes(picture)
+    after = signatures()
+    assert after["pretrain/a"] != before["pretrain/a"]
+
+
 def test_names_must_be_unique_and_plain(project: Path) -> None:
     edit("configs/tiny.yaml", lambda content: content["backbones"][2].update(name="a"))
     assert "backbones: named twice: a" in faults()[0]
@@ -171,3 +199,12 @@ def test_an_existing_checkpoint_enters_by_its_content(project: Path) -> None:
     assert signatures()["convert/given"] != before
     Path("weights.pth").unlink()
     assert faults() == ["weights.pth: no such checkpoint (backbone given)"]
+
+
+def test_a_batch_that_cannot_be_cut_over_the_gpus_is_refused(project: Path) -> None:
+    edit("configs/tiny.yaml", lambda content: content.update(resources={"pretrain": {"gpus": 3}}))
+    lines = faults()
+    assert len(lines) == 2
+    assert lines[0].startswith(
+        "configs/a.yaml: backbone a on 3 GPUs (resources.pretrain): batch_size 8 is not divisible"
+    )

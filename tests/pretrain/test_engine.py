@@ -8,12 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pretrain.checkpoint import BACKBONE, LAST
+from pretrain.checkpoint import BACKBONE, LAST, PREVIOUS
 from pretrain.config import PretrainConfig
-from pretrain.engine import EXIT_INTERRUPTED, METRICS, Trainer
+from pretrain.distributed import Processes
+from pretrain.divergence import DIVERGENCE, DivergedError
+from pretrain.engine import Output, Trainer
+from pretrain.metrics_log import METRICS
 from pretrain.models import SelfSupervisedModel
+from pretrain.signals import EXIT_INTERRUPTED
 from pretrain.train import check_stage, pretrain
 
 Make = Callable[..., PretrainConfig]
@@ -36,23 +40,24 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 def kill_after(monkeypatch: pytest.MonkeyPatch, steps: int, action: Callable[[], None]) -> None:
     """Do `action` inside step `steps + 1`, that is after `steps` whole steps."""
-    original, count = Trainer.train_step, [0]
+    original, count = Trainer.gradients, [0]
 
-    def train_step(self: Trainer, views: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def gradients(self: Trainer, parallel: nn.Module, views: Tensor) -> Output:
         count[0] += 1
         if count[0] == steps + 1:
             action()
-        return original(self, views)
+        return original(self, parallel, views)
 
-    monkeypatch.setattr(Trainer, "train_step", train_step)
+    monkeypatch.setattr(Trainer, "gradients", gradients)
 
 
 def crash() -> None:
     raise RuntimeError("power cut")
 
 
-@pytest.mark.parametrize("steps", [1, 3, 4])
-@pytest.mark.parametrize("loss", ["w-mse", "cw-rgp"])
+@pytest.mark.parametrize(
+    ("loss", "steps"), [("w-mse", 1), ("w-mse", 3), ("w-mse", 4), ("cw-rgp", 3)]
+)
 def test_a_killed_run_ends_with_bit_identical_weights(
     tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int, loss: str
 ) -> None:
@@ -141,33 +146,141 @@ def test_a_signal_saves_and_leaves_with_75(
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "stopped"))
 
 
-def test_nan_stops_the_run_and_says_where(
+def poison(
+    monkeypatch: pytest.MonkeyPatch, step: int, change: Callable[[Trainer, Output], Output]
+) -> None:
+    """Change what step number `step` (from 1) gives."""
+    original, count = Trainer.gradients, [0]
+
+    def gradients(self: Trainer, parallel: nn.Module, views: Tensor) -> Output:
+        count[0] += 1
+        output = original(self, parallel, views)
+        return change(self, output) if count[0] == step else output
+
+    monkeypatch.setattr(Trainer, "gradients", gradients)
+
+
+def nan_loss(trainer: Trainer, output: Output) -> Output:
+    return output._replace(loss=output.loss * float("nan"))
+
+
+def infinite_slope(trainer: Trainer, output: Output) -> Output:
+    slope = next(trainer.model.parameters()).grad
+    assert slope is not None
+    slope.view(-1)[0] = float("inf")
+    return output
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [(nan_loss, "loss became nan"), (infinite_slope, "norm of the gradient became (inf|nan)")],
+)
+def test_what_is_not_finite_stops_the_run_and_is_kept(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[Trainer, Output], Output], words: str,
+) -> None:  # fmt: skip
+    config = tiny(optimizer={"lr": 0.001, "warmup_steps": 10})
+    poison(monkeypatch, 4, change)
+    pattern = rf"{words} at step 3 of 5 with learning rate 0\.0004; last good state is .*{LAST}; "
+    with pytest.raises(DivergedError, match=pattern):
+        pretrain(config, tmp_path / "run")
+    assert not (tmp_path / "run" / BACKBONE).exists()
+    good = torch.load(tmp_path / "run" / LAST, weights_only=True)
+    assert good["step"] == 2
+    kept = torch.load(tmp_path / "run" / DIVERGENCE, weights_only=True)
+    assert kept["step"] == 3 and kept["lr"] == pytest.approx(0.0004)
+    assert kept["views"].shape == (2, 8, 3, 32, 32) and kept["embedding"].shape == (2, 8, 4)
+    assert kept["config"] == config.identity()
+    # the weights are those that gave the loss, not yet spoilt by an update
+    model = SelfSupervisedModel(config.model)
+    model.load_state_dict(kept["model"])
+    encoding, embedding = model.train()(kept["views"])
+    assert torch.allclose(embedding, kept["embedding"], atol=1e-4)
+    assert torch.allclose(encoding, kept["encoding"], atol=1e-4)
+
+
+def test_another_config_or_number_of_images_is_refused(tiny: Make, tmp_path: Path) -> None:
+    pretrain(tiny(max_steps=2), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"another config \(optimizer.lr, seed\)"):
+        changed = {"optimizer": {"lr": 0.002, "warmup_steps": 1}, "seed": 3}
+        pretrain(tiny(max_steps=2, **changed), tmp_path / "run")
+    (tmp_path / "images" / "00.png").unlink()
+    with pytest.raises(ValueError, match="over 20 images, this one has 19; give it 20 images"):
+        pretrain(tiny(max_steps=2), tmp_path / "run")
+
+
+def test_a_damaged_last_state_falls_back_to_the_one_before(
+    tiny: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pretrain(tiny(), tmp_path / "run")
+    before = weights(tmp_path / "run")
+    last, previous = tmp_path / "run" / LAST, tmp_path / "run" / PREVIOUS
+    assert torch.load(previous, weights_only=True)["step"] == 4
+    os.truncate(last, last.stat().st_size // 2)
+    pretrain(tiny(), tmp_path / "run")
+    assert "last.pth: damaged checkpoint" in caplog.text
+    assert "taking previous.pth, which is whole" in caplog.text
+    assert same(before, weights(tmp_path / "run"))
+    assert torch.load(previous, weights_only=True)["step"] == 4  # not pushed out by the damaged one
+    os.truncate(last, 100)
+    os.truncate(previous, 100)
+    with pytest.raises(ValueError, match=r"last\.pth: damaged.*previous\.pth: damaged.*start this"):
+        pretrain(tiny(), tmp_path / "run")
+
+
+def test_every_second_epoch_is_kept_and_hooks_see_each(tiny: Make, tmp_path: Path) -> None:
+    config = tiny(max_steps=7, keep_every_epochs=2)  # 2 steps an epoch
+    seen: list[int] = []
+
+    def after_epoch(trainer: Trainer) -> dict[str, float]:
+        seen.append(trainer.epoch)
+        trainer.model.eval()
+        torch.rand(3)
+        return {"probe/knn": 10.0 * trainer.epoch}
+
+    for hook in (None, after_epoch):
+        folder = tmp_path / ("plain" if hook is None else "hooked")
+        folder.mkdir()
+        Trainer(config, folder, Processes(torch.device("cpu")), hook).train()
+        assert [path.name for path in sorted(folder.glob("epoch_*"))] == ["epoch_0002.pth"]
+    assert seen == [1, 2, 3]
+    assert same(weights(tmp_path / "plain"), weights(tmp_path / "hooked"))
+    probed = [entry for entry in logged(tmp_path / "hooked") if "probe/knn" in entry]
+    assert probed == [{"step": 2.0 * epoch, "probe/knn": 10.0 * epoch} for epoch in (1, 2, 3)]
+    state = torch.load(tmp_path / "hooked" / "epoch_0002.pth", weights_only=True)
+    assert (state["step"], state["epoch"], state["step_in_epoch"]) == (4, 2, 0)
+    state = torch.load(tmp_path / "hooked" / LAST, weights_only=True)
+    assert (state["step"], state["epoch"], state["step_in_epoch"]) == (7, 3, 1)
+
+
+def test_the_covariance_term_ends_and_rates_follow_the_schedule(
     tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def poisoned(self: Trainer, views: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        nan = torch.tensor(float("nan"))
-        return nan, nan, nan
+    seen: list[tuple[int, float]] = []
+    original = Trainer.gradients
 
-    monkeypatch.setattr(Trainer, "train_step", poisoned)
-    with pytest.raises(ValueError, match=r"loss became nan at step 0 of 5 .*learning rate"):
-        pretrain(tiny(), tmp_path / "run")
-    assert not (tmp_path / "run" / BACKBONE).exists()
+    def gradients(self: Trainer, parallel: nn.Module, views: Tensor) -> Output:
+        seen.append((self.step, float(self.loss.covariance_weight)))  # type: ignore[arg-type]
+        return original(self, parallel, views)
 
-
-def test_a_damaged_checkpoint_and_another_config_are_refused(tiny: Make, tmp_path: Path) -> None:
-    pretrain(tiny(), tmp_path / "run")
-    with pytest.raises(ValueError, match="another config"):
-        pretrain(tiny(seed=3), tmp_path / "run")
-    (tmp_path / "run" / LAST).write_bytes(b"PK\x03\x04 cut off")
-    with pytest.raises(ValueError, match="damaged checkpoint"):
-        pretrain(tiny(), tmp_path / "run")
+    monkeypatch.setattr(Trainer, "gradients", gradients)
+    changes: dict[str, object] = {
+        "loss": {"name": "cw-rgp", "sub_batch": 4, "groups": 2, "covariance_weight": 0.5},
+        "model": {"projector_hidden": 16, "embedding_dim": 16},
+        "optimizer": {"name": "lars", "lr": 1.0, "warmup_steps": 1, "lr_update": "epoch"},
+        "epochs": 2, "max_steps": None, "covariance_epochs": 1,
+    }  # fmt: skip
+    pretrain(tiny(**changes), tmp_path / "run")
+    assert seen == [(0, 0.5), (1, 0.5), (2, 0.0), (3, 0.0)]
+    assert [entry["lr"] for entry in logged(tmp_path / "run")] == pytest.approx([1, 1, 0.5, 0.5])
 
 
 def test_backbone_file_has_torchvisions_names_and_the_input(tiny: Make, tmp_path: Path) -> None:
     pretrain(tiny(), tmp_path / "run")
     content = torch.load(tmp_path / "run" / BACKBONE, weights_only=True)
-    assert set(content) == {"state_dict", "arch", "method", "input"}
+    assert set(content) == {"state_dict", "arch", "stem", "method", "input"}
     assert (content["arch"], content["method"]) == ("resnet18", "w-mse")
+    assert content["stem"] == "imagenet"
     assert len(content["state_dict"]) == 120
     assert not any(name.startswith("fc") for name in content["state_dict"])
     assert content["input"]["pixel_mean"] == pytest.approx([123.675, 116.28, 103.53])

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -11,13 +12,17 @@ import numpy
 import pytest
 import torch
 from detectron2.data import DatasetCatalog
-from detectron2.evaluation import DatasetEvaluators
+from detectron2.evaluation import DatasetEvaluator, PascalVOCDetectionEvaluator
 from detectron2.structures import Boxes, Instances
+from detectron2.utils import comm
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
 
 from transfer.config import KNOWN_DATASETS, CocoData, VocData, known_datasets
 from transfer.datasets import class_names, register, restore_numpy_names
 from transfer.digits import Sizes, build_digits
 from transfer.evaluation import PREDICTIONS, build_evaluator, flat_metrics
+from transfer.history import evaluations, record_evaluation
 
 
 @pytest.fixture(scope="module")
@@ -40,16 +45,17 @@ def boxes_of(record: dict[str, Any]) -> tuple[list[list[float]], list[int]]:
 
 
 def evaluate(
-    name: str, output_dir: Path, detect: Callable[[int, list[dict[str, Any]]], Instances]
+    name: str,
+    output_dir: Path,
+    detect: Callable[[int, list[dict[str, Any]]], Instances],
+    masks: bool = False,
 ) -> dict[str, float]:
     records = DatasetCatalog.get(name)
-    evaluator: DatasetEvaluators = build_evaluator(name, output_dir)
+    evaluator: DatasetEvaluator = build_evaluator(name, output_dir, masks)
     evaluator.reset()
     for index, record in enumerate(records):
         evaluator.process([record], [{"instances": detect(index, records)}])
-    results = evaluator.evaluate()
-    kept = json.loads((output_dir / PREDICTIONS).read_text(encoding="utf-8"))
-    return flat_metrics(results, num_detections=len(kept))
+    return flat_metrics(evaluator.evaluate())
 
 
 def instances(boxes: list[list[float]], classes: list[int]) -> Instances:
@@ -58,6 +64,17 @@ def instances(boxes: list[list[float]], classes: list[int]) -> Instances:
     found.scores = torch.full((len(boxes),), 0.9)
     found.pred_classes = torch.tensor(classes, dtype=torch.int64)
     return found
+
+
+def pixels_of(objects: list[list[list[float]]]) -> torch.Tensor:
+    rles = [coco_mask.merge(coco_mask.frPyObjects(polygons, 128, 128)) for polygons in objects]
+    return torch.stack([torch.from_numpy(coco_mask.decode(rle)) for rle in rles]).bool()
+
+
+def known_for_year(sets: dict[str, CocoData | VocData], name: str, year: int) -> VocData:
+    data = sets[name]
+    assert isinstance(data, VocData)
+    return data.model_copy(update={"year": year})
 
 
 def perfect(index: int, records: list[dict[str, Any]]) -> Instances:
@@ -108,14 +125,157 @@ def test_ap_of_a_case_worked_out_by_hand(voc: VocData, coco: CocoData, tmp_path:
     assert evaluate("hand_coco", tmp_path / "c", detect)["bbox/AP50"] == pytest.approx(6700 / 101)
 
 
-def test_nan_is_zero_only_where_nothing_was_detected() -> None:
+def test_masks_perfect_and_shuffled(digits: object, tmp_path: Path) -> None:
+    def with_masks(source: Callable[[int], int]) -> Callable[[int, list[Any]], Instances]:
+        def detect(index: int, records: list[dict[str, Any]]) -> Instances:
+            record = records[source(index) % len(records)]
+            found = instances(*boxes_of(record))
+            polygons = [entry["segmentation"] for entry in record["annotations"]]
+            found.pred_masks = pixels_of(polygons)
+            return found
+
+        return detect
+
+    name = "digits_coco_val"
+    best = evaluate(name, tmp_path / "a", with_masks(lambda i: i), masks=True)
+    assert best["segm/AP"] == best["segm/AP50"] == pytest.approx(100)
+    assert {"segm/APs", "segm/APm", "segm/APl", "segm/AP-zero", "bbox/AP-nine"} <= set(best)
+    worst = evaluate(name, tmp_path / "b", with_masks(lambda i: i + 7), masks=True)
+    assert worst["segm/AP"] < 2
+    none = evaluate(name, tmp_path / "c", nothing, masks=True)
+    assert none["segm/AP"] == none["bbox/AP"] == 0
+
+
+def test_predictions_can_be_scored_by_any_coco_tool(coco: CocoData, tmp_path: Path) -> None:
+    # Category ids are the file's own (7, not 0), boxes are x, y, width, height.
+    register({"hand_coco": coco})
+    best = evaluate("hand_coco", tmp_path, perfect)
+    assert best["bbox/AP"] == pytest.approx(100)
+    truth = COCO(str(coco.annotations))
+    found = truth.loadRes(str(tmp_path / PREDICTIONS))
+    assert found.anns[1]["bbox"] == [4, 5, 25, 34] and found.anns[1]["category_id"] == 7
+
+
+def test_voc_is_equal_to_detectron2_and_has_each_class(
+    digits: dict[str, CocoData | VocData], tmp_path: Path
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def noisy(index: int, records: list[dict[str, Any]]) -> Instances:
+        boxes, classes = boxes_of(records[index])
+        count = 40
+        picked = torch.randint(len(boxes), (count,), generator=generator)
+        moved = torch.tensor(boxes)[picked] + 3 * torch.randn((count, 4), generator=generator)
+        found = instances(moved.tolist(), torch.tensor(classes)[picked].tolist())
+        found.scores = torch.rand(count, generator=generator).round(decimals=2)
+        return found
+
+    name = "digits_voc_test"
+    records = DatasetCatalog.get(name)
+    detections = [noisy(index, records) for index in range(len(records))]
+    for year in (2007, 2012):
+        sets = {name: known_for_year(digits, name, year)}
+        register(sets)
+        records = DatasetCatalog.get(name)
+        theirs = PascalVOCDetectionEvaluator(name)
+        theirs.reset()
+        for record, found in zip(records, detections, strict=True):
+            theirs.process([record], [{"instances": found}])
+        wanted = theirs.evaluate()["bbox"]
+        ours = evaluate(name, tmp_path, lambda index, _: detections[index])
+        assert 10 < wanted["AP"] < 90
+        for key, value in wanted.items():
+            assert ours[f"bbox/{key}"] == pytest.approx(value, abs=1e-9)
+        for key in ("AP", "AP50"):
+            each = [ours[f"bbox/{key}-{label}"] for label in class_names(name)]
+            assert sum(each) / 10 == pytest.approx(ours[f"bbox/{key}"]) and len(set(each)) > 5
+
+
+def test_voc_of_both_years_by_hand(voc: VocData, tmp_path: Path) -> None:
+    # Three objects, best first: right, wrong, right, and the third object is missed. Precision is
+    # 1 up to a recall of 1/3 and 2/3 up to a recall of 2/3.
+    # 2007, mean of recalls 0, 0.1, .. 1: 0 to 0.3 have 1, 0.4 to 0.6 have 2/3: (4 + 3 * 2/3) / 11.
+    # 2012, area: 1/3 * 1 + 1/3 * 2/3 = 5/9.
+    # The second right one overlaps by 26 * 28 of 26 * 35 pixels = 0.8: right up to 0.75 as more
+    # than the threshold is wanted. At 0.8 and above only the first is right: 4/11, 1/3.
+    first = [4.0, 5, 30, 40]
+    part = [4.0, 5, 30, 33]
+    plan = [([first], [0.9]), ([[40.0, 1, 60, 20], part], [0.8, 0.7]), ([], [])]
+    expected = {2007: (600 / 11, 400 / 11), 2012: (500 / 9, 100 / 3)}
+    for year, (low, high) in expected.items():
+        register({"hand_voc": voc.model_copy(update={"year": year})})
+
+        def detect(index: int, records: list[dict[str, Any]]) -> Instances:
+            boxes, scores = plan[index]
+            found = instances(boxes, [0] * len(boxes))
+            found.scores = torch.tensor(scores)
+            return found
+
+        metrics = evaluate("hand_voc", tmp_path, detect)
+        assert metrics["bbox/AP50"] == metrics["bbox/AP75"] == pytest.approx(low)
+        assert metrics["bbox/AP"] == pytest.approx(0.6 * low + 0.4 * high)
+
+
+def test_voc_class_names_and_folders_of_any_kind(voc: VocData, tmp_path: Path) -> None:
+    root = tmp_path / "a {set} of my own"
+    shutil.move(voc.root, root)
+    for path in (root / "Annotations").iterdir():
+        text = path.read_text(encoding="utf-8").replace("<name>one<", "<name>and/or {}<")
+        path.write_text(text, encoding="utf-8")
+    mine = voc.model_copy(update={"root": root, "class_names": ("and/or {}",)})
+    register({"hand_voc": mine})
+    assert evaluate("hand_voc", tmp_path / "out", perfect)["bbox/AP"] == pytest.approx(100)
+
+
+def test_several_processes_measure_all_detections(
+    coco: CocoData, voc: VocData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Two evaluators stand for two processes; what the first gathers is what both have found.
+    register({"hand_coco": coco, "hand_voc": voc})
+    for name in ("hand_coco", "hand_voc"):
+        records = DatasetCatalog.get(name)
+        shards: list[DatasetEvaluator] = []
+        for rank in range(2):
+            shards.append(build_evaluator(name, tmp_path / name))
+            shards[rank].reset()
+            for index in range(rank, 3, 2):
+                shards[rank].process([records[index]], [{"instances": perfect(index, records)}])
+        sent: list[Any] = []
+        monkeypatch.setattr(comm, "gather", lambda data, dst, held=sent: held.append(data) or held)
+        monkeypatch.setattr(comm, "is_main_process", lambda: False)
+        assert shards[1].evaluate() is None
+        monkeypatch.setattr(comm, "is_main_process", lambda: True)
+        assert shards[0].evaluate()["bbox"]["AP"] == pytest.approx(100)
+        kept = json.loads((tmp_path / name / PREDICTIONS).read_text(encoding="utf-8"))
+        assert sorted(entry["image_id"] for entry in kept) == [r["image_id"] for r in records]
+
+
+def test_an_average_that_is_nan_is_refused() -> None:
     nan = float("nan")
     part = OrderedDict(bbox={"AP": 1.0, "AP50": 2.0, "AP75": 3.0, "APl": nan})
-    assert math.isnan(flat_metrics(part, num_detections=5)["bbox/APl"])
-    empty = OrderedDict(bbox={"AP": nan, "AP50": nan, "AP75": nan, "APl": nan})
-    assert set(flat_metrics(empty, num_detections=0).values()) == {0.0}
-    with pytest.raises(ValueError, match="bbox AP, AP50, AP75 is NaN with 5 detections"):
-        flat_metrics(empty, num_detections=5)
+    assert math.isnan(flat_metrics(part)["bbox/APl"])
+    broken = OrderedDict(bbox={"AP": nan, "AP50": 1.0, "AP75": nan, "APl": nan})
+    with pytest.raises(ValueError, match="bbox AP, AP75 is NaN: the set has no object"):
+        flat_metrics(broken)
+
+
+def test_evaluations_are_kept_with_their_iteration(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    for step, value in ((10, 20.0), (20, 31.0), (30, 31.0), (40, 25.0)):
+        with path.open("a", encoding="utf-8") as file:
+            file.write(f'{{"step": {step}, "total_loss": 1.0}}\n')
+        metrics = {"bbox/AP": value, "bbox/AP50": value + 1, "bbox/APl": float("nan"),
+                   "bbox/AP-one": value, "segm/AP": 50 - value}  # fmt: skip
+        kept = record_evaluation(path, metrics, step, max_steps=40)
+    assert [(entry["step"], entry["bbox/AP"]) for entry in evaluations(path)] == [
+        (10, 20), (20, 31), (30, 31), (40, 25),
+    ]  # fmt: skip
+    assert "bbox/APl" not in evaluations(path)[0] and evaluations(path)[0]["max_steps"] == 40
+    assert (kept["bbox/AP"], kept["iteration"]) == (25, 40)
+    best = {key: value for key, value in kept.items() if key.startswith("best/")}
+    assert best == {
+        "best/bbox/AP": 31, "best/bbox/AP50": 32, "best/segm/AP": 19, "best/iteration": 20,
+    }  # fmt: skip
 
 
 def test_known_sets_lie_below_the_datasets_folder(monkeypatch: pytest.MonkeyPatch) -> None:

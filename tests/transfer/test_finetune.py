@@ -13,10 +13,13 @@ import yaml
 
 from transfer.config import KNOWN_DATASETS, FinetuneConfig
 from transfer.convert import convert_checkpoint
+from transfer.detector import EFFECTIVE
 from transfer.digits import Sizes, build_digits
 from transfer.finetune import check_stage, finetune, repair_last_checkpoint, run_stage
+from transfer.hooks import EXIT_INTERRUPTED, METRICS
+from transfer.loading import NEW_PARAMETERS
 from transfer.task_config import build_cfg
-from transfer.trainer import EXIT_INTERRUPTED, METRICS, TRAINERS, AdamWTrainer, Trainer
+from transfer.trainer import TRAINERS, AdamWTrainer, Trainer
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "transfer"
 
@@ -50,6 +53,8 @@ def task(root: Path, name: str, **changes: Any) -> FinetuneConfig:
         "IMS_PER_BATCH": 2, "MAX_ITER": 3, "STEPS": [2], "WARMUP_ITERS": 0,
         "CHECKPOINT_PERIOD": 100,
     } | changes.pop("SOLVER", {})  # fmt: skip
+    for section in ("TEST", "INPUT"):
+        content[section] = content[section] | changes.pop(section, {})
     names = [*content["DATASETS"]["TRAIN"], *content["DATASETS"]["TEST"]]
     return FinetuneConfig(
         detectron2=content,
@@ -72,14 +77,21 @@ def test_a_stage_writes_ap_predictions_and_pictures(
     root: Path, tmp_path: Path, name: str, kinds: set[str]
 ) -> None:
     settings = task(root, name).model_dump(mode="json")
+    settings["detectron2"]["TEST"] = {"EVAL_PERIOD": 2}
     metrics = run_stage(settings, {"weights": root / "backbone.pkl"}, tmp_path)
-    assert {key.partition("/")[0] for key in metrics} == kinds
+    curve = [(line["step"], line["bbox/AP"]) for line in logged(tmp_path) if "bbox/AP" in line]
+    assert [step for step, _ in curve] == [2, 3]  # after the period, and at the end
+    assert (metrics["iteration"], metrics["bbox/AP"]) == curve[-1]
+    assert metrics["best/bbox/AP"] == max(value for _, value in curve)
+    assert metrics["best/iteration"] in (2, 3)
+    assert {key.partition("/")[0] for key in metrics} == {*kinds, "best", "iteration"}
     assert all(0 <= metrics[f"{kind}/AP"] <= 100 for kind in kinds)
     names = sorted(path.name for path in tmp_path.iterdir())
     assert "model_final.pth" in names and "predictions.json" in names
     assert not [name for name in names if name.startswith("model_0")]
     assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == [
         "00-detections.jpg", "00-ground_truth.jpg", "01-detections.jpg", "01-ground_truth.jpg",
+        "grid.jpg",
     ]  # fmt: skip
     assert logged(tmp_path)[-1]["step"] == 3
 
@@ -110,21 +122,83 @@ def test_a_stopped_run_resumes_with_the_right_learning_rate(
     assert momentum[0] == 0 and momentum[2] == momentum[1] > 50
 
 
+def final_weights(folder: Path) -> dict[str, torch.Tensor]:
+    path = folder / "model_final.pth"
+    state: dict[str, torch.Tensor] = torch.load(path, weights_only=True)["model"]
+    return state
+
+
+def assert_equal_runs(one: Path, other: Path) -> None:
+    """Compare weights bit by bit, then what was detected, then the losses of the last step."""
+    first, second = final_weights(one), final_weights(other)
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+    for file in ("predictions.json", EFFECTIVE):
+        written = [(folder / file).read_text("utf-8") for folder in (one, other)]
+        assert written[0].replace(str(one), "") == written[1].replace(str(other), "")
+
+
 @pytest.mark.slow
-def test_same_seed_gives_the_same_model_and_another_seed_another(
-    root: Path, tmp_path: Path
+def test_a_killed_run_ends_bit_by_bit_like_one_that_was_not(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def final(folder: str, seed: int) -> dict[str, torch.Tensor]:
+    # 5 iterations of 3 images out of 8; checkpoints after 2 and 4; killed in the iterations with
+    # numbers 1 (before any checkpoint), 3 (between two) and asked to stop in 4
+    solver = {"MAX_ITER": 5, "STEPS": [4], "IMS_PER_BATCH": 3, "CHECKPOINT_PERIOD": 2}
+    config = task(
+        root, "faster_rcnn_voc", SOLVER=solver,
+        TEST={"EVAL_PERIOD": 2, "PRECISE_BN": {"ENABLED": True, "NUM_ITER": 2}},
+        INPUT={"MIN_SIZE_TRAIN": [96, 112, 128], "RANDOM_FLIP": "horizontal"},
+    )  # fmt: skip
+    finetune(config, root / "backbone.pkl", tmp_path / "whole")
+    original, deaths = Trainer.run_step, {1: "kill", 3: "kill", 4: "stop"}
+    seen: list[int] = []
+
+    def run_step(self: Trainer) -> None:
+        seen.append(self.iter)
+        death = deaths.pop(self.iter, "")
+        if death == "kill":
+            raise MemoryError  # whatever ends a process without a word
+        if death == "stop":
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(self)
+
+    monkeypatch.setattr(Trainer, "run_step", run_step)
+    for error in (MemoryError, MemoryError, SystemExit):
+        torch.rand(7)  # a new process does not start with the same generators
+        with pytest.raises(error):
+            finetune(config, root / "backbone.pkl", tmp_path / "killed")
+    finetune(config, root / "backbone.pkl", tmp_path / "killed")
+    assert seen == [0, 1, 0, 1, 2, 3, 2, 3, 4]
+    assert_equal_runs(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.mark.slow
+def test_a_seed_decides_heads_and_order_and_nothing_else(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[dict[str, torch.Tensor]] = []
+    images: list[list[str]] = []
+    original = Trainer.run_step
+
+    def run_step(self: Trainer) -> None:
+        if self.iter == 0:
+            started.append({name: v.clone() for name, v in self.model.state_dict().items()})
+            batches = zip(range(3), self.data_loader, strict=False)
+            images.append([image["file_name"] for _, batch in batches for image in batch])
+        original(self)
+
+    monkeypatch.setattr(Trainer, "run_step", run_step)
+    for folder, seed in (("a", 0), ("b", 0), ("c", 1)):
         config = task(root, "faster_rcnn_voc", SOLVER={"MAX_ITER": 2, "STEPS": []}, seed=seed)
         finetune(config, root / "backbone.pkl", tmp_path / folder)
-        path = tmp_path / folder / "model_final.pth"
-        state: dict[str, torch.Tensor] = torch.load(path, weights_only=True)["model"]
-        return state
-
-    first, again, other = final("a", 0), final("b", 0), final("c", 1)
-    assert all(torch.equal(first[name], again[name]) for name in first)
-    head = "roi_heads.box_predictor.cls_score.weight"
-    assert not torch.equal(first[head], other[head])
+    assert_equal_runs(tmp_path / "a", tmp_path / "b")
+    assert images[0] == images[1] != images[2]
+    differ = {name for name in started[0] if not torch.equal(started[0][name], started[2][name])}
+    assert differ and all(name.startswith(NEW_PARAMETERS) for name in differ)
+    assert "roi_heads.box_predictor.cls_score.weight" in differ
+    settings = [(tmp_path / folder / EFFECTIVE).read_text("utf-8") for folder in "ac"]
+    lines = [set(text.splitlines()) for text in settings]
+    assert {line.split(":")[0] for line in lines[0] ^ lines[1]} == {"SEED", "OUTPUT_DIR"}
 
 
 def test_a_config_that_contradicts_the_weights_is_refused(root: Path, tmp_path: Path) -> None:
@@ -205,16 +279,18 @@ def test_adamw_takes_its_settings_from_solver(root: Path) -> None:
 
 
 def test_a_pointer_to_a_lost_checkpoint_goes_back_to_one_that_is_kept(tmp_path: Path) -> None:
-    assert repair_last_checkpoint(tmp_path) == 0
+    repair_last_checkpoint(tmp_path)
     pointer = tmp_path / "last_checkpoint"
+    assert not pointer.exists()
     (tmp_path / "model_0000049.pth").touch()
     (tmp_path / "model_0000099.pth").touch()
     pointer.write_text("model_0000049.pth", encoding="utf-8")
-    assert repair_last_checkpoint(tmp_path) == 50
+    repair_last_checkpoint(tmp_path)
+    assert pointer.read_text(encoding="utf-8") == "model_0000049.pth"
     pointer.write_text("model_final.pth", encoding="utf-8")
-    assert repair_last_checkpoint(tmp_path) == 100
+    repair_last_checkpoint(tmp_path)
     assert pointer.read_text(encoding="utf-8") == "model_0000099.pth"
     for path in tmp_path.glob("model_*.pth"):
         path.unlink()
-    assert repair_last_checkpoint(tmp_path) == 0
+    repair_last_checkpoint(tmp_path)
     assert not pointer.exists()

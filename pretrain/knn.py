@@ -1,0 +1,121 @@
+"""k-nearest neighbours over more pairs than memory holds distances of.
+
+Legend: Q queries, B images of the bank, F features, k neighbours, C classes.
+
+Neighbours are ordered by distance and, at equal distance, by their place in the bank. Classes are
+ordered by their votes and, at equal votes, by their label, as the papers' code and scikit-learn do.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CHUNK_BYTES = 512 * 2**20
+BYTES_PER_PAIR = 12  # a float32 distance and an int64 key
+BANK_ROWS = 8192
+FARTHEST = torch.iinfo(torch.int64).max
+
+
+class Neighbours:
+    """The k nearest of a bank to each query [Q, F]; the bank comes in chunks, none of them kept.
+
+    Beside the queries and one chunk, at most about `chunk_bytes` are used, however large the bank
+    is. `cosine` compares the features scaled to length 1. Distances are squared and of float32; of
+    features that are shifted by the queries' mean, which keeps digits where all have a large common
+    part.
+    """
+
+    def __init__(
+        self, queries: Tensor, k: int, *, cosine: bool = False, chunk_bytes: int = CHUNK_BYTES
+    ) -> None:
+        self.k = k
+        self.cosine = cosine
+        queries = unit(queries) if cosine else queries.float()
+        self.origin = queries.mean(0)
+        self.queries = queries - self.origin
+        self.height = max(1, chunk_bytes // (BYTES_PER_PAIR * BANK_ROWS))
+        self.width = min(BANK_ROWS, max(1, chunk_bytes // BYTES_PER_PAIR))
+        self.best = torch.full((len(queries), k), FARTHEST, device=queries.device)
+        self.labels: list[Tensor] = []
+        self.seen = 0
+
+    def add(self, features: Tensor, labels: Tensor) -> None:
+        """Compare the queries with the next images of the bank, features [n, F], labels [n]."""
+        for part_of_bank in torch.split(features.to(self.queries.device), self.width):
+            rows = unit(part_of_bank) if self.cosine else part_of_bank.float()
+            rows = rows - self.origin
+            for start in range(0, len(self.queries), self.height):
+                part = slice(start, start + self.height)
+                keys = _keys(self.queries[part], rows, self.seen)
+                found = keys.topk(min(self.k, len(rows)), largest=False).values
+                both = torch.cat([self.best[part], found], dim=1)
+                self.best[part] = both.topk(self.k, largest=False).values
+            self.seen += len(rows)
+        self.labels.append(labels.to(self.queries.device))
+
+    def found(self) -> tuple[Tensor, Tensor]:
+        """Return squared distances and labels [Q, k], nearest first.
+
+        Raises:
+            ValueError: the bank holds fewer than k images.
+        """
+        if self.seen < self.k:
+            raise ValueError(f"{self.seen} images are fewer than the k = {self.k} that vote")
+        distances = (self.best >> 32).to(torch.int32).view(torch.float32)
+        return distances, torch.cat(self.labels)[self.best & 0xFFFFFFFF]
+
+
+def _keys(queries: Tensor, rows: Tensor, first: int) -> Tensor:
+    """Return an int64 key per pair [q, b] that orders as (distance, place in the bank).
+
+    The bits of a float that is not negative order as the float does.
+    """
+    distances = torch.addmm(rows.square().sum(1), queries, rows.mT, alpha=-2)
+    distances.add_(queries.square().sum(1, keepdim=True)).clamp_(min=0)
+    places = torch.arange(first, first + len(rows), device=rows.device)
+    return distances.view(torch.int32).to(torch.int64).bitwise_left_shift_(32).add_(places)
+
+
+def unit(features: Tensor) -> Tensor:
+    """Return the features scaled to length 1, whose squared distance is 2 (1 - cosine)."""
+    return F.normalize(features.float(), dim=1)
+
+
+def votes(
+    distances: Tensor, labels: Tensor, num_classes: int, temperature: float | None = None
+) -> Tensor:
+    """Return the votes [Q, C] of the neighbours [Q, k]; minus infinity for a class without one.
+
+    One each, or with a `temperature` exp(cosine / temperature), from squared distances of unit
+    vectors; relative to the nearest's, which changes no order and cannot underflow there.
+    """
+    weights = torch.ones_like(distances)
+    if temperature is not None:
+        weights = torch.exp(0.5 * (distances[:, :1] - distances) / temperature)
+    scores = weights.new_zeros(len(distances), num_classes)
+    present = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, labels, value=True)
+    return scores.scatter_add_(1, labels, weights).masked_fill_(~present, -math.inf)
+
+
+def accuracy(scores: Tensor, targets: Tensor) -> dict[str, float]:
+    """Return top-1 and, with more than 5 classes, top-5 in percent; `scores [Q, C]`.
+
+    Of classes with equal scores the lower label comes first. A class with score minus infinity was
+    not named at all and is never right.
+
+    Raises:
+        ValueError: a score is NaN.
+    """
+    if bool(scores.isnan().any()):
+        raise ValueError("the classifier's scores are NaN")
+    targets = targets.to(scores.device)
+    own = scores.gather(1, targets[:, None])
+    lower = torch.arange(scores.shape[1], device=scores.device) < targets[:, None]
+    rank = ((scores > own) | ((scores == own) & lower)).sum(1)
+    named = own[:, 0] > -math.inf
+    levels = (1, 5) if scores.shape[1] > 5 else (1,)
+    return {f"top{n}": 100 * float(((rank < n) & named).double().mean()) for n in levels}

@@ -1,0 +1,86 @@
+"""k-NN accuracy of an encoder while it trains, without a trace in the training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from pretrain.backbones import InputConvention
+from pretrain.config import PretrainConfig, TrainingProbeConfig
+from pretrain.engine import Trainer
+from pretrain.features import Labelled, feature_chunks, frozen
+from pretrain.probe_config import KnnConfig, ProbeConfig
+from pretrain.probes import joined, measure_knn, open_sets
+
+
+class TrainingProbe:
+    """The images of a probe, opened once, and how the run that is probed normalises its input.
+
+    Raises:
+        ValueError: the data cannot be opened, have no labels, or are too few.
+    """
+
+    def __init__(self, config: PretrainConfig, settings: TrainingProbeConfig) -> None:
+        data = settings.data or config.data
+        train, self.test, self.num_classes = open_sets(data)
+        self.train = evenly(train, settings.max_images)
+        if len(self.train) < settings.k:
+            raise ValueError(
+                f"{data.root}: {len(self.train)} images are fewer than probe.k = {settings.k}"
+            )
+        self.config = ProbeConfig.model_validate(
+            {
+                "data": data.model_dump(),
+                "image": {"size": settings.size or config.augment.size, "resize": settings.resize},
+                "knn": {"k": settings.k},
+            }
+        )
+        mean, std = config.augment.mean, config.augment.std
+        self.convention = InputConvention(
+            "RGB", tuple(255 * value for value in mean), tuple(255 * value for value in std)
+        )
+
+    def measure(self, encoder: nn.Module, device: torch.device) -> dict[str, float]:
+        """Return `knn/top1` (and top5) of the encoder as it is, in evaluation mode.
+
+        Random states, running statistics and the mode of every module are as before.
+        """
+        assert isinstance(self.config.knn, KnnConfig)
+        modes = [(module, module.training) for module in encoder.modules()]
+        try:
+            backbone = frozen(encoder, self.convention, device)
+            queries = joined(feature_chunks(backbone, self.test, self.config))
+            bank = feature_chunks(backbone, self.train, self.config)
+            return measure_knn(bank, queries, self.num_classes, {"knn": self.config.knn})
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+
+def after_epoch(config: PretrainConfig) -> Callable[[Trainer], dict[str, float]] | None:
+    """Return what a trainer calls after every epoch, None where the config has no probe.
+
+    The first process measures, of however many there are; the others wait for it.
+
+    Raises:
+        ValueError: the probe's data are at fault.
+    """
+    if config.probe is None:
+        return None
+    probe, period = TrainingProbe(config, config.probe), config.probe.every_epochs
+
+    def measure(trainer: Trainer) -> dict[str, float]:
+        if trainer.epoch % period or not trainer.processes.is_first:
+            return {}
+        return probe.measure(trainer.model.encoder, trainer.processes.device)
+
+    return measure
+
+
+def evenly(images: Labelled, limit: int) -> Labelled:
+    """Return at most `limit` of the images, evenly spread over them."""
+    if len(images) <= limit:
+        return images
+    return images.part(torch.arange(limit) * len(images) // limit)

@@ -1,0 +1,155 @@
+"""Precision, accumulation and the cutting of a batch: numbers by hand, refusals with reasons."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from pretrain import compute
+from pretrain.batch_split import split_faults
+from pretrain.config import ComputeConfig, PretrainConfig
+from pretrain.distributed import Processes
+from pretrain.engine import Trainer
+from pretrain.loss_config import LossConfig
+
+Make = Callable[..., PretrainConfig]
+CPU = Processes(torch.device("cpu"))
+CW_RGP = {
+    "loss": {"name": "cw-rgp", "sub_batch": 4, "groups": 2},
+    "model": {"projector_hidden": 16, "embedding_dim": 32},
+}
+
+
+class TwoProcesses(Processes):
+    @property
+    def size(self) -> int:
+        return 2
+
+
+def without_batchnorm(module: nn.Module) -> None:
+    """Leave every BatchNorm out, so that images do not meet before the loss."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
+            setattr(module, name, nn.Identity())
+        without_batchnorm(child)
+
+
+def slopes(trainer: Trainer, views: Tensor) -> list[Tensor]:
+    trainer.gradients(trainer.model, views)
+    return [p.grad.clone() for p in trainer.model.parameters() if p.grad is not None]
+
+
+def test_accumulated_gradients_of_channel_whitening_are_those_of_the_whole(
+    tiny: Make, tmp_path: Path
+) -> None:
+    views = torch.randn(2, 8, 3, 32, 32)
+    partition = torch.stack([torch.stack([torch.randperm(32) for _ in range(2)]) for _ in range(2)])
+    found: dict[int, list[Tensor]] = {}
+    for accumulate in (1, 2):
+        trainer = Trainer(tiny(**CW_RGP, compute={"accumulate": accumulate}), tmp_path, CPU)
+        without_batchnorm(trainer.model)
+        draws = iter(partition[None].chunk(accumulate, dim=1))
+        original = trainer.loss.forward
+
+        def in_order(x: Tensor, original=original, draws=draws, **_: object) -> Tensor:  # type: ignore[no-untyped-def]
+            rows = torch.arange(x.shape[1])[None]
+            value: Tensor = original(x, batch_permutation=rows, channel_partition=next(draws))
+            return value
+
+        trainer.loss.forward = in_order  # type: ignore[method-assign, assignment]
+        found[accumulate] = slopes(trainer, views)
+    for whole, parts in zip(found[1], found[2], strict=True):
+        torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-6)
+    assert max(float(slope.abs().max()) for slope in found[1]) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "batch whitening takes its covariance from images of the whole batch"),
+        ({"loss": {"name": "batch-norm"}}, "the loss standardises over the whole batch"),
+        (
+            {**CW_RGP, "loss": {**CW_RGP["loss"], "covariance_weight": 0.1}},
+            "covariance_weight compares all pairs of images",
+        ),
+    ],
+)
+def test_accumulation_is_refused_where_images_of_other_parts_matter(
+    tiny: Make, changes: dict[str, object], words: str
+) -> None:
+    with pytest.raises(ValidationError, match=rf"compute.accumulate 2: {words}.*set it to 1"):
+        tiny(**changes, compute={"accumulate": 2})
+
+
+def test_a_batch_that_cannot_be_cut_is_refused_with_numbers() -> None:
+    w_mse = LossConfig(name="w-mse", sub_batch=128)
+    cw_rgp = LossConfig(name="cw-rgp", sub_batch=64, groups=2)
+    assert split_faults(512, w_mse, 8) == []
+    assert split_faults(512, w_mse, 3) == [
+        "batch_size 512 is not divisible by 3 processes; choose a multiple of 3, such as 513"
+    ]
+    assert split_faults(512, cw_rgp, 4, 2) == []
+    assert split_faults(512, cw_rgp, 8, 2) == [
+        "batch_size 512 over 8 processes x 2 parts is 32 images each, not divisible by sub_batch "
+        "64; choose a multiple of 1024, such as 1024"
+    ]
+    assert split_faults(4, LossConfig(name="none"), 4) == [
+        "batch_size 4 over 4 processes leaves one image for BatchNorm; "
+        "choose a multiple of 4, such as 8"
+    ]
+
+
+def test_what_this_machine_cannot_do_is_refused(tiny: Make) -> None:
+    two = TwoProcesses(torch.device("cpu"))
+    assert compute.machine_faults(tiny(), CPU) == []
+    assert compute.machine_faults(tiny(compute={"sync_batchnorm": True}), CPU) == []
+    (fault,) = compute.machine_faults(tiny(compute={"sync_batchnorm": True}), two)
+    assert fault.startswith("compute.sync_batchnorm needs GPUs") and "got 2 CPU processes" in fault
+    (fault,) = compute.machine_faults(tiny(compute={"precision": "fp16"}), CPU)
+    assert fault == "compute.precision fp16 needs a GPU; use float32 here"
+
+
+def test_bf16_runs_the_encoder_in_it_and_the_loss_in_float32(
+    tiny: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compute, "has_fast_bf16", lambda: False)
+    trainer = Trainer(tiny(compute={"precision": "bf16"}), tmp_path, CPU)
+    assert "this CPU has no bf16 instructions" in caplog.text
+    output = trainer.gradients(trainer.model, torch.randn(2, 8, 3, 32, 32))
+    assert output.embedding.dtype == torch.bfloat16 and output.loss.dtype == torch.float32
+    assert all(p.dtype == torch.float32 for p in trainer.model.parameters())
+    plain = Trainer(tiny(), tmp_path, CPU)
+    assert plain.gradients(plain.model, torch.randn(2, 8, 3, 32, 32)).embedding.dtype == (
+        torch.float32
+    )
+
+
+def test_channels_last_and_compile_reach_the_model(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[nn.Module] = []
+
+    def note(module: nn.Module) -> None:
+        compiled.append(module)
+
+    monkeypatch.setattr(nn.Module, "compile", note)
+    settings = {"channels_last": True, "compile": True}
+    trainer = Trainer(tiny(compute=settings), tmp_path, CPU)
+    kernel = trainer.model.encoder.get_submodule("layer1.0.conv1").weight
+    assert isinstance(kernel, Tensor)
+    assert kernel.is_contiguous(memory_format=torch.channels_last)
+    assert compiled == [trainer.model]
+    assert tiny(compute=settings).identity() == tiny().identity()
+    assert tiny(compute={"precision": "bf16"}).identity() != tiny().identity()
+
+
+def test_fp16_scales_the_loss_and_skips_steps_that_overflow() -> None:
+    config = ComputeConfig(precision="fp16")
+    assert compute.grad_scaler(config, torch.device("cpu")).is_enabled()
+    assert not compute.grad_scaler(ComputeConfig(), torch.device("cpu")).is_enabled()
+    with compute.autocast(ComputeConfig(), torch.device("cpu")):
+        assert functools.partial(torch.is_autocast_enabled, "cpu")() is False

@@ -1,0 +1,49 @@
+"""Check detection sets: counts, files, images, boxes. Exit 0 if they are sound, 2 if not."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pipeline.named_sets import chosen_sets
+from transfer.data_check import check_set
+from transfer.data_findings import Needs
+
+
+def main() -> int:
+    """Read the arguments and check each set."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="example: python tools/check_data.py voc_2007_test --decode all",
+    )
+    parser.add_argument("names", nargs="*", help="sets; default: the config's, or all there are")
+    parser.add_argument("--config-file", type=Path, help="a pipeline config that names sets")
+    parser.add_argument(
+        "--decode",
+        choices=("auto", "all", "none"),
+        default="auto",
+        help="decode images: in sets of up to 2,000 (auto), in all, in none; always in parallel",
+    )
+    arguments = parser.parse_args()
+    try:
+        sets = chosen_sets(arguments.names, arguments.config_file)
+    except (ValueError, OSError) as error:
+        print("\n".join(f"check_data: {line}" for line in str(error).splitlines()), file=sys.stderr)
+        return 2
+    broken = False
+    for name, (data, *needs) in sets.items():
+        report = check_set(name, data, Needs(*needs), arguments.decode)
+        print(f"{name}: {report.summary()}", flush=True)
+        for line in report.notes:
+            print(f"{name}: note: {line}")
+        for line in report.faults:
+            print(f"{name}: {line}", file=sys.stderr)
+        broken = broken or bool(report.faults)
+    return 2 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

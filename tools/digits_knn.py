@@ -1,0 +1,60 @@
+"""k-NN accuracy on the embedded digits: W-MSE and CW-RGP with 2 and 4 views, pixels, random.
+
+Run again, it goes on where it stopped; `make_digits.py` writes the data it needs. Example:
+python tools/digits_knn.py --methods w-mse-2 --seeds 0 --steps 100
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/pretrain.py hides pretrain
+
+from pydantic import ValidationError
+from rich.console import Console
+
+from pipeline.yaml_config import apply_overrides, faults_of, load_yaml
+from pretrain.method_study import run_study, study_table
+from pretrain.probe_config import ProbeConfig
+from pretrain.probes import write_json
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "pretrain"
+METHODS = {
+    f"{name}-{views}": (f"digits_{name.replace('-', '_')}.yaml", views)
+    for name in ("w-mse", "cw-rgp")
+    for views in (2, 4)
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Return 0 when the table is printed, 2 when the user has something to mend."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output-dir", type=Path, default=Path("runs/digits-knn"))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=200, help="steps of each pretraining")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        recipes = {
+            name: load_yaml(CONFIGS / file) | {"num_views": views, "max_steps": options.steps}
+            for name, (file, views) in METHODS.items()
+            if name in options.methods
+        }
+        content = load_yaml(CONFIGS / "probe_digits.yaml")
+        probe = ProbeConfig.model_validate(apply_overrides(content, ["linear=null"]))
+        results = run_study(recipes, probe, options.seeds, options.output_dir)
+        write_json({"steps": options.steps, "results": results}, options.output_dir / "knn.json")
+    except (ValidationError, ValueError, OSError) as error:
+        lines = faults_of(error, "recipe") if isinstance(error, ValidationError) else [str(error)]
+        print("\n".join(f"digits_knn: {line}" for line in lines), file=sys.stderr)
+        return 2
+    Console().print(study_table(results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""COCO's AP of boxes and masks, computed by faster-coco-eval."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from faster_coco_eval import COCO, COCOeval_faster
+from pycocotools import mask as coco_mask
+
+Task = Literal["bbox", "segm"]
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+NO_MASK = {"size": [1, 1], "counts": "1"}
+logger = logging.getLogger(__name__)
+
+
+def load_truth(path: Path) -> COCO:
+    """Return the annotations of a COCO file, indexed."""
+    return COCO(str(path))
+
+
+def coco_ap(
+    truth: COCO, results: Iterable[dict[str, Any]], task: Task, class_names: Sequence[str] = ()
+) -> dict[str, float]:
+    """Return AP, AP50, AP75, APs, APm, APl and, of two classes or more, `AP-<class>`, in percent.
+
+    `results` are COCO results; they stay as they are. Where the set has no object to find (of a
+    size, of a class) the value is NaN. Masks are sorted into sizes by their own area, not by that
+    of their box. `class_names` are in the order of the category ids.
+    """
+    found = COCO({**truth.dataset, "annotations": _detections(truth, results, task)})
+    measure = COCOeval_faster(truth, found, task, print_function=logger.debug)
+    measure.evaluate()
+    measure.accumulate()
+    measure.summarize()
+    metrics = {key: _percent(value) for key, value in zip(METRICS, measure.stats[:6], strict=True)}
+    precision = measure.eval["precision"]  # [thresholds, recalls, classes, areas, detections]
+    if len(class_names) > 1:
+        for index, name in enumerate(class_names):
+            values = precision[:, :, index, 0, -1]  # all areas, most detections
+            known = values[values > -1]
+            metrics[f"AP-{name}"] = _percent(known.mean() if known.size else -1)
+    return metrics
+
+
+def _detections(truth: COCO, results: Iterable[dict[str, Any]], task: Task) -> list[dict[str, Any]]:
+    """Return the results as annotations with an id and the area of what the task measures.
+
+    Of a mask that meets no object of its class in its image only the area matters, so a mask
+    without runs stands for it: reading the runs of most masks would take most of the time.
+    """
+    kept = ("image_id", "category_id", "score", "bbox" if task == "bbox" else "segmentation")
+    entries = [{key: result[key] for key in kept} for result in results]
+    if task == "bbox":
+        areas = [entry["bbox"][2] * entry["bbox"][3] for entry in entries]
+    else:
+        areas = [int(coco_mask.area(entry["segmentation"])) for entry in entries]
+        meet = {(entry["image_id"], entry["category_id"]) for entry in truth.anns.values()}
+        for entry in entries:
+            if (entry["image_id"], entry["category_id"]) not in meet:
+                entry["segmentation"] = NO_MASK
+    for number, (entry, area) in enumerate(zip(entries, areas, strict=True), start=1):
+        entry |= {"id": number, "area": area, "iscrowd": 0}
+    return entries
+
+
+def _percent(value: float) -> float:
+    """COCO writes -1 for what cannot be measured."""
+    return 100 * float(value) if value > -1 else math.nan

@@ -1,0 +1,127 @@
+"""What a check of a data set found: lines by kind, a bounded number of each, with totals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, TypeGuard
+
+MAX_PER_KIND = 10
+MAX_SHOWN = 80
+MAX_LINE = 600
+LIMIT = 1e15  # beyond it a number is a mistake, and whole numbers stop being exact in floats
+
+
+class Needs(NamedTuple):
+    """What a set is for: an evaluation reads more than training, Mask R-CNN wants masks."""
+
+    evaluated: bool
+    masks: bool
+
+
+@dataclass
+class Findings:
+    """Faults stop a run; notes name what training drops or clips without a word."""
+
+    needs: Needs
+    place: Path
+    num_images: int = 0
+    num_objects: int = 0
+    num_counted: int = 0
+    faults: dict[str, list[str]] = field(default_factory=dict)
+    notes: dict[str, list[str]] = field(default_factory=dict)
+    totals: dict[str, int] = field(default_factory=dict)
+
+    def fault(self, kind: str, line: str) -> None:
+        """Keep one line of a kind of fault, or count it."""
+        self._keep(self.faults, kind, line)
+
+    def loss(self, kind: str, line: str) -> None:
+        """Keep what training can do without: a fault where AP would be measured, else a note."""
+        self._keep(self.faults if self.needs.evaluated else self.notes, kind, line)
+
+    def fault_lines(self) -> list[str]:
+        """Return the faults, and how many more there are of each kind."""
+        return self._lines(self.faults)
+
+    def note_lines(self) -> list[str]:
+        """Return the notes, and how many more there are of each kind."""
+        return self._lines(self.notes)
+
+    def _keep(self, held: dict[str, list[str]], kind: str, line: str) -> None:
+        self.totals[kind] = self.totals.get(kind, 0) + 1
+        if self.totals[kind] <= MAX_PER_KIND:
+            held.setdefault(kind, []).append(one_line(line))
+
+    def _lines(self, held: dict[str, list[str]]) -> list[str]:
+        lines = []
+        for kind, found in held.items():
+            more = self.totals[kind] - len(found)
+            lines += found
+            if more:
+                total = self.totals[kind]
+                lines.append(f"{self.place}: {more:,} more like these ({kind}: {total:,} in all)")
+        return lines
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a regular file (a pipe would be waited on for ever).
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not UTF-8, or no regular file.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError("not a file")
+    return path.read_text(encoding="utf-8")
+
+
+def one_line(text: str) -> str:
+    """Return a text that a terminal can print on one line, whatever a file put into it."""
+    text = "".join(character if character.isprintable() else " " for character in text)
+    return text if len(text) <= MAX_LINE else f"{text[: MAX_LINE // 2]} .. {text[-MAX_LINE // 2 :]}"
+
+
+def shown(value: Any) -> str:
+    """Return a value as a message can hold it."""
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of more than 4,300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}.."
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Return whether a value is a finite number of a sane size."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LIMIT
+
+
+def is_whole(value: Any) -> TypeGuard[int]:
+    """Return whether a value is a whole number of a sane size."""
+    return isinstance(value, int) and is_number(value)
+
+
+def path_fault(name: Any) -> str | None:
+    """Return why a name does not lie below its folder, or None."""
+    if not isinstance(name, str) or not name or "\0" in name:
+        return "is not a file name"
+    path = Path(name)
+    if path.is_absolute() or ".." in path.parts:
+        return "leaves the folder of the set"
+    return None
+
+
+def box_faults(
+    findings: Findings, where: str, edges: tuple[float, float, float, float], size: tuple[int, int]
+) -> None:
+    """Find a box `(x0, y0, x1, y1)` that is empty or beyond an image of `(width, height)`."""
+    x0, y0, x1, y1 = edges
+    width, height = size
+    slack = 2  # pixels: rounding, and boxes that count from 1
+    if not (x1 > x0 and y1 > y0):
+        findings.loss("empty boxes", f"{where}, wanted a width and a height above 0")
+    elif x0 < -slack or y0 < -slack or x1 > width + slack or y1 > height + slack:
+        findings.loss(
+            "boxes outside the image",
+            f"{where} lies outside the image of {width} x {height} pixels",
+        )

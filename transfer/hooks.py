@@ -1,0 +1,96 @@
+"""Hooks of the training loop: metrics as JSON lines, a clean stop, precise BatchNorm."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from detectron2.engine import HookBase, hooks
+from detectron2.utils import comm
+from detectron2.utils.events import EventWriter, get_event_storage
+from torch import nn
+
+METRICS = "metrics.jsonl"
+EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: saved, to be started again
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+
+
+class MetricsWriter(EventWriter):  # type: ignore[misc]
+    """Appends the latest scalars to `metrics.jsonl`, one JSON object a line with `step`."""
+
+    def __init__(self, path: Path, max_steps: int) -> None:
+        self.path = path
+        self.max_steps = max_steps
+
+    def write(self) -> None:
+        """Append what was logged at the current iteration."""
+        storage = get_event_storage()
+        step = min(storage.iter + 1, self.max_steps)  # the evaluation comes after the last step
+        entry: dict[str, float] = {"step": step, "max_steps": self.max_steps}
+        for name, (value, iteration) in storage.latest().items():
+            evaluated = name.startswith(("bbox/", "segm/"))  # has a line of its own
+            if iteration == storage.iter and math.isfinite(value) and not evaluated:
+                entry[name] = value
+        if len(entry) == 2:
+            return
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+
+class StopOnSignal(HookBase):  # type: ignore[misc]
+    """Saves and leaves with code 75 after the iteration in which a signal asked to stop.
+
+    Of several processes all leave after the same iteration, whichever was asked.
+    """
+
+    def __init__(self) -> None:
+        self.received = False
+        self.before: dict[int, Any] = {}
+
+    def before_train(self) -> None:
+        """Take over the signals."""
+        for number in SIGNALS:
+            self.before[number] = signal.signal(number, self._receive)
+
+    def after_step(self) -> None:
+        """Save and leave, if asked to."""
+        if any(comm.all_gather(self.received)):
+            iteration = self.trainer.iter
+            self.trainer.is_complete = False
+            self.trainer.checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+            comm.synchronize()  # who leaves first has the others stopped
+            raise SystemExit(EXIT_INTERRUPTED)
+
+    def after_train(self) -> None:
+        """Give the signals back."""
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: object) -> None:
+        self.received = True
+
+
+class RestartedPreciseBN(HookBase):  # type: ignore[misc]
+    """detectron2's precise BatchNorm, each time over the same images from their beginning.
+
+    Every `period` iterations and after the last one.
+    """
+
+    def __init__(
+        self, period: int, model: nn.Module, data_loader: Iterable[Any], num_iter: int
+    ) -> None:
+        self.period = period
+        self.model = model
+        self.data_loader = data_loader
+        self.num_iter = num_iter
+
+    def after_step(self) -> None:
+        """Replace the running statistics by averages over `num_iter` batches."""
+        done = self.trainer.iter + 1
+        if done == self.trainer.max_iter or (self.period > 0 and done % self.period == 0):
+            hook = hooks.PreciseBN(0, self.model, self.data_loader, self.num_iter)
+            hook.update_stats()

@@ -1,0 +1,149 @@
+"""Training images in an order, and with draws, that follow from the seed and the iteration alone.
+
+So a run that was killed goes on with the images, augmentations and samples it would have had:
+nothing is buffered between iterations, and no generator carries state from one to the next.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import (
+    DatasetFromList,
+    DatasetMapper,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+)
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+from torch.utils.data import IterableDataset, get_worker_info
+
+Record = dict[str, Any]
+Batch = list[tuple[int, int]]  # (position in the order of all images, index of the image)
+
+
+def derived_seed(*parts: str | int) -> int:
+    """Return 31 bits that differ wherever one of the parts does."""
+    text = ":".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
+
+
+@dataclass(frozen=True)
+class ImageOrder:
+    """Which images one of `world_size` processes sees: shuffled anew for every pass, without end.
+
+    As in detectron2, the processes take turns in one order, and where `is_wide` is given a batch
+    holds either only images wider than high or none.
+    """
+
+    num_images: int
+    seed: int
+    batch_size: int
+    is_wide: Sequence[bool] | None = None
+    rank: int = 0
+    world_size: int = 1
+
+    def images(self) -> Iterator[tuple[int, int]]:
+        """Yield (position, index), positions counted over all processes."""
+        generator = torch.Generator().manual_seed(self.seed)
+        position = 0
+        while True:
+            for index in torch.randperm(self.num_images, generator=generator).tolist():
+                if position % self.world_size == self.rank:
+                    yield position, index
+                position += 1
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield the batches of iterations 0, 1, 2 and so on."""
+        waiting: tuple[Batch, Batch] = ([], [])
+        for position, index in self.images():
+            batch = waiting[self.is_wide is not None and self.is_wide[index]]
+            batch.append((position, index))
+            if len(batch) == self.batch_size:
+                yield batch[:]
+                batch.clear()
+
+
+class TrainingImages(IterableDataset[Record]):
+    """Mapped images, batch after batch from iteration `start`; workers take whole batches in turn.
+
+    Every image is augmented with draws that its position decides, whichever worker has it.
+    """
+
+    def __init__(
+        self,
+        records: DatasetFromList,
+        mapper: Callable[[Record], Record],
+        order: ImageOrder,
+        start: int = 0,
+    ) -> None:
+        self.records = records
+        self.mapper = mapper
+        self.order = order
+        self.start = start
+
+    def __iter__(self) -> Iterator[Record]:
+        """Yield this worker's images."""
+        worker = get_worker_info()
+        turn, num_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        for batch in islice(self.order.batches(), self.start + turn, None, num_workers):
+            for position, index in batch:
+                seed_all_rng(derived_seed("image", self.order.seed, position))
+                yield self.mapper(self.records[index])
+
+
+@dataclass
+class SeededLoader:
+    """Batches from iteration `start`; python, numpy and torch are seeded before each is handed out.
+
+    What the model draws in a step (the anchors and proposals it is trained on) so depends on seed,
+    process and iteration, not on what was drawn before.
+    """
+
+    records: DatasetFromList
+    is_wide: Sequence[bool] | None
+    mapper: Callable[[Record], Record]
+    seed: int
+    images_per_step: int
+    num_workers: int
+    start: int = field(default=0, kw_only=True)
+
+    def __iter__(self) -> Iterator[list[Record]]:
+        """Yield one list of images per iteration."""
+        rank, world_size = comm.get_rank(), comm.get_world_size()
+        order = ImageOrder(
+            len(self.records), self.seed, self.images_per_step // world_size, self.is_wide,
+            rank, world_size,
+        )  # fmt: skip
+        loader = build_detection_train_loader(
+            TrainingImages(self.records, self.mapper, order, self.start),
+            mapper=None,
+            total_batch_size=self.images_per_step,
+            aspect_ratio_grouping=False,  # the order has grouped them
+            num_workers=self.num_workers,
+        )
+        for iteration, batch in enumerate(loader, self.start):
+            seed_all_rng(derived_seed("step", self.seed, rank, iteration))
+            yield batch
+
+
+def build_loader(cfg: CfgNode) -> SeededLoader:
+    """Return the loader of a config's training sets, in the order that its SEED decides."""
+    records = get_detection_dataset_dicts(
+        cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    )
+    grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING
+    return SeededLoader(
+        DatasetFromList(records, copy=False),
+        [record["width"] > record["height"] for record in records] if grouped else None,
+        DatasetMapper(cfg, is_train=True),
+        derived_seed("train", cfg.SEED),
+        cfg.SOLVER.IMS_PER_BATCH,
+        cfg.DATALOADER.NUM_WORKERS,
+    )

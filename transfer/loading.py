@@ -1,0 +1,72 @@
+"""Whether weights reached a detector: nothing lost, and nothing but new heads left random."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from transfer.keymap import COUNTER
+from transfer.verify import PLACES, lost_entries
+
+# What a detector has and a backbone has not: its parameters start at random.
+NEW_PARAMETERS = (
+    "proposal_generator.",
+    "backbone.fpn_lateral",
+    "backbone.fpn_output",
+    "roi_heads.res5.norm.",  # of Res5ROIHeadsExtraNorm
+    "roi_heads.box_head.",
+    "roi_heads.box_predictor.",
+    "roi_heads.mask_head.",
+)
+FROM_CONFIG = ("pixel_mean", "pixel_std")
+
+
+def weights_fault(weights: str) -> str | None:
+    """Return why MODEL.WEIGHTS cannot be used: it must be empty or a local .pkl or .pth file."""
+    if not weights:
+        return None
+    if "://" in weights or Path(weights).suffix not in (".pkl", ".pth"):
+        return (
+            f"MODEL.WEIGHTS is {weights}, wanted a local file: .pkl as "
+            "tools/convert_to_detectron2.py writes it, or .pth of an earlier run"
+        )
+    return None if Path(weights).is_file() else f"{weights}: no such file (MODEL.WEIGHTS)"
+
+
+def check_loaded(model: nn.Module, weights: Path, *, whole: bool = False) -> None:
+    """Compare a model with the file it was loaded from, value by value and in both directions.
+
+    `whole` demands every parameter of the model from the file, heads too, as an evaluation must.
+
+    Raises:
+        ValueError: an entry was lost, or a parameter that is no new head's was left random.
+    """
+    state = model.state_dict()
+    if weights.suffix == ".pkl":
+        with weights.open("rb") as file:
+            entries = pickle.load(file)["model"]  # its companion has vouched for it
+        lost = lost_entries(model, entries)
+        names = {place + name for name in entries for place in PLACES}
+    else:
+        content = torch.load(weights, map_location="cpu", weights_only=True)["model"]
+        lost = [
+            name
+            for name, value in content.items()
+            if name not in state or not torch.equal(state[name].cpu(), value)
+        ]
+        names = set(content)
+    if lost:
+        raise ValueError(f"{weights}: {len(lost)} entries were not loaded: {', '.join(lost)}")
+    allowed = FROM_CONFIG if whole else (*FROM_CONFIG, *NEW_PARAMETERS)
+    strange = [name for name in state if name not in names and not name.startswith(allowed)]
+    if not any(name.endswith(COUNTER) for name in names):
+        strange = [name for name in strange if not name.endswith(COUNTER)]
+    if strange:
+        raise ValueError(
+            f"{weights}: has nothing for {len(strange)} parameters: {', '.join(strange)}; only "
+            f"{'' if whole else ', '.join(NEW_PARAMETERS) + ' and '}{', '.join(FROM_CONFIG)} "
+            "may start without it"
+        )
