@@ -1,69 +1,64 @@
-"""The commands behind `tools/run_pipeline.py`; each returns an exit code.
-
-0 all is done, 1 a stage failed, 2 the user has something to mend, 130 interrupted.
-"""
+"""`run`, `plan` and `report` on this machine; each returns an exit code."""
 
 from __future__ import annotations
 
 import signal
-import sys
-from collections.abc import Callable
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.collect import all_states, collect, failed_log, report_dir, report_key
+from pipeline.collect import all_states, collect, report_dir, report_key
+from pipeline.entry import Options, execute
 from pipeline.executors import check_before_start, run_local
 from pipeline.files import read_json, write_json
-from pipeline.plan import Plan, load_plan
+from pipeline.plan import Plan
 from pipeline.progress import Progress
 from pipeline.report_render import write_report
 from pipeline.report_text import rich_tables
-from pipeline.store import LockedError, State, lock
+from pipeline.selection import select
+from pipeline.slurm.states import read_views
+from pipeline.status import STYLES
+from pipeline.store import State, lock
 
-STYLES = {"done": "green", "failed": "red", "running": "yellow"}
 REPORT_KEY = "made_from.json"
+__all__ = ["Options", "execute", "make_report", "rebuild_report", "run", "show_plan", "show_report"]
 
 
-def execute(command: str, config_file: Path, overrides: list[str]) -> int:
-    """Run `run`, `plan`, `status` or `report` on a pipeline config.
+def run(plan: Plan, console: Console, only: tuple[str, ...] = ()) -> int:
+    """Run what is not done yet, then write the report and print its table.
 
-    User errors are printed one a line on stderr and give exit code 2.
+    `only` names stages: nothing but these and what they need is run.
     """
-    console = Console()
-    try:
-        return COMMANDS[command](load_plan(config_file, overrides), console)
-    except LockedError as holder:
-        print(f"run_pipeline: another run works on this plan: {holder}", file=sys.stderr)
-        return 2
-    except ValueError as error:
-        for line in str(error).splitlines():
-            print(f"run_pipeline: {line}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"run_pipeline: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("run_pipeline: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-
-
-def run(plan: Plan, console: Console) -> int:
-    """Run what is not done yet, then write the report and print its table."""
+    part = select(plan, list(only)) if only else plan
     signal.signal(signal.SIGTERM, _interrupt)
     plan.root.mkdir(parents=True, exist_ok=True)
     with lock(plan.root / "lock"):
-        states = all_states(plan)
+        refuse_queued(plan)
+        states = all_states(part)
         num_done = sum(state.status == "done" for state in states.values())
-        console.print(f"{plan.config.name}: {len(plan.stages)} stages, {num_done} already done")
-        check_before_start(plan, states)
-        with Progress(console, len(plan.stages), num_done) as progress:
-            states = run_local(plan, progress)
+        console.print(f"{plan.config.name}: {len(part.stages)} stages, {num_done} already done")
+        check_before_start(part, states)
+        with Progress(console, len(part.stages), num_done) as progress:
+            states = run_local(part, progress)
         make_report(plan)
     show_report(plan, console)
     return 1 if any(state.status == "failed" for state in states.values()) else 0
+
+
+def refuse_queued(plan: Plan) -> None:
+    """Leave to the cluster what its queue holds.
+
+    Raises:
+        ValueError: jobs of this plan wait or run on SLURM.
+    """
+    views, notes = read_views(plan)
+    queued = [v for v in views.values() if v.status in ("queued", "running") and v.job_id]
+    if queued and not notes:
+        raise ValueError(
+            f"{len(queued)} stages are in SLURM's queue ({queued[0].stage} is job "
+            f"{queued[0].job_id}); cancel them first, or run with --executor slurm"
+        )
 
 
 def show_plan(plan: Plan, console: Console) -> int:
@@ -77,24 +72,6 @@ def show_plan(plan: Plan, console: Console) -> int:
     waiting = sum(state.status != "done" for state in states.values())
     console.print(f"{len(plan.stages)} stages, {waiting} to run; folder {plan.root}")
     return 0
-
-
-def show_status(plan: Plan, console: Console) -> int:
-    """Print backbones x stages, and the reason and log of what failed."""
-    states = all_states(plan)
-    table = Table("backbone", "stage", "state", title=f"status {plan.config.name}")
-    for stage in plan.stages:
-        label = stage.name.replace(f"{stage.backbone}--", "")
-        table.add_row(stage.backbone, label, _state_text(states[stage.name]))
-    console.print(table)
-    for stage in plan.stages:
-        state = states[stage.name]
-        if state.status == "failed":
-            text = f"{stage.name}: {state.reason} (log: {failed_log(stage)})"
-            console.print(text, style="red", markup=False, soft_wrap=True)
-        elif state.reason:
-            console.print(f"{stage.name}: {state.reason}", markup=False, soft_wrap=True)
-    return 1 if any(state.status == "failed" for state in states.values()) else 0
 
 
 def rebuild_report(plan: Plan, console: Console) -> int:
@@ -132,11 +109,3 @@ def _state_text(state: State) -> Text:
 
 def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
-
-
-COMMANDS: dict[str, Callable[[Plan, Console], int]] = {
-    "run": run,
-    "plan": show_plan,
-    "status": show_status,
-    "report": rebuild_report,
-}

@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from pipeline.resources import ResourcesConfig
 from transfer.config import DetectionData, Optimizer
 
 Reference = Literal["voc-0712-faster-rcnn-r50-c4-24k", "coco-mask-rcnn-r50-c4"]
@@ -59,6 +60,9 @@ class TaskConfig(Section):
     optimizer: Optimizer = "sgd"
     num_gpus: int = Field(default=1, ge=1, description="GPUs on each node")
     num_nodes: int = Field(default=1, ge=1)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        default=None, description="instead of the pipeline's"
+    )
     overrides: tuple[str, ...] = ()
 
 
@@ -82,12 +86,13 @@ class PipelineConfig(Section):
     num_pictures: int = Field(default=6, ge=1)
     output_dir: Path = Path("runs")
     num_parallel: int = Field(default=1, ge=1, description="stages at a time on one machine")
+    resources: ResourcesConfig = ResourcesConfig()
 
     @model_validator(mode="after")
     def _something_to_do(self) -> Self:
         if not self.tasks and not self.probes:
             raise ValueError("nothing to do with the backbones; give tasks, probes or both")
-        if self.tasks and not self.seeds:
+        if not self.seeds and any(not task.seeds for task in self.tasks):
             raise ValueError("seeds: the tasks need at least one")
         return self
 
@@ -98,6 +103,7 @@ class PipelineConfig(Section):
             ("tasks", [entry.name for entry in self.tasks]),
             ("probes", [entry.name for entry in self.probes]),
             ("seeds", [str(seed) for seed in self.seeds]),
+            *((f"seeds of {task.name}", list(map(str, task.seeds or ()))) for task in self.tasks),
         ):
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:

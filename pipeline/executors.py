@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -12,15 +11,14 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from pipeline.files import write_json
+from pipeline.child import Child, stop
+from pipeline.config import PipelineConfig
 from pipeline.plan import Plan
 from pipeline.progress import Progress
 from pipeline.stage import STAGE_KINDS, Stage
-from pipeline.store import FAILURE, LOG, METRICS, State, check_config, prepare, read_state
-from pipeline.worker import EXIT_INTERRUPTED, EXIT_LOCKED
+from pipeline.store import METRICS, State, check_config, prepare, read_state
 
 POLL_S = 0.5
-STOP_WAIT_S = 60.0
 
 
 def check_before_start(plan: Plan, states: dict[str, State]) -> None:
@@ -70,9 +68,9 @@ def run_local(plan: Plan, progress: Progress) -> dict[str, State]:
     running: list[Child] = []
     try:
         while waiting or running:
-            waiting = _start_ready(waiting, running, states, progress, plan.config.num_parallel)
+            waiting = _start_ready(waiting, running, states, progress, plan.config)
             for child in list(running):
-                if child.process.poll() is None:
+                if child.is_running():
                     progress.update(child.stage, child.stage.run_dir / METRICS)
                     continue
                 running.remove(child)
@@ -92,7 +90,7 @@ def _start_ready(
     running: list[Child],
     states: dict[str, State],
     progress: Progress,
-    num_parallel: int,
+    config: PipelineConfig,
 ) -> list[Stage]:
     """Start what can run now, mark what never can; return the stages that still have to wait."""
     left = []
@@ -101,12 +99,14 @@ def _start_ready(
         if broken is not None:
             states[stage.name] = State("failed", broken)
             progress.skipped(stage, broken)
-        elif len(running) < num_parallel and all(
+        elif len(running) < config.num_parallel and all(
             states[source.name].status == "done" for source in stage.inputs.values()
         ):
             prepare(stage)
             progress.started(stage)
-            running.append(Child(stage, num_threads=max(1, num_cpus() // num_parallel)))
+            num_processes = config.resources.of(stage.kind).tasks_per_node(stage.kind)
+            num_threads = max(1, num_cpus() // (config.num_parallel * num_processes))
+            running.append(Child(stage, num_threads, num_processes))
         else:
             left.append(stage)
     return left
@@ -124,47 +124,3 @@ def first_broken(inputs: Iterable[Stage], states: dict[str, State]) -> str | Non
 def num_cpus() -> int:
     """Return how many processors this process may use."""
     return len(os.sched_getaffinity(0))
-
-
-class Child:
-    """A child process at work on one stage, its words going to the stage's log."""
-
-    def __init__(self, stage: Stage, num_threads: int) -> None:
-        self.stage = stage
-        self.begun = time.monotonic()
-        with (stage.run_dir / LOG).open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "pipeline.worker", "run", str(stage.run_dir.absolute())],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                env={"OMP_NUM_THREADS": str(num_threads), **os.environ, "PYTHONUNBUFFERED": "1"},
-            )
-
-    def ended(self) -> tuple[State, bool]:
-        """Return the state that the ended process left, and whether it was interrupted."""
-        state, code = read_state(self.stage), self.process.returncode
-        log = self.stage.run_dir / LOG
-        interrupted = code in (EXIT_INTERRUPTED, -signal.SIGTERM)
-        if code == EXIT_LOCKED or state.status == "running":
-            return State("failed", f"is being worked on by another process; see {log}"), False
-        if state.status == "missing" and not interrupted:
-            reason = f"ended with code {code} and no word; see {log}"
-            write_json(self.stage.run_dir / FAILURE, {"reason": reason})
-            return State("failed", reason), False
-        return state, interrupted and state.status == "missing"
-
-
-def stop(children: Iterable[Child]) -> None:
-    """Ask children to save and end; kill those that do not within a minute."""
-    children = list(children)
-    for child in children:
-        child.process.terminate()
-    deadline = time.monotonic() + STOP_WAIT_S
-    for child in children:
-        try:
-            child.process.wait(max(0.1, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            child.process.kill()
-            child.process.wait()

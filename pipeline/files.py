@@ -57,6 +57,12 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def append_json_line(path: Path, entry: dict[str, Any]) -> None:
+    """Append one line to a log of JSON lines."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")
+
+
 def last_json_line(path: Path, tail_bytes: int = 65536) -> dict[str, Any] | None:
     """Return the last complete JSON line of a log that may still be growing, or None."""
     try:

@@ -43,8 +43,11 @@ class Plan:
         return self.config.output_dir / self.config.name
 
 
-def load_plan(config_file: Path, overrides: list[str]) -> Plan:
+def load_plan(config_file: Path, overrides: list[str], *, on_paper: bool = False) -> Plan:
     """Read, check and resolve a pipeline config and all configs it names.
+
+    `on_paper` takes data sets and checkpoints for given that need not be there: such a plan can be
+    counted and scheduled, and its signatures mean nothing.
 
     Raises:
         ValueError: one line for every fault in any of the files, data sets and checkpoints.
@@ -53,9 +56,11 @@ def load_plan(config_file: Path, overrides: list[str]) -> Plan:
     try:
         config = PipelineConfig.model_validate(content)
     except ValidationError as error:
-        lines = faults_of(error, str(config_file)) + _faults_in_named_files(content, config_file)
+        lines = faults_of(error, str(config_file), PipelineConfig) + _faults_in_named_files(
+            content, config_file
+        )
         raise ValueError("\n".join(lines)) from None
-    builder = _Builder(config, config_file.parent)
+    builder = _Builder(config, config_file.parent, on_paper=on_paper)
     stages = builder.build()
     if builder.faults:
         raise ValueError("\n".join(dict.fromkeys(builder.faults)))
@@ -95,8 +100,9 @@ def _faults_in_named_files(content: dict[str, Any], config_file: Path) -> list[s
 class _Builder:
     """Collects stages and faults while walking the config."""
 
-    def __init__(self, config: PipelineConfig, config_dir: Path) -> None:
+    def __init__(self, config: PipelineConfig, config_dir: Path, *, on_paper: bool = False) -> None:
         self.config = config
+        self.on_paper = on_paper
         self.config_dir = config_dir
         self.root = config.output_dir / config.name
         self.faults: list[str] = []
@@ -161,6 +167,12 @@ class _Builder:
         if config is None:
             return None
         self.pretrain_configs[backbone.name] = config
+        num_ranks = max(1, self.config.resources.of("pretrain").num_gpus)
+        self.faults += [
+            f"{self.config_dir / backbone.pretrain}: backbone {backbone.name} on {num_ranks} GPUs "
+            f"(resources.pretrain): {fault}"
+            for fault in config.faults_on(num_ranks)
+        ]
         data = self.image_identity(config.data, "pretrain")
         settings = _absolute(config.model_dump(mode="json"), "data", "root")
         return Stage(
@@ -176,7 +188,7 @@ class _Builder:
         """Return the identity of splits of a set of images, taken once for all stages."""
         key = (data, splits)
         if key not in self.image_identities:
-            self.image_identities[key] = self.attempt(lambda: image_identity(data, splits))
+            self.image_identities[key] = self.identity(lambda: image_identity(data, splits))
         return self.image_identities[key]
 
     def convert_stage(self, backbone: BackboneConfig, pretrain: Stage | None) -> Stage:
@@ -187,7 +199,7 @@ class _Builder:
             settings["checkpoint"] = str(source.absolute())
             if source.is_file():
                 identity["checkpoint_sha256"] = sha256_of(source)
-            else:
+            elif not self.on_paper:
                 self.faults.append(f"{source}: no such checkpoint (backbone {backbone.name})")
         return Stage(
             kind="convert",
@@ -246,7 +258,7 @@ class _Builder:
             datasets[name] = self.known_datasets[name]
             if name not in self.data_identities:
                 data = datasets[name]
-                self.data_identities[name] = self.attempt(
+                self.data_identities[name] = self.identity(
                     lambda name=name, data=data: detection_identity(name, data)  # type: ignore[misc]
                 )
             identities[name] = self.data_identities[name]
@@ -260,7 +272,7 @@ class _Builder:
                 num_pictures=self.config.num_pictures,
             )
         except ValidationError as error:
-            self.faults += faults_of(error, str(path))
+            self.faults += faults_of(error, str(path), FinetuneConfig)
             return None
         identity = self.attempt(lambda: _task_identity(config, str(path)))
         return None if identity is None else (config, identity | {"data_content": identities})
@@ -273,7 +285,7 @@ class _Builder:
         inputs: dict[str, Stage],
     ) -> list[Stage]:
         stages = []
-        for seed in self.config.seeds:
+        for seed in task.seeds if task.seeds is not None else self.config.seeds:
             seeded = config[0].model_copy(update={"seed": seed})
             settings = seeded.model_dump(mode="json")
             for data in settings["datasets"].values():
@@ -303,8 +315,12 @@ class _Builder:
         try:
             return model.model_validate(content)
         except ValidationError as error:
-            self.faults += faults_of(error, str(path))
+            self.faults += faults_of(error, str(path), model)
             return None
+
+    def identity(self, of_data: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
+        """Return the identity of data that has to be there, unless the plan is on paper."""
+        return None if self.on_paper else self.attempt(of_data)
 
     def attempt(self, action: Callable[[], Value]) -> Value | None:
         """Return the action's value, or keep its ValueError as a fault and return None."""

@@ -11,6 +11,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pipeline.files import read_json
+
+CODE_STATE = "code_state.json"  # in a copy of the code: what the original was
 PACKAGES = ("torch", "torchvision", "detectron2", "numpy", "pillow", "pycocotools", "fvcore")
 
 
@@ -18,6 +21,9 @@ PACKAGES = ("torch", "torchvision", "detectron2", "numpy", "pillow", "pycocotool
 def code_state() -> dict[str, Any]:
     """Return the commit of the code and whether it is `dirty`; None where unknown."""
     folder = Path(__file__).resolve().parent.parent
+    if (folder / CODE_STATE).exists():
+        state: dict[str, Any] = read_json(folder / CODE_STATE)
+        return state
     commit = _git(folder, "rev-parse", "HEAD")
     changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
     return {"commit": commit, "dirty": None if changes is None else bool(changes)}

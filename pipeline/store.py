@@ -16,7 +16,7 @@ from pipeline.signature import canonical_json, differences
 from pipeline.stage import STAGE_KINDS, Stage
 
 CONFIG, JOB, MANIFEST, FAILURE = "config.json", "job.json", "manifest.json", "failure.json"
-LOCK, LOG, METRICS = "lock", "log.txt", "metrics.jsonl"
+LOCK, LOG, METRICS, JOBS = "lock", "log.txt", "metrics.jsonl", "jobs.jsonl"
 LOCK_ATTEMPTS = 10
 Status = Literal["missing", "queued", "running", "done", "failed"]
 

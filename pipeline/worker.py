@@ -11,6 +11,7 @@ import importlib
 import json
 import logging
 import math
+import os
 import signal
 import sys
 import time
@@ -63,6 +64,8 @@ def run(run_dir: Path) -> int:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    if int(os.environ.get("RANK", "0")) > 0:
+        return _help_first(run_dir)
     try:
         with lock(run_dir / LOCK):
             if (run_dir / MANIFEST).exists():
@@ -71,6 +74,22 @@ def run(run_dir: Path) -> int:
     except LockedError as holder:
         print(f"{run_dir}: is being worked on by {holder}", file=sys.stderr)
         return EXIT_LOCKED
+
+
+def _help_first(run_dir: Path) -> int:
+    """Run the stage as one of several processes; the first holds the lock and writes the files."""
+    try:
+        job = read_json(run_dir / JOB)
+        inputs = {role: Path(path) for role, path in job["inputs"].items()}
+        importlib.import_module(job["module"]).run_stage(job["settings"], inputs, run_dir)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BaseException as error:  # noqa: BLE001  (the first process says what became of it)
+        if isinstance(error, SystemExit) and error.code == EXIT_INTERRUPTED:
+            return EXIT_INTERRUPTED
+        traceback.print_exc()
+        return 1
+    return 0
 
 
 def _run_locked(run_dir: Path) -> int:

@@ -11,37 +11,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/pretrain.p
 
 # name: (module, function, its options, summary); a module is imported when it is asked for
 BENCHMARKS = {
-    "whitening": (
-        "pretrain.benchmark",
-        "benchmark_whitening",
-        ("rounds", "threads"),
-        "whitening losses against a plain loop",
-    ),
-    "detection": (
-        "transfer.benchmark",
-        "benchmark_detection",
-        ("rounds", "threads", "workers"),
-        "an iteration of fine-tuning, part by part and against detectron2's plain loop",
-    ),
-    "evaluation": (
-        "transfer.benchmark_evaluation",
-        "benchmark_evaluation",
-        ("rounds", "images", "detections", "mask_images"),
-        "COCO's AP by faster-coco-eval against pycocotools",
-    ),
-    "loader": (
-        "pretrain.benchmark_loader",
-        "benchmark_loader",
-        ("rounds", "workers"),
-        "views per second against a plain PIL pipeline",
-    ),
-    "step": (
-        "pretrain.benchmark_step",
-        "benchmark_step",
-        ("rounds", "threads", "workers"),
-        "what a training step spends where",
-    ),
-}
+    "whitening": ("pretrain.benchmark", "benchmark_whitening", ("rounds", "threads"),
+                  "whitening losses against a plain loop"),
+    "loader": ("pretrain.benchmark_loader", "benchmark_loader", ("rounds", "workers"),
+               "views per second against a plain PIL pipeline"),
+    "step": ("pretrain.benchmark_step", "benchmark_step", ("rounds", "threads", "workers"),
+             "what a training step spends where"),
+    "detection": ("transfer.benchmark", "benchmark_detection", ("rounds", "threads", "workers"),
+                  "an iteration of fine-tuning by part, and against detectron2's plain loop"),
+    "evaluation": ("transfer.benchmark_evaluation", "benchmark_evaluation",
+                   ("rounds", "images", "detections", "mask_images"),
+                   "COCO's AP by faster-coco-eval against pycocotools"),
+}  # fmt: skip
 OPTIONS = {
     "images": "images of the set for boxes (default 5000)",
     "detections": "detections of an image (default 100)",
@@ -54,7 +35,9 @@ OPTIONS = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Read the arguments and run one benchmark; return 0."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog="example: python tools/benchmark.py loader --workers 2"
+    )
     commands = parser.add_subparsers(dest="name", required=True)
     for name, (_, _, options, summary) in BENCHMARKS.items():
         command = commands.add_parser(name, help=summary, argument_default=argparse.SUPPRESS)

@@ -1,9 +1,12 @@
 """Run a benchmark pipeline: pretrain, convert, fine-tune, report.
 
-run     runs what is not done yet, then writes the report
-plan    prints every stage, what is done and what it needs; runs nothing
+run     runs what is not done yet, then writes the report; on SLURM it submits and returns
+plan    prints every stage, what is done and what it needs; on SLURM the sbatch text too
 status  prints where every stage stands
-report  writes the report anew from whatever is done
+logs    prints the end of the log of --stage
+cancel  cancels every job that the plan has in SLURM's queue; run goes on from there
+report  writes the report anew from whatever is done; `report A B` compares two runs' folders
+init    writes a config from flags or questions (init --help)
 """
 
 from __future__ import annotations
@@ -14,26 +17,40 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/pretrain.py hides pretrain
 
-from pipeline.commands import COMMANDS, execute
+from pipeline.entry import NAMES, Options, execute, init
 
 EXAMPLE = """example:
   python tools/run_pipeline.py run --config-file configs/pipeline/demo.yaml
-  python tools/run_pipeline.py plan --config-file configs/pipeline/demo.yaml seeds=[0,1,2]"""
+  python tools/run_pipeline.py plan --config-file configs/pipeline/demo.yaml seeds=[0,1,2]
+  python tools/run_pipeline.py report runs/demo runs/other"""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Return the exit code: 0 done, 1 a stage failed, 2 something to mend, 130 interrupted."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["init"]:
+        return init(arguments[1:])
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", choices=list(COMMANDS))
-    parser.add_argument("--config-file", type=Path, required=True, help="pipeline config (YAML)")
-    parser.add_argument("--executor", choices=["local"], default="local", help="where stages run")
+    parser.add_argument("command", choices=NAMES)
+    parser.add_argument("--config-file", type=Path, help="pipeline config (YAML)")
+    parser.add_argument(
+        "--executor", choices=["local", "slurm"], default="local", help="where stages run"
+    )
+    parser.add_argument("--watch", action="store_true", help="status: again every 10 s to the end")
+    parser.add_argument("--json", action="store_true", help="status: for machines")
+    parser.add_argument("--stage", metavar="NAME", help="logs: a stage as status names it")
+    parser.add_argument(
+        "--only", action="append", metavar="STAGE", help="run: this stage and what it needs"
+    )
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="changes to the config, such as seeds=[0]"
     )
     options = parser.parse_intermixed_args(arguments)
-    return execute(options.command, options.config_file, options.overrides)
+    only = tuple(options.only or ())
+    chosen = Options(options.executor, options.watch, options.json, options.stage, only)
+    return execute(options.command, options.config_file, options.overrides, chosen)
 
 
 if __name__ == "__main__":

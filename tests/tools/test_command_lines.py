@@ -23,6 +23,7 @@ def run(script: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedP
 def test_help_works_everywhere_and_scripts_are_thin(script: str, tmp_path: Path) -> None:
     answer = run(script, "--help", cwd=tmp_path)
     assert answer.returncode == 0 and answer.stdout.startswith("usage:"), answer.stderr
+    assert "example" in answer.stdout.lower()
     assert len((ROOT / "tools" / script).read_text("utf-8").splitlines()) <= 60
 
 
@@ -97,3 +98,28 @@ def test_pretrain_that_diverges_exits_1_in_one_line(tmp_path: Path) -> None:
     assert len(lines) == 1 and " with learning rate 1e+30; " in lines[0]
     assert "Traceback" not in answer.stderr
     assert (tmp_path / "out" / "divergence.pth").exists()
+
+
+def test_reports_of_two_folders_are_compared_and_init_writes_a_config(tmp_path: Path) -> None:
+    answer = run("run_pipeline.py", "report", "runs/a", "runs/b", cwd=tmp_path)
+    assert answer.returncode == 2
+    assert answer.stderr.startswith("run_pipeline: runs/a/report/results.json: no such file")
+    answer = run("run_pipeline.py", "report", cwd=tmp_path)
+    assert (answer.returncode, answer.stderr) == (
+        2,
+        "run_pipeline: report: --config-file is missing\n",
+    )
+    task = ROOT / "configs" / "transfer" / "digits_faster_rcnn_voc.yaml"
+    arguments = ("--backbone", "random", "--task", f"voc={task}")
+    assert run("run_pipeline.py", "init", "mine.yaml", *arguments, cwd=tmp_path).returncode == 0
+    answer = run("run_pipeline.py", "plan", "--config-file", "mine.yaml", cwd=tmp_path)
+    assert answer.returncode == 2 and "datasets/digits/VOC2007" in answer.stderr
+
+
+def test_a_simulation_is_of_the_plan(tmp_path: Path) -> None:
+    config = str(ROOT / "configs" / "pipeline" / "full_comparison.yaml")
+    answer = run("simulate.py", "--config-file", config, "--gpus", "64", cwd=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    assert "| all | 73 |" in answer.stdout and "the longest chain, pretrain/" in answer.stdout
+    answer = run("simulate.py", "--config-file", config, "--gpus", "4", cwd=tmp_path)
+    assert answer.returncode == 2 and "needs 8 GPUs of 4" in answer.stderr

@@ -1,0 +1,171 @@
+"""What `status` and `logs` print: a table, the same as JSON, the end of a stage's log."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.plan import Plan
+from pipeline.slurm.states import View, last_lines, read_views
+from pipeline.store import Status
+
+STYLES = {"done": "green", "failed": "red", "running": "yellow", "queued": "cyan"}
+ORDER: tuple[Status, ...] = ("done", "running", "queued", "missing", "failed")
+WATCH_EVERY_S = 10.0
+LOG_LINES = 5
+MAX_ROWS = 60
+MAX_REASONS = 20
+
+
+def show_status(plan: Plan, console: Console, watch: bool = False, as_json: bool = False) -> int:
+    """Print where every stage stands; return 1 if any failed."""
+    views, notes = read_views(plan)
+    if as_json:
+        print(json.dumps(status_json(plan, views, notes), indent=2))
+        return _code(views)
+    if not watch:
+        console.print(status_text(plan, views, notes), soft_wrap=True)
+        return _code(views)
+    with Live(status_text(plan, views, notes), console=console, auto_refresh=False) as live:
+        while any(view.status in ("queued", "running") for view in views.values()):
+            time.sleep(WATCH_EVERY_S)
+            views, notes = read_views(plan)
+            live.update(status_text(plan, views, notes), refresh=True)
+    return _code(views)
+
+
+def show_log(plan: Plan, console: Console, name: str | None) -> int:
+    """Print the path and the end of the log of the stage `name`.
+
+    Raises:
+        ValueError: there is no such stage, or it has no log yet.
+    """
+    views, _ = read_views(plan)
+    if name not in views:
+        known = ", ".join(list(views)[:8]) + (", ..." if len(views) > 8 else "")
+        raise ValueError(f"--stage {name}: no such stage; known: {known}")
+    path = Path(views[name].log)
+    if not path.exists():
+        raise ValueError(f"{path}: {name} has not written a log yet")
+    console.print(str(path), style="bold", markup=False, highlight=False, soft_wrap=True)
+    for line in last_lines(path, 40):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def status_text(plan: Plan, views: dict[str, View], notes: list[str]) -> RenderableType:
+    """Return the table of backbones and stages, the sum, and why stages failed.
+
+    A large plan has one row a backbone, and the rows of what is at work.
+    """
+    shown = list(views.values())
+    lines: list[RenderableType] = []
+    if len(shown) > MAX_ROWS:
+        lines.append(matrix(plan, views))
+        shown = [view for view in shown if view.status == "running"][:MAX_ROWS]
+    if shown:
+        lines.append(_rows(plan, shown))
+    counts = Counter(view.status for view in views.values())
+    total = ", ".join(f"{counts[status]} {status}" for status in ORDER if counts[status])
+    lines.append(Text(f"{len(views)} stages: {total}; folder {plan.root}"))
+    lines += [Text(note, style="yellow") for note in notes]
+    return Group(*lines, *_reasons(views))
+
+
+def _rows(plan: Plan, shown: list[View]) -> Table:
+    columns = ("backbone", "stage", "state", "job", "node", "elapsed", "left", "last")
+    table = Table(*columns, title=f"status {plan.config.name}")
+    for view in shown:
+        state = Text(view.status, style=STYLES.get(view.status, ""))
+        if view.status == "queued" and view.reason:
+            state.append(f" ({view.reason})", style="dim")
+        label = view.stage.replace(f"{view.backbone}--", "")
+        times = duration(view.elapsed_s), _left_text(view)
+        table.add_row(
+            view.backbone, label, state, view.job_id, Text(view.node), *times, view.metric
+        )
+    return table
+
+
+def matrix(plan: Plan, views: dict[str, View]) -> Table:
+    """Return one row a backbone: how many of its stages of each kind stand where."""
+    cells: dict[str, dict[str, Counter[Status]]] = {}
+    for stage in plan.stages:
+        column = stage.kind if stage.task is None else f"{stage.kind} {stage.task}"
+        row = cells.setdefault(stage.backbone, {})
+        row.setdefault(column, Counter())[views[stage.name].status] += 1
+    columns = list(dict.fromkeys(column for row in cells.values() for column in row))
+    table = Table("backbone", *columns, title=f"status {plan.config.name}")
+    for backbone, row in cells.items():
+        table.add_row(backbone, *(_counts(row.get(column, Counter())) for column in columns))
+    return table
+
+
+def _counts(counts: Counter[Status]) -> Text:
+    words = Text()
+    for status in ORDER:
+        if counts[status]:
+            words.append(" " if words else "")
+            words.append(f"{counts[status]} {status}", style=STYLES.get(status, ""))
+    return words
+
+
+def _reasons(views: dict[str, View]) -> list[Text]:
+    """Return one line for every reason; the log's end where a stage failed by itself."""
+    lines = []
+    failed = [view for view in views.values() if view.status == "failed"]
+    own = [view for view in failed if not str(view.reason).startswith("needs ")]
+    rest = [view for view in failed if view not in own] if len(failed) <= MAX_REASONS else []
+    for view in [*own[:MAX_REASONS], *rest]:
+        lines.append(Text(f"{view.stage}: {view.reason} (log: {view.log})", style="red"))
+        if view in own:
+            tail = last_lines(Path(view.log), LOG_LINES)
+            lines += [Text(f"    {line}", style="dim") for line in tail]
+    hidden = len(failed) - min(len(own), MAX_REASONS) - len(rest)
+    if hidden:
+        lines.append(Text(f"and {hidden} more, with --json", style="red"))
+    waiting = [view for view in views.values() if view.status == "missing" and view.reason]
+    lines += [Text(f"{view.stage}: {view.reason}") for view in waiting[:MAX_REASONS]]
+    return lines
+
+
+def status_json(plan: Plan, views: dict[str, View], notes: list[str]) -> dict[str, object]:
+    """Return the same for machines."""
+    return {
+        "pipeline": plan.config.name,
+        "folder": str(plan.root.absolute()),
+        "notes": notes,
+        "counts": dict(Counter(view.status for view in views.values())),
+        "stages": [asdict(view) for view in views.values()],
+    }
+
+
+def duration(seconds: float | None) -> str:
+    """Return `1-02:03:04`, `2:03:04` or `3:04`; nothing for None."""
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days}-{hours:02}:{minutes:02}:{rest:02}"
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _left_text(view: View) -> str:
+    if view.left_s is not None:
+        return duration(view.left_s)
+    limit = duration(view.limit_left_s)
+    return f"limit {limit}" if limit else ""
+
+
+def _code(views: dict[str, View]) -> int:
+    return 1 if any(view.status == "failed" for view in views.values()) else 0

@@ -1,0 +1,71 @@
+"""Pretraining on two nodes of a real SLURM equals two processes of the local executor."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from pipeline.config import PipelineConfig
+from pipeline.executors import run_local
+from pipeline.plan import Plan
+from pipeline.progress import Progress
+from pipeline.stage import Stage, StageKind
+from pretrain.config import PretrainConfig
+
+pytestmark = pytest.mark.slurm
+RECIPE = {
+    "method": "w-mse",
+    "data": {"name": "tiny", "root": "images"},
+    "augment": {"size": 32},
+    "model": {"projector_hidden": 16, "embedding_dim": 4},
+    "loss": {"name": "w-mse", "sub_batch": 8},
+    "optimizer": {"lr": 0.001, "warmup_steps": 0},
+    "batch_size": 8,
+    "max_steps": 3,
+}
+
+
+def plan_of(name: str, **resources: int) -> Plan:
+    config = PipelineConfig.model_validate(
+        {
+            "name": name,
+            "backbones": [{"name": "a", "pretrain": "x.yaml"}],
+            "tasks": [{"name": "voc", "config": "voc.yaml"}],
+            "seeds": [0],
+            "resources": {"pretrain": {"cpus_per_gpu": 1, **resources}},
+        }
+    )
+    settings = PretrainConfig.model_validate(RECIPE).model_dump(mode="json")
+    settings["data"]["root"] = str(Path("images").absolute())
+    stage = Stage("pretrain", "a", settings, settings, config.output_dir / name, {}, "a")
+    return Plan(config, Path("x.yaml"), (), (stage,))
+
+
+def manifest(plan: Plan) -> dict:
+    path = plan.stages[0].run_dir / "manifest.json"
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_two_nodes_pretrain_as_two_processes_here_do(project, monkeypatch) -> None:
+    from pipeline import stage
+
+    kind = StageKind("pretrain.train", 1, ("backbone.pth",), "backbone.pth")
+    monkeypatch.setitem(stage.STAGE_KINDS, "pretrain", kind)
+    Path("images").mkdir()
+    for index in range(8):
+        image = Image.effect_noise((48, 48), 20.0 + 20 * index).convert("RGB")
+        image.save(Path("images") / f"{index}.png")
+    two, here = plan_of("two", nodes=2), plan_of("here", gpus=2)
+    assert project.run(two) == 0
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with Progress(Console(quiet=True), 1, 0) as progress:
+        states = run_local(here, progress)
+    assert states["pretrain/a"].status == "done", states
+    views = project.wait_done(two, 120)
+    assert {view.status for view in views.values()} == {"done"}, views
+    assert views["pretrain/a"].node == "n[1-2]"
+    logs = sorted(path.name for path in two.stages[0].run_dir.glob("log*.txt"))
+    assert logs == ["log-rank1.txt", "log.txt"]
+    assert manifest(two)["metrics"] == pytest.approx(manifest(here)["metrics"], rel=1e-4)

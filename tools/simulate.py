@@ -1,0 +1,43 @@
+"""Simulate a pipeline on a number of GPUs: jobs, GPU hours, storage, wall time, what limits it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/pretrain.py hides pretrain
+
+from pipeline.plan import load_plan
+from pipeline.simulate import jobs_of, read_rates, summary
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "pipeline"
+EXAMPLE = """example:
+  python tools/simulate.py --config-file configs/pipeline/full_comparison.yaml --gpus 8 64 512"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Return the exit code: 0, or 2 with one line for every fault."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", type=Path, required=True, help="pipeline config (YAML)")
+    parser.add_argument(
+        "--rates", type=Path, default=CONFIGS / "rates_v100.yaml", help="what the machines do"
+    )
+    parser.add_argument("--gpus", type=int, nargs="+", default=[8, 64, 512])
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    options = parser.parse_intermixed_args(arguments)
+    try:
+        plan = load_plan(options.config_file, options.overrides, on_paper=True)
+        rates = read_rates(options.rates)
+        print(summary(jobs_of(plan, rates), rates, options.gpus))
+    except ValueError as error:
+        for line in str(error).splitlines():
+            print(f"simulate: {line}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
