@@ -83,7 +83,7 @@ class Stage:
         """Return the content address: equal signatures compute the same thing."""
         return signature_of(self.record)
 
-    @property
+    @cached_property
     def run_dir(self) -> Path:
         """Return the folder that this stage writes."""
         return self.root / self.kind / f"{self.slug}-{self.signature}"

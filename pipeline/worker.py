@@ -23,6 +23,7 @@ from typing import Any
 from pipeline.files import read_json, write_json
 from pipeline.provenance import provenance
 from pipeline.store import (
+    ATTEMPTS,
     FAILURE,
     JOB,
     LOCK,
@@ -36,7 +37,6 @@ from pipeline.store import write_manifest as finish
 
 EXIT_INTERRUPTED = 75
 EXIT_LOCKED = 76
-ATTEMPTS = "attempts.jsonl"
 PR_SET_PDEATHSIG = 1
 
 
