@@ -16,12 +16,13 @@ from transfer.config import DetectionData, Optimizer
 
 Reference = Literal["voc-0712-faster-rcnn-r50-c4-24k", "coco-mask-rcnn-r50-c4"]
 Slug = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class Section(BaseModel):
     """A frozen part of a config that refuses unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class BackboneConfig(Section):
@@ -60,7 +61,7 @@ class TaskConfig(Section):
     optimizer: Optimizer = "sgd"
     num_gpus: int = Field(default=1, ge=1, description="GPUs on each node")
     num_nodes: int = Field(default=1, ge=1)
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+    seeds: tuple[Seed, ...] | None = Field(
         default=None, description="instead of the pipeline's"
     )
     overrides: tuple[str, ...] = ()
@@ -80,7 +81,7 @@ class PipelineConfig(Section):
     name: Slug
     backbones: tuple[BackboneConfig, ...] = Field(min_length=1)
     tasks: tuple[TaskConfig, ...] = ()
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    seeds: tuple[Seed, ...] = ()
     probes: tuple[ProbeEntry, ...] = ()
     datasets: dict[Slug, DetectionData] = {}
     num_pictures: int = Field(default=6, ge=1)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from pipeline.config import PipelineConfig
-from pipeline.yaml_config import apply_overrides, faults_of, load_yaml
+from pipeline.yaml_config import faults_of, load_changed, load_yaml
 from transfer.config import CocoData, VocData, datasets_root, known_datasets
 
 # Halves of trainval, which the field trains on; two boxes of VOC 2012 (2011_003353, 2011_006777)
@@ -41,7 +41,7 @@ def sets_of_config(config_file: Path) -> dict[str, NamedSet]:
     faults: list[str] = []
     for task in config.tasks:
         path = config_file.parent / task.config
-        content = apply_overrides(load_yaml(path), list(task.overrides))
+        content = load_changed(path, task.overrides)
         names, wrong = dataset_names(content, path)
         faults += wrong
         model = content.get("MODEL")

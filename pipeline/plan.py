@@ -17,7 +17,7 @@ from pipeline.files import sha256_of
 from pipeline.named_sets import dataset_names, unknown_set
 from pipeline.signature import identity_of
 from pipeline.stage import Stage
-from pipeline.yaml_config import apply_overrides, faults_of, load_yaml
+from pipeline.yaml_config import apply_overrides, faults_of, load_changed, load_yaml
 from pretrain.config import DataConfig, PretrainConfig
 from pretrain.data_layouts import Split
 from pretrain.probe_config import ProbeConfig
@@ -245,7 +245,7 @@ class _Builder:
 
     def finetune_config(self, task: TaskConfig) -> tuple[FinetuneConfig, dict[str, Any]] | None:
         path = self.config_dir / task.config
-        content = self.attempt(lambda: apply_overrides(load_yaml(path), list(task.overrides)))
+        content = self.attempt(lambda: load_changed(path, task.overrides))
         if content is None:
             return None
         datasets, identities = {}, {}
@@ -309,7 +309,7 @@ class _Builder:
 
     def read(self, path: Path, overrides: tuple[str, ...], model: type[Config]) -> Config | None:
         path = self.config_dir / path
-        content = self.attempt(lambda: apply_overrides(load_yaml(path), list(overrides)))
+        content = self.attempt(lambda: load_changed(path, overrides))
         if content is None:
             return None
         try:

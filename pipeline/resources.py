@@ -43,7 +43,7 @@ Word = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]
 class Resources(BaseModel):
     """Resources of one kind of stage, in a user's units; `gpus` and `mem_gb` are for each node."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     gpus: int = Field(default=0, ge=0, description="GPUs on each node")
     nodes: int = Field(default=1, ge=1)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipeline.hints import known_keys, unknown
+from pipeline.plain_yaml import parse
 
 BASE_KEY = "_BASE_"
-SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+MAX_BASES = 20
+MAX_BYTES = 2_000_000
+MAX_SHOWN = 200
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
@@ -22,7 +25,8 @@ def load_yaml(path: Path) -> dict[str, Any]:
     names it, as in detectron2.
 
     Raises:
-        ValueError: the file is missing, is not YAML, is not a mapping, or its bases form a circle.
+        ValueError: the file is missing, is not YAML of plain values, is not a mapping, or its
+            bases form a circle.
     """
     return _load(path, ())
 
@@ -31,14 +35,12 @@ def _load(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     resolved = path.resolve()
     if resolved in seen:
         raise ValueError(f"{path}: {BASE_KEY} leads back to the file itself")
+    if len(seen) > MAX_BASES:
+        raise ValueError(f"{path}: {BASE_KEY} leads through more than {MAX_BASES} files")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), SafeLoader)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such config file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read as text ({error})") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+        content = parse(_text(path))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     if content is None:
         content = {}
     if not isinstance(content, dict):
@@ -49,6 +51,19 @@ def _load(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if not isinstance(base, str):
         raise ValueError(f"{path}: {BASE_KEY} is {base!r}, wanted a path")
     return merge(_load(path.parent / base, (*seen, resolved)), content)
+
+
+def _text(path: Path) -> str:
+    try:
+        if not path.exists():
+            raise ValueError("no such config file")
+        if not path.is_file():
+            raise ValueError("not a file, wanted a config")
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"more than {MAX_BYTES:,} bytes, wanted a config")
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot be read as text ({error})") from None
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -75,14 +90,27 @@ def apply_overrides(content: dict[str, Any], overrides: list[str]) -> dict[str, 
     return content
 
 
+def load_changed(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """Return the mapping in `path` with the overrides that another config asks for.
+
+    Raises:
+        ValueError: as `load_yaml` and `apply_overrides`, every line naming the file.
+    """
+    content = load_yaml(path)
+    try:
+        return apply_overrides(content, list(overrides))
+    except ValueError as error:
+        raise ValueError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
+
+
 def _apply_one(content: dict[str, Any], text: str) -> str | None:
     path, separator, value_text = text.partition("=")
     if not separator or not path:
         return f"override {text!r}: wanted key=value"
     try:
-        value = yaml.safe_load(value_text)
-    except yaml.YAMLError:
-        return f"override {text!r}: the value is not YAML"
+        value = parse(value_text)
+    except ValueError as error:
+        return f"override {text!r}: {error}"
     *parents, last = path.split(".")
     node: Any = content
     try:
@@ -107,10 +135,16 @@ def faults_of(
         key = ".".join(str(part) for part in (*place, last))
         if fault["type"] == "extra_forbidden" and model is not None:
             known = known_keys(model, place)
-            lines.append(f"{where}: {key}: {unknown('key', str(last), known)}")
+            lines.append(f"{where}: {_cut(key)}: {unknown('key', _cut(str(last)), known)}")
             continue
         given = fault["input"]
-        shown = "" if isinstance(given, dict | list | BaseModel) else f", got {given!r}"
+        shown = "" if isinstance(given, dict | list | BaseModel) else f", got {_cut(repr(given))}"
         message = fault["msg"].removeprefix("Value error, ")
-        lines.append(f"{where}: {key}: {message}{shown}")
+        lines.append(f"{where}: {_cut(key)}: {message}{shown}")
     return lines
+
+
+def _cut(text: str) -> str:
+    """Return what fits on a line of a terminal."""
+    text = "".join(character if character.isprintable() else "?" for character in text)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}.."

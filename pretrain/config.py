@@ -22,7 +22,7 @@ Range = tuple[NonNegative, NonNegative]
 class Section(BaseModel):
     """A frozen part of a config that refuses unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -192,7 +192,7 @@ class PretrainConfig(Section):
     epochs: PositiveInt | None = None
     max_steps: PositiveInt | None = None
     covariance_epochs: PositiveInt | None = None
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     probe: TrainingProbeConfig | None = Field(default=None, json_schema_extra=NOT_IDENTITY)
     log_every: PositiveInt = Field(default=10, json_schema_extra=NOT_IDENTITY)
     checkpoint_every: PositiveInt = Field(default=50, json_schema_extra=NOT_IDENTITY)

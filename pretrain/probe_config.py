@@ -98,7 +98,7 @@ class ProbeConfig(Section):
     weighted_knn: WeightedKnnConfig | None = None
     linear: LinearConfig | None = None
     augmented_linear: AugmentedLinearConfig | None = None
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     random_arch: Architecture | None = Field(default=None, json_schema_extra=NOT_IDENTITY)
     batch_size: PositiveInt = Field(default=256, json_schema_extra=NOT_IDENTITY)
 

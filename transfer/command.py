@@ -6,7 +6,9 @@ import argparse
 import json
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -27,11 +29,19 @@ from transfer.trainer import TRAINERS
 EXAMPLE = """example:
   python tools/train_net.py --config-file configs/transfer/voc_faster_rcnn_r50_c4_24k.yaml \\
       --num-gpus 8 MODEL.WEIGHTS backbone.pkl OUTPUT_DIR runs/voc"""
+Loader = Callable[[str], dict[str, Any]]
 logger = logging.getLogger(__name__)
 
 
-def main(description: str | None = None, arguments: list[str] | None = None) -> int:
-    """Return 0 when the metrics are printed, 2 when the user has something to mend."""
+def main(
+    description: str | None = None,
+    arguments: list[str] | None = None,
+    load: Loader = CfgNode.load_yaml_with_base,
+) -> int:
+    """Return 0 when the metrics are printed, 2 when the user has something to mend.
+
+    `load` reads a config file with its `_BASE_`.
+    """
     parser = default_argument_parser(epilog=EXAMPLE)
     parser.description = description
     parser.add_argument(
@@ -40,7 +50,7 @@ def main(description: str | None = None, arguments: list[str] | None = None) -> 
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
-        metrics = execute(options)
+        metrics = execute(options, load)
     except (ValueError, OSError) as error:
         print(f"train_net: {error}", file=sys.stderr)
         return 2
@@ -49,14 +59,14 @@ def main(description: str | None = None, arguments: list[str] | None = None) -> 
     return 0
 
 
-def execute(options: argparse.Namespace) -> dict[str, float]:
+def execute(options: argparse.Namespace, load: Loader) -> dict[str, float]:
     """Return the metrics of the run that the command line asks for.
 
     Raises:
         ValueError: something in the config, the weights or the data has to be mended first.
     """
     machines = machines_for(options)
-    cfg = for_this_machine(read_config(options.config_file, options.opts or []))
+    cfg = for_this_machine(read_config(options.config_file, options.opts or [], load))
     datasets = named_datasets(cfg)
     faults = [fault for fault in [weights_fault(cfg.MODEL.WEIGHTS)] if fault]
     for name, data in datasets.items():
@@ -93,7 +103,9 @@ def machines_for(options: argparse.Namespace) -> Machines:
     )
 
 
-def read_config(path: str, changes: list[str]) -> CfgNode:
+def read_config(
+    path: str, changes: list[str], load: Loader = CfgNode.load_yaml_with_base
+) -> CfgNode:
     """Return detectron2's defaults with the file at `path` and `KEY VALUE` changes.
 
     Raises:
@@ -103,7 +115,7 @@ def read_config(path: str, changes: list[str]) -> CfgNode:
         raise ValueError(f"{path or '--config-file'}: no such config file")
     cfg = get_cfg()
     try:
-        content = CfgNode.load_yaml_with_base(path)  # plain YAML: nothing in it is executed
+        content = load(path)  # plain YAML: nothing in it is executed
     except (yaml.YAMLError, AttributeError, TypeError) as error:
         raise ValueError(f"{path}: not a config: {' '.join(str(error).split())}") from None
     if unknown := list(unknown_keys(content, cfg)):

@@ -26,7 +26,7 @@ DIGIT_CLASSES = (
 class Section(BaseModel):
     """A frozen part of a config that refuses unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class CocoData(Section):
@@ -145,7 +145,7 @@ class FinetuneConfig(Section):
 
     detectron2: dict[str, Any]
     datasets: dict[str, DetectionData]
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**31)
     optimizer: Optimizer = "sgd"
     num_gpus: int = Field(default=1, ge=1)
     num_nodes: int = Field(default=1, ge=1)
