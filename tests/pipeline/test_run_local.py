@@ -172,6 +172,15 @@ def test_faults_found_before_the_start_run_nothing(
     assert ran() == []
 
 
+def test_what_this_machine_lacks_stops_a_local_run_only(fakes: Path) -> None:
+    Path("machine.txt").write_text("8 GPUs, wanted here 9", encoding="utf-8")
+    plan = small_plan()
+    states = {stage.name: State("missing") for stage in plan.stages}
+    with pytest.raises(ValueError, match="8 GPUs, wanted here 9"):
+        check_before_start(plan, states)
+    check_before_start(plan, states, here=False)
+
+
 def test_exit_code_and_report_say_that_a_stage_failed(
     fakes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
