@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from faster_coco_eval import COCO, COCOeval_faster
-from pycocotools import mask as coco_mask
+from faster_coco_eval.core import mask as coco_mask
 
 Task = Literal["bbox", "segm"]
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
