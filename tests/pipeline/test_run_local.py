@@ -1,6 +1,7 @@
 """The local executor with fake stages: order, reuse, failure, interruption, locks."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -35,7 +36,8 @@ def fakes(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setitem(
             stage.STAGE_KINDS, name, StageKind("fake_stages", 1, ("out.txt",), "out.txt")
         )
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    here = Path(__file__).resolve()
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (here.parents[2], here.parent))))
     return project
 
 
