@@ -21,8 +21,10 @@ from pipeline.store import METRICS, State, check_config, prepare, read_state
 POLL_S = 0.5
 
 
-def check_before_start(plan: Plan, states: dict[str, State]) -> None:
+def check_before_start(plan: Plan, states: dict[str, State], *, here: bool = True) -> None:
     """Ask every stage that still has to run whether it can: data, images, configs, checkpoints.
+
+    `here` asks too whether this machine has the GPUs; elsewhere the cluster knows.
 
     Raises:
         ValueError: one line for every fault.
@@ -33,7 +35,7 @@ def check_before_start(plan: Plan, states: dict[str, State]) -> None:
     jobs = {}
     for stage in waiting:
         settings = stage.settings | ({"seed": 0} if stage.seed is not None else {})
-        job = {"module": STAGE_KINDS[stage.kind].module, "settings": settings}
+        job = {"module": STAGE_KINDS[stage.kind].module, "settings": settings, "here": here}
         jobs[json.dumps(job, sort_keys=True)] = job  # seeds share one check
     if not jobs:
         return

@@ -162,6 +162,8 @@ def check(jobs: list[dict[str, Any]]) -> list[str]:
             faults.append(f"{job['module']} cannot be imported: {error}; run make env")
             continue
         faults += module.check_stage(job["settings"])
+        if job["here"] and hasattr(module, "check_machine"):
+            faults += module.check_machine(job["settings"])
     return list(dict.fromkeys(faults))
 
 
