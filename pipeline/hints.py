@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from typing import Any, get_args
+
+from pydantic import BaseModel
 
 MAX_LISTED = 12
 
@@ -16,3 +19,19 @@ def unknown(what: str, name: str, known: Iterable[str]) -> str:
     listed = ", ".join(names[:MAX_LISTED]) or "none"
     more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
     return f"unknown {what} {name!r};{hint} known: {listed}{more}"
+
+
+def known_keys(model: type[BaseModel], place: Sequence[int | str]) -> list[str]:
+    """Return the keys that a model allows at a place such as `("tasks", 0)`."""
+    models = [model]
+    for part in place:
+        fields = [found.model_fields[str(part)] for found in models if part in found.model_fields]
+        if fields:  # else an index, a name in a mapping, or the tag of a union
+            models = [inner for field in fields for inner in _models_in(field.annotation)]
+    return list(dict.fromkeys(name for found in models for name in found.model_fields))
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [inner for part in get_args(annotation) for inner in _models_in(part)]

@@ -30,7 +30,7 @@ def sets_of_config(config_file: Path) -> dict[str, NamedSet]:
     try:
         config = PipelineConfig.model_validate(load_yaml(config_file))
     except ValidationError as error:
-        raise ValueError("\n".join(faults_of(error, str(config_file)))) from None
+        raise ValueError("\n".join(faults_of(error, str(config_file), PipelineConfig))) from None
     known = known_datasets() | dict(config.datasets)
     found = {name: unused(name, data) for name, data in config.datasets.items()}
     used: set[str] = set()

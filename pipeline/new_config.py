@@ -13,6 +13,7 @@ import yaml
 from pydantic import ValidationError
 
 from pipeline.config import PipelineConfig
+from pipeline.editor_schemas import write_schemas
 from pipeline.files import write_text
 from pipeline.yaml_config import faults_of, load_yaml
 
@@ -20,7 +21,9 @@ EXAMPLE = """examples:
   python tools/run_pipeline.py init mine.yaml          # asks
   python tools/run_pipeline.py init mine.yaml --backbone random --backbone moco=weights/moco.pth \\
       --task voc=configs/transfer/digits_faster_rcnn_voc.yaml --seeds 0,1,2 --executor slurm"""
+SCHEMA = Path(__file__).resolve().parents[1] / "configs" / "schemas" / "pipeline.schema.json"
 HEADER = """\
+# yaml-language-server: $schema={schema}
 # What is compared: every backbone is fine-tuned on every task with every seed.
 #   python tools/run_pipeline.py plan --config-file {target}    # check it; runs nothing
 #   python tools/run_pipeline.py run --config-file {target}{executor}
@@ -53,7 +56,9 @@ def main(arguments: list[str]) -> int:
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("target", type=Path, help="config to write (YAML); must not exist")
+    parser.add_argument(
+        "target", type=Path, nargs="?", help="config to write (YAML); must not exist"
+    )
     parser.add_argument(
         "--backbone", action="append", default=[], metavar="NAME=PATH",
         help="a checkpoint or a pretraining config (.yaml); plain `random` for no pretraining",
@@ -63,8 +68,16 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--seeds", metavar="0,1,2", help="default: 0,1,2")
     parser.add_argument("--executor", choices=["local", "slurm"])
+    parser.add_argument(
+        "--schemas", type=Path, metavar="FOLDER", help="write the JSON schemas for editors instead"
+    )
     options = parser.parse_args(arguments)
     try:
+        if options.schemas is not None:
+            print("\n".join(map(str, write_schemas(options.schemas))))
+            return 0
+        if options.target is None:
+            raise ValueError("init: the config to write is missing")
         answers = answers_of(options, ask=input if sys.stdin.isatty() else None)
         write_config(options.target, answers)
     except (ValueError, OSError) as error:
@@ -89,7 +102,7 @@ def answers_of(options: argparse.Namespace, ask: Callable[[str], str] | None) ->
         question = "backbones, such as `random moco=moco.pth mine=configs/pretrain/mine.yaml`: "
         backbones = _asked(ask, question, "--backbone").split()
     if not tasks:
-        question = "tasks, such as `voc=configs/transfer/voc_07_faster_rcnn_r50_c4_9k.yaml`: "
+        question = "tasks, such as `voc=configs/transfer/voc07_faster_rcnn_r50_c4_9k.yaml`: "
         tasks = _asked(ask, question, "--task").split()
     seeds = options.seeds or (ask("seeds [0,1,2]: ") if ask else "") or "0,1,2"
     executor = options.executor or (ask("executor, local or slurm [local]: ") if ask else "")
@@ -146,7 +159,7 @@ def write_config(target: Path, answers: Answers) -> None:
     try:
         PipelineConfig.model_validate(yaml.safe_load(text))
     except ValidationError as error:
-        faults += faults_of(error, str(target))
+        faults += faults_of(error, str(target), PipelineConfig)
     if faults:
         raise ValueError("\n".join(faults))
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -165,7 +178,11 @@ def config_text(target: Path, answers: Answers) -> str:
     """Return the commented YAML."""
     slurm = answers.executor == "slurm"
     lines = [
-        HEADER.format(target=target, executor=" --executor slurm" if slurm else ""),
+        HEADER.format(
+            target=target,
+            executor=" --executor slurm" if slurm else "",
+            schema=os.path.relpath(SCHEMA, target.parent),
+        ),
         _entry("", {"name": target.stem}),
         "backbones:                # random: true is the baseline of all differences",
         *(_entry("  - ", _backbone(target, name, path)) for name, path in answers.backbones),

@@ -56,7 +56,9 @@ def load_plan(config_file: Path, overrides: list[str], *, on_paper: bool = False
     try:
         config = PipelineConfig.model_validate(content)
     except ValidationError as error:
-        lines = faults_of(error, str(config_file)) + _faults_in_named_files(content, config_file)
+        lines = faults_of(error, str(config_file), PipelineConfig) + _faults_in_named_files(
+            content, config_file
+        )
         raise ValueError("\n".join(lines)) from None
     builder = _Builder(config, config_file.parent, on_paper=on_paper)
     stages = builder.build()
@@ -165,6 +167,12 @@ class _Builder:
         if config is None:
             return None
         self.pretrain_configs[backbone.name] = config
+        num_ranks = max(1, self.config.resources.of("pretrain").num_gpus)
+        self.faults += [
+            f"{self.config_dir / backbone.pretrain}: backbone {backbone.name} on {num_ranks} GPUs "
+            f"(resources.pretrain): {fault}"
+            for fault in config.faults_on(num_ranks)
+        ]
         data = self.image_identity(config.data, "pretrain")
         settings = _absolute(config.model_dump(mode="json"), "data", "root")
         return Stage(
@@ -264,7 +272,7 @@ class _Builder:
                 num_pictures=self.config.num_pictures,
             )
         except ValidationError as error:
-            self.faults += faults_of(error, str(path))
+            self.faults += faults_of(error, str(path), FinetuneConfig)
             return None
         identity = self.attempt(lambda: _task_identity(config, str(path)))
         return None if identity is None else (config, identity | {"data_content": identities})
@@ -307,7 +315,7 @@ class _Builder:
         try:
             return model.model_validate(content)
         except ValidationError as error:
-            self.faults += faults_of(error, str(path))
+            self.faults += faults_of(error, str(path), model)
             return None
 
     def identity(self, of_data: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:

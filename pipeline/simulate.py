@@ -90,7 +90,7 @@ def read_rates(path: Path) -> Rates:
     try:
         return Rates.model_validate(load_yaml(path))
     except ValidationError as error:
-        raise ValueError("\n".join(faults_of(error, str(path)))) from None
+        raise ValueError("\n".join(faults_of(error, str(path), Rates))) from None
 
 
 def jobs_of(plan: Plan, rates: Rates) -> list[Job]:

@@ -9,6 +9,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from pipeline.hints import known_keys, unknown
+
 BASE_KEY = "_BASE_"
 SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -92,11 +94,21 @@ def _apply_one(content: dict[str, Any], text: str) -> str | None:
     return None
 
 
-def faults_of(error: ValidationError, where: str) -> list[str]:
-    """Return pydantic's faults, one line each: where, which key, what was wrong, what was given."""
+def faults_of(
+    error: ValidationError, where: str, model: type[BaseModel] | None = None
+) -> list[str]:
+    """Return pydantic's faults, one line each: where, which key, what was wrong, what was given.
+
+    With the `model` that was validated, an unknown key is told with the keys that there are.
+    """
     lines = []
     for fault in error.errors(include_url=False):
-        key = ".".join(str(part) for part in fault["loc"]) or "(whole file)"
+        *place, last = fault["loc"] or ("(whole file)",)
+        key = ".".join(str(part) for part in (*place, last))
+        if fault["type"] == "extra_forbidden" and model is not None:
+            known = known_keys(model, place)
+            lines.append(f"{where}: {key}: {unknown('key', str(last), known)}")
+            continue
         given = fault["input"]
         shown = "" if isinstance(given, dict | list | BaseModel) else f", got {given!r}"
         message = fault["msg"].removeprefix("Value error, ")

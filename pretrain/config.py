@@ -197,13 +197,17 @@ class PretrainConfig(Section):
     checkpoint_every: PositiveInt = Field(default=50, json_schema_extra=NOT_IDENTITY)
     keep_every_epochs: PositiveInt | None = Field(default=None, json_schema_extra=NOT_IDENTITY)
 
+    def faults_on(self, num_processes: int) -> list[str]:
+        """Return why the batch cannot be cut over so many processes, or []."""
+        return split_faults(self.batch_size, self.loss, num_processes, self.compute.accumulate)
+
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
         faults = [
             f"loss: {fault}" for fault in self.loss.check(self.batch_size, self.model.embedding_dim)
         ]
         if self.compute.accumulate > 1:
-            faults += split_faults(self.batch_size, self.loss, 1, self.compute.accumulate)
+            faults += self.faults_on(1)
         if (self.epochs is None) == (self.max_steps is None):
             faults.append("give exactly one of epochs and max_steps")
         drops = self.optimizer.drop_epochs_before_end

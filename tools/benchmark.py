@@ -35,7 +35,9 @@ OPTIONS = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Read the arguments and run one benchmark; return 0."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog="example: python tools/benchmark.py loader --workers 2"
+    )
     commands = parser.add_subparsers(dest="name", required=True)
     for name, (_, _, options, summary) in BENCHMARKS.items():
         command = commands.add_parser(name, help=summary, argument_default=argparse.SUPPRESS)

@@ -15,7 +15,10 @@ from transfer.data_findings import Needs
 
 def main() -> int:
     """Read the arguments and check each set."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="example: python tools/check_data.py voc_2007_test --decode all",
+    )
     parser.add_argument("names", nargs="*", help="sets; default: the config's, or all there are")
     parser.add_argument("--config-file", type=Path, help="a pipeline config that names sets")
     parser.add_argument(

@@ -13,7 +13,9 @@ from pretrain.collapse import follow_training, plot_collapse
 
 def main() -> None:
     """Run every method with a few seeds, print the last indicators, write the plot."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog="example: python tools/collapse.py --seeds 1 --output zca.png"
+    )
     parser.add_argument("--output", type=Path, default=Path("collapse.png"), help="plot to write")
     parser.add_argument("--methods", nargs="+", default=["zca", "cholesky", "pca"])
     parser.add_argument("--seeds", type=int, default=3, help="runs per method (default 3)")

@@ -15,7 +15,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog="A compiled detectron2 (conda-forge, or pip from its git repository) serves as well "
-        "and is left alone.",
+        "and is left alone.\nexample: python tools/install_detectron2.py --wheel-dir wheels",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--archive", type=Path, help="local source archive instead of a download")
     parser.add_argument("--wheel-dir", type=Path, help="keep the wheel in this folder")

@@ -15,7 +15,9 @@ from transfer.digits import build_digits
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns 0 when the data set is there, 2 when the user has to mend something."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog="example: python tools/make_digits.py --output-dir my/digits"
+    )
     parser.add_argument("--output-dir", type=Path, default=Path("datasets/digits"))
     parser.add_argument("--force", action="store_true", help="build anew what is there")
     options = parser.parse_args(arguments)

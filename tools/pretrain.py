@@ -39,7 +39,10 @@ def main(arguments: list[str] | None = None) -> int:
         metrics = pretrain(PretrainConfig.model_validate(content), options.output_dir)
     except ValidationError as error:
         if first:
-            print("\n".join(faults_of(error, str(options.config_file))), file=sys.stderr)
+            print(
+                "\n".join(faults_of(error, str(options.config_file), PretrainConfig)),
+                file=sys.stderr,
+            )
         return 2
     except DivergedError as error:
         if first:

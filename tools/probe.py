@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         backbone = open_backbone(options.backbone, config, lambda path: read_backbone(path, **kind))
         probe_and_write(backbone, config, options.output)
     except ValidationError as error:
-        print("\n".join(faults_of(error, str(options.config_file))), file=sys.stderr)
+        print("\n".join(faults_of(error, str(options.config_file), ProbeConfig)), file=sys.stderr)
         return 2
     except (ValueError, OSError) as error:
         print(f"probe: {error}", file=sys.stderr)

@@ -1,5 +1,6 @@
 """`init`: what is written can be planned, and what cannot be is refused in one line each."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,11 @@ def test_flags_give_a_config_that_plans(project: Path, capsys: pytest.CaptureFix
     assert init("new/mine.yaml", *arguments, "--task", "voc=voc.yaml") == 0
     assert "new/mine.yaml: written" in capsys.readouterr().out
     text = Path("new/mine.yaml").read_text("utf-8")
-    assert text.startswith("# What is compared") and "resources" not in text
+    assert (
+        "# What is compared" in text
+        and text.startswith("# yaml-language-server: $schema=")
+        and "resources" not in text
+    )
     with pytest.raises(ValueError, match="unknown data set 'set'") as error:
         load_plan(Path("new/mine.yaml"), [])
     assert len(str(error.value).splitlines()) == 1  # the paths were right, seen from new/
@@ -81,3 +86,17 @@ def test_questions_are_asked_at_a_terminal(project: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("builtins.input", lambda question: next(answers))
     assert init("q.yaml") == 0
     assert "seeds: [0, 1, 2]" in Path("q.yaml").read_text("utf-8")
+
+
+def test_schemas_for_editors_are_those_of_the_configs(tmp_path: Path) -> None:
+    assert init("--schemas", str(tmp_path)) == 0
+    kept = Path(__file__).resolve().parents[2] / "configs" / "schemas"
+    assert {path.name for path in kept.iterdir()} == {path.name for path in tmp_path.iterdir()}
+    for path in tmp_path.iterdir():
+        wanted = path.read_text("utf-8")
+        assert (kept / path.name).read_text("utf-8") == wanted, (
+            "run: python tools/run_pipeline.py init --schemas configs/schemas"
+        )
+    pipeline = json.loads((tmp_path / "pipeline.schema.json").read_text("utf-8"))
+    assert {"backbones", "tasks", "resources", "_BASE_"} <= set(pipeline["properties"])
+    assert pipeline["additionalProperties"] is False

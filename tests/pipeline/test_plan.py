@@ -199,3 +199,12 @@ def test_an_existing_checkpoint_enters_by_its_content(project: Path) -> None:
     assert signatures()["convert/given"] != before
     Path("weights.pth").unlink()
     assert faults() == ["weights.pth: no such checkpoint (backbone given)"]
+
+
+def test_a_batch_that_cannot_be_cut_over_the_gpus_is_refused(project: Path) -> None:
+    edit("configs/tiny.yaml", lambda content: content.update(resources={"pretrain": {"gpus": 3}}))
+    lines = faults()
+    assert len(lines) == 2
+    assert lines[0].startswith(
+        "configs/a.yaml: backbone a on 3 GPUs (resources.pretrain): batch_size 8 is not divisible"
+    )

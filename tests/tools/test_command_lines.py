@@ -23,6 +23,7 @@ def run(script: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedP
 def test_help_works_everywhere_and_scripts_are_thin(script: str, tmp_path: Path) -> None:
     answer = run(script, "--help", cwd=tmp_path)
     assert answer.returncode == 0 and answer.stdout.startswith("usage:"), answer.stderr
+    assert "example" in answer.stdout.lower()
     assert len((ROOT / "tools" / script).read_text("utf-8").splitlines()) <= 60
 
 
