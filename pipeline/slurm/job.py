@@ -62,8 +62,8 @@ class StageJob:
         except UncompletedJobError as error:
             self._note(ended=EXIT_INTERRUPTED)
             self._fail(
-                f"saved, but not continued: {error}; a stage may take max_jobs jobs of timeout_min "
-                "minutes; raise one of them and run again"
+                f"saved, but not continued: {str(error).rstrip('.')}; a stage may take max_jobs "
+                "jobs of timeout_min minutes; raise one of them and run again"
             )
             raise
         except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
