@@ -150,9 +150,11 @@ def freeze_unread_outputs(cfg: CfgNode, model: nn.Module) -> None:
     They never get a gradient, so nothing changes in one process; of several, each would stop at the
     second iteration because the others' gradients for them are missing.
     """
+    backbone = model.backbone
+    assert isinstance(backbone, nn.Module)
     outputs = {
         name.replace("fpn_output", "p"): part
-        for name, part in model.backbone.named_children()
+        for name, part in backbone.named_children()
         if name.startswith("fpn_output")
     }
     read = {*cfg.MODEL.RPN.IN_FEATURES, *cfg.MODEL.ROI_HEADS.IN_FEATURES}
