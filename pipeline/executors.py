@@ -22,8 +22,10 @@ from pipeline.store import METRICS, State, check_config, prepare, read_state
 POLL_S = 0.5
 
 
-def check_before_start(plan: Plan, states: dict[str, State]) -> None:
+def check_before_start(plan: Plan, states: dict[str, State], *, here: bool = True) -> None:
     """Ask every stage that still has to run whether it can: data, images, configs, checkpoints.
+
+    `here` asks too whether this machine has the GPUs; elsewhere the cluster knows.
 
     Raises:
         ValueError: one line for every fault.
@@ -34,7 +36,7 @@ def check_before_start(plan: Plan, states: dict[str, State]) -> None:
     jobs: dict[str, dict[str, Any]] = {}
     for stage in waiting:
         settings = stage.settings | ({"seed": 0} if stage.seed is not None else {})
-        job = {"module": STAGE_KINDS[stage.kind].module, "settings": settings}
+        job = {"module": STAGE_KINDS[stage.kind].module, "settings": settings, "here": here}
         named = job | {"source": stage.source}
         jobs.setdefault(json.dumps(job, sort_keys=True), named)  # seeds share one check
     if not jobs:

@@ -67,7 +67,7 @@ def last_json_line(path: Path, tail_bytes: int = 65536) -> dict[str, Any] | None
     """Return the last complete JSON line of a log that may still be growing, or None."""
     try:
         with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - tail_bytes))
+            file.seek(max(0, file.seek(0, os.SEEK_END) - tail_bytes))
             lines = file.read().split(b"\n")
     except OSError:
         return None

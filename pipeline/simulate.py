@@ -7,6 +7,7 @@ simulated from the plan's own stages and dependencies.
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError
 
 from pipeline.plan import Plan
+from pipeline.slurm.jobs import plan_groups, stage_resources
 from pipeline.stage import Stage
 from pipeline.yaml_config import faults_of, load_yaml
 
@@ -29,6 +31,7 @@ class Rates(BaseModel):
     views_per_s_per_gpu: dict[str, PositiveFloat]  # pretraining, by architecture
     num_images: dict[str, PositiveInt]  # by data set
     s_per_iteration: dict[str, PositiveFloat]  # fine-tuning on 8 GPUs: faster-c4, mask-fpn, ...
+    sync_batchnorm_factor: PositiveFloat  # on the seconds an iteration, where it is trained so
     s_per_test_image: PositiveFloat  # on one GPU
     hours: dict[str, PositiveFloat]  # stages that take about as long whatever they do
     storage_gb: dict[str, PositiveFloat]  # what a stage leaves behind
@@ -36,7 +39,10 @@ class Rates(BaseModel):
 
 @dataclass(frozen=True)
 class Job:
-    """A stage on paper: it holds `gpus` GPUs for `hours` once everything in `needs` has ended."""
+    """A stage on paper: it holds `gpus` GPUs for `hours` once everything in `needs` has ended.
+
+    `num_jobs` is in how many jobs of SLURM, each as long as its time limit, it comes to its end.
+    """
 
     name: str
     kind: str
@@ -44,6 +50,7 @@ class Job:
     hours: float
     storage_gb: float
     needs: tuple[str, ...] = ()
+    num_jobs: int = 1
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,8 @@ def jobs_of(plan: Plan, rates: Rates) -> list[Job]:
     """Return the plan's stages as jobs.
 
     Raises:
-        ValueError: the rates lack something that the plan needs, one line each.
+        ValueError: the rates lack something that the plan needs, or a stage takes more jobs than
+            it may, one line each.
     """
     jobs, faults = [], []
     for stage in plan.stages:
@@ -98,28 +106,37 @@ def jobs_of(plan: Plan, rates: Rates) -> list[Job]:
             jobs.append(_job(stage, plan, rates))
         except KeyError as missing:
             faults.append(f"{stage.name}: the rates say nothing of {missing.args[0]}")
+            continue
+        resources = plan.config.resources.of(stage.kind)
+        if jobs[-1].num_jobs > resources.max_jobs:
+            faults.append(
+                f"{stage.name}: {jobs[-1].hours:.1f} h take {jobs[-1].num_jobs} jobs of "
+                f"{resources.timeout_min} min (timeout_min), wanted at most {resources.max_jobs} "
+                "(max_jobs)"
+            )
     if faults:
         raise ValueError("\n".join(faults))
     return jobs
 
 
 def _job(stage: Stage, plan: Plan, rates: Rates) -> Job:
-    gpus = plan.config.resources.of(stage.kind).num_gpus
-    if stage.kind == "pretrain":
-        hours = _pretrain_hours(stage.settings, gpus, rates)
-    elif stage.kind == "finetune":
-        gpus = stage.settings["num_gpus"] * stage.settings["num_nodes"] or gpus
-        hours = _finetune_hours(stage.settings, gpus, rates)
+    resources = stage_resources(plan.config.resources, stage)
+    gpus = resources.num_gpus
+    if stage.kind in TRAINING:
+        gpus = max(gpus, 1)  # the rates are those of GPUs
+        hours = TRAINING[stage.kind](stage.settings, gpus, rates)
     else:
         hours = _look_up(rates.hours, stage.kind, "hours of")
     storage = _look_up(rates.storage_gb, stage.kind, "storage_gb of")
     needs = tuple(source.name for source in stage.inputs.values())
-    return Job(stage.name, stage.kind, gpus, hours, storage, needs)
+    worked_s = resources.timeout_min * 60 - (resources.save_s if resources.max_jobs > 1 else 0)
+    num_jobs = math.ceil(hours * 3600 / worked_s)
+    return Job(stage.name, stage.kind, gpus, hours, storage, needs, num_jobs)
 
 
 def _pretrain_hours(settings: dict[str, Any], gpus: int, rates: Rates) -> float:
     arch = settings["model"]["arch"]
-    rate = _look_up(rates.views_per_s_per_gpu, arch, "views_per_s_per_gpu of") * max(gpus, 1)
+    rate = _look_up(rates.views_per_s_per_gpu, arch, "views_per_s_per_gpu of") * gpus
     if settings["max_steps"] is not None:
         images = settings["max_steps"] * settings["batch_size"]
     else:
@@ -133,11 +150,16 @@ def _finetune_hours(settings: dict[str, Any], gpus: int, rates: Rates) -> float:
     config = settings["detectron2"]
     name = architecture(config)
     iteration_s = _look_up(rates.s_per_iteration, name, "s_per_iteration of")
-    train_s = config["SOLVER"]["MAX_ITER"] * iteration_s * 8 / min(max(gpus, 1), 8)
+    if "syncbn" in str(config["MODEL"].get("RESNETS", {}).get("NORM", "")).lower():
+        iteration_s *= rates.sync_batchnorm_factor
+    train_s = config["SOLVER"]["MAX_ITER"] * iteration_s * 8 / min(gpus, 8)
     tests = [
         _look_up(rates.num_images, name, "num_images of") for name in config["DATASETS"]["TEST"]
     ]
-    return float(train_s + sum(tests) * rates.s_per_test_image / max(gpus, 1)) / 3600
+    return float(train_s + sum(tests) * rates.s_per_test_image / gpus) / 3600
+
+
+TRAINING = {"pretrain": _pretrain_hours, "finetune": _finetune_hours}
 
 
 def architecture(config: dict[str, Any]) -> str:
@@ -160,8 +182,10 @@ def simulate(jobs: Iterable[Job], num_gpus: int) -> Schedule:
     scheduling). Jobs without GPUs wait for nothing but their needs.
 
     Raises:
-        ValueError: a job needs more GPUs than there are.
+        ValueError: a job needs more GPUs than there are, or there are none.
     """
+    if num_gpus < 1:
+        raise ValueError(f"{num_gpus} GPUs: wanted at least one")
     by_name = {job.name: job for job in jobs}
     for job in by_name.values():
         if job.gpus > num_gpus:
@@ -208,26 +232,33 @@ def _longest_chain(jobs: dict[str, Job], behind: dict[str, float]) -> tuple[str,
     return tuple(chain)
 
 
-def summary(jobs: list[Job], rates: Rates, gpu_counts: Iterable[int]) -> str:
-    """Return the tables of a simulation as Markdown."""
+def summary(plan: Plan, rates: Rates, gpu_counts: Iterable[int]) -> str:
+    """Return the tables of a plan's simulation as Markdown.
+
+    Raises:
+        ValueError: one line for everything that keeps the plan from being simulated.
+    """
+    jobs = jobs_of(plan, rates)
     kinds = dict.fromkeys(job.kind for job in jobs)
     lines = [
-        f"On {rates.hardware}.",
+        f"{len(jobs)} stages in {len(plan_groups(plan))} sbatch calls, on {rates.hardware}.",
         "",
-        "| stage | jobs | GPUs each | hours each | GPU hours | GB |",
+        "| stage | stages | jobs | GPUs each | hours each | GPU hours | GB |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    lines.append("| --- | ---: | ---: | ---: | ---: | ---: |")
     for kind in kinds:
         found = [job for job in jobs if job.kind == kind]
         lines.append(
-            f"| {kind} | {len(found)} | {_span(job.gpus for job in found)} | "
+            f"| {kind} | {len(found)} | {sum(job.num_jobs for job in found)} | "
+            f"{_span(job.gpus for job in found)} | "
             f"{_span(round(job.hours, 2) for job in found)} | "
             f"{sum(job.gpus * job.hours for job in found):.0f} | "
             f"{sum(job.storage_gb for job in found):.0f} |"
         )
     total = sum(job.gpus * job.hours for job in jobs)
     stored = sum(job.storage_gb for job in jobs)
-    lines += [f"| all | {len(jobs)} | | | {total:.0f} | {stored:.0f} |", ""]
+    num_jobs = sum(job.num_jobs for job in jobs)
+    lines += [f"| all | {len(jobs)} | {num_jobs} | | | {total:.0f} | {stored:.0f} |", ""]
     lines += [
         "| GPUs | wall time, days | GPUs at work | what limits it |",
         "| ---: | ---: | ---: | --- |",

@@ -15,7 +15,8 @@ class StageKind:
     """What all stages of one name share.
 
     `module` offers `run_stage(config, inputs, output_dir) -> metrics` and
-    `check_stage(config) -> faults`. `version` is raised by hand when a change of code changes
+    `check_stage(config) -> faults`, and where it needs more than any machine has
+    `check_machine(config) -> faults`. `version` is raised by hand when a change of code changes
     results. `outputs` are patterns below the run folder; each must match, and `result` is the file
     that the next stage reads.
     """
@@ -85,7 +86,7 @@ class Stage:
         """Return the content address: equal signatures compute the same thing."""
         return signature_of(self.record)
 
-    @property
+    @cached_property
     def run_dir(self) -> Path:
         """Return the folder that this stage writes."""
         return self.root / self.kind / f"{self.slug}-{self.signature}"

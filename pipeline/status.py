@@ -21,6 +21,8 @@ STYLES = {"done": "green", "failed": "red", "running": "yellow", "queued": "cyan
 ORDER: tuple[Status, ...] = ("done", "running", "queued", "missing", "failed")
 WATCH_EVERY_S = 10.0
 LOG_LINES = 5
+COLUMNS = ("backbone", "stage", "state", "job", "node", "elapsed", "left", "last")
+STAGE_WIDTH = 28  # so wide is the column of names at least, where names are that long
 MAX_ROWS = 60
 MAX_REASONS = 20
 
@@ -81,17 +83,26 @@ def status_text(plan: Plan, views: dict[str, View], notes: list[str]) -> Rendera
 
 
 def _rows(plan: Plan, shown: list[View]) -> Table:
-    columns = ("backbone", "stage", "state", "job", "node", "elapsed", "left", "last")
-    table = Table(*columns, title=f"status {plan.config.name}")
+    rows: list[tuple[str | Text, ...]] = []
     for view in shown:
         state = Text(view.status, style=STYLES.get(view.status, ""))
+        last = Text(view.metric)
         if view.status == "queued" and view.reason:
-            state.append(f" ({view.reason})", style="dim")
+            last = Text(f"({view.reason})", style="dim")
         label = view.stage.replace(f"{view.backbone}--", "")
         times = duration(view.elapsed_s), _left_text(view)
-        table.add_row(
-            view.backbone, label, state, view.job_id, Text(view.node), *times, view.metric
-        )
+        rows.append((view.backbone, label, state, view.job_id, view.node, *times, last))
+    table = Table(
+        title=f"status {plan.config.name}", box=None, padding=(0, 2, 0, 0), pad_edge=False
+    )
+    used = [number for number in range(len(COLUMNS)) if any(row[number] for row in rows)]
+    for number in used:
+        widest = max(len(row[number]) for row in rows)
+        whole = min(widest, STAGE_WIDTH) if COLUMNS[number] == "stage" else None
+        table.add_column(COLUMNS[number], overflow="fold", min_width=whole)
+    for row in rows:
+        cells = (row[number] for number in used)
+        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells))
     return table
 
 
@@ -119,16 +130,22 @@ def _counts(counts: Counter[Status]) -> Text:
 
 
 def _reasons(views: dict[str, View]) -> list[Text]:
-    """Return one line for every reason; the log's end where a stage failed by itself."""
+    """Return one line for every reason; the log's end where a stage failed by itself.
+
+    Stages that need the same failed one share a line.
+    """
     lines = []
     failed = [view for view in views.values() if view.status == "failed"]
     own = [view for view in failed if not str(view.reason).startswith("needs ")]
     rest = [view for view in failed if view not in own] if len(failed) <= MAX_REASONS else []
-    for view in [*own[:MAX_REASONS], *rest]:
+    for view in own[:MAX_REASONS]:
         lines.append(Text(f"{view.stage}: {view.reason} (log: {view.log})", style="red"))
-        if view in own:
-            tail = last_lines(Path(view.log), LOG_LINES)
-            lines += [Text(f"    {line}", style="dim") for line in tail]
+        tail = last_lines(Path(view.log), LOG_LINES)
+        lines += [Text(f"    {line}", style="dim") for line in tail]
+    because: dict[str, list[str]] = {}
+    for view in rest:
+        because.setdefault(str(view.reason), []).append(view.stage)
+    lines += [Text(f"{', '.join(names)}: {why}", style="red") for why, names in because.items()]
     hidden = len(failed) - min(len(own), MAX_REASONS) - len(rest)
     if hidden:
         lines.append(Text(f"and {hidden} more, with --json", style="red"))

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, Literal
 
 from pipeline.files import read_json, sha256_of, write_json
@@ -17,6 +18,7 @@ from pipeline.stage import STAGE_KINDS, Stage
 
 CONFIG, JOB, MANIFEST, FAILURE = "config.json", "job.json", "manifest.json", "failure.json"
 LOCK, LOG, METRICS, JOBS = "lock", "log.txt", "metrics.jsonl", "jobs.jsonl"
+ATTEMPTS = "attempts.jsonl"
 LOCK_ATTEMPTS = 10
 Status = Literal["missing", "queued", "running", "done", "failed"]
 
@@ -57,11 +59,15 @@ def outputs_fault(run_dir: Path, manifest: dict[str, Any], thorough: bool) -> st
         outputs = manifest["outputs"].items()
         for name, entry in outputs:
             path = run_dir / name
-            if not path.is_file():
+            try:
+                found = path.stat()
+            except OSError:
+                found = None
+            if found is None or not S_ISREG(found.st_mode):
                 return f"{path}: gone since it was made; it will be made again"
-            size = path.stat().st_size
-            if size != entry["size"]:
-                return f"{path}: {size} bytes, wanted {entry['size']}; it will be made again"
+            if found.st_size != entry["size"]:
+                size = f"{found.st_size} bytes"
+                return f"{path}: {size}, wanted {entry['size']}; it will be made again"
             if thorough and sha256_of(path) != entry["sha256"]:
                 return f"{path}: changed since it was made (sha256 differs); it will be made again"
     except (KeyError, AttributeError, TypeError):

@@ -23,6 +23,7 @@ from typing import Any
 from pipeline.files import read_json, write_json
 from pipeline.provenance import provenance
 from pipeline.store import (
+    ATTEMPTS,
     FAILURE,
     JOB,
     LOCK,
@@ -36,7 +37,6 @@ from pipeline.store import write_manifest as finish
 
 EXIT_INTERRUPTED = 75
 EXIT_LOCKED = 76
-ATTEMPTS = "attempts.jsonl"
 PR_SET_PDEATHSIG = 1
 
 
@@ -164,7 +164,10 @@ def check(jobs: list[dict[str, Any]]) -> list[str]:
         except ImportError as error:
             faults.append(f"{job['module']} cannot be imported: {error}; run make env")
             continue
-        for fault in module.check_stage(job["settings"]):
+        found = list(module.check_stage(job["settings"]))
+        if job["here"] and hasattr(module, "check_machine"):
+            found += module.check_machine(job["settings"])
+        for fault in found:
             where = job.get("source", "")
             of_config = where and not Path(fault.partition(": ")[0]).is_absolute()
             faults.append(f"{where}: {fault}" if of_config else fault)

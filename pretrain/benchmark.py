@@ -9,7 +9,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,10 +18,11 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 
 from pretrain.loss_config import LossConfig
 from pretrain.losses import build_loss
+from pretrain.published_loops import plain_loss
 
 Step = Callable[[], None]
 
@@ -76,46 +77,6 @@ WHITENING_CASES = (
         dim=128,
     ),
 )
-
-
-def plain_whiten(x: Tensor, config: LossConfig, order: list[int] | None = None) -> Tensor:
-    """Return `x` [n, D] whitened as the papers' formulas read: explicit W, one set of samples.
-
-    Groups take the channels in `order`; None leaves them as they are, as W-MSE does.
-    """
-    width = x.shape[1] // config.groups
-    axis = 0 if config.over == "batch" else 1
-    centred = x - x.mean(axis, keepdim=True)
-    if order is not None:
-        centred = centred[:, order]
-    blocks = centred.reshape(len(x), config.groups, width)
-    variables = blocks.permute(1, 2, 0) if axis == 0 else blocks.permute(1, 0, 2)
-    covariance = variables @ variables.mT / (variables.shape[-1] - 1)
-    if config.method == "cholesky":
-        eye = torch.eye(covariance.shape[-1], device=x.device).expand_as(covariance)
-        factor = torch.linalg.cholesky(covariance)
-        weight = torch.linalg.solve_triangular(factor, eye, upper=False)
-    else:
-        vectors, values, _ = torch.linalg.svd(covariance)
-        weight = vectors @ torch.diag_embed(values.rsqrt()) @ vectors.mT
-    white: Tensor = weight @ variables
-    white = white.permute(2, 0, 1) if axis == 0 else white.permute(1, 0, 2)
-    white = white.reshape(x.shape)
-    return white if order is None else white[:, [order.index(c) for c in range(len(order))]]
-
-
-def plain_loss(x: Tensor, config: LossConfig) -> Tensor:
-    """Return the loss of `x` [V, N, D] with a loop over sub-batches, views and pairs of views."""
-    V, N, D = x.shape
-    assert config.sub_batch is not None
-    white = torch.empty_like(x)
-    for rows in torch.randperm(N, device=x.device).view(-1, config.sub_batch):
-        for view in range(V):
-            order = torch.randperm(D).tolist() if config.random_partition else None
-            white[view, rows] = plain_whiten(x[view, rows], config, order)
-    unit = nn.functional.normalize(white, dim=-1)
-    distances = [(unit[i] - unit[j]).square().sum(-1) for i in range(V) for j in range(i)]
-    return torch.stack(distances).mean()
 
 
 def interleaved_ms(steps: dict[str, Step], rounds: int, device: torch.device) -> dict[str, float]:
@@ -181,19 +142,22 @@ def _silent_stderr() -> Iterator[None]:
         os.close(kept)
 
 
-def benchmark_whitening(*, rounds: int = 15, threads: int | None = None) -> None:
-    """Print forward and backward of every case against the plain loop, per device.
+def benchmark_whitening(*, rounds: int = 15, threads: Sequence[int] = ()) -> None:
+    """Print forward and backward of every case against the plain loop.
 
-    Also prints the load, as the numbers mean little on a busy machine.
+    One table for each number of CPU `threads` (torch's own unless given) and one for a GPU. Also
+    prints the load, as the numbers mean little on a busy machine.
     """
-    if threads is not None:
-        torch.set_num_threads(threads)
-    devices = [torch.device("cpu")]
+    before = torch.get_num_threads()
+    try:
+        for number in threads or (before,):
+            torch.set_num_threads(number)
+            Console().print(_whitening_table(torch.device("cpu"), platform.machine(), rounds))
+    finally:
+        torch.set_num_threads(before)
     if torch.cuda.is_available():
-        devices.append(torch.device("cuda"))
-    for device in devices:
-        name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
-        Console().print(_whitening_table(device, name, rounds))
+        name = torch.cuda.get_device_name()
+        Console().print(_whitening_table(torch.device("cuda"), name, rounds))
 
 
 def _whitening_table(device: torch.device, name: str, rounds: int) -> Table:

@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from pretrain.benchmark_loader import LoaderCase, drawn_images
+from pretrain.benchmark_rows import print_rows
 from pretrain.config import PretrainConfig
 from pretrain.data import ViewLoader
 from pretrain.images import Images
@@ -30,7 +29,7 @@ from pretrain.models import SelfSupervisedModel
 from pretrain.optimizers import build_optimizer
 
 PARTS = ("data", "encoder", "projector", "loss", "optimizer")
-WARM_UP_STEPS = 2
+WARM_UP_STEPS = 1
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ GPU_CASES = (
 )
 
 
-def benchmark_step(*, rounds: int = 5, threads: int | None = None, workers: int = 0) -> None:
+def benchmark_step(*, rounds: int = 3, threads: int | None = None, workers: int = 0) -> None:
     """Print the milliseconds of each part of a step, and the whole step's views per second.
 
     `data` is the wait for the next batch and the colours; the other parts count their forward and
@@ -75,23 +74,25 @@ def benchmark_step(*, rounds: int = 5, threads: int | None = None, workers: int 
         torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
-    table = Table(
-        title=f"A training step, ms, float32, {name}, {torch.get_num_threads()} threads, "
-        f"{workers} workers, load {os.getloadavg()[0]:.1f}, median of {rounds}"
+
+    def rows() -> Iterator[list[str]]:
+        for case in GPU_CASES if device.type == "cuda" else CPU_CASES:
+            ms = step_ms(case, rounds, workers, device)
+            whole = sum(ms.values())
+            cells = [f"{ms[part]:.1f} ({ms[part] / whole:.0%})" for part in PARTS]
+            rate = case.batch * case.images.num_views / whole * 1e3
+            yield [case.title, *cells, f"{whole:.0f}", f"{rate:,.0f}"]
+
+    print_rows(
+        f"A training step, ms, float32, {name}, {torch.get_num_threads()} threads, "
+        f"{workers} workers, load {os.getloadavg()[0]:.1f}, median of {rounds}",
+        ("case", *PARTS, "whole", "views/s"),
+        rows(),
     )
-    for column in ("case", *PARTS, "whole", "views/s"):
-        table.add_column(column, justify="left" if column == "case" else "right")
-    for case in GPU_CASES if device.type == "cuda" else CPU_CASES:
-        ms = step_ms(case, rounds, workers, device)
-        whole = sum(ms.values())
-        cells = [f"{ms[part]:.1f} ({ms[part] / whole:.0%})" for part in PARTS]
-        rate = case.batch * case.images.num_views / whole * 1e3
-        table.add_row(case.title, *cells, f"{whole:.0f}", f"{rate:,.0f}")
-    Console(width=max(120, Console().width)).print(table)
 
 
 def step_ms(case: StepCase, rounds: int, workers: int, device: torch.device) -> dict[str, float]:
-    """Return the median milliseconds of each part over `rounds` steps after two to warm up."""
+    """Return the median milliseconds of each part over `rounds` steps after one to warm up."""
     with tempfile.TemporaryDirectory() as folder:
         config = step_config(case, workers, Path(folder))
         steps = _Steps(config, drawn_images(case.images, Path(folder)), device)

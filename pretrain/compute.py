@@ -15,6 +15,7 @@ from pretrain.config import ComputeConfig, PretrainConfig
 from pretrain.distributed import Processes
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+LEAST_SCALE = 2.0**-14  # of fp16's loss: 30 steps in a row have overflowed
 logger = logging.getLogger(__name__)
 
 

@@ -68,13 +68,14 @@ class DataConfig(Section):
 class AugmentConfig(Section):
     """How a view is drawn from an image (strengths as in torchvision's transforms).
 
-    `colours` says where colour jitter, grayscale, blur and noise are done: `by_view` with
-    torchvision's transforms, one view after the other; `in_loader` for many views at once in the
-    loader's workers; `on_device` for the whole batch on the training device. The last two draw the
-    same views; all three draw from the same distributions.
+    `colours` says where colour jitter, grayscale, blur and noise are done: `in_loader` for many
+    views at once in the loader's workers; `on_device` for the whole batch on the training device,
+    the fastest on a GPU and slow on a CPU; `by_view` with torchvision's transforms, one view after
+    the other, slow everywhere. The first two draw the same views; all three draw from the same
+    distributions.
     """
 
-    colours: Literal["by_view", "in_loader", "on_device"] = "by_view"
+    colours: Literal["by_view", "in_loader", "on_device"] = "in_loader"
     size: Side = 224
     crop_scale: Range = (0.2, 1.0)
     crop_ratio: Range = (3 / 4, 4 / 3)

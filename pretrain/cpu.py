@@ -74,14 +74,39 @@ def in_parts(
     if parts == 1:
         return [function(*part) for part in zip(*cut, strict=True)]
     pool = _pool(parts, os.getpid())
-    futures = [pool.submit(function, *part) for part in zip(*cut, strict=True)]
+    grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+    tasks = zip(*cut, strict=True)
+    futures = [pool.submit(_in_modes, grad, inference, function, *task) for task in tasks]
     return [future.result() for future in futures]
 
 
-def join(parts: Sequence[Tensor]) -> Tensor:
-    """Return `parts` [b, ...] joined along B, rows or columns first as they come."""
-    if len(parts) == 1:
-        return parts[0]
-    if parts[0].mT.is_contiguous():
-        return torch.cat([part.mT for part in parts]).mT
-    return torch.cat(list(parts))
+def _in_modes(
+    grad: bool, inference: bool, function: Callable[..., Result], *arguments: Any
+) -> Result:
+    """Return `function(*arguments)` in the modes of the caller's thread."""
+    with torch.inference_mode(inference), torch.set_grad_enabled(grad):
+        return function(*arguments)
+
+
+def on_one_core(function: Callable[..., Result], parts: int, *arguments: Any) -> Result:
+    """Return `function(*arguments)`, run between two calls of `in_parts` with as many parts.
+
+    In a thread of theirs: torch's own helper threads wait actively for milliseconds after they
+    had some work, on the cores that the parts want next.
+    """
+    if parts == 1:
+        return function(*arguments)
+    grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+    return (
+        _pool(parts, os.getpid()).submit(_in_modes, grad, inference, function, *arguments).result()
+    )
+
+
+def transposed(batch: Tensor) -> Tensor:
+    """Return `batch` [B, i, j] as [B, j, i], always in new memory, rows first."""
+    if batch.device.type != "cpu":
+        return batch.mT.clone(memory_format=torch.contiguous_format)
+    turned = batch.new_empty(batch.mT.shape)
+    for target, source in zip(turned, batch, strict=True):
+        target.copy_(source.t())  # of two dimensions: by blocks, several times as fast
+    return turned

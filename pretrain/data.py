@@ -16,6 +16,7 @@ from pretrain.augment import build_view
 from pretrain.config import PretrainConfig
 from pretrain.cpu import keep_freed_memory
 from pretrain.images import Images
+from pretrain.loader_faults import plain_faults
 from pretrain.seeds import derived_seed, epoch_order
 from pretrain.signals import leave_signals_to_parent
 from pretrain.views import RawViews, cut_views, finish_views
@@ -104,7 +105,7 @@ class ViewLoader:
     def batches(self, epoch: int, indices: list[list[int]]) -> Iterator[Tensor]:
         """Yield views `[V, N, 3, S, S]` of the images of each batch in `indices`."""
         self.places.batches = [[(epoch, index) for index in batch] for batch in indices]
-        for batch in self.loader:
+        for batch in plain_faults(self.loader):
             if isinstance(batch, RawViews):
                 batch.views = batch.views.to(self.device, non_blocking=True)
                 yield finish_views(batch, self.config.augment)

@@ -23,7 +23,7 @@ from pretrain.distributed import Processes, gather_with_gradient
 from pretrain.divergence import DivergedError, describe, save_dump
 from pretrain.indicators import centred_indicators
 from pretrain.loader import build_views
-from pretrain.losses import WhiteningLoss, build_loss
+from pretrain.losses import build_loss
 from pretrain.metrics_log import METRICS, MetricsLog, final_metrics
 from pretrain.models import SelfSupervisedModel
 from pretrain.optimizers import build_optimizer
@@ -31,6 +31,7 @@ from pretrain.randomness import seed_process
 from pretrain.schedule import Length, covariance_weight, lr_factor
 from pretrain.signals import EXIT_INTERRUPTED, StopRequest
 from pretrain.training_progress import TrainingProgress
+from pretrain.whitening_loss import WhiteningLoss
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class Trainer:
 
     `after_epoch` is called by every process at the end of each epoch, before its state is saved;
     what it returns on rank 0 is logged. It may leave the model in either mode, and what it draws
-    from the global random states is undone.
+    from the global random states is undone. It should return soon once `stop.number` is not 0.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Trainer:
         own = (processes.rank,) if processes.rank else ()
         self.generator = torch.Generator().manual_seed(derived_seed(config.seed, 2, *own))
         seed_process(config.seed, processes.rank)
+        self.stop = StopRequest()
         self.step = 0
 
     @property
@@ -96,14 +98,14 @@ class Trainer:
             SystemExit: a signal asked to stop; the state is saved, the code is 75.
         """
         with ExitStack() as stack:
-            stop = stack.enter_context(StopRequest())
+            stack.enter_context(self.stop)
             run_state.resume(self)
             parallel = compute.parallel(self.model, self.processes)
             report = Report(self, stack)
             for views in self._batches():
                 self._set_rates()
                 output = self.gradients(parallel, views)
-                loss, signal = self._agree(output, views, stop.number)
+                loss, signal = self._agree(output, views, self.stop.number)
                 self.update()
                 self.step += 1
                 report.stepped(output, loss)
@@ -154,10 +156,13 @@ class Trainer:
     def _agree(self, output: Output, views: Tensor, signal: int) -> tuple[float, int]:
         """Return the mean loss over all processes, and a signal that any of them has got.
 
-        fp16's gradients may overflow: its scaler leaves such steps out.
+        fp16's gradients may overflow: its scaler leaves such steps out and halves its factor, which
+        falls on and on where the gradients themselves are not finite.
         """
         norm = output.loss.new_zeros(())
-        if not self.scaler.is_enabled():
+        if self.scaler.is_enabled():
+            norm += math.inf if self.scaler.get_scale() < compute.LEAST_SCALE else 0
+        else:
             slopes = [p.grad for p in self.model.parameters() if p.grad is not None]
             norm = torch.nn.utils.get_total_norm(slopes).to(output.loss.dtype)
         rows = self.processes.exchange([*torch.stack([output.loss, norm]).tolist(), float(signal)])
@@ -188,6 +193,7 @@ class Trainer:
 
     def _after_step(self, report: Report, signal: int) -> None:
         config, at_end = self.config, self.step == self.length.total_steps
+        self.stop.number = signal or self.stop.number
         if self.step_in_epoch == 0:
             self._end_epoch(report)
         if signal or at_end or self.step % config.checkpoint_every == 0:

@@ -17,8 +17,10 @@ from pretrain.backbones import InputConvention
 from pretrain.config import DataConfig
 from pretrain.data_layouts import Split
 from pretrain.images import Images, open_images
+from pretrain.loader_faults import plain_faults
 from pretrain.probe_config import ImageConfig, ProbeConfig
 from pretrain.seeds import derived_seed
+from pretrain.signals import leave_signals_to_parent
 
 View = Callable[[Tensor], Tensor]
 
@@ -135,19 +137,24 @@ def frozen(encoder: nn.Module, convention: InputConvention, device: torch.device
 
 def batches(
     dataset: LabelledViews, batch_size: int, num_workers: int, order: list[int] | None = None
-) -> DataLoader[tuple[Tensor, Tensor]]:
-    """Return batches of images and labels, in the data set's order or in `order`.
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield batches of images and labels, in the data set's order or in `order`.
 
     The loader's own generator keeps it from drawing on the process's random state.
+
+    Raises:
+        ValueError: an image cannot be read.
     """
-    return DataLoader(
+    loader = DataLoader(
         dataset,
         batch_size=batch_size,
         sampler=order,
         num_workers=num_workers,
         generator=torch.Generator(),
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=leave_signals_to_parent,
     )
+    return plain_faults(loader)
 
 
 def feature_chunks(

@@ -90,8 +90,9 @@ def _cifar_pickle(path: Path, data_format: str) -> tuple[NDArray[np.uint8], Labe
         labels = content[key] if key in content else content[key.decode()]
         numbers = np.array(labels, dtype=np.int64)
     except Exception as error:  # noqa: BLE001  (a damaged pickle raises many types)
+        reason = str(error) or type(error).__name__
         raise ValueError(
-            f"{path}: not a batch of {data_format} in the python version ({error})"
+            f"{path}: not a batch of {data_format} in the python version ({reason})"
         ) from None
     if pixels.shape != (len(numbers), CIFAR_BYTES):
         raise ValueError(

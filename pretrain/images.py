@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
@@ -22,6 +22,7 @@ from pretrain.file_index import folder_names
 from pretrain.image_binaries import read_cifar, read_stl10
 
 SUFFIXES = frozenset({"jpg", "jpeg", "png", "bmp", "webp"})
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF")  # whatever the suffix; EPS would start a program
 VAL_ANNOTATIONS = "val_annotations.txt"  # Tiny ImageNet as it is distributed
 
 
@@ -119,11 +120,12 @@ def read_image(path: Path) -> Tensor:
         ValueError: the file is not a whole image.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             pixels: Tensor = pil_to_tensor(image.convert("RGB"))
             return pixels
-    except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: not a readable image ({error})") from None
+    except Exception as error:  # noqa: BLE001  (decoders raise many types for damage)
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path}: not a readable image ({reason})") from None
 
 
 def _open_folder(data: DataConfig, split: Split) -> ImageFiles:

@@ -1,8 +1,9 @@
 """S^(-1/2) and its derivative by matrix products alone, for devices that have slow eigensolvers.
 
-Both use the Newton-Schulz iteration x -> a x (3 - a² x²) / 2 on singular values in [l, 1] with
-the scaling a(l) that maps the interval into the shortest one below 1 (Chen and Chow, 2014). The
-steps follow from the smallest ratio l that is of interest, so no step waits for the device.
+`inverse_root_by_matmul` and `lyapunov_by_matmul` use the Newton-Schulz iteration
+x -> a x (3 - a² x²) / 2 on singular values in [l, 1] with the scaling a(l) that maps the interval
+into the shortest one below 1 (Chen and Chow, 2014). The steps follow from the smallest ratio l that
+is of interest, so no step waits for the device. `iter_norm_weight` takes a few steps, unscaled.
 """
 
 from __future__ import annotations
@@ -78,3 +79,17 @@ def lyapunov_by_matmul(matrix: Tensor, right: Tensor) -> Tensor:
         block = torch.baddbmm(block, block, square, beta=1.5 * scaling, alpha=-0.5 * scaling**3)
         corner = 0.5 * (corner + corner.mT)
     return 0.5 * corner
+
+
+def iter_norm_weight(covariance: Tensor, iterations: int) -> Tensor:
+    """Return P_T / sqrt(tr S), with P <- (3 P - P³ N) / 2 and N = S / tr S.
+
+    P N is carried along: equal in exact arithmetic, and does not diverge for large T.
+    """
+    trace = covariance.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
+    root = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
+    three, root, square = 3.0 * root, root.expand_as(covariance), covariance / trace
+    for _ in range(iterations):
+        step = torch.baddbmm(three, root, square, beta=0.5, alpha=-0.5)
+        square, root = square @ step, step @ root
+    return root / trace.sqrt()

@@ -18,8 +18,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pretrain.cpu import keep_freed_memory
-from pretrain.whitening import Arrangement, Whitening, full_precision, inverse_permutation
+from pretrain.cpu import in_parts, keep_freed_memory, num_parts, on_one_core
+from pretrain.saved import save_for_backward, saved
+from pretrain.whitening import (
+    Arrangement,
+    Whitened,
+    Whitening,
+    full_precision,
+    inverse_permutation,
+)
 
 _SHORTEST = 1e-12  # a shorter vector has no direction: it normalises to zero, with derivative zero
 
@@ -38,45 +45,38 @@ class PairSum:
     along_view: Tensor
 
 
-def pair_sum(views: Tensor, *, normalize: bool) -> PairSum:
-    """Return the sum over pairs of V of the squared distances of `views` [V, ..., D]."""
+def pair_sum(views: Tensor, *, normalize: bool, dim: int = -1) -> PairSum:
+    """Return the sum over pairs of V of the squared distances of `views` [V, ...].
+
+    `dim` is that of the D embedding dimensions.
+    """
     V = views.shape[0]
     if not normalize:
         total = views.sum(0)
-        value = V * _sum_of_squares(views - total / V)
+        value = V * (views - total / V).square_().sum()
         return PairSum(value, total, views.new_tensor(-2.0), views.new_tensor(2.0 * V))
-    norm = torch.linalg.vector_norm(views, dim=-1, keepdim=True)
+    norm = views.square().sum(dim, keepdim=True).sqrt_()
     inverse = torch.where(norm <= _SHORTEST, 0.0, 1.0 / norm)
     unit = views * inverse
     total = unit.sum(0)
-    along = torch.linalg.vecdot(unit, total).unsqueeze(-1)
-    value = V * _sum_of_squares(unit.sub_(total / V))
+    along = (unit * total).sum(dim, keepdim=True)
+    value = V * unit.sub_(total / V).square_().sum()
     return PairSum(value, total, -2.0 * inverse, 2.0 * inverse.square() * along)
 
 
-def _sum_of_squares(vectors: Tensor) -> Tensor:
-    norms: Tensor = torch.linalg.vector_norm(vectors, dim=-1)
-    return norms.square_().sum()
-
-
-def mean_over_pairs(shape: torch.Size, *, normalize: bool) -> float:
-    """Return the factor that makes a sum over pairs a mean, for views of `shape` [V, ..., D].
-
-    Over pairs and samples, and without `normalize` over dimensions too.
-    """
-    V, D = shape[0], shape[-1]
-    num_compared = float(shape.numel()) / V / (D if normalize else 1)
-    return 2.0 / (V * (V - 1) * num_compared)
+def mean_over_pairs(num_views: int, num_compared: float) -> float:
+    """Return the factor that makes a sum over pairs and numbers or samples compared a mean."""
+    return 2.0 / (num_views * (num_views - 1) * num_compared)
 
 
 class _PairDistance(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, views: Tensor, normalize: bool) -> Tensor:
         pairs = pair_sum(views, normalize=normalize)
-        factor = mean_over_pairs(views.shape, normalize=normalize)
-        ctx.factor = factor
+        num_compared = pairs.total.numel() / (views.shape[-1] if normalize else 1)
+        ctx.factor = mean_over_pairs(len(views), num_compared)
         ctx.save_for_backward(views, pairs.total, pairs.along_total, pairs.along_view)
-        return pairs.value * factor
+        return pairs.value * ctx.factor  # type: ignore[no-any-return]
 
     @staticmethod
     @once_differentiable
@@ -105,42 +105,80 @@ class Plan:
 
 
 class _WhitenedPairDistance(torch.autograd.Function):
-    """`pair_distance` of whitened sub-batches of x [V, N, D], and the number of ridges."""
+    """`pair_distance` of whitened sub-batches of x [V, N, D], and the number of ridges.
+
+    Members are whitened in parts, one a core; between the parts views are compared. Channels
+    stand by rows throughout, [M, D, n], so that groups and orders of channels are whole rows.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
-        V, _, D = x.shape
-        arrangement, n = plan.arrangement, plan.rows.shape[-1]
-        shuffled = x.index_select(1, plan.rows.flatten()).view(-1, n, D)
-        variables = arrangement.to_variables(arrangement.centre_(shuffled))
-        del shuffled
-        factors, output = plan.whitening.factorise(variables)
-        views = arrangement.from_variables(output).view(V, -1, n, D)
-        pairs = pair_sum(views, normalize=plan.normalize)
-        ctx.plan, ctx.factors, ctx.shape = plan, factors, x.shape
-        ctx.factor = mean_over_pairs(views.shape, normalize=plan.normalize)
-        kept = variables if factors.needs_variables else None
-        ctx.save_for_backward(output, kept, pairs.total, pairs.along_total, pairs.along_view)
-        num_regularized = factors.num_regularized()
+        V, N, D = x.shape
+        n, flat = plan.rows.shape[-1], x.reshape(-1, D)
+        start = N * torch.arange(V, device=x.device)[:, None, None]
+        rows = (plan.rows.view(-1, n) + start).view(-1, n)
+        white = x.new_empty(len(rows), D, n)
+
+        def whiten_part(rows: Tensor, arrangement: Arrangement, white: Tensor) -> Whitened:
+            samples = flat.index_select(0, rows.flatten()).view(-1, n, D)
+            part, channels = plan.whitening.forward(samples, arrangement)
+            white.copy_(channels)
+            return part
+
+        def compare() -> tuple[PairSum, Tensor]:
+            pairs = pair_sum(white.view(V, -1, D, n), normalize=plan.normalize, dim=-2)
+            counts = [part.root.num_regularized for part in whitened]
+            return pairs, torch.stack(counts).sum()
+
+        parts = num_parts(rows)
+        whitened = in_parts(whiten_part, parts, rows, plan.arrangement.cut(parts), white)
+        pairs, num_regularized = on_one_core(compare, parts)
+        save_for_backward(ctx, [plan, pairs, whitened])
+        ctx.shape = x.shape
+        num_compared = pairs.total.numel() / (D if plan.normalize else 1)
+        ctx.factor = mean_over_pairs(V, num_compared)
         ctx.mark_non_differentiable(num_regularized)
         return pairs.value * ctx.factor, num_regularized
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None]:
-        output, variables, total, along_total, along_view = ctx.saved_tensors
-        arrangement, rows, (V, N, D) = ctx.plan.arrangement, ctx.plan.rows, ctx.shape
+        plan, pairs, whitened = saved(ctx)
+        V, N, D = ctx.shape
+        S, n = len(pairs.total), plan.rows.shape[-1]
         grad = grad * ctx.factor
+        along_total = (pairs.along_total * grad).expand(V, S, 1, n).reshape(-1, 1, n)
+        along_view = (pairs.along_view * grad).expand(V, S, 1, n).reshape(-1, 1, n)
+        images = torch.arange(S, device=grad.device).repeat(V)
+        slopes = pairs.total.new_empty(V * S, n, D)
+
+        def pull_back_part(
+            images: Tensor,
+            along_total: Tensor,
+            along_view: Tensor,
+            arrangement: Arrangement,
+            part: Whitened,
+            slopes: Tensor,
+        ) -> None:
+            slope = arrangement.deal(pairs.total, images).mul_(along_total)
+            slope.addcmul_(arrangement.from_variables(part.output), along_view)
+            slopes.copy_(plan.whitening.backward(slope, arrangement, part))
+
+        def unshuffle() -> Tensor:
+            back = inverse_permutation(plan.rows.reshape(-1, N))
+            back = back + N * torch.arange(len(back), device=back.device)[:, None]
+            slope = slopes.view(V, -1, D).index_select(1, back.flatten())
+            return slope.view(V, -1, N, D).sum(1) if len(back) > 1 else slope  # type: ignore[no-any-return]
+
+        parts = len(whitened)
         with full_precision(grad.device):
-            slope = arrangement.to_variables(total.repeat(V, 1, 1))
-            slope = slope.mul_(arrangement.per_sample(along_total * grad))
-            slope = slope.addcmul_(output, arrangement.per_sample(along_view * grad))
-            slope = ctx.factors.pull_back(slope, output, variables)
-            slope = arrangement.centre_(arrangement.from_variables(slope)).view(V, -1, D)
-            back = inverse_permutation(rows.reshape(-1, N))
-            back = back + N * torch.arange(back.shape[0], device=back.device)[:, None]
-            slope = slope.index_select(1, back.flatten())
-            return slope.view(V, -1, N, D).sum(1) if back.shape[0] > 1 else slope, None
+            arrangements = plan.arrangement.cut(parts)
+            in_parts(
+                pull_back_part,
+                parts,
+                *(images, along_total, along_view, arrangements, whitened, slopes),
+            )
+            return on_one_core(unshuffle, parts), None
 
 
 def whitened_pair_distance(x: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:

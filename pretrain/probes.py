@@ -181,7 +181,7 @@ def probe_and_write(backbone: FrozenEncoder, config: ProbeConfig, output: Path |
     """
     if output is not None and not output.parent.is_dir():
         raise ValueError(f"{output.parent}: no such folder to write {output.name} to")
-    state = output.with_name(f"{output.name}.state.pth") if output is not None else None
+    state = None if output is None else output.with_name(f"{output.name}.state.pth")
     metrics = run_probe(backbone, config, state)
     table = Table("measure", "top1", "top5")
     for name in MEASURES:
@@ -189,8 +189,9 @@ def probe_and_write(backbone: FrozenEncoder, config: ProbeConfig, output: Path |
         if cells[0] is not None:
             table.add_row(name, *("" if cell is None else f"{cell:.2f}" for cell in cells))
     Console().print(table)
-    if output is not None:
+    if output is not None and state is not None:
         write_json({"metrics": metrics, "config": config.model_dump(mode="json")}, output)
+        state.unlink(missing_ok=True)
 
 
 def write_json(content: Any, path: Path) -> None:

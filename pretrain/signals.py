@@ -32,8 +32,14 @@ def leave_signals_to_parent(worker: int = 0) -> None:
     """Make a data-loading worker deaf to them; its parent ends it. For `worker_init_fn`.
 
     A scheduler signals every process of a job: workers that died of it would end the parent before
-    it has saved.
+    it has saved. The second SIGTERM ends the worker: a parent that leaves by an error sends two,
+    and would wait for ever for one that hears none.
     """
     del worker
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _hear_the_next)
+
+
+def _hear_the_next(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pretrain.backbones import InputConvention
 from pretrain.config import PretrainConfig, TrainingProbeConfig
@@ -13,6 +14,12 @@ from pretrain.engine import Trainer
 from pretrain.features import Labelled, feature_chunks, frozen
 from pretrain.probe_config import KnnConfig, ProbeConfig
 from pretrain.probes import joined, measure_knn, open_sets
+
+logger = logging.getLogger(__name__)
+
+
+class _StoppedError(Exception):
+    """The run was asked to stop within a probe."""
 
 
 class TrainingProbe:
@@ -42,18 +49,31 @@ class TrainingProbe:
             "RGB", tuple(255 * value for value in mean), tuple(255 * value for value in std)
         )
 
-    def measure(self, encoder: nn.Module, device: torch.device) -> dict[str, float]:
+    def measure(
+        self, encoder: nn.Module, device: torch.device, stopped: Callable[[], bool] = lambda: False
+    ) -> dict[str, float]:
         """Return `knn/top1` (and top5) of the encoder as it is, in evaluation mode.
 
-        Random states, running statistics and the mode of every module are as before.
+        Random states, running statistics and the mode of every module are as before. Returns
+        nothing once `stopped` says so, within a batch.
         """
         assert isinstance(self.config.knn, KnnConfig)
+
+        def features(images: Labelled) -> Iterator[tuple[Tensor, Tensor]]:
+            for chunk in feature_chunks(backbone, images, self.config):
+                if stopped():
+                    raise _StoppedError
+                yield chunk
+
         modes = [(module, module.training) for module in encoder.modules()]
         try:
             backbone = frozen(encoder, self.convention, device)
-            queries = joined(feature_chunks(backbone, self.test, self.config))
-            bank = feature_chunks(backbone, self.train, self.config)
+            queries = joined(features(self.test))
+            bank = features(self.train)
             return measure_knn(bank, queries, self.num_classes, {"knn": self.config.knn})
+        except _StoppedError:
+            logger.warning("asked to stop: the probe is left out")
+            return {}
         finally:
             for module, mode in modes:
                 module.training = mode
@@ -74,7 +94,8 @@ def after_epoch(config: PretrainConfig) -> Callable[[Trainer], dict[str, float]]
     def measure(trainer: Trainer) -> dict[str, float]:
         if trainer.epoch % period or not trainer.processes.is_first:
             return {}
-        return probe.measure(trainer.model.encoder, trainer.processes.device)
+        device, stop = trainer.processes.device, trainer.stop
+        return probe.measure(trainer.model.encoder, device, lambda: stop.number != 0)
 
     return measure
 

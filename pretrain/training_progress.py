@@ -9,7 +9,7 @@ from rich import progress as bars
 from rich.console import Console
 
 LINE_EVERY_S = 30.0
-SHOWN = ("loss", "lr", "images_per_s", "embedding/rank", "embedding/effective_rank")
+SHOWN = ("loss", "lr", "images_per_s", "embedding/rank", "embedding/effective_rank", "knn/top1")
 logger = logging.getLogger(__name__)
 
 

@@ -19,9 +19,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pretrain.cpu import in_parts, join, num_parts
-from pretrain.inverse_roots import METHODS, InverseRoot, inverse_root
+from pretrain.cpu import in_parts, num_parts, transposed
+from pretrain.inverse_roots import METHODS, inverse_root
 from pretrain.loss_config import whitening_faults
+from pretrain.root_derivatives import InverseRoot
+from pretrain.saved import save_for_backward, saved
 
 AXES = ("batch", "channels")
 
@@ -50,76 +52,70 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Arrangement:
-    """How samples [M, N, D] become variables [M*G, k, n], and back; a reordering of entries.
+    """How M members with channels by rows [M, D, N] become variables [M*G, k, n], and back.
 
     `order` [M, D] lists each member's channels group by group; None leaves them as they are.
+    Variables are views of the channels dealt to groups: batch whitening's rows first, channel
+    whitening's columns first.
     """
 
     over: str
     groups: int
     order: Tensor | None = None
 
-    def to_variables(self, x: Tensor) -> Tensor:
-        """Return the variables [M*G, k, n] of `x` [M, N, D]; batch whitening's are transposed."""
-        M, N, D = x.shape
-        width = D // self.groups
-        blocks = x.view(M, N, self.groups, width).transpose(1, 2)
+    def cut(self, parts: int) -> list[Arrangement]:
+        """Return the arrangements of `parts` parts of the members."""
+        if self.order is None:
+            return [self] * parts
+        return [Arrangement(self.over, self.groups, o) for o in self.order.tensor_split(parts)]
+
+    def deal(self, channels: Tensor, members: Tensor | None = None) -> Tensor:
+        """Return `channels` [M, D, N] (or those of `members`) in the order of the groups."""
         if self.order is not None:
-            index = self.order.view(M, self.groups, 1, width).expand_as(blocks)
-            blocks = x[:, None].expand(M, self.groups, N, D).gather(-1, index)
-        blocks = blocks.reshape(-1, N, width)
-        return blocks.mT if self.over == "batch" else blocks
+            return _select_rows(channels, self.order, members)
+        return channels if members is None else channels.index_select(0, members)
+
+    def undeal(self, dealt: Tensor) -> Tensor:
+        """Return `dealt` [M, D, N] with its channels in order: the inverse of `deal`."""
+        return dealt if self.order is None else _select_rows(dealt, inverse_permutation(self.order))
+
+    def to_variables(self, dealt: Tensor) -> Tensor:
+        """Return the variables [M*G, k, n] of `dealt` [M, D, N]; a view."""
+        _, D, N = dealt.shape
+        blocks = dealt.view(-1, D // self.groups, N)
+        return blocks if self.over == "batch" else blocks.mT
 
     def from_variables(self, variables: Tensor) -> Tensor:
-        """Return x [M, N, D] again: the inverse of `to_variables`, and its transpose."""
-        blocks = variables.mT if self.over == "batch" else variables
-        N, width = blocks.shape[-2:]
-        x = blocks.reshape(-1, self.groups, N, width).transpose(1, 2)
-        x = x.reshape(-1, N, self.groups * width)
-        if self.order is None:
-            return x
-        return x.gather(-1, inverse_permutation(self.order)[:, None, :].expand_as(x))
+        """Return the dealt channels [M, D, N]: the inverse of `to_variables`."""
+        blocks = variables if self.over == "batch" else variables.mT
+        width, N = blocks.shape[-2:]
+        return blocks.reshape(-1, self.groups * width, N)
 
-    def per_sample(self, factor: Tensor) -> Tensor:
-        """Return `factor` [..., N, 1] as it stands beside variables; a single number stays one."""
-        if factor.dim() == 0:
-            return factor
-        factor = factor.reshape(-1, *factor.shape[-2:])
-        if self.groups > 1:
-            factor = factor.repeat_interleave(self.groups, 0)
-        return factor.mT if self.over == "batch" else factor
+    def centre_(self, channels: Tensor) -> Tensor:
+        """Subtract from `channels`, in place, the mean over samples or over all channels."""
+        return channels.sub_(channels.mean(2 if self.over == "batch" else 1, keepdim=True))
 
-    def centre_(self, x: Tensor) -> Tensor:
-        """Subtract from `x` [M, N, D], in place, the mean over samples or over all channels."""
-        return x.sub_(x.mean(1 if self.over == "batch" else 2, keepdim=True))
+
+def _select_rows(channels: Tensor, order: Tensor, members: Tensor | None = None) -> Tensor:
+    """Return the rows `order` [M, D] of `channels` [M, D, N], or of its `members` [M]."""
+    D, N = channels.shape[1:]
+    if members is None:
+        members = torch.arange(len(order), device=order.device)
+    rows = (order + D * members[:, None]).flatten()
+    return channels.view(-1, N).index_select(0, rows).view(-1, D, N)
 
 
 @dataclass(frozen=True)
-class Factors:
-    """The factorised parts of a batch of B, and the `scale` of their covariance."""
+class Whitened:
+    """Some members whitened: Y [m*G, k, n], its factors, and A where the derivative wants it."""
 
-    roots: list[InverseRoot]
-    scale: float
+    root: InverseRoot
+    output: Tensor
+    variables: Tensor | None
 
-    @property
-    def needs_variables(self) -> bool:
-        """Return whether `pull_back` wants A."""
-        return self.roots[0].needs_variables
-
-    def num_regularized(self) -> Tensor:
-        """Return how many members needed a ridge."""
-        return torch.stack([root.num_regularized for root in self.roots]).sum()
-
-    def pull_back(self, grad: Tensor, output: Tensor, variables: Tensor | None) -> Tensor:
-        """Return dL/dA for `grad` dL/dY [B, k, n], `output` Y, and A where it is needed."""
-        kept = output if variables is None else variables
-        parts = len(self.roots)
-        return join(in_parts(self._pull_back_part, parts, grad, output, kept, self.roots))
-
-    def _pull_back_part(
-        self, grad: Tensor, output: Tensor, variables: Tensor, root: InverseRoot
-    ) -> Tensor:
-        return root.pull_back(grad, output, variables, self.scale)
+    def pull_back(self, grad: Tensor, scale: float) -> Tensor:
+        """Return dL/dA for `grad` dL/dY, which it may overwrite."""
+        return self.root.pull_back(grad, self.output, self.variables, scale)
 
 
 @dataclass(frozen=True)
@@ -130,27 +126,33 @@ class Whitening:
     eps: float = 0.0
     newton_iterations: int | None = None
 
-    def scale(self, variables: Tensor) -> float:
+    def scale(self, num_observations: int) -> float:
         """Return the factor of A Aᵀ in S = (1 - eps) A Aᵀ / (n - 1) + eps I."""
-        return (1.0 - self.eps) / (variables.shape[-1] - 1)
-
-    def factorise(self, variables: Tensor) -> tuple[Factors, Tensor]:
-        """Return the factors of `variables` A [B, k, n] and Y = W A."""
-        parts = in_parts(self._factorise_part, num_parts(variables), variables)
-        roots = [root for root, _ in parts]
-        return Factors(roots, self.scale(variables)), join([output for _, output in parts])
-
-    def _factorise_part(self, variables: Tensor) -> tuple[InverseRoot, Tensor]:
-        root = self.root(variables)
-        return root, root.apply(variables)
+        return (1.0 - self.eps) / (num_observations - 1)
 
     def root(self, variables: Tensor) -> InverseRoot:
         """Return W for the covariance of `variables` [B, k, n]."""
         covariance = variables @ variables.mT
-        covariance *= self.scale(variables)
+        covariance *= self.scale(variables.shape[-1])
         if self.eps:
             covariance.diagonal(dim1=-2, dim2=-1).add_(self.eps)
         return inverse_root(covariance, self.method, self.newton_iterations)
+
+    def forward(self, x: Tensor, arrangement: Arrangement) -> tuple[Whitened, Tensor]:
+        """Return the whitened members `x` [m, N, D], and their channels by rows [m, D, N]."""
+        channels = arrangement.centre_(transposed(x))
+        variables = arrangement.to_variables(arrangement.deal(channels))
+        root = self.root(variables)
+        output = root.apply(variables)
+        whitened = Whitened(root, output, variables if root.needs_variables else None)
+        return whitened, arrangement.undeal(arrangement.from_variables(output))
+
+    def backward(self, slope: Tensor, arrangement: Arrangement, whitened: Whitened) -> Tensor:
+        """Return dL/dx [m, N, D] for the `slope` of the dealt channels, which it may overwrite."""
+        variables = arrangement.to_variables(slope)
+        variables = whitened.pull_back(variables, self.scale(variables.shape[-1]))
+        channels = arrangement.undeal(arrangement.from_variables(variables))
+        return transposed(arrangement.centre_(channels))
 
 
 def inverse_permutation(permutation: Tensor) -> Tensor:
@@ -168,25 +170,34 @@ def refuse_no_permutation(name: str, indices: Tensor) -> None:
 
 
 class _Whiten(torch.autograd.Function):
-    """Whitened x [M, N, D]; the derivative is in `pretrain.inverse_roots`."""
+    """Whitened x [M, N, D]; the derivative is in `pretrain.root_derivatives`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, arrangement: Arrangement, whitening: Whitening) -> Tensor:
-        centred = arrangement.centre_(x.clone(memory_format=torch.contiguous_format))
-        variables = arrangement.to_variables(centred)
-        factors, output = whitening.factorise(variables)
-        ctx.arrangement, ctx.factors = arrangement, factors
-        ctx.save_for_backward(output, variables if factors.needs_variables else None)
-        return arrangement.from_variables(output)
+        parts = num_parts(x)
+
+        def whiten_part(x: Tensor, arrangement: Arrangement) -> tuple[Whitened, Tensor]:
+            part, channels = whitening.forward(x, arrangement)
+            return part, transposed(channels)
+
+        done = in_parts(whiten_part, parts, x, arrangement.cut(parts))
+        save_for_backward(ctx, [arrangement, whitening, [part for part, _ in done]])
+        return torch.cat([white for _, white in done])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        output, variables = ctx.saved_tensors
+        arrangement, whitening, whitened = saved(ctx)
+        parts = len(whitened)
+
+        def pull_back_part(grad: Tensor, arrangement: Arrangement, part: Whitened) -> Tensor:
+            slope = arrangement.deal(transposed(grad))
+            result: Tensor = whitening.backward(slope, arrangement, part)
+            return result
+
         with full_precision(grad.device):
-            grad = ctx.arrangement.to_variables(grad.clone(memory_format=torch.contiguous_format))
-            grad = ctx.factors.pull_back(grad, output, variables)
-            return ctx.arrangement.centre_(ctx.arrangement.from_variables(grad)), None, None
+            slopes = in_parts(pull_back_part, parts, grad, arrangement.cut(parts), whitened)
+            return torch.cat(slopes), None, None
 
 
 def whiten(  # noqa: PLR0913 - the settings of one formula

@@ -9,9 +9,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/pretrain.py hides pretrain
 
-# name: (module, function, its options, summary); a module is imported when it is asked for
+# name: (module, function, its options, summary); a module is imported when it is asked for, and an
+# option with a + takes one number or more
 BENCHMARKS = {
-    "whitening": ("pretrain.benchmark", "benchmark_whitening", ("rounds", "threads"),
+    "whitening": ("pretrain.benchmark", "benchmark_whitening", ("rounds", "threads+"),
                   "whitening losses against a plain loop"),
     "loader": ("pretrain.benchmark_loader", "benchmark_loader", ("rounds", "workers"),
                "views per second against a plain PIL pipeline"),
@@ -29,6 +30,7 @@ OPTIONS = {
     "mask_images": "images of the set for masks (default 250)",
     "rounds": "timed rounds",
     "threads": "CPU threads of the main process",
+    "threads+": "CPU threads of the main process, a table for each number",
     "workers": "processes of the loader",
 }
 
@@ -42,7 +44,9 @@ def main(arguments: list[str] | None = None) -> int:
     for name, (_, _, options, summary) in BENCHMARKS.items():
         command = commands.add_parser(name, help=summary, argument_default=argparse.SUPPRESS)
         for option in options:
-            command.add_argument(f"--{option.replace('_', '-')}", type=int, help=OPTIONS[option])
+            flag = "--" + option.removesuffix("+").replace("_", "-")
+            many = "+" if option.endswith("+") else None
+            command.add_argument(flag, type=int, nargs=many, help=OPTIONS[option])
     chosen = vars(parser.parse_args(arguments))
     module, function, _, _ = BENCHMARKS[chosen.pop("name")]
     getattr(importlib.import_module(module), function)(**chosen)

@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/pretrain.py hides pretrain
+from transfer.families import FORMATS
 
 EXAMPLE = """example:
   python tools/convert_to_detectron2.py runs/cw-rgp/backbone.pth cw-rgp.pkl"""
@@ -20,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("input", type=Path, metavar="INPUT", help="checkpoint file")
     parser.add_argument("output", type=Path, metavar="OUTPUT.pkl", help="detectron2 weights")
-    parser.add_argument("--format", help="take the file for this family; default: recognised")
+    parser.add_argument("--format", help=f"family, where not recognised: {', '.join(FORMATS)}")
     parser.add_argument("--encoder", help="encoder to take: its prefix, such as module.encoder_q.")
     options = parser.parse_args(arguments)
     with warnings.catch_warnings():

@@ -9,7 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/pretrain.py hides pretrain
 
 from pipeline.plan import load_plan
-from pipeline.simulate import jobs_of, read_rates, summary
+from pipeline.simulate import read_rates, summary
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "pipeline"
 EXAMPLE = """example:
@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         plan = load_plan(options.config_file, options.overrides, on_paper=True)
         rates = read_rates(options.rates)
-        print(summary(jobs_of(plan, rates), rates, options.gpus))
+        print(summary(plan, rates, options.gpus))
     except ValueError as error:
         for line in str(error).splitlines():
             print(f"simulate: {line}", file=sys.stderr)

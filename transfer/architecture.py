@@ -187,7 +187,7 @@ def _selective(names: Sequence[str]) -> str | None:
 
 
 def _stem(shapes: Mapping[str, Shape], names: Sequence[str]) -> str | None:
-    if any(re.match(r"(conv1\.\d|stem\.|stem\d)", name) for name in names):
+    if any(re.match(r"(conv1\.\d|conv[2-9]\.|stem\.|stem\d)", name) for name in names):
         return "it has a deep stem of several convolutions; detectron2 builds the 7x7 stem only"
     stem = shapes.get("conv1.weight")
     if stem is None or len(stem) != 4:

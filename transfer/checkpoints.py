@@ -137,6 +137,9 @@ def _without_encoder(content: Content, groups: Mapping[str, Group]) -> str:
         return f"a whole pickled model under {whole[:60]!r}; save its state_dict()"
     if groups:
         return absent(groups)
+    kind = content.value.get("type")
+    if kind in ("shard_list", "slice_list"):
+        return f"VISSL's {kind}: a list of the files that hold the weights, which are not in it"
     keys = list(content.value)[:20]
     shown = [str(key)[:60] if isinstance(key, str | int) else describe(key) for key in keys]
     return f"no tensors in it; keys: {', '.join(shown)[:200]}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from faster_coco_eval import COCO, COCOeval_faster
-from pycocotools import mask as coco_mask
+from faster_coco_eval.core import mask as coco_mask
 
 Task = Literal["bbox", "segm"]
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -57,7 +57,7 @@ def _detections(truth: COCO, results: Iterable[dict[str, Any]], task: Task) -> l
     if task == "bbox":
         areas = [entry["bbox"][2] * entry["bbox"][3] for entry in entries]
     else:
-        areas = [int(coco_mask.area(entry["segmentation"])) for entry in entries]
+        areas = coco_mask.area([entry["segmentation"] for entry in entries]).tolist()
         meet = {(entry["image_id"], entry["category_id"]) for entry in truth.anns.values()}
         for entry in entries:
             if (entry["image_id"], entry["category_id"]) not in meet:

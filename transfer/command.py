@@ -75,7 +75,8 @@ def execute(options: argparse.Namespace, load: Loader) -> dict[str, float]:
     for name, data in datasets.items():
         if name in cfg.DATASETS.TEST or not options.eval_only:
             evaluated = name in cfg.DATASETS.TEST
-            faults += detection_faults(data, evaluated=evaluated, masks=cfg.MODEL.MASK_ON)
+            masks = cfg.MODEL.MASK_ON
+            faults += detection_faults(data, evaluated=evaluated, masks=masks, name=name)
     if faults:
         raise ValueError("\n".join(faults))
     register(datasets)

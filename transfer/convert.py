@@ -78,10 +78,18 @@ def convert_checkpoint(
     for written in (target, target.with_suffix(".json")):
         if written.is_dir() or (source.exists() and written.exists() and source.samefile(written)):
             raise ValueError(f"{written}: is a folder or INPUT itself, wanted a file to write")
+    _check_folder(target.parent)
     _check_companion(target.with_suffix(".json"))
     with one_thread():
         backbone = read_backbone(source, format=format, encoder=encoder)
         return _convert(source, backbone, target, plain)
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise ValueError where a file stands in the place of a folder."""
+    for part in (folder, *folder.parents):
+        if part.exists() and not part.is_dir():
+            raise ValueError(f"{part}: is a file, wanted a folder to write OUTPUT into")
 
 
 def _check_companion(path: Path) -> None:

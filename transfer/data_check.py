@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Literal, NamedTuple
 
 from transfer.config import CocoData, VocData
@@ -10,11 +11,12 @@ from transfer.data_findings import Findings, Needs
 from transfer.data_images import check_images
 from transfer.data_voc import check_voc
 
+logger = logging.getLogger(__name__)
 Decode = Literal["auto", "all", "none"]
 DECODE_LIMIT = 2_000
 
 # Images and objects. VOC's are those of its own statistics, without the difficult ones; COCO's are
-# the entries of its annotation files, crowds included.
+# the entries of its annotation files, crowds included (cocodataset/cocoapi, issue 117).
 KNOWN_COUNTS = {
     "voc_2007_trainval": (5_011, 12_608),
     "voc_2007_train": (2_501, 6_301),
@@ -55,7 +57,7 @@ def check_set(
     At most ten lines of a kind are kept, and one that says how many more there are.
     """
     place = data.annotations if isinstance(data, CocoData) else data.root
-    findings = Findings(needs, place)
+    findings = Findings(needs, place, is_published=name in KNOWN_COUNTS)
     jobs = check_coco(data, findings) if isinstance(data, CocoData) else check_voc(data, findings)
     _count(name, findings)
     decoded = decode == "all" or (decode == "auto" and len(jobs) <= DECODE_LIMIT)
@@ -72,22 +74,30 @@ def check_set(
 def detection_faults(
     data: CocoData | VocData, evaluated: bool = True, masks: bool = False, name: str = ""
 ) -> list[str]:
-    """Return the faults of `check_set`, one a line.
+    """Return the faults of `check_set`, one a line; its notes are logged.
 
     A set that is only trained on may lack what only an evaluation reads; `masks` asks for masks.
     """
-    return check_set(name, data, Needs(evaluated, masks)).faults
+    report = check_set(name, data, Needs(evaluated, masks))
+    for line in report.notes:
+        logger.warning("%s", line)
+    return report.faults
 
 
 def _count(name: str, findings: Findings) -> None:
-    """Compare a set that everybody has with what everybody has."""
+    """Compare a set that everybody has with what everybody has; images must agree."""
     if name not in KNOWN_COUNTS or not findings.num_images:
         return
-    got = (findings.num_images, findings.num_counted)
-    wanted = KNOWN_COUNTS[name]
-    if got != wanted:
+    images, objects = KNOWN_COUNTS[name]
+    if findings.num_images != images:
         findings.fault(
             "counts",
-            f"{findings.place}: {got[0]:,} images and {got[1]:,} objects, but {name} has "
-            f"{wanted[0]:,} and {wanted[1]:,}; download it again, or name a set of your own anew",
+            f"{findings.place}: {findings.num_images:,} images, but {name} has {images:,}; "
+            "download it again, or name a set of your own anew",
+        )
+    elif findings.num_counted != objects:
+        findings.note(
+            "counts",
+            f"{findings.place}: {findings.num_counted:,} objects to count, but {name} as published "
+            f"has {objects:,}; AP will not compare with others'",
         )

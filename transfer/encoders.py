@@ -19,6 +19,12 @@ SIDE = re.compile(SIDE_NAMES)
 SECOND = re.compile(
     r"momentum|momentum_.*|.*_momentum|target.*|encoder_k|key_.*|model_t|ema|ema_.*|.*_ema|student.*|moco_encoder"
 )
+KINDS_OF_COPY = (
+    (r"(^|\.)student", "the student network"),
+    (r"(^|\.|_)ema(_|\.|$)", "the averaged (EMA) weights"),
+    (r"(^|\.|_)target", "the target network"),
+    (r"", "the momentum encoder"),
+)
 UNLISTED = Family("unlisted", note="of no listed family: ImageNet's mean and std are assumed")
 
 
@@ -233,9 +239,15 @@ def _only_one(candidates: list[Candidate]) -> Candidate:
         in_names = any(SECOND.fullmatch(part) for part in one.prefix.split("."))
         name = one.label if in_names else f"{one.group}.{one.prefix}".rstrip(".")
         raise ValueError(
-            f"only the momentum encoder {name} is readable; say --encoder {name} to take it"
+            f"only {_what_copy(one)} {name} is readable; say --encoder {name} to take it"
         )
     return distinct[0]
+
+
+def _what_copy(one: Candidate) -> str:
+    """Return what kind of second network an encoder's name says it is."""
+    path = f"{one.group}.{one.prefix}"
+    return next(what for pattern, what in KINDS_OF_COPY if re.search(pattern, path))
 
 
 def _others_are_copies(one: Candidate, distinct: Iterable[Candidate]) -> bool:

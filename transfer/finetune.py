@@ -8,6 +8,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
@@ -115,3 +116,16 @@ def check_stage(config: dict[str, Any]) -> list[str]:
         register(settings.datasets)
         faults += class_faults(cfg)
     return faults
+
+
+def check_machine(config: dict[str, Any]) -> list[str]:
+    """Return what this one machine lacks: it must have the GPUs, one or none is always enough."""
+    settings = FinetuneConfig.model_validate(config)
+    found = torch.cuda.device_count()
+    if settings.num_nodes == 1 and settings.num_gpus in range(1, max(found, 1) + 1):
+        return []
+    return [
+        f"a task asks for num_gpus {settings.num_gpus} on num_nodes {settings.num_nodes}, but this "
+        f"is one machine with {found} GPUs; lower them in the task (results then are others), or "
+        "run with --executor slurm"
+    ]

@@ -67,9 +67,10 @@ def _text(key: Any) -> str | None:
 
 
 def whole_model(content: Mapping[Any, Any]) -> str | None:
-    """Return the key of a model that was pickled whole, None if there is none."""
-    for key, value in content.items():
-        state = value.state if isinstance(value, Instance) else None
-        if isinstance(key, str) and isinstance(state, dict) and "_modules" in state:
-            return key
+    """Return the path of a model that was pickled whole, None if there is none."""
+    for path, node in _mappings(content):
+        for key, value in node.items():
+            state = value.state if isinstance(value, Instance) else None
+            if isinstance(key, str) and isinstance(state, dict) and "_modules" in state:
+                return ".".join((*path, key))
     return None

@@ -53,7 +53,10 @@ def _caffe2(match: re.Match[str]) -> str:
     return f"{'bn' if norm else 'conv'}{index}.{entries[match['what']]}"
 
 
-TORCHVISION: tuple[tuple[str, Names], ...] = ((r"(?P<rest>(?:conv1|bn1|layer\d+)\..+)", _same),)
+TORCHVISION: tuple[tuple[str, Names], ...] = (
+    (r"(?P<rest>(?:conv1|bn1|layer\d+)\..+)",
+     lambda m: re.sub(r"^(layer\d+\.\d+)\.shortcut\.", r"\1.downsample.", m["rest"])),
+)  # fmt: skip
 SEQUENTIAL: tuple[tuple[str, Names], ...] = (
     (rf"(?P<stage>[4-7])\.{INNER}(?P<block>\d+)\.{INNER}"
      r"(?P<rest>(?:conv\d|bn\d|downsample|shortcut)\..+)", _mapped(-3, _same)),

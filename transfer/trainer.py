@@ -46,6 +46,13 @@ class Trainer(DefaultTrainer):  # type: ignore[misc]
                 self.checkpointer.add_checkpointable("grad_scaler", self._trainer.grad_scaler)
 
     @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """Return the model; what no loss can reach is not trained."""
+        model: nn.Module = super().build_model(cfg)
+        freeze_unread_outputs(cfg, model)
+        return model
+
+    @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> SeededLoader:
         """Return the loader whose images follow from the seed and the iteration."""
         return build_loader(cfg)
@@ -135,6 +142,26 @@ class AdamWTrainer(Trainer):
             params, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY
         )
         return optimizer
+
+
+def freeze_unread_outputs(cfg: CfgNode, model: nn.Module) -> None:
+    """Freeze the FPN outputs that neither RPN nor heads read.
+
+    They never get a gradient, so nothing changes in one process; of several, each would stop at the
+    second iteration because the others' gradients for them are missing.
+    """
+    backbone = model.backbone
+    assert isinstance(backbone, nn.Module)
+    outputs = {
+        name.replace("fpn_output", "p"): part
+        for name, part in backbone.named_children()
+        if name.startswith("fpn_output")
+    }
+    read = {*cfg.MODEL.RPN.IN_FEATURES, *cfg.MODEL.ROI_HEADS.IN_FEATURES}
+    if not read <= outputs.keys() and outputs:  # p6 is made of the highest output
+        read.add(max(outputs))
+    for name in outputs.keys() - read:
+        outputs[name].requires_grad_(False)
 
 
 TRAINERS: dict[str, type[Trainer]] = {"sgd": Trainer, "adamw": AdamWTrainer}

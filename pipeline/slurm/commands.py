@@ -41,7 +41,8 @@ def run(plan: Plan, console: Console) -> int:
         console.print(f"{plan.config.name}: {len(plan.stages)} stages, {summary}")
         if not waiting:
             return _nothing_to_submit(plan, console, views)
-        check_before_start(plan, {name: State(view.status) for name, view in views.items()})
+        states = {name: State(view.status) for name, view in views.items()}
+        check_before_start(plan, states, here=False)
         _clear(plan, ledger, rows, {views[stage.name].job_id for stage in waiting})
         submitted = {
             view.stage: view.job_id

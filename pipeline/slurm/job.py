@@ -55,14 +55,15 @@ class StageJob:
         self.worker: subprocess.Popen[bytes] | None = None
         signal.signal(signal.SIGTERM, self._terminate)
         try:
+            listen()
             code = self._work()
         except _OverError:
             code = self._code()
         except UncompletedJobError as error:
             self._note(ended=EXIT_INTERRUPTED)
             self._fail(
-                f"saved, but not continued: {error}; a stage may take max_jobs jobs of timeout_min "
-                "minutes; raise one of them and run again"
+                f"saved, but not continued: {str(error).rstrip('.')}; a stage may take max_jobs "
+                "jobs of timeout_min minutes; raise one of them and run again"
             )
             raise
         except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
@@ -74,7 +75,8 @@ class StageJob:
         code = self._stop(signal.SIGUSR2)
         if code not in STOPPED:
             raise _OverError
-        self._note(ended=code)
+        if self.worker is not None:
+            self._note(ended=code)
         return DelayedSubmission(StageJob(self.run_dir))
 
     def _work(self) -> int:
@@ -194,12 +196,18 @@ class ReportJob:
 
     def __call__(self) -> str:
         """Write the report."""
+        listen()
         make_report(read_plan(Path(self.plan_file)))
         return "done"
 
     def checkpoint(self) -> DelayedSubmission:
         """Return the same again."""
         return DelayedSubmission(ReportJob(self.plan_file))
+
+
+def listen() -> None:
+    """Let SLURM's signal through; it was held back while Python and submitit were starting."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR2])
 
 
 def worker_environment(outer: Mapping[str, str], environment: Any) -> dict[str, str]:

@@ -14,8 +14,16 @@ from pipeline.plan import Plan
 from pipeline.slurm.ledger import Submission, latest_tasks, read_ledger
 from pipeline.slurm.queue import JobRow, SlurmError, read_accounting, read_queue
 from pipeline.stage import Stage
-from pipeline.store import JOBS, LOG, MANIFEST, METRICS, State, Status, read_state
-from pipeline.worker import ATTEMPTS
+from pipeline.store import (
+    ATTEMPTS,
+    JOBS,
+    LOG,
+    MANIFEST,
+    METRICS,
+    State,
+    Status,
+    read_state,
+)
 
 SHOWN_METRICS = ("bbox/AP", "segm/AP", "loss", "total_loss")
 
@@ -52,7 +60,8 @@ def read_views(plan: Plan, has_cluster: bool = True) -> tuple[dict[str, View], l
         rows = None
         notes.append(f"{error}; jobs are shown as the run folders know them")
     states = {stage.name: read_state(stage) for stage in plan.stages}
-    found = {name: tasks.get(str(stage.run_dir.absolute())) for name, stage in _named(plan)}
+    here = Path.cwd()
+    found = {stage.name: tasks.get(str(here / stage.run_dir)) for stage in plan.stages}
     lost = [
         entry.task_id(index)
         for name, (entry, index) in ((name, task) for name, task in found.items() if task)
@@ -70,10 +79,6 @@ def read_views(plan: Plan, has_cluster: bool = True) -> tuple[dict[str, View], l
         view = judge(stage, states[stage.name], found[stage.name], rows, accounts)
         views[stage.name] = _blame_inputs(stage, view, views)
     return views, notes
-
-
-def _named(plan: Plan) -> list[tuple[str, Stage]]:
-    return [(stage.name, stage) for stage in plan.stages]
 
 
 def judge(

@@ -11,6 +11,10 @@ from submitit.slurm.slurm import _make_sbatch_string
 from pipeline.resources import flag_name
 from pipeline.slurm.jobs import JobGroup
 
+HOLD_BACK = (
+    "import os, signal as s, sys; s.pthread_sigmask(s.SIG_BLOCK, [s.SIGUSR2]); "
+    "os.execv(sys.argv[1], sys.argv[1:])"
+)
 WAIT_FOR_FOLDER = """for _ in $(seq 60); do [ -d "$folder" ] && break; sleep 5; done
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-$SLURM_JOB_ID}
@@ -76,11 +80,13 @@ def _srun_args(cpus: int, num_tasks: int) -> list[str]:
 
 
 def python_command(python: str) -> str:
-    """Return the shell words that start Python deaf to SLURM's signal until submitit listens.
+    """Return the shell words that start Python with SLURM's signal held back.
 
-    Otherwise a signal that comes while it still imports would end the job.
+    A signal that comes while it still imports neither ends the job nor is lost: the kernel keeps it
+    until the job listens (`pipeline.slurm.job.listen`). Until it is held back it is ignored.
     """
-    return f'bash -c \'trap "" USR2; exec "$@"\' bash {shlex.quote(python)}'
+    python = shlex.quote(python)
+    return f'bash -c \'trap "" USR2; exec "$@"\' bash {python} -ISc {HOLD_BACK!r} {python}'
 
 
 def sbatch_text(parameters: dict[str, Any], group: JobGroup, folder: Path, python: str) -> str:

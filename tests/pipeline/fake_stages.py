@@ -30,3 +30,8 @@ def run_stage(config: dict, inputs: dict[str, Path], output_dir: Path) -> dict[s
 def check_stage(config: dict) -> list[str]:
     path = Path("check.txt")
     return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+
+def check_machine(config: dict) -> list[str]:
+    path = Path("machine.txt")
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []

@@ -1,6 +1,7 @@
 """The local executor with fake stages: order, reuse, failure, interruption, locks."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -35,7 +36,8 @@ def fakes(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setitem(
             stage.STAGE_KINDS, name, StageKind("fake_stages", 1, ("out.txt",), "out.txt")
         )
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    here = Path(__file__).resolve()
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (here.parents[2], here.parent))))
     return project
 
 
@@ -174,6 +176,15 @@ def test_faults_found_before_the_start_run_nothing(
         "run_pipeline: configs/voc.yaml: seed is odd",
     ]
     assert ran() == []
+
+
+def test_what_this_machine_lacks_stops_a_local_run_only(fakes: Path) -> None:
+    Path("machine.txt").write_text("8 GPUs, wanted here 9", encoding="utf-8")
+    plan = small_plan()
+    states = {stage.name: State("missing") for stage in plan.stages}
+    with pytest.raises(ValueError, match="8 GPUs, wanted here 9"):
+        check_before_start(plan, states)
+    check_before_start(plan, states, here=False)
 
 
 def test_exit_code_and_report_say_that_a_stage_failed(

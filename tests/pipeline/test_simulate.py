@@ -56,6 +56,25 @@ def test_a_job_that_never_fits_is_named() -> None:
         simulate(CHAIN, 4)
 
 
+def test_without_gpus_nothing_is_simulated() -> None:
+    with pytest.raises(ValueError, match="0 GPUs: wanted at least one"):
+        simulate([job("probe/a", 0, 0.5)], 0)
+
+
+def test_a_stage_that_its_jobs_cannot_end_is_named() -> None:
+    plan = load_plan(FULL, ["resources.pretrain.max_jobs=6"], on_paper=True)
+    with pytest.raises(ValueError, match=r"pretrain/w-mse-4: 158.9 h take 7 jobs of 1440 min"):
+        jobs_of(plan, read_rates(RATES))
+
+
+def test_training_without_gpus_counts_as_one() -> None:
+    plan = load_plan(
+        FULL, ["resources.pretrain.gpus=0", "resources.pretrain.max_jobs=99"], on_paper=True
+    )
+    found = next(j for j in jobs_of(plan, read_rates(RATES)) if j.kind == "pretrain")
+    assert found.gpus == 1 and found.hours == pytest.approx(200 * 1_281_167 * 4 / 224 / 3600)
+
+
 def test_architectures_are_told_apart() -> None:
     fpn = {"BACKBONE": {"NAME": "build_resnet_fpn_backbone"}}
     assert architecture({"MODEL": {"MASK_ON": True}}) == "mask-c4"
@@ -74,11 +93,14 @@ def test_the_full_comparison_is_what_it_says(tmp_path: Path) -> None:
     # 200 epochs of 1,281,167 images in 4 views at 224 views/s on each of 8 GPUs
     hours = 200 * 1_281_167 * 4 / (224 * 8) / 3600
     assert by_name["pretrain/cw-rgp-4"].hours == pytest.approx(hours)
-    # 24,000 iterations of 0.551 s, and 4,952 test images of 0.11 s on 8 GPUs
-    voc = (24_000 * 0.551 + 4_952 * 0.11 / 8) / 3600
+    assert by_name["pretrain/cw-rgp-4"].num_jobs == 7  # 158.9 hours, 23:58 a job
+    # 24,000 iterations of 0.551 s, 1.42 times that for SyncBN; 4,952 tests of 0.11 s on 8 GPUs
+    voc = (24_000 * 0.551 * 1.42 + 4_952 * 0.11 / 8) / 3600
     assert by_name["finetune/random--voc--seed4"].hours == pytest.approx(voc)
-    text = summary(jobs, read_rates(RATES), (8, 64, 512))
-    assert "| finetune | 64 | 8 |" in text and "| 512 |" in text
+    text = summary(plan, read_rates(RATES), (8, 64, 512))
+    assert "| finetune | 64 | 64 | 8 |" in text and "| 512 |" in text
+    # pretraining; its conversions and those of checkpoints; fine-tuning by backbone; the report
+    assert text.startswith("73 stages in 12 sbatch calls")
 
 
 def test_what_the_rates_lack_is_named(tmp_path: Path) -> None:

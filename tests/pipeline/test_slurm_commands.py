@@ -1,5 +1,6 @@
 """The commands over a fake SLURM: submission, ledger, states, status; nothing runs by itself."""
 
+import io
 import json
 import re
 import subprocess
@@ -20,6 +21,7 @@ from pipeline.slurm.queue import SlurmError
 from pipeline.slurm.states import View, read_views
 from pipeline.slurm.text import sbatch_parameters, sbatch_text
 from pipeline.stage import StageKind
+from pipeline.status import show_status
 from pipeline.store import FAILURE
 from pipeline.worker import run as run_worker
 
@@ -264,6 +266,25 @@ def test_status_as_json_and_the_table_agree(fake: Fake, capsys: pytest.CaptureFi
     console = Console(width=200, record=True, quiet=True)
     assert states.read_views(plan_of())[0]["pretrain/a"].metric == "step 10/40  loss 0.5"
     cluster.show_plan(plan_of(), console)
+
+
+def test_the_table_names_stages_in_full_and_failures_once(fake: Fake) -> None:
+    run("seeds=[0,1]")
+    stages = {stage.name: stage for stage in plan_of("seeds=[0,1]").stages}
+    (stages["pretrain/a"].run_dir / "failure.json").write_text('{"reason": "NaN"}', "utf-8")
+    (stages["pretrain/a"].run_dir / "log.txt").write_text("one\ntwo\n", "utf-8")
+    for index, state in ((0, "FAILED"), (1, "RUNNING")):
+        fake.set_state(f"101_{index}", state=state, node="n2")
+    console = Console(width=80, record=True, file=io.StringIO())
+    assert show_status(plan_of("seeds=[0,1]"), console) == 1
+    lines = console.export_text().splitlines()
+    assert sum("finetune/coco--seed1" in line and "queued" in line for line in lines) == 2
+    assert sum("(Priority)" in line for line in lines) == 4  # of the random backbone
+    assert "pretrain/a: NaN (log: " in "\n".join(lines) and "    two" in lines
+    tuned = [f"finetune/a--{task}--seed{seed}" for task in ("coco", "voc") for seed in (0, 1)]
+    assert lines[-1] == f"{', '.join(tuned)}: needs convert/a, which failed: needs pretrain/a, " + (
+        "which failed: NaN"
+    )
 
 
 def test_logs_are_found_by_the_name_of_the_stage(

@@ -1,6 +1,9 @@
 """From stages to arrays, sbatch text and estimates, without any SLURM."""
 
+import shlex
+import signal
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +19,7 @@ from pipeline.slurm.job import worker_environment
 from pipeline.slurm.jobs import job_groups, plan_groups, resource_faults
 from pipeline.slurm.queue import expand_ids, parse_accounting, parse_queue, parse_time
 from pipeline.slurm.snapshot import take_snapshot
-from pipeline.slurm.text import sbatch_parameters, sbatch_text
+from pipeline.slurm.text import python_command, sbatch_parameters, sbatch_text
 from pipeline.stage import Stage
 
 GOLDEN = """#!/bin/bash
@@ -58,7 +61,7 @@ module load cuda
 # command
 export SUBMITIT_EXECUTOR=slurm
 srun --unbuffered --output '/a b/it'"'"'s
-here/%A_%a_%t_log.out' --cpus-per-task=6 --kill-on-bad-exit=1 bash -c 'trap "" USR2; exec "$@"' bash /bin/python -u -m submitit.core._submit '/a b/it'"'"'s
+here/%A_%a_%t_log.out' --cpus-per-task=6 --kill-on-bad-exit=1 bash -c 'trap "" USR2; exec "$@"' bash /bin/python -ISc 'import os, signal as s, sys; s.pthread_sigmask(s.SIG_BLOCK, [s.SIGUSR2]); os.execv(sys.argv[1], sys.argv[1:])' /bin/python -u -m submitit.core._submit '/a b/it'"'"'s
 here'
 """  # noqa: E501
 
@@ -200,6 +203,27 @@ def test_sbatch_text_is_golden_and_bash_takes_it(tmp_path: Path) -> None:
     path = tmp_path / "script.sh"
     path.write_text(text, encoding="utf-8")
     subprocess.run(["bash", "-n", path], check=True)
+
+
+def test_a_signal_during_the_imports_is_kept_for_the_job() -> None:
+    program = """
+import signal, sys
+print("importing", flush=True)
+sys.stdin.readline()
+from pipeline.slurm.job import listen
+signal.signal(signal.SIGUSR2, lambda number, frame: print("signal", flush=True))
+print("listening", flush=True)
+listen()
+print("working", flush=True)
+"""
+    command = f"exec {python_command(sys.executable)} -c {shlex.quote(program)}"
+    job = subprocess.Popen(
+        ["bash", "-c", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert job.stdout is not None and job.stdout.readline() == "importing\n"
+    job.send_signal(signal.SIGUSR2)
+    assert job.communicate("\n")[0].split() == ["listening", "signal", "working"]
+    assert job.returncode == 0
 
 
 def test_finetuning_has_one_task_a_node_with_all_its_gpus() -> None:

@@ -1,4 +1,4 @@
-"""A training run as a process of its own, which signals itself where it is told to.
+"""A training run of a small network as a process of its own, which signals itself where told to.
 
 Run with a global JOB or with the job as JSON in the first argument: paths `config` and
 `output_dir`, `env`, and `strike`, a list of [rank, place, count, signal]: within the count-th call
@@ -8,6 +8,7 @@ of place.
 import json
 import logging
 import os
+import runpy
 import signal
 import sys
 from collections.abc import Callable
@@ -18,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
-from pretrain import checkpoint, train
+from pretrain import checkpoint, models, train
 from pretrain.config import PretrainConfig
 from pretrain.engine import Trainer
 
@@ -48,6 +49,8 @@ def strike_at(place: str, wanted: int, number: signal.Signals) -> None:
 def main(job: dict[str, Any]) -> None:
     os.environ.update(job.get("env", {}))
     torch.set_num_threads(1)
+    small = runpy.run_path(str(Path(__file__).with_name("small_net.py")))
+    models.build_encoder = small["build_encoder"]
     rank = int(os.environ.get("RANK", "0"))
     output_dir = Path(job["output_dir"])
     output_dir.mkdir(parents=True, exist_ok=True)

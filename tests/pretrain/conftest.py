@@ -1,3 +1,4 @@
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pretrain import models
 from pretrain.config import PretrainConfig
 from pretrain.inverse_roots import _ROOTS, _by_matmul
 
@@ -35,6 +37,13 @@ def tiny(tmp_path: Path) -> Callable[..., PretrainConfig]:
         return PretrainConfig.model_validate(content | changes)
 
     return make
+
+
+@pytest.fixture
+def small_net(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every model have an encoder that costs next to nothing."""
+    path = Path(__file__).with_name("small_net.py")
+    monkeypatch.setattr(models, "build_encoder", runpy.run_path(str(path))["build_encoder"])
 
 
 @pytest.fixture

@@ -1,16 +1,18 @@
+from functools import partial
+
 import pytest
 import torch
 
 from pretrain.benchmark import (
     WHITENING_CASES,
     WhiteningCase,
+    benchmark_whitening,
     interleaved_ms,
     peak_mb,
-    plain_loss,
-    plain_whiten,
 )
 from pretrain.loss_config import LossConfig
 from pretrain.losses import build_loss
+from pretrain.published_loops import plain_loss, plain_whiten
 from pretrain.whitening import whiten
 
 CPU = torch.device("cpu")
@@ -28,16 +30,26 @@ def test_the_plain_loop_computes_the_same_loss(name):
     assert (gradients[0] - gradients[1]).norm() <= 1e-3 * gradients[1].norm()
 
 
+@pytest.mark.parametrize("eps", [0.0, 0.1])
 @pytest.mark.parametrize("name", ["w-mse", "cw-rgp"])
-def test_plain_whitening_with_groups_is_whitening(name):
-    config = LossConfig(name=name, sub_batch=8, groups=2)
+def test_plain_whitening_is_whitening(name, eps):
+    groups = {"w-mse": 1, "cw-rgp": 2}[name]
+    config = LossConfig(name=name, sub_batch=8, groups=groups, eps=eps)
     x = torch.randn(24, 16) if name == "w-mse" else torch.randn(6, 32)
-    order = torch.randperm(x.shape[1])
+    ours = partial(whiten, over=config.over, method=config.method, groups=groups, eps=eps)
+    torch.testing.assert_close(plain_whiten(x, config), ours(x), rtol=1e-3, atol=1e-4)
+
+
+def test_plain_whitening_deals_channels_to_groups():
+    config, x, order = LossConfig(name="cw-rgp", sub_batch=6, groups=2), *cw_rgp_part()
     got = plain_whiten(x, config, order.tolist())
-    want = whiten(x, over=config.over, method=config.method, groups=2, partition=order)
+    want = whiten(x, over="channels", method="zca", groups=2, partition=order)
     torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
-    in_order = whiten(x, over=config.over, method=config.method, groups=2)
-    torch.testing.assert_close(plain_whiten(x, config), in_order, rtol=1e-3, atol=1e-4)
+
+
+def cw_rgp_part():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(6, 32, generator=generator), torch.randperm(32, generator=generator)
 
 
 @pytest.mark.parametrize("name", ["w-mse", "cw-rgp"])
@@ -48,12 +60,23 @@ def test_the_plain_loop_reorders_channels_only_where_they_are_dealt_at_random(na
         orders.append(order)
         return plain_whiten(x, config, order)
 
-    monkeypatch.setattr("pretrain.benchmark.plain_whiten", spy)
-    config = LossConfig(name=name, sub_batch=8, groups=2)
-    config = config.model_copy(update={"random_partition": name == "cw-rgp"})
-    plain_loss(torch.randn(2, 16, 12 if name == "w-mse" else 32), config)
+    monkeypatch.setattr("pretrain.published_loops.plain_whiten", spy)
+    config = LossConfig(name=name, sub_batch=8, groups=2 if name == "cw-rgp" else 1)
+    plain_loss(torch.randn(2, 16, 6 if name == "w-mse" else 32), config)
     assert len(orders) == 4
     assert all((order is None) == (name == "w-mse") for order in orders)
+
+
+def test_there_is_a_table_for_each_number_of_threads(capsys, monkeypatch):
+    case = WhiteningCase("tiny", LossConfig(name="w-mse", sub_batch=8), 16, 2, 4)
+    monkeypatch.setattr("pretrain.benchmark.WHITENING_CASES", (case,))
+    monkeypatch.setenv("COLUMNS", "120")
+    before = torch.get_num_threads()
+    benchmark_whitening(rounds=1, threads=[1, 2])
+    assert torch.get_num_threads() == before
+    printed = capsys.readouterr().out
+    assert printed.index("1 threads") < printed.index("2 threads")
+    assert printed.count("tiny") >= 2
 
 
 def test_the_published_sizes_can_be_run():

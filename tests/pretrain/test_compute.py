@@ -1,6 +1,7 @@
 """Precision, accumulation and the cutting of a batch: numbers by hand, refusals with reasons."""
 
-import functools
+import contextlib
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from pretrain import compute
 from pretrain.batch_split import split_faults
 from pretrain.config import ComputeConfig, PretrainConfig
 from pretrain.distributed import Processes
+from pretrain.divergence import DivergedError
 from pretrain.engine import Trainer
 from pretrain.loss_config import LossConfig
 
@@ -147,9 +149,54 @@ def test_channels_last_and_compile_reach_the_model(
     assert tiny(compute={"precision": "bf16"}).identity() != tiny().identity()
 
 
-def test_fp16_scales_the_loss_and_skips_steps_that_overflow() -> None:
-    config = ComputeConfig(precision="fp16")
-    assert compute.grad_scaler(config, torch.device("cpu")).is_enabled()
-    assert not compute.grad_scaler(ComputeConfig(), torch.device("cpu")).is_enabled()
-    with compute.autocast(ComputeConfig(), torch.device("cpu")):
-        assert functools.partial(torch.is_autocast_enabled, "cpu")() is False
+@pytest.fixture
+def scaled(tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Trainer]:
+    """Return a function that makes a trainer with SGD; fp16's scaling on a CPU, in float32."""
+    monkeypatch.setattr(compute, "machine_faults", lambda *_: [])
+    monkeypatch.setattr(compute, "autocast", lambda *_: contextlib.nullcontext())
+
+    def make(precision: str) -> Trainer:
+        optimizer = {"name": "sgd", "lr": 0.1, "warmup_steps": 0}
+        config = tiny(compute={"precision": precision}, optimizer=optimizer)
+        trainer = Trainer(config, tmp_path, CPU)
+        trainer._set_rates()
+        return trainer
+
+    return make
+
+
+def test_fp16_scales_the_loss_and_not_the_step(scaled: Callable[[str], Trainer]) -> None:
+    views = torch.randn(2, 8, 3, 32, 32)
+    plain, trainer = scaled("float32"), scaled("fp16")
+    assert trainer.scaler.get_scale() == 2**16
+    for own, scaled_slope in zip(slopes(plain, views), slopes(trainer, views), strict=True):
+        torch.testing.assert_close(scaled_slope / 2**16, own, rtol=1e-3, atol=1e-6)
+    plain.update()
+    trainer.update()
+    for own, other in zip(plain.model.parameters(), trainer.model.parameters(), strict=True):
+        torch.testing.assert_close(other, own, rtol=1e-4, atol=1e-6)
+
+
+def test_fp16_leaves_out_steps_that_overflow_and_stops_where_all_do(
+    scaled: Callable[[str], Trainer],
+) -> None:
+    views, trainer = torch.randn(2, 8, 3, 32, 32), scaled("fp16")
+    before = [parameter.clone() for parameter in trainer.model.parameters()]
+    output = trainer.gradients(trainer.model, views)
+    first = next(trainer.model.parameters()).grad
+    assert first is not None
+    first.view(-1)[0] = math.inf
+    trainer._agree(output, views, 0)  # one overflow is nothing to stop for
+    trainer.update()
+    assert all(map(torch.equal, trainer.model.parameters(), before))
+    assert trainer.scaler.get_scale() == 2**15
+    trainer.scaler.load_state_dict(trainer.scaler.state_dict() | {"scale": 2.0**-15})
+    with pytest.raises(DivergedError, match="norm of the gradient became inf"):
+        trainer._agree(output, views, 0)
+
+
+def test_another_precision_scales_nothing() -> None:
+    assert not compute.grad_scaler(ComputeConfig(), CPU.device).is_enabled()
+    assert not compute.grad_scaler(ComputeConfig(precision="bf16"), CPU.device).is_enabled()
+    with compute.autocast(ComputeConfig(), CPU.device):
+        assert not torch.is_autocast_enabled("cpu")

@@ -3,7 +3,7 @@ import threading
 import pytest
 import torch
 
-from pretrain.cpu import in_parts, join, num_parts
+from pretrain.cpu import in_parts, num_parts, on_one_core, transposed
 from pretrain.losses import CWRGPLoss
 
 
@@ -21,7 +21,7 @@ def test_every_member_is_done_once_and_in_order(threads):
         lambda part, name: (part * 2, name), num_parts(x), x, ["a", "b", "c"][:threads]
     )
     assert [name for _, name in parts] == ["a", "b", "c"][:threads]
-    assert torch.equal(join([part for part, _ in parts]), x * 2)
+    assert torch.equal(torch.cat([part for part, _ in parts]), x * 2)
 
 
 def test_there_are_no_more_parts_than_members(threads):
@@ -45,12 +45,29 @@ def test_faults_reach_the_caller(threads):
         in_parts(fail, threads, torch.zeros(4, 1))
 
 
-def test_join_keeps_the_memory_order():
-    rows = [torch.rand(2, 3, 4), torch.rand(1, 3, 4)]
-    columns = [part.mT.contiguous().mT for part in rows]
-    assert join(rows).is_contiguous()
-    assert join(columns).mT.is_contiguous()
-    assert torch.equal(join(rows), join(columns))
+def test_parts_run_in_the_grad_and_inference_modes_of_the_caller(threads):
+    def modes(*_):
+        return torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+
+    x = torch.zeros(threads, 1)
+    for mode in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+        with mode():
+            want = modes()
+            assert in_parts(modes, threads, x) == [want] * threads
+            assert on_one_core(modes, threads) == want
+
+
+def test_work_between_parts_uses_one_core(threads):
+    assert on_one_core(torch.get_num_threads, threads) == 1 or threads == 1
+    assert torch.get_num_threads() == threads
+
+
+def test_transposed_members_are_new_memory_rows_first():
+    for x in (torch.rand(3, 70, 65), torch.rand(3, 65, 70).mT, torch.rand(2, 4, 1)):
+        turned, before = transposed(x), x.clone()
+        assert turned.is_contiguous() and torch.equal(turned, x.mT)
+        turned.zero_()
+        assert torch.equal(x, before)
 
 
 def test_the_number_of_threads_changes_nothing_but_rounding(threads):
@@ -95,4 +112,4 @@ def test_a_thread_that_cannot_start_is_an_error_and_not_a_wait_for_ever(monkeypa
     assert len(started) == 2
     assert threading.active_count() == alive
     assert torch.get_num_threads() == before
-    assert torch.equal(join(in_parts(lambda part: part + 1, 5, x)), x + 1)
+    assert torch.equal(torch.cat(in_parts(lambda part: part + 1, 5, x)), x + 1)

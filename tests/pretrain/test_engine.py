@@ -21,6 +21,7 @@ from pretrain.signals import EXIT_INTERRUPTED
 from pretrain.train import check_stage, pretrain
 
 Make = Callable[..., PretrainConfig]
+pytestmark = pytest.mark.usefixtures("small_net")
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
@@ -246,7 +247,9 @@ def test_every_second_epoch_is_kept_and_hooks_see_each(tiny: Make, tmp_path: Pat
     assert seen == [1, 2, 3]
     assert same(weights(tmp_path / "plain"), weights(tmp_path / "hooked"))
     probed = [entry for entry in logged(tmp_path / "hooked") if "probe/knn" in entry]
-    assert probed == [{"step": 2.0 * epoch, "probe/knn": 10.0 * epoch} for epoch in (1, 2, 3)]
+    assert [(e["step"], e["max_steps"], e["probe/knn"]) for e in probed] == [
+        (2, 7, 10), (4, 7, 20), (6, 7, 30),
+    ]  # fmt: skip
     state = torch.load(tmp_path / "hooked" / "epoch_0002.pth", weights_only=True)
     assert (state["step"], state["epoch"], state["step_in_epoch"]) == (4, 2, 0)
     state = torch.load(tmp_path / "hooked" / LAST, weights_only=True)
@@ -273,24 +276,6 @@ def test_the_covariance_term_ends_and_rates_follow_the_schedule(
     pretrain(tiny(**changes), tmp_path / "run")
     assert seen == [(0, 0.5), (1, 0.5), (2, 0.0), (3, 0.0)]
     assert [entry["lr"] for entry in logged(tmp_path / "run")] == pytest.approx([1, 1, 0.5, 0.5])
-
-
-def test_backbone_file_has_torchvisions_names_and_the_input(tiny: Make, tmp_path: Path) -> None:
-    pretrain(tiny(), tmp_path / "run")
-    content = torch.load(tmp_path / "run" / BACKBONE, weights_only=True)
-    assert set(content) == {"state_dict", "arch", "stem", "method", "input"}
-    assert (content["arch"], content["method"]) == ("resnet18", "w-mse")
-    assert content["stem"] == "imagenet"
-    assert len(content["state_dict"]) == 120
-    assert not any(name.startswith("fc") for name in content["state_dict"])
-    assert content["input"]["pixel_mean"] == pytest.approx([123.675, 116.28, 103.53])
-    assert content["input"]["pixel_std"] == pytest.approx([58.395, 57.12, 57.375])
-    trained = {
-        name.removeprefix("encoder."): value
-        for name, value in weights(tmp_path / "run").items()
-        if name.startswith("encoder.")
-    }
-    assert same(content["state_dict"], trained)
 
 
 def test_checks_before_the_start_name_bad_images_and_missing_folders(

@@ -1,16 +1,19 @@
 """Every data format as it lies on disk: pixels, labels, splits, and what is refused."""
 
 import importlib.util
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision import datasets
 
 from pretrain.config import DataConfig
-from pretrain.images import Images, open_images
+from pretrain.images import Images, open_images, read_image
 
 _SPEC = importlib.util.spec_from_file_location(
     "image_sets", Path(__file__).with_name("image_sets.py")
@@ -185,3 +188,31 @@ def test_folders_without_labels_and_mixed_layouts(tmp_path: Path) -> None:
     (tmp_path / "val").mkdir()
     with pytest.raises(ValueError, match="has test images but no folder train"):
         open_images(data(tmp_path, "imagefolder"))
+
+
+def png_with_text(text: bytes) -> bytes:
+    """A whole 10x10 PNG with a compressed comment."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        body = kind + content
+        return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 10, 10, 8, 2, 0, 0, 0))
+    comment = chunk(b"zTXt", b"a\0\0" + zlib.compress(text))
+    pixels = chunk(b"IDAT", zlib.compress(bytes(31 * 10)))
+    return b"\x89PNG\r\n\x1a\n" + header + comment + pixels + chunk(b"IEND", b"")
+
+
+def test_hostile_files_are_named_and_start_no_program(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(png_with_text(b"a comment"))
+    assert read_image(path).shape == (3, 10, 10)
+    path.write_bytes(png_with_text(bytes(5_000_000)))
+    with pytest.raises(ValueError, match=r"a\.png: not a readable image \(Decompressed data too"):
+        read_image(path)
+    path = tmp_path / "b.jpg"  # Pillow would hand its content to Ghostscript
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    with Image.open(path) as image:
+        assert image.format == "EPS"
+    with pytest.raises(ValueError, match=r"b\.jpg: not a readable image \(cannot identify"):
+        read_image(path)

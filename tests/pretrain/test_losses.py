@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from pretrain.loss_config import LossConfig
-from pretrain.losses import CWRGPLoss, WMSELoss, build_loss, covariance_penalty
+from pretrain.losses import CWRGPLoss, WMSELoss, build_loss
 from pretrain.whitening import full_precision, whiten
+from pretrain.whitening_loss import covariance_penalty
 
 # --- against whitening done step by step -----------------------------------------------------
 

@@ -1,4 +1,6 @@
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,13 +10,15 @@ from PIL import Image
 
 from pretrain.checkpoint import LAST
 from pretrain.config import PretrainConfig, TrainingProbeConfig
-from pretrain.features import open_labelled
+from pretrain.features import FrozenEncoder, open_labelled
 from pretrain.metrics_log import METRICS
 from pretrain.models import SelfSupervisedModel
+from pretrain.signals import EXIT_INTERRUPTED
 from pretrain.train import check_stage, pretrain
 from pretrain.training_probe import TrainingProbe, evenly
 
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("small_net")
 
 
 @pytest.fixture
@@ -46,7 +50,7 @@ def test_an_encoder_is_left_as_it_was(
     config = tiny(probe={"every_epochs": 1, "data": labelled, "k": 3})
     assert config.probe is not None
     model = SelfSupervisedModel(config.model).train()
-    model.encoder.layer1.eval()  # as somebody may freeze a part
+    model.encoder.get_submodule("1").eval()  # as somebody may freeze a part
     modes = [module.training for module in model.modules()]
     before = {name: value.clone() for name, value in model.state_dict().items()}
     random_state = torch.get_rng_state()
@@ -109,3 +113,25 @@ def test_faults_name_the_data(
         assert config.probe is not None
         with pytest.raises(ValueError, match=expected):
             TrainingProbe(config, config.probe)
+
+
+def test_a_signal_within_a_probe_ends_it_and_the_next_step_saves(
+    tiny: Callable[..., PretrainConfig], labelled: dict[str, object], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    original, seen = FrozenEncoder.features, []
+
+    def features(self: FrozenEncoder, images: torch.Tensor) -> torch.Tensor:
+        seen.append(len(images))
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, images)
+
+    monkeypatch.setattr(FrozenEncoder, "features", features)
+    config = tiny(checkpoint_every=100, probe={"every_epochs": 1, "data": labelled, "k": 3})
+    with pytest.raises(SystemExit) as stopped:
+        pretrain(config, tmp_path)
+    assert stopped.value.code == EXIT_INTERRUPTED
+    assert seen == [6]  # the test images; those of the bank were left alone
+    assert "asked to stop: the probe is left out" in caplog.text
+    assert torch.load(tmp_path / LAST, weights_only=True)["step"] == 3  # an epoch has two steps
+    assert "knn/top1" not in (tmp_path / METRICS).read_text("utf-8")

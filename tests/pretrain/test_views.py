@@ -125,3 +125,14 @@ def test_statistics_over_many_views_are_torchvisions(tiny: Make) -> None:
     error = (a.var(0) / count + b.var(0) / count).sqrt()
     assert bool(((a.mean(0) - b.mean(0)).abs() < 4 * error).all())
     assert torch.allclose(a.std(0), b.std(0), rtol=0.25)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_cannot_be_read_is_one_line(tiny: Make, workers: int) -> None:
+    config = with_colours(tiny, "on_device", workers)
+    (config.data.root / "07.png").write_bytes(b"no image")
+    loader = ViewLoader(config, open_images(config.data), CPU)
+    batches = loader.batches(0, [[1, 2], [7, 3]])
+    assert next(batches).shape[1] == 2
+    with pytest.raises(ValueError, match=r"\A\S*07\.png: not a readable image \([^\n]*\)\Z"):
+        next(batches)

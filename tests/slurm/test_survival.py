@@ -171,13 +171,13 @@ def test_killed_by_hand_without_accounting_is_known(project, monkeypatch) -> Non
 
 @pytest.mark.slow
 def test_time_limits_continue_in_as_many_jobs_as_configured(project) -> None:
-    project.behave("a", steps=46, step_s=1.0)
+    project.behave("a", steps=36, step_s=1.0)
     project.behave("b", steps=2000, step_s=1.0)
-    plan = project.plan(("a", "b"), short=True, timeout_min=1, save_s=15, max_jobs=3)
+    plan = project.plan(("a", "b"), short=True, timeout_min=1, save_s=30, max_jobs=3)
     project.run(plan)
     views = project.wait_done(plan, 300)
     assert {v.status for v in views.values() if v.backbone == "a"} == {"done"}
-    assert result(plan, "pretrain/a") == chain(46)
+    assert result(plan, "pretrain/a") == chain(36)
     assert 2 <= len(starts(plan, "pretrain/a")) <= 3
     assert views["pretrain/b"].status == "failed"
     assert "max_jobs" in str(views["pretrain/b"].reason)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -213,6 +214,24 @@ def test_the_companion_overwrites_neither_the_input_nor_a_strange_file(tmp_path:
             convert_checkpoint(source, tmp_path / "out.pkl")
         assert mine.read_text(encoding="utf-8") == text
     assert not (tmp_path / "out.pkl").exists()
+
+
+def test_a_file_in_the_place_of_a_folder(tmp_path: Path) -> None:
+    source = save_backbone(tmp_path / "in", "resnet18")
+    for place in ("in", "in/sub"):
+        with pytest.raises(ValueError, match=r"/in: is a file, wanted a folder to write OUTPUT"):
+            convert_checkpoint(source, tmp_path / place / "out.pkl")
+
+
+def test_what_a_killed_run_left_does_not_disturb_the_next(tmp_path: Path) -> None:
+    source, target = save_backbone(tmp_path / "in", "resnet18"), tmp_path / "out.pkl"
+    for pid in (os.getpid(), 1):
+        for suffix in ("pkl", "json"):
+            (tmp_path / f".out.{pid}.tmp.{suffix}").write_text("half", encoding="utf-8")
+    report = convert_checkpoint(source, target)
+    assert hashlib.sha256(target.read_bytes()).hexdigest() == report.output_sha256
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [".out.1.tmp.json", ".out.1.tmp.pkl", "in", "out.json", "out.pkl"]
 
 
 def test_an_older_output_stays_until_its_replacement_is_ready(

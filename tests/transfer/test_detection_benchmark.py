@@ -1,5 +1,6 @@
 """The benchmark's two loops do the same work, and its parts are those of an iteration."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,14 @@ from transfer.datasets import register
 from transfer.trainer import Trainer
 
 
+def test_all_images_are_one(tmp_path: Path) -> None:
+    data = draw_dataset(tmp_path, 64)
+    assert len({path.read_bytes() for path in data.images.glob("*.jpg")}) == 1
+    annotations = json.loads(data.annotations.read_text(encoding="utf-8"))["annotations"]
+    assert len(annotations) == 48
+    assert len({json.dumps([entry["bbox"], entry["category_id"]]) for entry in annotations}) == 6
+
+
 @pytest.mark.slow
 def test_both_loops_are_timed_and_learn_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -33,14 +42,17 @@ def test_both_loops_are_timed_and_learn_nothing(
     monkeypatch.setattr(benchmark, "build_model", lambda c: made.append(build(c)) or made[0])
     monkeypatch.setattr(benchmark, "WARM_UP", 0)
     steps: list[int] = []
+    trained: list[Any] = []
     original = Trainer.run_step
 
     def run_step(self: Trainer) -> None:
         steps.append(self.iter)
+        trained.append(self.model)
         original(self)
 
     monkeypatch.setattr(Trainer, "run_step", run_step)
     ratio, hooks_ms = trainer_against_plain(cfg, 2)
     assert ratio > 0 and hooks_ms > 0 and steps == [0, 1]
-    assert not any(bool(torch.isnan(p).any()) for p in made[0].parameters())
+    pairs = list(zip(made[0].parameters(), trained[0].parameters(), strict=True))
+    assert len(pairs) > 60 and all(torch.equal(plain, ours) for plain, ours in pairs)
     assert set(parts_of_a_step(cfg, 1)) == set(PARTS)

@@ -1,9 +1,10 @@
 """Every shipped detection config against the published recipe, and every model built.
 
-Sources: facebookresearch/moco, detection/ (commit 7397dfe): C4, VOC 24k, COCO C4 2x, RGB input with
-ImageNet's mean and std; detectron2's Base-RCNN-FPN and its 1x and 3x schedules; arXiv 1911.05722
-for 9k on VOC 2007, BatchNorm in the FPN, and 1x and 2x with R50-FPN; PaddleDetection's baselines on
-parts of COCO for 24 epochs.
+Read in public files: facebookresearch/moco, detection/ (commit 7397dfe), for C4, naiveSyncBN, VOC
+24k, COCO C4 2x, RGB input with ImageNet's mean and std; detectron2's Base-RCNN-FPN and its 1x and
+3x schedules. No file is published for the rest: 9k on VOC 2007, BatchNorm in the FPN, and 1x and 2x
+with R50-FPN are only named in papers (MoCo, arXiv 1911.05722), and where the rate drops in 9k, the
+2x of FPN and the schedules on parts of COCO are this project's choice, by analogy.
 """
 
 from pathlib import Path

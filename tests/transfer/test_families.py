@@ -14,7 +14,6 @@ import torchvision
 from torch import Tensor
 
 from transfer.checkpoints import read_backbone
-from transfer.convert import convert_checkpoint
 from transfer.keymap import to_detectron2
 
 HERE = Path(__file__).resolve()
@@ -96,18 +95,34 @@ def test_every_form_is_recognised_and_the_right_encoder_taken(
     assert backbone.detectron2["MODEL.RESNETS.STRIDE_IN_1X1"] is (family == "caffe2")
 
 
-@pytest.mark.parametrize("name", ["caffe2", "simclr-v2", "classyvision", "hugging-face"])
+BOTTLENECKS = ["caffe2", "simclr-v2", "classyvision", "hugging-face", "byol-deepmind"]
+
+
+@pytest.mark.parametrize("name", BOTTLENECKS)
 def test_tables_of_bottleneck_names_give_the_same_features(name: str, tmp_path: Path) -> None:
     state = {}
     for key, value in weights("resnet50").items():
         scale = (6 / value[0].numel()) ** 0.5 if value.ndim > 1 else 1.0
         state[key] = (value - 0.5 * (value.ndim > 1)) * scale if value.ndim else value
     content = {**published.files(state), **published.bottleneck_files(state)}[name][2]
-    report = convert_checkpoint(save(content, tmp_path / "weights"), tmp_path / "out.pkl")
-    num_entries = 265 if name == "caffe2" else 318
-    assert report.verification["entries_loaded"] == {"fpn": num_entries, "c4": num_entries}
-    assert report.largest_feature_difference < 1e-5
-    assert report.input["format"] == ("BGR" if name == "caffe2" else "RGB")
+    source, target = tmp_path / "weights", tmp_path / "out.pkl"
+    if name == "byol-deepmind":
+        source.write_bytes(pickle.dumps(content))
+    else:
+        save(content, source)
+    assert command.main([str(source), str(target)]) == 0
+    report = json.loads(target.with_suffix(".json").read_text(encoding="utf-8"))
+    assert report["family"] == name
+    num_entries = 265 if name in ("caffe2", "byol-deepmind") else 318
+    assert report["verification"]["entries_loaded"] == {"fpn": num_entries, "c4": num_entries}
+    assert report["largest_feature_difference"] < 1e-5
+    assert report["input"]["format"] == ("BGR" if name == "caffe2" else "RGB")
+    with target.open("rb") as file:
+        model = pickle.load(file)["model"]
+    assert len(model) == num_entries
+    for key, value in state.items():
+        if not key.endswith("tracked"):
+            assert torch.equal(torch.as_tensor(model[to_detectron2(key)]), value), key
 
 
 class Exclude:

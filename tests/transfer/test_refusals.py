@@ -21,6 +21,7 @@ from torch import Tensor
 from transfer.architecture import Architecture
 from transfer.checkpoints import Backbone, read_backbone
 from transfer.convert import convert_checkpoint
+from transfer.families import FAMILIES
 from transfer.keymap import ordered_names
 from transfer.verify import c4_model, not_loaded
 
@@ -90,6 +91,15 @@ def lightly_own(state: State) -> State:
     return {rename(name): value for name, value in state.items()} | {
         "backbone.0.weight": torch.ones(64, 3, 3, 3)
     }
+
+
+def lightly_zoo(state: State) -> State:
+    """Return lightly's own ResNet as its command line saves it: a norm of the input comes first."""
+    shifted = {
+        re.sub(r"\.(\d)\.", lambda m: f".{int(m[1]) + 1}.", name, count=1): value
+        for name, value in lightly_own(state).items()
+    }
+    return published.under("model.", shifted | {"backbone.0.weight": torch.ones(3)})
 
 
 def uneven(stem: int, width: int, res2: int, base: str = "resnet50") -> State:
@@ -166,12 +176,24 @@ REFUSED: dict[str, tuple[Callable[[State], Any], str]] = {
     "only a momentum encoder": (
         lambda s: {"state_dict": published.under("module.encoder_k.", s)},
         r"only the momentum encoder module\.encoder_k\. is readable; say --encoder module"),
-    "only a target's dict": (lambda s: {"target": {"state_dict": s}}, "only the momentum encoder"),
+    "only a target's dict": (lambda s: {"target": {"state_dict": s}}, "only the target network t"),
     "only a student": (lambda s: {"student": published.under("module.backbone.", s)},
-                       r"--encoder student\.module\.backbone to take it"),
-    "only an average": (lambda s: {"ema_state_dict": published.under("backbone.", s)}, "only the"),
+                       r"only the student network student\.module\.backbone is readable; "
+                       r"say --encoder student\.module\.backbone to take it"),
+    "only an average": (lambda s: {"ema_state_dict": published.under("backbone.", s)},
+                        r"only the averaged \(EMA\) weights ema_state_dict\.backbone is"),
+    "only a model's average": (lambda s: {"model_ema": published.under("module.", s)},
+                               r"only the averaged \(EMA\) weights model_ema\.module is"),
     "only a momentum backbone": (
-        lambda s: published.lightning(published.under("momentum_backbone.", s)), "only the"),
+        lambda s: published.lightning(published.under("momentum_backbone.", s)),
+        r"only the momentum encoder momentum_backbone\. is"),
+    "CLIP's stem": (lambda s: s | {"conv1.weight": torch.ones(32, 3, 3, 3),
+                                   "conv2.weight": torch.ones(32, 32, 3, 3)}, "deep stem"),
+    "VISSL's list of slices": (lambda s: {"type": "slice_list", "layers": ["a"]},
+                               "a list of the files that hold the weights"),
+    "lightly's zoo": (lightly_zoo, r"lightly's own ResNet \(3x3 stem"),
+    "a whole model in a dict": (lambda s: {"a": {"model": torchvision.models.resnet18()}},
+                                "a whole pickled model under 'a.model'"),
     "permuted names": (lambda s: {"online_backbone": permuted(s)},
                        r"m1\.bias stands where torchvision's order has bn1\.weight"),
     "two dicts at one path": (lambda s: {"a.b": s, "a": {"b": published.other(s)}},
@@ -254,6 +276,13 @@ def test_a_format_that_does_not_fit_is_refused_and_one_that_does_sets_the_input(
     torch.save({"state_dict": resnet(), "epoch": 1}, source)
     assert read_backbone(source).input["pixel_std"] == [58.395, 57.12, 57.375]
     assert read_backbone(source, format="simclr-v1").input["pixel_std"] == [255.0] * 3
+
+
+def test_help_lists_the_formats(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command.main(["--help"])
+    shown = "".join(capsys.readouterr().out.split())
+    assert all(family.name in shown for family in FAMILIES)
 
 
 def as_safetensors(state: State, path: Path, metadata: dict[str, str] | None = None) -> Path:

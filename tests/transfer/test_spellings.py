@@ -148,6 +148,15 @@ def test_names_as_bytes(tmp_path: Path) -> None:
         read(state | {b"conv1.weight": torch.ones(2)}, path)
 
 
+def test_shortcut_for_downsample_with_a_stem_of_7x7(tmp_path: Path) -> None:
+    state = resnet18()
+    names = {name.replace("downsample", "shortcut"): value for name, value in state.items()}
+    got = read({"state_dict": published.under("module.", names)}, tmp_path / "file")
+    assert same(got.state_dict, state)
+    with pytest.raises(ValueError, match="3x3 stem for small images"):
+        read(names | {"conv1.weight": torch.ones(64, 3, 3, 3)}, tmp_path / "file")
+
+
 class Frozen(dict[str, Any]):
     """Stands for haiku's frozen dict: pickled as a call of its class on a dict."""
 
