@@ -57,14 +57,16 @@ def execute(
 
     User errors are printed one a line on stderr and give exit code 2.
     """
-    console = Console()
+    console, root = Console(), ""
     try:
         options = options or Options()
         if command == "report" and config_file is None and len(overrides) == 2:
             return _compare(Path(overrides[0]), Path(overrides[1]))
         if config_file is None:
             raise ValueError(f"{command}: --config-file is missing")
-        return _action(command, options)(load_plan(config_file, overrides), console)
+        plan = load_plan(config_file, overrides)
+        root = str(plan.root)
+        return _action(command, options)(plan, console)
     except LockedError as holder:
         print(f"run_pipeline: another run works on this plan: {holder}", file=sys.stderr)
         return 2
@@ -72,8 +74,9 @@ def execute(
         for line in str(error).splitlines():
             print(f"run_pipeline: {line}", file=sys.stderr)
         return 2
-    except OSError as error:
-        print(f"run_pipeline: {error}", file=sys.stderr)
+    except OSError as error:  # a write that fails does not say which file it was, an open does
+        where = "" if error.filename or not root else f" (below {root})"
+        print(f"run_pipeline: {error}{where}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("run_pipeline: interrupted; the same command goes on from here", file=sys.stderr)

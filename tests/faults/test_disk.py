@@ -83,12 +83,12 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(project: Path, fre
     run = f"{sys.executable} run.py run"
     before = f"head -c {256 - free_kb}k /dev/zero > runs/ballast"
     after = "echo code $? >&2; cp -r runs kept; mount -o remount,size=100m runs"
-    answer = private(f"{{ {run}; {after}; {run}; cp -r runs finished; }}", 256, before)
+    answer = private(f"{{ {run}; {after}; {run} && cp -r runs finished; }}", 256, before)
     first, _, second = answer.stderr.partition("code ")
     assert "Traceback" not in answer.stderr, answer.stderr
     assert second.startswith(("1\n", "2\n")), answer.stderr
     if second.startswith("2\n"):
-        assert first.count("\n") == 1 and "No space left" in first, first
+        assert first.count("\n") == 1 and "No space left" in first and "runs/tiny" in first, first
     for manifest in Path("kept").glob("**/manifest.json"):
         json.loads(manifest.read_text("utf-8"))
     for report in Path("kept").glob("**/results.json"):
