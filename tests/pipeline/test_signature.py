@@ -49,7 +49,11 @@ def test_whatever_changes_the_result_changes_the_identity(change: dict[str, obje
 
 
 def test_data_paths_stay_out_of_detection_sets() -> None:
-    assert identity_of(CocoData(annotations="a.json", images="b")) == {"format": "coco"}
+    assert identity_of(CocoData(annotations="a.json", images="b")) == {
+        "format": "coco",
+        "fraction": None,
+        "subset_seed": 0,
+    }
 
 
 def test_differences_name_every_place() -> None:

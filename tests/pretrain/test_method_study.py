@@ -32,6 +32,7 @@ def test_every_row_is_measured_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     recipe = tiny(max_steps=1).model_dump(mode="json")
+    probe = probe.model_copy(update={"random_arch": "resnet18"})
     results = run_study({"one": recipe}, probe, [0, 1], tmp_path / "study")
     assert {name: sorted(row) for name, row in results.items()} == {
         "raw pixels": [0], "random features": [0, 1], "one": [0, 1]

@@ -1,4 +1,6 @@
 import json
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,17 @@ def write_images(folder: Path, count: int) -> None:
     folder.mkdir(parents=True)
     for index in range(count):
         Image.new("RGB", (64, 48), (40 * index, 99, 0)).save(folder / f"{index:03d}.jpg")
+
+
+@pytest.fixture(autouse=True)
+def no_left_handlers() -> Iterator[None]:
+    """Take away log handlers that a test has left: they write to a stream that is closed then."""
+    yield
+    for name in ("", "detectron2", "fvcore", "transfer"):
+        logger = logging.getLogger(name)
+        for handler in list(logger.handlers):
+            if type(handler) is logging.StreamHandler:
+                logger.removeHandler(handler)
 
 
 @pytest.fixture

@@ -96,7 +96,7 @@ def test_what_is_wrong_is_one_line(
 
 def test_the_command_line_is_that_of_detectron2(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr(command, "execute", lambda options: seen.append(vars(options)) or {})
+    monkeypatch.setattr(command, "execute", lambda options, _: seen.append(vars(options)) or {})
     line = ["--config-file", "f", "--num-gpus", "4", "--num-machines", "2", "--machine-rank", "1"]
     line += ["--dist-url", "tcp://n1:5", "--resume", "--eval-only", "SOLVER.BASE_LR", "1"]
     assert main(arguments=line) == 0
