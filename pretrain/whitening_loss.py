@@ -6,8 +6,11 @@ What is common to all losses, several processes included, is in `pretrain.losses
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from pretrain.distributed import broadcast_from_first, gather_with_gradient
 from pretrain.loss_config import LossConfig, sub_batch_faults, whitening_faults
@@ -94,7 +97,7 @@ class WhiteningLoss(nn.Module):
                 self._partition(x, channel_partition, generator),
             )
             loss, count = whitened_pair_distance(x, plan)
-            self.num_regularized = self.num_regularized.to(count.device) + count
+            self.num_regularized = self.num_regularized.to(count.device).add_(count)
             return loss if penalty is None else loss + self.covariance_weight * penalty
 
     @torch.no_grad()
@@ -154,17 +157,33 @@ class WhiteningLoss(nn.Module):
         return broadcast_from_first(drawn, device) if self._over == "batch" else drawn.to(device)
 
 
+class _CovariancePenalty(torch.autograd.Function):
+    """`covariance_penalty`; its derivative is made in the forward pass, so in full precision."""
+
+    @staticmethod
+    def forward(ctx: Any, embeddings: Tensor) -> Tensor:
+        _, N, D = embeddings.shape
+        centred = embeddings - embeddings.mean(-1, keepdim=True)
+        covariance = centred @ centred.mT / (D - 1)
+        covariance.diagonal(dim1=-2, dim2=-1).zero_()
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward((covariance @ centred).mul_(4.0 / (N * (D - 1))))
+        return covariance.square_().sum() / N
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor]:
+        (slope,) = ctx.saved_tensors
+        return (slope * grad,)
+
+
 def covariance_penalty(embeddings: Tensor) -> Tensor:
     """Return the squared off-diagonal covariances between samples of `embeddings` [V, N, D].
 
     The covariance of two samples is over their channels; the squares are summed over pairs and
     views and divided by N.
     """
-    _, N, D = embeddings.shape
-    centred = embeddings - embeddings.mean(-1, keepdim=True)
-    covariance = centred @ centred.mT / (D - 1)
-    diagonal = covariance.diagonal(dim1=-2, dim2=-1)
-    return (covariance.square().sum() - diagonal.square().sum()) / N
+    return _CovariancePenalty.apply(embeddings)  # type: ignore[no-any-return]
 
 
 def _draw_permutations(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:

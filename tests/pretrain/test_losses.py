@@ -132,6 +132,60 @@ def test_covariance_penalty_by_hand():
     assert covariance_penalty(x).item() == pytest.approx((16 + 16) / 2)
 
 
+def test_a_small_covariance_beside_large_variances_does_not_cancel():
+    # covariance 1e3 (1 - 0.999) / 3; the square of the first sample's variance, 2e6 / 3, holds
+    # all digits of float32
+    x = torch.tensor([[[1e3, -1e3, 0.0, 0.0], [1.0, 0.999, -1.0, -0.999]]])
+    assert covariance_penalty(x).item() == pytest.approx((1 / 3) ** 2, rel=1e-3)
+
+
+# --- backward passes -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [WMSELoss(8), WMSELoss(8, method="zca", groups=2), CWRGPLoss(4, 2, covariance_weight=0.3)],
+    ids=["cholesky", "groups", "cw-rgp"],
+)
+def test_any_layout_scale_and_number_of_backward_passes(embeddings, loss):
+    def value(x):
+        return loss(x, generator=torch.Generator().manual_seed(0))
+
+    x = embeddings(2, 16, 12)[..., : 6 if isinstance(loss, WMSELoss) else 12]
+    plain = x.clone(memory_format=torch.contiguous_format).requires_grad_()
+    (want,) = torch.autograd.grad(value(plain), plain)
+    wide = torch.zeros(16, 14, 4, dtype=x.dtype)
+    wide[:, 1 : x.shape[2] + 1, ::2] = x.permute(1, 2, 0)
+    before = wide.clone()
+    strided = wide.requires_grad_()[:, 1 : x.shape[2] + 1, ::2].permute(2, 0, 1)
+    result = value(strided)
+    for factor in (1.0, 2.0**16):  # the second as fp16's loss scaling would
+        (got,) = torch.autograd.grad(factor * result, strided, retain_graph=True)
+        torch.testing.assert_close(got, factor * want)
+    torch.autograd.grad(result, strided)
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(result, strided)
+    assert torch.equal(wide, before)
+    with torch.no_grad():
+        quiet = value(strided)
+    assert torch.equal(quiet, result) and not quiet.requires_grad
+    assert not value(x).requires_grad
+
+
+def test_a_loss_seen_in_inference_mode_can_still_be_trained_and_loaded():
+    x, loss = torch.ones(2, 8, 24), CWRGPLoss(4, 2)
+    with torch.inference_mode():
+        loss(x)
+    assert loss.regularized_count > 0
+    loss.load_state_dict(CWRGPLoss(4, 2).state_dict())
+    assert loss.regularized_count == 0
+    with torch.inference_mode():
+        loss(x)
+    counted = loss.regularized_count
+    loss(x.clone().requires_grad_()).backward()
+    assert loss.regularized_count == 2 * counted > 0
+
+
 # --- invariances -----------------------------------------------------------------------------
 
 
@@ -194,7 +248,11 @@ def test_an_empty_partition_keeps_channels_in_order(embeddings):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("loss", [WMSELoss(32), CWRGPLoss(8, 2)], ids=["w-mse", "cw-rgp"])
+@pytest.mark.parametrize(
+    "loss",
+    [WMSELoss(32), CWRGPLoss(8, 2), CWRGPLoss(8, 2, covariance_weight=0.3)],
+    ids=["w-mse", "cw-rgp", "covariance"],
+)
 def test_autocast_does_not_reach_the_whitening(embeddings, loss, dtype):
     x = embeddings(2, 32, 16, dtype=torch.float32)
 
