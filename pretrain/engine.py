@@ -209,6 +209,7 @@ class Trainer:
             devices = [self.processes.device] if self.processes.device.type == "cuda" else []
             with torch.random.fork_rng(devices=devices):
                 found = self.after_epoch(self)
+            self.processes.wait_for_all()  # here and not in nccl, which gives up sooner
             if found:
                 total = self.length.total_steps
                 report.write({"step": float(self.step), "max_steps": total, **found})
@@ -257,7 +258,7 @@ def step_metrics(trainer: Trainer, output: Output, loss: float) -> dict[str, flo
         "step": float(trainer.step),
         "loss": loss,
         "lr": float(trainer.optimizer.param_groups[0]["lr"]),
-        "regularized": float(getattr(trainer.loss, "regularized_count", 0)),
+        "regularized": regularized_count(trainer),
     }
     own = {"encoding": output.encoding[0], "embedding": output.embedding[0]}
     features = {name: gather_with_gradient(x.float()) for name, x in own.items()}
@@ -267,3 +268,12 @@ def step_metrics(trainer: Trainer, output: Output, loss: float) -> dict[str, flo
             whitened = gather_with_gradient(whitened)
         features["whitened"] = whitened
     return metrics | (centred_indicators(features) if trainer.processes.is_first else {})
+
+
+def regularized_count(trainer: Trainer) -> float:
+    """Return the ridges of all processes so far; every rank has to call this.
+
+    Under batch whitening each counts those of the global batch, else those of its own part.
+    """
+    counts = trainer.processes.exchange([float(getattr(trainer.loss, "regularized_count", 0))])
+    return counts[0][0] if trainer.config.loss.over == "batch" else sum(own for (own,) in counts)

@@ -20,7 +20,11 @@ def save(trainer: Trainer, name: str = LAST) -> None:
 
     The schedule has no state: it follows from the step.
     """
-    own = {"random": random_states(), "loss_generator": trainer.generator.get_state()}
+    own = {
+        "random": random_states(),
+        "loss_generator": trainer.generator.get_state(),
+        "loss": {name: value.cpu() for name, value in trainer.loss.state_dict().items()},
+    }
     ranks = trainer.processes.collect(own)
     if not trainer.processes.is_first:
         return
@@ -30,7 +34,6 @@ def save(trainer: Trainer, name: str = LAST) -> None:
         "step_in_epoch": trainer.step_in_epoch,
         "num_images": trainer.views.num_images,
         "model": trainer.model.state_dict(),
-        "loss": trainer.loss.state_dict(),
         "optimizer": trainer.optimizer.state_dict(),
         "scaler": trainer.scaler.state_dict(),
         "ranks": ranks,
@@ -52,10 +55,10 @@ def resume(trainer: Trainer) -> None:
     path, state = found
     _refuse_another_run(trainer, path, state)
     trainer.model.load_state_dict(state["model"])
-    trainer.loss.load_state_dict(state["loss"])
     trainer.optimizer.load_state_dict(state["optimizer"])
     trainer.scaler.load_state_dict(state["scaler"])
     own = state["ranks"][trainer.processes.rank]
+    trainer.loss.load_state_dict(own["loss"])
     trainer.generator.set_state(own["loss_generator"])
     restore_random_states(own["random"])
     trainer.step = state["step"]
@@ -80,6 +83,7 @@ def _found_by_first(trainer: Trainer) -> tuple[Path, dict[str, Any]] | None:
 
 def _refuse_another_run(trainer: Trainer, path: Path, state: dict[str, Any]) -> None:
     missing = {"config", "num_images", "ranks", "scaler"} - state.keys()
+    missing |= {"loss"} - next(iter(state.get("ranks", [])), {}).keys()
     if missing:
         raise ValueError(
             f"{path}: has no {', '.join(sorted(missing))}; it was written by another version of "

@@ -3,22 +3,24 @@
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from pretrain import run_state
 from pretrain.checkpoint import BACKBONE, LAST, PREVIOUS
 from pretrain.config import PretrainConfig
 from pretrain.distributed import Processes
 from pretrain.divergence import DIVERGENCE, DivergedError
-from pretrain.engine import Output, Trainer
+from pretrain.engine import Output, Trainer, regularized_count
 from pretrain.metrics_log import METRICS
 from pretrain.models import SelfSupervisedModel
 from pretrain.signals import EXIT_INTERRUPTED
 from pretrain.train import check_stage, pretrain
+from pretrain.whitening_loss import WhiteningLoss
 
 Make = Callable[..., PretrainConfig]
 pytestmark = pytest.mark.usefixtures("small_net")
@@ -98,6 +100,50 @@ def test_ridges_are_logged_and_counted_on_after_a_resume(
     assert torch.load(tmp_path / "run" / LAST, weights_only=True)["step"] == 2
     pretrain(tiny(), tmp_path / "run")  # two views, one sub-batch: two ridges a step
     assert [entry["regularized"] for entry in logged(tmp_path / "run")] == [2, 4, 6, 8, 10]
+
+
+class TwoProcesses(Processes):
+    """Rank 0 of two; the other one says 5 whatever it is asked, and has counted 5 ridges."""
+
+    def exchange(self, values: Sequence[float]) -> list[list[float]]:
+        return [list(values), [5.0] * len(values)]
+
+    def collect(self, entry: dict[str, object]) -> list[object]:  # type: ignore[override]
+        return [entry, {**entry, "loss": {"num_regularized": torch.tensor(5)}}]
+
+
+def test_ridges_of_channel_whitening_are_added_over_processes_and_kept_apart(
+    tiny: Make, tmp_path: Path
+) -> None:
+    sections = {
+        "batch": {},
+        "channels": {
+            "loss": {"name": "cw-rgp", "sub_batch": 4, "groups": 2},
+            "model": {"arch": "resnet18", "projector_hidden": 16, "embedding_dim": 32},
+        },
+    }
+    for over, wanted in (("batch", 2), ("channels", 2 + 5)):
+        trainer = Trainer(tiny(**sections[over]), tmp_path, TwoProcesses(torch.device("cpu")))
+        assert isinstance(trainer.loss, WhiteningLoss)
+        trainer.loss.num_regularized += 2
+        assert regularized_count(trainer) == wanted
+        run_state.save(trainer)
+        ranks = torch.load(tmp_path / LAST, weights_only=True)["ranks"]
+        assert [int(own["loss"]["num_regularized"]) for own in ranks] == [2, 5]
+
+
+def test_every_process_waits_for_what_the_first_does_after_an_epoch(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    monkeypatch.setattr(Processes, "wait_for_all", lambda _: order.append("wait"))
+
+    def after_epoch(trainer: Trainer) -> dict[str, float]:
+        order.append("hook")
+        return {}
+
+    Trainer(tiny(max_steps=4), tmp_path, Processes(torch.device("cpu")), after_epoch).train()
+    assert order == ["hook", "wait"] * 2
 
 
 def test_a_healthy_run_logs_no_ridge_and_a_white_output(tiny: Make, tmp_path: Path) -> None:
