@@ -59,7 +59,8 @@ def _pool(num_workers: int, process: int) -> ThreadPoolExecutor:
 def on_one_core() -> Iterator[None]:
     """Keep LAPACK calls and triangular solves from using several cores for a small matrix.
 
-    A second core makes them slower, up to three times at 64 x 64.
+    A second core makes them slower, up to three times at 64 x 64. Threads that compute already keep
+    their number; one that does so for the first time meanwhile stays on one core.
     """
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
