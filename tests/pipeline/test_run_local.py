@@ -17,6 +17,7 @@ from pipeline.plan import Plan, load_plan
 from pipeline.progress import Progress
 from pipeline.stage import StageKind
 from pipeline.store import FAILURE, LOG, MANIFEST, State, lock, read_state
+from transfer import data_check
 
 CONFIG = Path("configs/tiny.yaml")
 RUN = """
@@ -172,6 +173,24 @@ def test_faults_found_before_the_start_run_nothing(
     assert errors[0] == "run_pipeline: /a.jpg: not an image"
     assert sorted(errors[1:]) == sorted(odd)
     assert ran() == []
+
+
+def test_what_the_check_notes_is_told_once_and_stops_nothing(fakes: Path) -> None:
+    assert data_check.logger.name == "transfer.data_check"
+    plan = small_plan()
+    states = {stage.name: State("missing") for stage in plan.stages}
+    assert check_before_start(plan, states) == []
+    Path("notes.txt").write_text("/a.json: annotation 1: no width\nb [x]", encoding="utf-8")
+    notes = ["note: /a.json: annotation 1: no width", "note: b [x]"]
+    assert check_before_start(plan, states) == notes
+    Path("notes.txt").write_text("\n".join(map(str, range(22))), encoding="utf-8")
+    found = check_before_start(plan, states)
+    assert found[:20] == [f"note: {number}" for number in range(20)]
+    assert found[20:] == ["note: 2 more; tools/check_data.py shows them all"]
+    Path("check.txt").write_text("odd", encoding="utf-8")
+    with pytest.raises(ValueError, match="odd") as error:
+        check_before_start(plan, states)
+    assert "note: " not in str(error.value)
 
 
 def test_what_this_machine_lacks_stops_a_local_run_only(fakes: Path) -> None:
