@@ -145,7 +145,7 @@ def test_reports_of_two_folders_are_compared_and_init_writes_a_config(run_here: 
     answer = run_here("run_pipeline.py", "report")
     assert (answer.returncode, answer.stderr) == (
         2,
-        "run_pipeline: report: --config-file is missing\n",
+        "run_pipeline: report: --config-file is missing (or two runs' folders to compare)\n",
     )
     task = ROOT / "configs" / "transfer" / "digits_faster_rcnn_voc.yaml"
     arguments = ("--backbone", "random", "--task", f"voc={task}")
