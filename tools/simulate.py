@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--rates",
         type=Path,
         default=CONFIGS / "rates_v100.yaml",
-        help="speeds, as in rates_v100.yaml",
+        help="speeds (YAML)",
     )
     parser.add_argument(
         "--gpus", type=int, nargs="+", default=[8, 64, 512], help="cluster sizes (default 8 64 512)"
