@@ -75,6 +75,7 @@ def test_training_resuming_and_evaluating(
         (["MODEL.WEIGHTS", "x.pth"], "x.pth: no such file (MODEL.WEIGHTS)"),
         (["MODEL.WEIGHTS", "lonely.pkl"], "lonely.json: not there; make weights with"),
         (["DATASETS.TRAIN", "('cats',)"], "unknown data set cats; known: coco_2017_train"),
+        (["DATASETS.TEST", "('voc_2007_tset',)"], "set voc_2007_tset; did you mean voc_2007_test?"),
         (["DATALOADER.SAMPLER_TRAIN", "X"], "SAMPLER_TRAIN is 'X', wanted 'TrainingSampler'"),
         (["--eval-only"], "nothing to evaluate: MODEL.WEIGHTS is empty"),
         (["MODEL.ROI_HEADS.NUM_CLASSES", "3"], "NUM_CLASSES is 3, but digits_voc_test has 10"),
