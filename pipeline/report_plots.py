@@ -163,7 +163,7 @@ def scatter_plot(
         names = [_short(name) for name in places]
         dots = [(x, found.mean) for x, found in places.values()]
         figure.draw_without_rendering()  # limits and layout are settled by drawing
-        on_paper = axes.transData.transform(dots) * 72 / figure.dpi if dots else []
+        on_paper: Any = axes.transData.transform(dots) * 72 / figure.dpi if dots else []
         heights = label_heights(
             [(x, y, name) for (x, y), name in zip(on_paper, names, strict=True)]
         )
