@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +25,7 @@ from transfer.trainer import Trainer
 
 LOSSES = ("loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc")
 WRITE_PERIOD = 20  # iterations; detectron2's for both loops
-Loop = Iterator[None]
+Loop = Generator[None, None, None]
 
 
 class NoDetector(nn.Module):
@@ -94,6 +94,8 @@ def trainer_cost(cfg: CfgNode, blocks: int) -> Cost:
             for _ in range(WRITE_PERIOD):
                 next(loops[name])
             times[name].append(1e3 * (clock() - begin) / WRITE_PERIOD)
+    for loop in loops.values():
+        loop.close()
     pairs = list(zip(times["ours"], times["plain"], strict=True))[1:]
     return Cost(
         statistics.median(plain for _, plain in pairs), tuple(ours - plain for ours, plain in pairs)

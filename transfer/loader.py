@@ -44,7 +44,7 @@ def seed_generators(seed: int) -> None:
     random.seed(seed)
     numpy.random.seed(seed)
     torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed_all(seed)
 
 
