@@ -74,6 +74,10 @@ class Cost:
         first, third = self.quartiles
         return math.sqrt(math.pi / 2 / len(self.differences)) * (third - first) / 1.349
 
+    def least_step(self, share: float) -> float:
+        """Return the milliseconds of a step of which the added and two errors are this share."""
+        return max(0.0, self.added + 2 * self.standard_error) / share
+
 
 def trainer_cost(cfg: CfgNode, blocks: int) -> Cost:
     """Return what the trainer adds, as differences of neighbouring blocks of the two loops.

@@ -109,7 +109,9 @@ def test_the_cost_in_words_and_as_a_part_of_a_step() -> None:
     assert cost.added == 3 and cost.quartiles == (1.5, 4.5)
     # sqrt(pi / 2) / sqrt(5) times the deviation 3 / 1.349 of a normal distribution
     assert cost.standard_error == pytest.approx(1.2465, abs=1e-3)
-    assert "10.00 ms" in cost_line(cost, "x") and "adds 3.00 ms" in cost_line(cost, "x")
+    line = cost_line(cost, "x")  # 3 and twice 1.2465 are 2 % of 274.65 ms
+    assert all(part in line for part in ("10.00 ms", "adds 3.00 ms", "2 % of every step of 275 ms"))
+    assert Cost(10.0, (-5.0, -5.0, -5.0)).least_step(0.02) == 0
     row = row_of({"data": 0.1, "forward": 0.1, "backward": 0.2, "optimiser": 0.1}, cost)
     assert row == ["0.500", "0.100", "0.100", "0.200", "0.100", "4.00", "0.600 %"]
 
