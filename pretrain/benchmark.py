@@ -80,17 +80,26 @@ WHITENING_CASES = (
 
 
 def interleaved_ms(steps: dict[str, Step], rounds: int, device: torch.device) -> dict[str, float]:
-    """Return the median milliseconds of each step, timed in turns so that load hits all alike."""
+    """Return the median milliseconds of each step, timed in turns so that load hits all alike.
+
+    Every timed step follows an untimed one of its own: the step before leaves its data in the
+    caches, and its helper threads wait actively for milliseconds, which another's would pay for.
+    """
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for round_ in range(rounds + 2):
+    for _ in range(rounds + 1):
         for name, step in steps.items():
+            step()
+            _wait_for(device)
             begin = time.perf_counter()
             step()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            if round_ >= 2:
-                times[name].append(1e3 * (time.perf_counter() - begin))
-    return {name: statistics.median(values) for name, values in times.items()}
+            _wait_for(device)
+            times[name].append(1e3 * (time.perf_counter() - begin))
+    return {name: statistics.median(values[1:]) for name, values in times.items()}
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def peak_mb(step: Step, device: torch.device) -> float:

@@ -1,14 +1,14 @@
-"""What makes batches of small matrices fast on a CPU: both cores, and memory that stays mapped."""
+"""What makes batches of small matrices fast on a CPU: a core for each, memory that stays."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cache
 from threading import Barrier, BrokenBarrierError
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -55,51 +55,43 @@ def _pool(num_workers: int, process: int) -> ThreadPoolExecutor:
     return pool
 
 
-def num_parts(batch: Tensor) -> int:
-    """Return into how many parts to cut `batch` [B, ...]: one per core, but one off the CPU."""
-    return min(torch.get_num_threads(), len(batch)) if batch.device.type == "cpu" else 1
+@contextmanager
+def on_one_core() -> Iterator[None]:
+    """Keep LAPACK calls and triangular solves from using several cores for a small matrix.
 
-
-def in_parts(
-    function: Callable[..., Result], parts: int, *batches: Tensor | Sequence[Any]
-) -> list[Result]:
-    """Return what `function` returns for each of `parts` parts of `batches`.
-
-    Tensors [B, ...] are cut along B, equally many members or one more in each part; a sequence
-    already has an entry per part. Torch runs LAPACK calls and triangular solves of a batch one
-    after the other, so each part runs in a thread of its own, on a single core. A single part
-    runs here.
+    A second core makes them slower, up to three times at 64 x 64.
     """
-    cut = [b.tensor_split(parts) if isinstance(b, Tensor) else b for b in batches]
-    if parts == 1:
-        return [function(*part) for part in zip(*cut, strict=True)]
-    pool = _pool(parts, os.getpid())
-    grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
-    tasks = zip(*cut, strict=True)
-    futures = [pool.submit(_in_modes, grad, inference, function, *task) for task in tasks]
-    return [future.result() for future in futures]
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+def in_parts(function: Callable[[Tensor], Result], batch: Tensor) -> list[Result]:
+    """Return what `function` returns for each part of `batch` [B, ...]: one a core, one off a CPU.
+
+    The parts have equally many members or one more. Torch runs LAPACK calls of a batch one after
+    the other, so each part runs in a thread of its own, on a single core. A single part runs here.
+    """
+    on_cpu = batch.device.type == "cpu"
+    parts = batch.tensor_split(min(torch.get_num_threads(), len(batch)) if on_cpu else 1)
+    with on_one_core():
+        if len(parts) == 1:
+            return [function(batch)]
+        pool = _pool(len(parts), os.getpid())
+        grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        futures = [pool.submit(_in_modes, grad, inference, function, part) for part in parts]
+        return [future.result() for future in futures]
 
 
 def _in_modes(
-    grad: bool, inference: bool, function: Callable[..., Result], *arguments: Any
+    grad: bool, inference: bool, function: Callable[[Tensor], Result], part: Tensor
 ) -> Result:
-    """Return `function(*arguments)` in the modes of the caller's thread."""
+    """Return `function(part)` in the modes of the caller's thread."""
     with torch.inference_mode(inference), torch.set_grad_enabled(grad):
-        return function(*arguments)
-
-
-def on_one_core(function: Callable[..., Result], parts: int, *arguments: Any) -> Result:
-    """Return `function(*arguments)`, run between two calls of `in_parts` with as many parts.
-
-    In a thread of theirs: torch's own helper threads wait actively for milliseconds after they
-    had some work, on the cores that the parts want next.
-    """
-    if parts == 1:
-        return function(*arguments)
-    grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
-    return (
-        _pool(parts, os.getpid()).submit(_in_modes, grad, inference, function, *arguments).result()
-    )
+        return function(part)
 
 
 def transposed(batch: Tensor) -> Tensor:

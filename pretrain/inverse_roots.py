@@ -18,6 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pretrain.cpu import in_parts, on_one_core
 from pretrain.matmul_roots import inverse_root_by_matmul, iter_norm_weight
 from pretrain.root_derivatives import (
     CholeskyRoot,
@@ -54,7 +55,8 @@ def _without_non_finite(covariance: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def _cholesky(covariance: Tensor) -> CholeskyRoot:
-    lower, info = torch.linalg.cholesky_ex(covariance)
+    with on_one_core():
+        lower, info = torch.linalg.cholesky_ex(covariance)
     variances = covariance.diagonal(dim1=-2, dim2=-1)
     pivots = lower.diagonal(dim1=-2, dim2=-1)
     safe = pivots.square() > _tolerance(covariance) * variances
@@ -82,10 +84,16 @@ def _spoil(tensor: Tensor, broken: Tensor | None) -> Tensor:
     return torch.where(broken.reshape(-1, *[1] * (tensor.dim() - 1)), torch.nan, tensor)
 
 
+def _eigh(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Return eigenvalues (ascending) and vectors, part of the batch on each core of a CPU."""
+    values, vectors = zip(*in_parts(torch.linalg.eigh, covariance), strict=True)
+    return torch.cat(values), torch.cat(vectors)
+
+
 def _eigen(covariance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return U, s (ascending) of S = U diag(s²) Uᵀ, and how many members needed a ridge."""
     covariance, broken = _without_non_finite(covariance)
-    values, vectors = torch.linalg.eigh(covariance)
+    values, vectors = _eigh(covariance)
     singular = values[:, 0] <= _tolerance(covariance) * values[:, -1]
     ridge = torch.where(singular, _ridge(covariance), torch.zeros_like(values[:, 0]))
     values = values.clamp(min=0) + ridge[:, None]

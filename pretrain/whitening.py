@@ -13,13 +13,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pretrain.cpu import in_parts, num_parts, transposed
+from pretrain.cpu import transposed
 from pretrain.inverse_roots import METHODS, inverse_root
 from pretrain.loss_config import whitening_faults
 from pretrain.root_derivatives import InverseRoot
@@ -63,21 +64,26 @@ class Arrangement:
     groups: int
     order: Tensor | None = None
 
-    def cut(self, parts: int) -> list[Arrangement]:
-        """Return the arrangements of `parts` parts of the members."""
-        if self.order is None:
-            return [self] * parts
-        return [Arrangement(self.over, self.groups, o) for o in self.order.tensor_split(parts)]
+    @cached_property
+    def _rows(self) -> Tensor:
+        """Row numbers [M*D] of all members' channels, in the order of the groups."""
+        assert self.order is not None
+        M, D = self.order.shape
+        return (self.order + D * torch.arange(M, device=self.order.device)[:, None]).flatten()
 
-    def deal(self, channels: Tensor, members: Tensor | None = None) -> Tensor:
-        """Return `channels` [M, D, N] (or those of `members`) in the order of the groups."""
-        if self.order is not None:
-            return _select_rows(channels, self.order, members)
-        return channels if members is None else channels.index_select(0, members)
+    def deal(self, channels: Tensor) -> Tensor:
+        """Return `channels` [M, D, N] in the order of the groups."""
+        if self.order is None:
+            return channels
+        N = channels.shape[-1]
+        return channels.view(-1, N).index_select(0, self._rows).view_as(channels)
 
     def undeal(self, dealt: Tensor) -> Tensor:
         """Return `dealt` [M, D, N] with its channels in order: the inverse of `deal`."""
-        return dealt if self.order is None else _select_rows(dealt, inverse_permutation(self.order))
+        if self.order is None:
+            return dealt
+        rows, N = inverse_permutation(self._rows), dealt.shape[-1]
+        return dealt.view(-1, N).index_select(0, rows).view_as(dealt)
 
     def to_variables(self, dealt: Tensor) -> Tensor:
         """Return the variables [M*G, k, n] of `dealt` [M, D, N]; a view."""
@@ -94,15 +100,6 @@ class Arrangement:
     def centre_(self, channels: Tensor) -> Tensor:
         """Subtract from `channels`, in place, the mean over samples or over all channels."""
         return channels.sub_(channels.mean(2 if self.over == "batch" else 1, keepdim=True))
-
-
-def _select_rows(channels: Tensor, order: Tensor, members: Tensor | None = None) -> Tensor:
-    """Return the rows `order` [M, D] of `channels` [M, D, N], or of its `members` [M]."""
-    D, N = channels.shape[1:]
-    if members is None:
-        members = torch.arange(len(order), device=order.device)
-    rows = (order + D * members[:, None]).flatten()
-    return channels.view(-1, N).index_select(0, rows).view(-1, D, N)
 
 
 @dataclass(frozen=True)
@@ -139,16 +136,17 @@ class Whitening:
         return inverse_root(covariance, self.method, self.newton_iterations)
 
     def forward(self, x: Tensor, arrangement: Arrangement) -> tuple[Whitened, Tensor]:
-        """Return the whitened members `x` [m, N, D], and their channels by rows [m, D, N]."""
+        """Return the whitened members `x` [M, N, D], and in new memory their channels [M, D, N]."""
         channels = arrangement.centre_(transposed(x))
         variables = arrangement.to_variables(arrangement.deal(channels))
         root = self.root(variables)
         output = root.apply(variables)
         whitened = Whitened(root, output, variables if root.needs_variables else None)
-        return whitened, arrangement.undeal(arrangement.from_variables(output))
+        white = arrangement.undeal(arrangement.from_variables(output))
+        return whitened, white.clone() if arrangement.order is None else white
 
     def backward(self, slope: Tensor, arrangement: Arrangement, whitened: Whitened) -> Tensor:
-        """Return dL/dx [m, N, D] for the `slope` of the dealt channels, which it may overwrite."""
+        """Return dL/dx [M, N, D] for the `slope` of the dealt channels, which it may overwrite."""
         variables = arrangement.to_variables(slope)
         variables = whitened.pull_back(variables, self.scale(variables.shape[-1]))
         channels = arrangement.undeal(arrangement.from_variables(variables))
@@ -174,30 +172,17 @@ class _Whiten(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, arrangement: Arrangement, whitening: Whitening) -> Tensor:
-        parts = num_parts(x)
-
-        def whiten_part(x: Tensor, arrangement: Arrangement) -> tuple[Whitened, Tensor]:
-            part, channels = whitening.forward(x, arrangement)
-            return part, transposed(channels)
-
-        done = in_parts(whiten_part, parts, x, arrangement.cut(parts))
-        save_for_backward(ctx, [arrangement, whitening, [part for part, _ in done]])
-        return torch.cat([white for _, white in done])
+        whitened, channels = whitening.forward(x, arrangement)
+        save_for_backward(ctx, [arrangement, whitening, whitened])
+        return transposed(channels)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         arrangement, whitening, whitened = saved(ctx)
-        parts = len(whitened)
-
-        def pull_back_part(grad: Tensor, arrangement: Arrangement, part: Whitened) -> Tensor:
-            slope = arrangement.deal(transposed(grad))
-            result: Tensor = whitening.backward(slope, arrangement, part)
-            return result
-
         with full_precision(grad.device):
-            slopes = in_parts(pull_back_part, parts, grad, arrangement.cut(parts), whitened)
-            return torch.cat(slopes), None, None
+            slope = arrangement.deal(transposed(grad))
+            return whitening.backward(slope, arrangement, whitened), None, None
 
 
 def whiten(  # noqa: PLR0913 - the settings of one formula

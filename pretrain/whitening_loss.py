@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pretrain.distributed import broadcast_from_first, gather_with_gradient
 from pretrain.loss_config import LossConfig, sub_batch_faults, whitening_faults
 from pretrain.loss_input import check_views, computed, refuse
-from pretrain.pair_distance import Plan, whitened_pair_distance
+from pretrain.whitened_pairs import Plan, whitened_pair_distance
 from pretrain.whitening import (
     Arrangement,
     Whitening,
