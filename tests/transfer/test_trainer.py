@@ -10,6 +10,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
+from transfer import trainer as trainer_module
 from transfer.command import read_config
 from transfer.hooks import EXIT_INTERRUPTED, StopOnSignal
 from transfer.trainer import Trainer, share_buffers
@@ -97,3 +98,16 @@ def test_all_processes_take_the_first_ones_statistics(monkeypatch: pytest.Monkey
     assert torch.equal(norm.running_mean, sent) and torch.equal(norm.running_var, sent)
     assert norm.num_batches_tracked == 7
     assert torch.equal(norm.weight, torch.ones(3))
+
+
+def test_statistics_are_shared_before_an_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(trainer_module, "share_buffers", lambda _: done.append("share"))
+    monkeypatch.setattr(comm, "is_main_process", lambda: False)
+
+    def test(cfg: object, model: object) -> dict[str, Any]:
+        done.append("test")
+        return {}
+
+    trainer: Any = SimpleNamespace(is_complete=True, cfg=None, model=None, test=test)
+    assert Trainer.evaluate(trainer) == {} and done == ["share", "test"]
