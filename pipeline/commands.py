@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.changes import changed_lines
 from pipeline.collect import all_states, collect, report_dir, report_key
 from pipeline.entry import Options, execute
 from pipeline.executors import check_before_start, run_local
@@ -38,12 +39,19 @@ def run(plan: Plan, console: Console, only: tuple[str, ...] = ()) -> int:
         states = all_states(part)
         num_done = sum(state.status == "done" for state in states.values())
         console.print(f"{plan.config.name}: {len(part.stages)} stages, {num_done} already done")
-        check_before_start(part, states)
+        tell(console, changed_lines(part.stages, states))
+        tell(console, check_before_start(part, states))
         with Progress(console, len(part.stages), num_done) as progress:
             states = run_local(part, progress)
         make_report(plan)
     show_report(plan, console)
     return 1 if any(state.status == "failed" for state in states.values()) else 0
+
+
+def tell(console: Console, lines: list[str]) -> None:
+    """Print lines as they are, however wide."""
+    for line in lines:
+        console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def refuse_queued(plan: Plan) -> None:
@@ -69,6 +77,7 @@ def show_plan(plan: Plan, console: Console) -> int:
         needs = ", ".join(source.name for source in stage.inputs.values())
         table.add_row(stage.name, stage.signature, needs, _state_text(states[stage.name]))
     console.print(table)
+    tell(console, changed_lines(plan.stages, states))
     waiting = sum(state.status != "done" for state in states.values())
     console.print(f"{len(plan.stages)} stages, {waiting} to run; folder {plan.root}")
     return 0

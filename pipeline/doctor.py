@@ -29,7 +29,10 @@ REQUIRED = (
 )  # fmt: skip
 # What a data set is, and one path below $DETECTRON2_DATASETS that shows it is there.
 DATASETS = {
-    "embedded digits": ("digits/coco/annotations/instances_train2017.json", "make demo draws them"),
+    "embedded digits": (
+        "digits/coco/annotations/instances_train2017.json",
+        "python tools/make_digits.py draws them",
+    ),
     "VOC 2007": ("VOC2007/ImageSets/Main/trainval.txt", "put VOCdevkit/VOC2007 there"),
     "VOC 2012": ("VOC2012/ImageSets/Main/trainval.txt", "put VOCdevkit/VOC2012 there"),
     "COCO 2017": (

@@ -63,7 +63,8 @@ def execute(
         if command == "report" and config_file is None and len(overrides) == 2:
             return _compare(Path(overrides[0]), Path(overrides[1]))
         if config_file is None:
-            raise ValueError(f"{command}: --config-file is missing")
+            or_two = " (or two runs' folders to compare)" if command == "report" else ""
+            raise ValueError(f"{command}: --config-file is missing{or_two}")
         plan = load_plan(config_file, overrides)
         root = str(plan.root)
         return _action(command, options)(plan, console)

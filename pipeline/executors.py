@@ -18,14 +18,17 @@ from pipeline.plan import Plan
 from pipeline.progress import Progress
 from pipeline.stage import STAGE_KINDS, Stage
 from pipeline.store import METRICS, State, check_config, prepare, read_state
+from pipeline.worker import NOTE
 
 POLL_S = 0.5
+MAX_NOTES = 20
 
 
-def check_before_start(plan: Plan, states: dict[str, State], *, here: bool = True) -> None:
+def check_before_start(plan: Plan, states: dict[str, State], *, here: bool = True) -> list[str]:
     """Ask every stage that still has to run whether it can: data, images, configs, checkpoints.
 
-    `here` asks too whether this machine has the GPUs; elsewhere the cluster knows.
+    Returns what stops nothing but should be known, such as boxes that training leaves out. `here`
+    asks too whether this machine has the GPUs; elsewhere the cluster knows.
 
     Raises:
         ValueError: one line for every fault.
@@ -40,7 +43,7 @@ def check_before_start(plan: Plan, states: dict[str, State], *, here: bool = Tru
         named = job | {"source": stage.source}
         jobs.setdefault(json.dumps(job, sort_keys=True), named)  # seeds share one check
     if not jobs:
-        return
+        return []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "jobs.json"
         path.write_text(json.dumps(list(jobs.values())), encoding="utf-8")
@@ -55,6 +58,10 @@ def check_before_start(plan: Plan, states: dict[str, State], *, here: bool = Tru
     if answer.returncode != 0:
         last = (answer.stderr.strip().splitlines() or ["no message"])[-1]
         raise ValueError(f"the check before the start broke: {last}")
+    notes = [line for line in answer.stdout.splitlines() if line.startswith(NOTE)]
+    hidden = len(notes) - MAX_NOTES
+    more = [f"{NOTE}{hidden} more; tools/check_data.py shows them all"] if hidden > 0 else []
+    return notes[:MAX_NOTES] + more
 
 
 def run_local(plan: Plan, progress: Progress) -> dict[str, State]:

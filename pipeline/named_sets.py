@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from pipeline.config import PipelineConfig
+from pipeline.hints import unknown
 from pipeline.yaml_config import faults_of, load_changed, load_yaml
-from transfer.config import CocoData, VocData, datasets_root, known_datasets
+from transfer.config import KNOWN_DATASETS, CocoData, VocData, datasets_root, known_datasets
 
 # Halves of trainval, which the field trains on; two boxes of VOC 2012 (2011_003353, 2011_006777)
 # lie between pixels, which only an evaluation minds.
@@ -94,8 +95,9 @@ def unused(name: str, data: CocoData | VocData) -> NamedSet:
 
 
 def unknown_set(name: str, path: Path | str, known: dict[str, Any]) -> str:
-    """Return the fault of a name that no set has."""
-    return f"{path}: unknown data set {name!r}; known: {', '.join(sorted(known))}"
+    """Return the fault of a name that no set has; sets of one's own are listed first."""
+    names = sorted(known, key=lambda name: (name in KNOWN_DATASETS, name))
+    return f"{path}: {unknown('data set', name, names)}"
 
 
 def dataset_names(content: dict[str, Any], path: Path) -> tuple[dict[str, list[str]], list[str]]:

@@ -15,12 +15,15 @@ from pydantic import ValidationError
 from pipeline.config import PipelineConfig
 from pipeline.editor_schemas import write_schemas
 from pipeline.files import write_text
+from pipeline.named_sets import dataset_names
 from pipeline.yaml_config import faults_of, load_yaml
+from pretrain.config import PretrainConfig
 
 EXAMPLE = """examples:
   python tools/run_pipeline.py init mine.yaml          # asks
   python tools/run_pipeline.py init mine.yaml --backbone random --backbone moco=weights/moco.pth \\
       --task voc=configs/transfer/digits_faster_rcnn_voc.yaml --seeds 0,1,2 --executor slurm"""
+YAML = (".yaml", ".yml")
 SCHEMA = Path(__file__).resolve().parents[1] / "configs" / "schemas" / "pipeline.schema.json"
 HEADER = """\
 # yaml-language-server: $schema={schema}
@@ -152,9 +155,11 @@ def write_config(target: Path, answers: Answers) -> None:
         if path and not Path(path).is_file()
     ]
     faults += [
-        f"{path}: not a config ({error})"
-        for _, path in (*answers.tasks, *answers.backbones)
-        if path.endswith((".yaml", ".yml")) and Path(path).is_file() and (error := _unread(path))
+        fault
+        for pairs, faults_in in ((answers.tasks, _task_faults), (answers.backbones, _recipe_faults))
+        for _, path in pairs
+        if path.endswith(YAML) and Path(path).is_file()
+        for fault in faults_in(Path(path))
     ]
     try:
         PipelineConfig.model_validate(yaml.safe_load(text))
@@ -166,12 +171,23 @@ def write_config(target: Path, answers: Answers) -> None:
     write_text(target, text)
 
 
-def _unread(path: str) -> str:
+def _task_faults(path: Path) -> list[str]:
+    """Return why a file is not a detectron2 config that names data sets."""
     try:
-        load_yaml(Path(path))
+        return dataset_names(load_yaml(path), path)[1]
     except ValueError as error:
-        return str(error)
-    return ""
+        return [f"{path}: not a config ({error})"]
+
+
+def _recipe_faults(path: Path) -> list[str]:
+    """Return why a file is not a pretraining config."""
+    try:
+        PretrainConfig.model_validate(load_yaml(path))
+    except ValidationError as error:
+        return faults_of(error, str(path), PretrainConfig)
+    except ValueError as error:
+        return [f"{path}: not a config ({error})"]
+    return []
 
 
 def config_text(target: Path, answers: Answers) -> str:
@@ -200,7 +216,7 @@ def config_text(target: Path, answers: Answers) -> str:
 def _backbone(target: Path, name: str, path: str) -> dict[str, object]:
     if not path:
         return {"name": name, "random": True}
-    if path.endswith((".yaml", ".yml")):
+    if path.endswith(YAML):
         return {"name": name, "pretrain": _relative(target, path)}
     return {"name": name, "checkpoint": path}
 

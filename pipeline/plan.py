@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from pipeline.agreement import disagreements, stem_fault
 from pipeline.config import BackboneConfig, PipelineConfig, ProbeEntry, TaskConfig
@@ -21,7 +22,7 @@ from pipeline.yaml_config import apply_overrides, faults_of, load_changed, load_
 from pretrain.config import DataConfig, PretrainConfig
 from pretrain.data_layouts import Split
 from pretrain.probe_config import ProbeConfig
-from transfer.config import ConvertConfig, FinetuneConfig, known_datasets
+from transfer.config import ConvertConfig, DetectionData, FinetuneConfig, known_datasets
 
 Config = TypeVar("Config", bound=BaseModel)
 Value = TypeVar("Value")
@@ -82,19 +83,33 @@ def _faults_in_named_files(content: dict[str, Any], config_file: Path) -> list[s
                 parts[key].append(model.model_validate(entry))
             except ValidationError:
                 continue
+    datasets, unread = _declared_sets(content.get("datasets"))
     config = PipelineConfig.model_construct(
         name="unchecked",
         backbones=tuple(parts["backbones"]),
         tasks=tuple(parts["tasks"]),
         probes=tuple(parts["probes"]),
         seeds=(0,),
-        datasets={},
+        datasets=datasets,
         num_pictures=1,
         output_dir=Path("runs"),
     )
     builder = _Builder(config, config_file.parent)
+    builder.unread_datasets = unread
     builder.build()
     return list(dict.fromkeys(builder.faults))
+
+
+def _declared_sets(section: Any) -> tuple[dict[str, DetectionData], frozenset[str]]:
+    """Return the sets that a broken config declares soundly, and the names of the others."""
+    declared: dict[str, DetectionData] = {}
+    names = [str(name) for name in section] if isinstance(section, dict) else []
+    for name in names:
+        with contextlib.suppress(ValidationError):
+            declared[name] = TypeAdapter[DetectionData](DetectionData).validate_python(
+                section[name]
+            )
+    return declared, frozenset(names) - declared.keys()
 
 
 class _Builder:
@@ -107,6 +122,7 @@ class _Builder:
         self.root = config.output_dir / config.name
         self.faults: list[str] = []
         self.known_datasets = known_datasets() | dict(config.datasets)
+        self.unread_datasets: frozenset[str] = frozenset()
         self.pretrain_configs: dict[str, PretrainConfig] = {}
         self.data_identities: dict[str, dict[str, Any] | None] = {}
         self.image_identities: dict[
@@ -254,6 +270,8 @@ class _Builder:
         names, faults = dataset_names(content, path)
         self.faults += faults
         for name in (name for held in names.values() for name in held):
+            if name in self.unread_datasets:
+                continue
             if name not in self.known_datasets:
                 self.faults.append(unknown_set(name, path, self.known_datasets))
                 continue

@@ -111,6 +111,11 @@ def _values(results: Results, backbone: str, task: str, metric: str) -> dict[int
 def config_changes(a: Finished, b: Finished) -> list[str]:
     """Return what differs in the stages' configs; a difference of several stages is told once."""
     lines = [
+        f"{found.folder}: the folders of its stages are gone, and their configs with them"
+        for found in (a, b)
+        if found.results.rows and not found.configs
+    ]
+    lines += [
         f"only in {found.folder}: {name}"
         for found, other in ((a, b), (b, a))
         for name in found.configs

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 
 from pipeline.report_data import Cell, Curve, Spread, finite
 
+LABEL_SIZE, LABEL_RIGHT, LABEL_UP = 8.0, 6.0, 4.0  # points
 INK, QUIET, GRID = "#1f2428", "#656d76", "#d8dee4"
 PAGE = "#ffffff"
 BASELINE = "#8c959f"
@@ -155,15 +156,40 @@ def scatter_plot(
                 x, found.mean, yerr=found.std or 0.0, fmt="o", color=palette[name], capsize=3,
                 markersize=5, elinewidth=1.1,
             )  # fmt: skip
-            axes.annotate(
-                _short(name), (x, found.mean), xytext=(6, 4), textcoords="offset points",
-                fontsize=8, parse_math=False,
-            )  # fmt: skip
         axes.set_xlabel(labels[0], parse_math=False)
         axes.set_ylabel(labels[1], parse_math=False)
         axes.grid(color=GRID, linewidth=0.6)
         axes.margins(0.18, 0.12)
+        names = [_short(name) for name in places]
+        dots = [(x, found.mean) for x, found in places.values()]
+        figure.draw_without_rendering()  # limits and layout are settled by drawing
+        on_paper: Any = axes.transData.transform(dots) * 72 / figure.dpi if dots else []
+        heights = label_heights(
+            [(x, y, name) for (x, y), name in zip(on_paper, names, strict=True)]
+        )
+        for name, dot, height in zip(names, dots, heights, strict=True):
+            axes.annotate(
+                name, dot, xytext=(LABEL_RIGHT, height), textcoords="offset points",
+                fontsize=LABEL_SIZE, parse_math=False,
+            )  # fmt: skip
         return _save(figure, fmt)
+
+
+def label_heights(dots: Sequence[tuple[float, float, str]]) -> list[float]:
+    """Return how far above its dot (x, y, label; in points) each label stands, none on another."""
+    heights = [0.0] * len(dots)
+    placed: list[tuple[float, float, float]] = []  # left, right, bottom; lowest first
+    for number in sorted(range(len(dots)), key=lambda index: dots[index][1]):
+        x, y, label = dots[number]
+        left, bottom = x + LABEL_RIGHT, y + LABEL_UP
+        right = left + 0.6 * LABEL_SIZE * len(label)
+        for other_left, other_right, other_bottom in sorted(placed, key=lambda place: place[2]):
+            beside = left < other_right and other_left < right
+            if beside and abs(bottom - other_bottom) < LABEL_SIZE + 1:
+                bottom = other_bottom + LABEL_SIZE + 1
+        placed.append((left, right, bottom))
+        heights[number] = bottom - y
+    return heights
 
 
 def curve_series(

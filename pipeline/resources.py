@@ -6,6 +6,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from pipeline.hints import unknown
 from pipeline.stage import STAGE_KINDS
 
 REPORT = "report"
@@ -103,8 +104,8 @@ class ResourcesConfig(BaseModel):
     def _check(self) -> Self:
         known = [*STAGE_KINDS, REPORT]
         given = self.__pydantic_extra__ or {}
-        unknown = [name for name in given if name not in known]
-        faults = [f"{name}: no such stage; known: default, {', '.join(known)}" for name in unknown]
+        names = ["default", *known]
+        faults = [unknown("stage", name, names) for name in given if name not in known]
         for kind in known:
             merged = self.of(kind)
             if merged.max_jobs > 1 and merged.save_s >= merged.timeout_min * 60:

@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.hints import unknown
 from pipeline.plan import Plan
 from pipeline.slurm.states import View, last_lines, read_views
 from pipeline.store import Status
@@ -51,9 +52,10 @@ def show_log(plan: Plan, console: Console, name: str | None) -> int:
         ValueError: there is no such stage, or it has no log yet.
     """
     views, _ = read_views(plan)
+    if name is None:
+        raise ValueError(f"logs: --stage is missing; {plan.config.name} has {', '.join(views)}")
     if name not in views:
-        known = ", ".join(list(views)[:8]) + (", ..." if len(views) > 8 else "")
-        raise ValueError(f"--stage {name}: no such stage; known: {known}")
+        raise ValueError(f"--stage: {unknown('stage', name, views)}")
     path = Path(views[name].log)
     if not path.exists():
         raise ValueError(f"{path}: {name} has not written a log yet")

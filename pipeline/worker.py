@@ -1,7 +1,8 @@
 """The child process that runs one stage, or checks many before any of them starts.
 
 python -m pipeline.worker run RUN_DIR       exit 0 done, 1 failed, 75 interrupted, 76 locked
-python -m pipeline.worker check JOBS.json   prints one fault a line, exit 2 if there are any
+python -m pipeline.worker check JOBS.json   prints one fault a line, exit 2 if there are any, else
+                                            what the check of the data sets notes
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from pipeline.store import write_manifest as finish
 EXIT_INTERRUPTED = 75
 EXIT_LOCKED = 76
 PR_SET_PDEATHSIG = 1
+NOTES_FROM, NOTE = "transfer.data_check", "note: "
 
 
 def main(arguments: list[str]) -> int:
@@ -46,11 +48,25 @@ def main(arguments: list[str]) -> int:
     if len(arguments) == 2 and arguments[0] == "run":
         return run(Path(arguments[1]))
     if len(arguments) == 2 and arguments[0] == "check":
+        notes = Notes()
+        logging.getLogger(NOTES_FROM).addHandler(notes)
         faults = check(json.loads(Path(arguments[1]).read_text(encoding="utf-8")))
-        print("\n".join(faults))
+        print("\n".join(faults or dict.fromkeys(notes.lines)))
         return 2 if faults else 0
     print(__doc__, file=sys.stderr)
     return 2
+
+
+class Notes(logging.Handler):
+    """Keeps what is logged, a line each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the message."""
+        self.lines.append(NOTE + record.getMessage())
 
 
 def die_with_parent() -> None:

@@ -23,10 +23,15 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--config-file", type=Path, required=True, help="pipeline config (YAML)")
     parser.add_argument(
-        "--rates", type=Path, default=CONFIGS / "rates_v100.yaml", help="what the machines do"
+        "--rates",
+        type=Path,
+        default=CONFIGS / "rates_v100.yaml",
+        help="speeds (YAML)",
     )
-    parser.add_argument("--gpus", type=int, nargs="+", default=[8, 64, 512])
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument(
+        "--gpus", type=int, nargs="+", default=[8, 64, 512], help="cluster sizes (default 8 64 512)"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     options = parser.parse_intermixed_args(arguments)
     try:
         plan = load_plan(options.config_file, options.overrides, on_paper=True)

@@ -1,8 +1,8 @@
 """Timings of fine-tuning; `tools/benchmark.py detection` prints them.
 
 On a GPU at 800 pixels with and without AMP, on a CPU at 128 pixels and with 16 instead of 512
-proposals an image. All images are copies of one, unflipped; both loops begin with the same weights
-and, the learning rate being 0, keep them: every step is the same work.
+proposals an image. All images are copies of one, unflipped, and the learning rate is 0: every step
+is the same work.
 """
 
 from __future__ import annotations
@@ -14,25 +14,19 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import build_detection_train_loader
-from detectron2.engine import default_writers
-from detectron2.modeling import build_model
-from detectron2.solver import build_lr_scheduler, build_optimizer
-from detectron2.utils import comm
-from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 
+from transfer.benchmark_trainer import WRITE_PERIOD, Cost, trainer_cost
 from transfer.config import CocoData
 from transfer.datasets import register
 from transfer.trainer import Trainer
@@ -48,7 +42,8 @@ NUM_IMAGES, NUM_BOXES, NUM_CLASSES = 8, 6, 3
 WARM_UP = 1
 ROUNDS = {"cpu": 3, "cuda": 20}
 CPU_PROPOSALS = 16
-Step = Callable[[], object]
+COST_SIZE, COST_BLOCKS = 32, 100
+SHARE = 0.02  # of a step, that the trainer may add
 
 
 def benchmark_detection(
@@ -56,8 +51,7 @@ def benchmark_detection(
 ) -> None:
     """Print seconds per iteration, by part, and what the trainer adds to detectron2's plain loop.
 
-    The two loops take turns; on a CPU they are compared by processor time. Other work on the
-    machine only adds to it, so the least of each counts.
+    The latter is measured without a detector, in milliseconds, and told as a part of each step.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -68,31 +62,51 @@ def benchmark_detection(
     on_gpu = torch.cuda.is_available()
     size = 800 if on_gpu else 128
     rounds = rounds or ROUNDS["cuda" if on_gpu else "cpu"]
+    name = torch.cuda.get_device_name() if on_gpu else platform.machine()
+    machine = f"{name}, {torch.get_num_threads()} threads"
+    cost = trainer_cost_here()
+    print(cost_line(cost, machine), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         register({DATASET: draw_dataset(Path(folder), size)})
-        name = torch.cuda.get_device_name() if on_gpu else platform.machine()
-        title = f"Fine-tuning, 2 images of {size} px, {name}, {torch.get_num_threads()} threads"
+        title = f"Fine-tuning, 2 images of {size} px, {machine}"
         for case, file in CASES.items():
             for amp in (False, True) if on_gpu else (False,):
-                print(f"{case}: {3 * (rounds + WARM_UP)} steps ..", flush=True)
+                print(f"{case}: {rounds + WARM_UP} steps ..", flush=True)
                 cfg = case_config(file, size, Path(folder), amp=amp, workers=workers)
                 load = f"load {os.getloadavg()[0]:.1f}"
                 table = Table(title=f"{case}{', AMP' if amp else ''}. {title}, {load}; seconds")
-                for column in ("step", *PARTS, "images/s", "trainer / plain", "hooks ms"):
+                for column in ("step", *PARTS, "images/s", "trainer adds"):
                     table.add_column(column, justify="right")
-                table.add_row(*measure(cfg, rounds))
+                table.add_row(*row_of(parts_of_a_step(cfg, rounds), cost))
                 Console().print(table)
 
 
-def measure(cfg: CfgNode, rounds: int) -> list[str]:
-    """Return a row of the table."""
-    parts = parts_of_a_step(cfg, rounds)
-    total = sum(parts.values())
-    ratio, hooks_ms = trainer_against_plain(cfg, rounds)
-    seconds = [f"{value:.3f}" for value in (total, *(parts[name] for name in PARTS))]
-    return [
-        *seconds, f"{cfg.SOLVER.IMS_PER_BATCH / total:.2f}", f"{ratio:.3f}", f"{hooks_ms:.1f}"
-    ]  # fmt: skip
+def row_of(parts: dict[str, float], cost: Cost) -> list[str]:
+    """Return a row of the table; 2 images a step."""
+    step = sum(parts.values())
+    seconds = [f"{value:.3f}" for value in (step, *(parts[name] for name in PARTS))]
+    return [*seconds, f"{2 / step:.2f}", f"{cost.added / step / 10:.3f} %"]
+
+
+def trainer_cost_here() -> Cost:
+    """Return what the trainer adds to an iteration, with a loader in the same process."""
+    with tempfile.TemporaryDirectory() as folder:
+        register({DATASET: draw_dataset(Path(folder), COST_SIZE)})
+        file = CASES["Mask R-CNN R50-FPN"]
+        cfg = case_config(file, COST_SIZE, Path(folder), amp=False, workers=0)
+        return trainer_cost(cfg, COST_BLOCKS)
+
+
+def cost_line(cost: Cost, machine: str) -> str:
+    """Return what was measured of the trainer, in a line."""
+    first, third = cost.quartiles
+    return (
+        f"Loops alone, no detector, 2 images of {COST_SIZE} px, {machine}: detectron2's plain loop "
+        f"{cost.plain:.2f} ms an iteration; the trainer adds {cost.added:.2f} ms (median of "
+        f"{len(cost.differences)} differences of {WRITE_PERIOD} iterations, quartiles {first:.2f} "
+        f"to {third:.2f}, standard error {cost.standard_error:.2f}): with two standard errors more "
+        f"within {100 * SHARE:.0f} % of every step of {cost.least_step(SHARE):.0f} ms or longer"
+    )
 
 
 def parts_of_a_step(cfg: CfgNode, rounds: int) -> dict[str, float]:
@@ -118,77 +132,6 @@ def parts_of_a_step(cfg: CfgNode, rounds: int) -> dict[str, float]:
                 if round_ >= WARM_UP:
                     times[name].append(end - begin)
     return {name: statistics.median(values) for name, values in times.items()}
-
-
-def trainer_against_plain(cfg: CfgNode, rounds: int) -> tuple[float, float]:
-    """Return the trainer's time for an iteration over the plain loop's, and its hooks' ms."""
-    clock = time.perf_counter if cfg.MODEL.DEVICE != "cpu" else time.process_time
-    seed_all_rng(0)
-    plain = plain_loop(cfg, build_model(cfg))
-    seed_all_rng(0)
-    ours = TrainerSteps(Trainer(cfg), clock)
-    times: dict[str, list[float]] = {"plain": [], "ours": []}
-    steps: dict[str, Step] = {"plain": lambda: next(plain), "ours": ours}
-    for round_ in range(rounds + WARM_UP):
-        for name, step in steps.items():
-            seed_all_rng(round_)
-            _now()
-            begin = clock()
-            step()
-            _now()
-            if round_ >= WARM_UP:
-                times[name].append(clock() - begin)
-    ratio = min(times["ours"]) / min(times["plain"])
-    return ratio, 1e3 * min(ours.hook_times[WARM_UP:])
-
-
-class TrainerSteps:
-    """One iteration of a trainer at each call, hooks and all."""
-
-    def __init__(self, trainer: Trainer, clock: Callable[[], float]) -> None:
-        self.trainer = trainer
-        self.clock = clock
-        self.hook_times: list[float] = []
-        self.trainer.storage = EventStorage(0)
-        self.trainer.before_train()
-
-    def __call__(self) -> None:
-        """Run the next iteration."""
-        with self.trainer.storage:
-            begin = self.clock()
-            self.trainer.before_step()
-            ready = self.clock()
-            self.trainer.run_step()
-            done = self.clock()
-            self.trainer.after_step()
-            self.hook_times.append(self.clock() - done + ready - begin)
-            self.trainer.iter += 1
-
-
-def plain_loop(cfg: CfgNode, model: nn.Module) -> Iterator[None]:
-    """Run an iteration at each `next`, as detectron2's tools/plain_train_net.py does."""
-    optimizer = build_optimizer(cfg, model.train())
-    scheduler = build_lr_scheduler(cfg, optimizer)
-    writers = default_writers(cfg.OUTPUT_DIR, cfg.SOLVER.MAX_ITER)
-    storage = EventStorage(0)
-    batches = iter(build_detection_train_loader(cfg))
-    while True:
-        with storage:
-            losses = model(next(batches))
-            loss = sum(losses.values())
-            assert isinstance(loss, Tensor) and torch.isfinite(loss).all()
-            values = {key: value.item() for key, value in comm.reduce_dict(losses).items()}
-            storage.put_scalars(total_loss=sum(values.values()), **values)
-            optimizer.zero_grad()
-            torch.autograd.backward(loss)
-            optimizer.step()
-            storage.put_scalar("lr", optimizer.param_groups[0]["lr"], smoothing_hint=False)
-            scheduler.step()
-            if (storage.iter + 1) % 20 == 0:
-                for writer in writers:
-                    writer.write()
-        yield
-        storage.step()
 
 
 def case_config(file: str, size: int, folder: Path, *, amp: bool, workers: int) -> CfgNode:

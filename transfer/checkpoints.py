@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,10 @@ def read_backbone(path: Path, *, format: str | None = None, encoder: str | None 
         ValueError: the file cannot be read safely, or holds no backbone that detectron2 builds.
     """
     if format is not None and format not in FORMATS:
-        raise ValueError(f"unknown format {format!r}; known: {', '.join(FORMATS)}")
+        close = "".join(
+            f" did you mean {name!r}?" for name in get_close_matches(format, FORMATS, 1)
+        )
+        raise ValueError(f"unknown format {format!r};{close} known: {', '.join(FORMATS)}")
     content = read_content(path)
     if not isinstance(content.value, dict):
         raise ValueError(

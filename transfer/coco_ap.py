@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +24,22 @@ def load_truth(path: Path) -> COCO:
     return COCO(str(path))
 
 
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Keep python from searching for cycles among a million detections that have none.
+
+    The search, again and again while they are made, takes a fifth of an evaluation.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@collector_paused()
 def coco_ap(
     truth: COCO, results: Iterable[dict[str, Any]], task: Task, class_names: Sequence[str] = ()
 ) -> dict[str, float]:
@@ -52,19 +70,26 @@ def _detections(truth: COCO, results: Iterable[dict[str, Any]], task: Task) -> l
     Of a mask that meets no object of its class in its image only the area matters, so a mask
     without runs stands for it: reading the runs of most masks would take most of the time.
     """
-    kept = ("image_id", "category_id", "score", "bbox" if task == "bbox" else "segmentation")
-    entries = [{key: result[key] for key in kept} for result in results]
+    kept = "bbox" if task == "bbox" else "segmentation"
+    results = list(results)
+    shapes = [result[kept] for result in results]
     if task == "bbox":
-        areas = [entry["bbox"][2] * entry["bbox"][3] for entry in entries]
+        areas = [width * height for _, _, width, height in shapes]
     else:
-        areas = coco_mask.area([entry["segmentation"] for entry in entries]).tolist()
+        areas = coco_mask.area(shapes).tolist()
         meet = {(entry["image_id"], entry["category_id"]) for entry in truth.anns.values()}
-        for entry in entries:
-            if (entry["image_id"], entry["category_id"]) not in meet:
-                entry["segmentation"] = NO_MASK
-    for number, (entry, area) in enumerate(zip(entries, areas, strict=True), start=1):
-        entry |= {"id": number, "area": area, "iscrowd": 0}
-    return entries
+        shapes = [
+            shape if (result["image_id"], result["category_id"]) in meet else NO_MASK
+            for result, shape in zip(results, shapes, strict=True)
+        ]
+    found = zip(results, shapes, areas, strict=True)
+    return [
+        {
+            "id": number, "image_id": result["image_id"], "category_id": result["category_id"],
+            "score": result["score"], kept: shape, "area": area, "iscrowd": 0,
+        }
+        for number, (result, shape, area) in enumerate(found, start=1)
+    ]  # fmt: skip
 
 
 def _percent(value: float) -> float:

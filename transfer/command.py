@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,9 @@ def named_datasets(cfg: CfgNode) -> dict[str, DetectionData]:
     names = dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
     strange = [name for name in names if name not in known and name not in DatasetCatalog.list()]
     if strange:
+        close = get_close_matches(strange[0], known, n=1)
+        hint = "".join(f" did you mean {name}?" for name in close)
         raise ValueError(
-            f"unknown data set {', '.join(strange)}; known: {', '.join(sorted(known))}"
+            f"unknown data set {', '.join(strange)};{hint} known: {', '.join(sorted(known))}"
         )
     return {name: known[name] for name in names if name in known}

@@ -17,6 +17,7 @@ from torch import nn
 METRICS = "metrics.jsonl"
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: saved, to be started again
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+ASK_PERIOD = 10  # iterations; to ask all processes takes milliseconds
 
 
 class MetricsWriter(EventWriter):  # type: ignore[misc]
@@ -44,7 +45,8 @@ class MetricsWriter(EventWriter):  # type: ignore[misc]
 class StopOnSignal(HookBase):  # type: ignore[misc]
     """Saves and leaves with code 75 after the iteration in which a signal asked to stop.
 
-    Of several processes all leave after the same iteration, whichever was asked.
+    Of several processes all leave after the same iteration, whichever was asked: the next tenth one
+    or the last.
     """
 
     def __init__(self) -> None:
@@ -58,8 +60,11 @@ class StopOnSignal(HookBase):  # type: ignore[misc]
 
     def after_step(self) -> None:
         """Save and leave, if asked to."""
+        iteration = self.trainer.iter
+        last = iteration + 1 == self.trainer.max_iter
+        if comm.get_world_size() > 1 and (iteration + 1) % ASK_PERIOD and not last:
+            return
         if any(comm.all_gather(self.received)):
-            iteration = self.trainer.iter
             self.trainer.is_complete = False
             self.trainer.checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
             comm.synchronize()  # who leaves first has the others stopped

@@ -6,7 +6,7 @@ import pickle
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from transfer.keymap import COUNTER
 from transfer.verify import PLACES, lost_entries
@@ -25,15 +25,34 @@ FROM_CONFIG = ("pixel_mean", "pixel_std")
 
 
 def weights_fault(weights: str) -> str | None:
-    """Return why MODEL.WEIGHTS cannot be used: it must be empty or a local .pkl or .pth file."""
+    """Return why MODEL.WEIGHTS cannot be used: it must be empty or a local .pkl or .pth file.
+
+    A .pkl is vouched for by its companion, a .pth is read here.
+    """
     if not weights:
         return None
-    if "://" in weights or Path(weights).suffix not in (".pkl", ".pth"):
+    path = Path(weights)
+    if "://" in weights or path.suffix not in (".pkl", ".pth"):
         return (
             f"MODEL.WEIGHTS is {weights}, wanted a local file: .pkl as "
             "tools/convert_to_detectron2.py writes it, or .pth of an earlier run"
         )
-    return None if Path(weights).is_file() else f"{weights}: no such file (MODEL.WEIGHTS)"
+    if not path.is_file():
+        return f"{weights}: no such file (MODEL.WEIGHTS)"
+    return _detector_fault(path) if path.suffix == ".pth" else None
+
+
+def _detector_fault(path: Path) -> str | None:
+    """Return why a .pth is none of an earlier run: a dict whose `model` holds tensors by name."""
+    wanted = "wanted a .pth of an earlier run, or a .pkl of tools/convert_to_detectron2.py"
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001  (damage shows in many types)
+        return f"{path}: torch cannot read it ({type(error).__name__}); {wanted}"
+    model = content.get("model") if isinstance(content, dict) else None
+    if isinstance(model, dict) and all(isinstance(value, Tensor) for value in model.values()):
+        return None
+    return f"{path}: no tensors by name under 'model'; {wanted}"
 
 
 def check_loaded(model: nn.Module, weights: Path, *, whole: bool = False) -> None:

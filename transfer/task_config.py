@@ -7,6 +7,7 @@ import json
 import logging
 import math
 from collections.abc import Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,9 @@ def unknown_keys(content: dict[str, Any], cfg: CfgNode, prefix: str = "") -> Ite
     """Yield one line for each key of `content` that the config has not, or has as a section."""
     for key, value in content.items():
         if key not in cfg:
-            yield f"{prefix}{key}: detectron2 has no such key"
+            close = get_close_matches(str(key).upper(), [str(name) for name in cfg], n=1)
+            hint = "".join(f"; did you mean {prefix}{name}?" for name in close)
+            yield f"{prefix}{key}: detectron2 has no such key{hint}"
         elif isinstance(cfg[key], CfgNode):
             if isinstance(value, dict):
                 yield from unknown_keys(value, cfg[key], f"{prefix}{key}.")

@@ -12,7 +12,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
-from torch import nn
+from torch import distributed, nn
 from torch.optim import AdamW, Optimizer
 
 from transfer import heads  # noqa: F401  (registers the heads that configs name)
@@ -85,9 +85,13 @@ class Trainer(DefaultTrainer):  # type: ignore[misc]
             raise Diverged(" ".join(str(error).split())) from None
 
     def evaluate(self) -> dict[str, Any]:
-        """Return the results on the test set, unless the run was stopped or diverged."""
+        """Return the results on the test set, unless the run was stopped or diverged.
+
+        All processes evaluate the model that the first one saves.
+        """
         if not self.is_complete:
             return {}
+        share_buffers(self.model)
         results: dict[str, Any] = self.test(self.cfg, self.model)
         if comm.is_main_process():
             path, done = Path(self.cfg.OUTPUT_DIR) / METRICS, min(self.iter + 1, self.max_iter)
@@ -142,6 +146,16 @@ class AdamWTrainer(Trainer):
             params, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY
         )
         return optimizer
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give every process the running statistics of the first one; training does not read them.
+
+    A BatchNorm that is not synchronised has others in each process.
+    """
+    if comm.get_world_size() > 1:
+        for buffer in model.buffers():
+            distributed.broadcast(buffer, 0)
 
 
 def freeze_unread_outputs(cfg: CfgNode, model: nn.Module) -> None:

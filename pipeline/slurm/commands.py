@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from pipeline.changes import changed_lines
 from pipeline.collect import all_states
-from pipeline.commands import make_report, show_report
+from pipeline.commands import make_report, show_report, tell
 from pipeline.executors import check_before_start
 from pipeline.plan import Plan
 from pipeline.resources import REPORT
@@ -42,7 +43,8 @@ def run(plan: Plan, console: Console) -> int:
         if not waiting:
             return _nothing_to_submit(plan, console, views)
         states = {name: State(view.status) for name, view in views.items()}
-        check_before_start(plan, states, here=False)
+        tell(console, changed_lines(waiting, states))
+        tell(console, check_before_start(plan, states, here=False))
         _clear(plan, ledger, rows, {views[stage.name].job_id for stage in waiting})
         submitted = {
             view.stage: view.job_id
@@ -104,6 +106,7 @@ def show_plan(plan: Plan, console: Console) -> int:
             group.name, str(group.num_tasks), escape(needs), size, limit, hours, estimate.source
         )
     console.print(table)
+    tell(console, changed_lines(plan.stages, states))
     folder = ledger_dir(plan.root.absolute())
     for group in groups:
         dependency = ",".join(needs.text(names) for needs in group.dependencies)

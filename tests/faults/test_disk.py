@@ -122,4 +122,7 @@ def test_a_data_set_that_changed_is_noticed(project: Path) -> None:
     Path("mine.json").write_text('{"changed": 1}', encoding="utf-8")
     answer = pipeline("plan")
     assert "1 to run" in answer.stdout
+    assert "again: finetune/random--boxes--seed0: data set mine has changed (annotations)" in (
+        answer.stdout
+    )
     assert pipeline("run").returncode == 0 and len(ran()) == 1

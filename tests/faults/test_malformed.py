@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 import yaml
+from detectron2.config import CfgNode
 
 from pipeline import commands, entry, executors, worker
 from pipeline.yaml_config import load_yaml
-from transfer import command
+from transfer import buildable, command, finetune
 
 HERE = Path(__file__).resolve().parent
 TOOLS = HERE.parents[1] / "tools"
@@ -70,10 +71,35 @@ def project(sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     """Return a copy to spoil; nothing that is asked for may start a stage."""
     folder = tmp_path / "project"
     shutil.copytree(sound, folder)
+    return enter(folder, monkeypatch)
+
+
+@pytest.fixture
+def configs(sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a copy of which only the configs may be spoilt: the data are shared."""
+    folder = tmp_path / "project"
+    shutil.copytree(sound, folder, ignore=shutil.ignore_patterns("data"))
+    (folder / "data").symlink_to(sound / "data")
+    return enter(folder, monkeypatch)
+
+
+def enter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(folder)
     monkeypatch.setattr(executors.subprocess, "run", check_here)
     monkeypatch.setattr(commands, "run_local", started)
+    monkeypatch.setattr(finetune, "build_faults", build_faults)
     return folder
+
+
+BUILT: dict[tuple[str, str], list[str]] = {}
+
+
+def build_faults(cfg: CfgNode, optimizer: str) -> list[str]:
+    """Build the model of each config once."""
+    key = (cfg.dump(), optimizer)
+    if key not in BUILT:
+        BUILT[key] = buildable.build_faults(cfg, optimizer)
+    return list(BUILT[key])
 
 
 def check_here(arguments: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
@@ -114,9 +140,9 @@ def test_the_sound_project_would_start(project: Path) -> None:
 @TIMEOUT
 @pytest.mark.parametrize("case", [*malformed.text_cases(), *malformed.value_cases()], ids=str)
 def test_a_malformed_config_is_refused(
-    case: Any, project: Path, capsys: pytest.CaptureFixture[str]
+    case: Any, configs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    case.spoil(project)
+    case.spoil(configs)
     pipeline_refuses(case, capsys)
 
 
@@ -166,11 +192,11 @@ COMMANDS = {
 @TIMEOUT
 @pytest.mark.parametrize("case", TOOL_CASES, ids=str)
 def test_the_tools_refuse_it_too(
-    case: Any, project: Path, capsys: pytest.CaptureFixture[str]
+    case: Any, configs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if case.file == "boxes.yaml" and case.name in ("empty", "only a comment"):
         return  # a config of detectron2's defaults, which asks for data sets that are not there
-    case.spoil(project)
+    case.spoil(configs)
     prefix, call = COMMANDS[case.file]
     refused(call(), capsys.readouterr().err, case, prefix)
 

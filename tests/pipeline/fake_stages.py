@@ -1,5 +1,6 @@
 """Stage modules without torch: what a stage does is told by files in the working directory."""
 
+import logging
 import os
 import signal
 import time
@@ -28,6 +29,9 @@ def run_stage(config: dict, inputs: dict[str, Path], output_dir: Path) -> dict[s
 
 
 def check_stage(config: dict) -> list[str]:
+    path = Path("notes.txt")
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        logging.getLogger("transfer.data_check").warning("%s", line)
     path = Path("check.txt")
     return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 

@@ -54,6 +54,17 @@ def test_every_fault_at_once_and_nothing_written(
     assert not Path("n.yaml").exists()
 
 
+def test_configs_of_another_kind_are_refused(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    swapped = ["--backbone", "ours=configs/voc.yaml", "--task", "v=configs/a.yaml"]
+    assert init("n.yaml", *swapped) == 2
+    error = capsys.readouterr().err
+    assert "configs/a.yaml: DATASETS.TRAIN: wanted a list of data set names" in error
+    assert "configs/voc.yaml: DATASETS: unknown key 'DATASETS'; " in error
+    assert not Path("n.yaml").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

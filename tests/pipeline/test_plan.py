@@ -208,3 +208,17 @@ def test_a_batch_that_cannot_be_cut_over_the_gpus_is_refused(project: Path) -> N
     assert lines[0].startswith(
         "configs/a.yaml: backbone a on 3 GPUs (resources.pretrain): batch_size 8 is not divisible"
     )
+
+
+def test_sets_that_a_broken_config_declares_are_not_unknown(project: Path) -> None:
+    edit("configs/tiny.yaml", lambda content: content.update(seeds=[-1]))
+    edit("configs/tiny.yaml", lambda content: content["datasets"]["my_voc"].update(year=1999))
+    edit("configs/coco.yaml", lambda content: content["DATASETS"].update(TEST=["my_coca"]))
+    lines = faults()
+    assert [line.partition(";")[0] for line in lines if "unknown" in line] == [
+        "configs/coco.yaml: unknown data set 'my_coca'"
+    ]
+    assert "did you mean 'my_coco'? known: " in lines[-1]
+    assert sum("seeds.0" in line for line in lines) == 1
+    assert sum("datasets.my_voc.voc.year" in line for line in lines) == 1
+    assert len(lines) == 3

@@ -1,6 +1,7 @@
 """Two pipelines' folders compared: configs, commits and numbers."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,15 @@ def test_identical_pipelines(tmp_path):
     b = pipeline(tmp_path / "b", {0: 1.0, 1: 2.0}, lr=0.1)
     text = compare(a, b)
     assert "All 1 numbers are identical." in text and "no stage's config differs" in text
+
+
+def test_configs_that_cannot_be_read_are_not_called_equal(tmp_path):
+    folders = [pipeline(tmp_path / name, {0: 1.0}, lr=0.1) for name in "ab"]
+    for folder in folders:
+        shutil.rmtree(folder / "pretrain")
+    text = compare(*folders)
+    assert "no stage's config differs" not in text
+    assert text.count(": the folders of its stages are gone, and their configs with them") == 2
 
 
 def test_a_changed_key_and_changed_numbers(tmp_path):

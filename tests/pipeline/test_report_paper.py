@@ -1,6 +1,7 @@
 """The papers' table: columns, published rows, marks, and names that try to break it."""
 
 import json
+from dataclasses import replace
 
 from pipeline.published import PUBLISHED
 from pipeline.report_data import ReportData, ResultRow, TaskInfo, further_summaries
@@ -93,6 +94,17 @@ def test_sizes_and_classes_have_tables_of_their_own():
     found = further_summaries(case(), VOC)
     assert found["By object size"].task.metrics == ("bbox/APs", "bbox/APm")
     assert found["By class"].task.metrics == ("bbox/AP-cat", "bbox/AP-dog")
+
+
+def test_many_classes_are_rows_so_that_paper_and_phones_hold_them():
+    data = case()
+    classes = {f"bbox/AP-c{number}": 40.0 + number for number in range(5)}  # beside cat and dog
+    rows = tuple(replace(row, metrics=row.metrics | classes) for row in data.rows)
+    folded = html(replace(data, rows=rows)).partition("By class")[2]
+    assert folded.index("</span>random</th>") < folded.index("</span>ours</th>")
+    spread = "<td><strong>44.0 ± 0.0</strong></td>"
+    assert f'<tr><th scope="row">Box c4</th>{spread * 2}</tr>' in folded
+    assert 'scope="row">Box cat' not in html(data)  # two are columns
 
 
 def test_page_holds_the_command_and_config_of_every_row():

@@ -11,6 +11,7 @@ from pipeline.report_plots import (
     bar_plot,
     colours,
     curve_series,
+    label_heights,
     line_plot,
     points,
     recolour,
@@ -92,3 +93,16 @@ def test_long_curves_are_averaged_and_say_so(n, kept, size):
     [series], most = curve_series([curve], "loss", PALETTE)
     assert (len(series.x), len(series.y), most) == (kept, kept, size)
     ElementTree.fromstring(line_plot([series]))
+
+
+def test_labels_of_dots_that_are_close_stand_above_each_other():
+    assert label_heights([]) == []
+    assert label_heights([(0.0, 0.0, "a"), (0.0, 40.0, "b"), (90.0, 0.0, "c")]) == [4.0, 4.0, 4.0]
+    assert label_heights([(0.0, 5.0, "upper"), (2.0, 0.0, "lower")]) == [8.0, 4.0]
+    assert label_heights([(0.0, 0.0, "ab"), (8.0, 0.0, "ab"), (20.0, 0.0, "ab")]) == [
+        4.0,
+        13.0,
+        4.0,
+    ]
+    stack = label_heights([(0.0, 0.0, "one"), (0.0, 1.0, "two"), (0.0, 2.0, "three")])
+    assert stack == [4.0, 12.0, 20.0]

@@ -342,14 +342,10 @@ def test_empty_report_renders():
     assert "no finished result" in Page(html(planned)).text
 
 
-# --- files
-
-
 def test_write_report_writes_its_files_and_nothing_else(tmp_path):
-    assert (
-        write_report(case(), tmp_path / "a" / "report") == tmp_path / "a" / "report" / "index.html"
-    )
-    assert sorted(p.name for p in (tmp_path / "a" / "report").iterdir()) == FILES
+    folder = tmp_path / "a" / "report"
+    assert write_report(case(), folder) == folder / "index.html"
+    assert sorted(p.name for p in folder.iterdir()) == FILES
 
 
 def test_same_input_same_bytes_in_another_process(tmp_path):
@@ -359,10 +355,7 @@ def test_same_input_same_bytes_in_another_process(tmp_path):
         "m['write_report'](m['case'](), pathlib.Path(sys.argv[2]))\n"
     )
     write_report(case(), tmp_path / "here")
-    environment = os.environ | {"PYTHONHASHSEED": "7", "PYTHONPATH": str(Path.cwd())}
-    subprocess.run(
-        [sys.executable, "-c", code, __file__, tmp_path / "there"], env=environment, check=True
-    )
+    python(code, __file__, tmp_path / "there")
     for name in FILES:
         assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "there" / name).read_bytes()
 
@@ -386,8 +379,7 @@ def test_a_rename_that_fails_leaves_no_temporary_file(tmp_path):
     with pytest.raises(OSError, match="b"):
         write_files(tmp_path, {"a": b"1", "b": b"2", "c": b"3"})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "c"]
-    assert (tmp_path / "a").read_bytes() == b"1"
-    assert (tmp_path / "c").read_bytes() == b"old"
+    assert [(tmp_path / name).read_bytes() for name in "ac"] == [b"1", b"old"]
 
 
 def test_faulty_data_leaves_the_old_report(tmp_path):
@@ -403,6 +395,4 @@ def test_report_needs_neither_torch_nor_pyplot():
         "heavy = {'torch', 'detectron2', 'matplotlib.pyplot'} & set(sys.modules)\n"
         "sys.exit(' '.join(heavy) or 0)\n"
     )
-    subprocess.run(
-        [sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": str(Path.cwd())}
-    )
+    python(code)

@@ -6,17 +6,20 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from pipeline import commands, stage
+from pipeline import commands, executors, stage
+from pipeline.collect import all_states
 from pipeline.executors import check_before_start, run_local
 from pipeline.plan import Plan, load_plan
 from pipeline.progress import Progress
 from pipeline.stage import StageKind
 from pipeline.store import FAILURE, LOG, MANIFEST, State, lock, read_state
+from transfer import data_check
 
 CONFIG = Path("configs/tiny.yaml")
 RUN = """
@@ -26,8 +29,10 @@ from pathlib import Path
 from pipeline import commands, stage
 for name in stage.STAGE_KINDS:
     stage.STAGE_KINDS[name] = stage.StageKind("fake_stages", 1, ("out.txt",), "out.txt")
-sys.exit(commands.execute("run", Path("configs/tiny.yaml"), []))
+sys.exit(commands.execute("run", Path("configs/tiny.yaml"), {changes!r}))
 """
+ONLY_A = ["backbones=[{name: a, pretrain: a.yaml}]", "seeds=[0]"]
+ONLY_RANDOM = ["backbones=[{name: random, random: true}]", "seeds=[0]"]
 
 
 @pytest.fixture
@@ -38,12 +43,20 @@ def fakes(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         )
     here = Path(__file__).resolve()
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (here.parents[2], here.parent))))
+    monkeypatch.setattr(executors, "POLL_S", 0.02)
     return project
 
 
 def run(plan: Plan) -> dict[str, State]:
     with Progress(Console(quiet=True), len(plan.stages), 0) as progress:
         return run_local(plan, progress)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)  # a loop without rest takes the core from what it waits for
 
 
 def ran() -> list[str]:
@@ -53,8 +66,8 @@ def ran() -> list[str]:
     return lines
 
 
-def small_plan() -> Plan:
-    return load_plan(CONFIG, ["seeds=[0]"])
+def small_plan(changes: list[str] | None = None) -> Plan:
+    return load_plan(CONFIG, changes or ["seeds=[0]"])
 
 
 def test_everything_runs_once_in_order_and_never_again(fakes: Path) -> None:
@@ -104,7 +117,7 @@ def test_a_stage_that_is_killed_or_writes_nothing_has_failed(fakes: Path) -> Non
 
 
 def test_a_report_follows_results_that_were_made_again(fakes: Path) -> None:
-    plan = small_plan()
+    plan = small_plan(ONLY_RANDOM)
     run(plan)
     commands.make_report(plan)
     page = Path("runs/tiny/report/index.html")
@@ -121,7 +134,7 @@ def test_a_report_follows_results_that_were_made_again(fakes: Path) -> None:
 
 
 def test_changed_or_lost_outputs_are_noticed_and_made_again(fakes: Path) -> None:
-    plan = small_plan()
+    plan = small_plan(ONLY_RANDOM)
     run(plan)
     ran()
     by_name = {entry.name: entry for entry in plan.stages}
@@ -137,7 +150,7 @@ def test_changed_or_lost_outputs_are_noticed_and_made_again(fakes: Path) -> None
 
 
 def test_an_input_edited_by_hand_is_refused_and_made_again(fakes: Path) -> None:
-    plan = small_plan()
+    plan = small_plan(ONLY_A)
     run(plan)
     ran()
     by_name = {entry.name: entry for entry in plan.stages}
@@ -151,14 +164,14 @@ def test_an_input_edited_by_hand_is_refused_and_made_again(fakes: Path) -> None:
 
 
 def test_another_config_in_a_run_folder_is_an_error_with_the_difference(fakes: Path) -> None:
-    plan = small_plan()
+    plan = small_plan(ONLY_A)
     run(plan)
     path = plan.stages[0].run_dir / "config.json"
     stored = json.loads(path.read_text(encoding="utf-8"))
     stored["config"]["seed"] = 99
     path.write_text(json.dumps(stored), encoding="utf-8")
     with pytest.raises(ValueError, match=r"config\.seed: stored 99, wanted 0"):
-        check_before_start(plan, run(load_plan(CONFIG, ["seeds=[0]", "name=other"])))
+        check_before_start(plan, all_states(plan))
 
 
 def test_faults_found_before_the_start_run_nothing(
@@ -174,6 +187,24 @@ def test_faults_found_before_the_start_run_nothing(
     assert ran() == []
 
 
+def test_what_the_check_notes_is_told_once_and_stops_nothing(fakes: Path) -> None:
+    assert data_check.logger.name == "transfer.data_check"
+    plan = small_plan()
+    states = {stage.name: State("missing") for stage in plan.stages}
+    assert check_before_start(plan, states) == []
+    Path("notes.txt").write_text("/a.json: annotation 1: no width\nb [x]", encoding="utf-8")
+    notes = ["note: /a.json: annotation 1: no width", "note: b [x]"]
+    assert check_before_start(plan, states) == notes
+    Path("notes.txt").write_text("\n".join(map(str, range(22))), encoding="utf-8")
+    found = check_before_start(plan, states)
+    assert found[:20] == [f"note: {number}" for number in range(20)]
+    assert found[20:] == ["note: 2 more; tools/check_data.py shows them all"]
+    Path("check.txt").write_text("odd", encoding="utf-8")
+    with pytest.raises(ValueError, match="odd") as error:
+        check_before_start(plan, states)
+    assert "note: " not in str(error.value)
+
+
 def test_what_this_machine_lacks_stops_a_local_run_only(fakes: Path) -> None:
     Path("machine.txt").write_text("8 GPUs, wanted here 9", encoding="utf-8")
     plan = small_plan()
@@ -186,40 +217,40 @@ def test_what_this_machine_lacks_stops_a_local_run_only(fakes: Path) -> None:
 def test_exit_code_and_report_say_that_a_stage_failed(
     fakes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    changes = ["backbones=[{name: random, random: true}, {name: a, pretrain: a.yaml}]"]
     Path("behaviour-random--voc--seed1").write_text("fail", encoding="utf-8")
-    assert commands.execute("run", CONFIG, []) == 1
+    assert commands.execute("run", CONFIG, changes) == 1
     assert "report:" in capsys.readouterr().out
     results = json.loads(Path("runs/tiny/report/results.json").read_text(encoding="utf-8"))
-    assert len(results["rows"]) == 11
+    assert len(results["rows"]) == 7
     failed = ("random", "voc", 1)
     named = {(row["backbone"], row["task"], row["seed"]) for row in results["rows"]}
-    assert len(named) == 11 and failed not in named
+    assert len(named) == 7 and failed not in named
     assert all(row["metrics"]["bbox/AP"] == 10.0 + row["seed"] for row in results["rows"])
     markdown = Path("runs/tiny/report/report.md").read_text(encoding="utf-8")
     assert "the loss became NaN at step 3" in markdown
-    assert commands.execute("status", CONFIG, []) == 1
+    assert commands.execute("status", CONFIG, changes) == 1
     Path("behaviour-random--voc--seed1").unlink()
-    assert commands.execute("run", CONFIG, []) == 0
+    assert commands.execute("run", CONFIG, changes) == 0
     capsys.readouterr()
     ran()
     page = Path("runs/tiny/report/index.html").stat().st_mtime_ns
-    assert commands.execute("run", CONFIG, []) == 0
+    assert commands.execute("run", CONFIG, changes) == 0
     assert ran() == []
     assert Path("runs/tiny/report/index.html").stat().st_mtime_ns == page
 
 
 def test_interrupted_run_leaves_nothing_at_work_and_goes_on(fakes: Path) -> None:
     Path("behaviour-a").write_text("hang", encoding="utf-8")
-    script = RUN.format(paths=sys.path)
+    script = RUN.format(paths=sys.path, changes=ONLY_A)
     parent = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not Path("hanging").exists():
-        assert time.monotonic() < deadline and parent.poll() is None
+    until(lambda: Path("hanging").exists() or parent.poll() is not None)
+    assert parent.poll() is None
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 2
     parent.send_signal(signal.SIGTERM)
     _, errors = parent.communicate(timeout=60)
     assert parent.returncode == 130 and "interrupted" in errors
-    pretrain = next(entry for entry in load_plan(CONFIG, []).stages if entry.name == "pretrain/a")
+    pretrain = next(entry for entry in small_plan(ONLY_A).stages if entry.name == "pretrain/a")
     assert read_state(pretrain) == State("missing")
     ran()
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
@@ -228,17 +259,15 @@ def test_interrupted_run_leaves_nothing_at_work_and_goes_on(fakes: Path) -> None
 
 def test_a_killed_run_takes_its_child_with_it(fakes: Path) -> None:
     Path("behaviour-a").write_text("hang", encoding="utf-8")
-    script = RUN.format(paths=sys.path)
+    script = RUN.format(paths=sys.path, changes=ONLY_A)
     parent = subprocess.Popen([sys.executable, "-c", script])
-    deadline = time.monotonic() + 60
-    while not Path("hanging").exists():
-        assert time.monotonic() < deadline and parent.poll() is None
-    pretrain = next(entry for entry in load_plan(CONFIG, []).stages if entry.name == "pretrain/a")
+    until(lambda: Path("hanging").exists() or parent.poll() is not None)
+    assert parent.poll() is None
+    pretrain = next(entry for entry in small_plan(ONLY_A).stages if entry.name == "pretrain/a")
     assert read_state(pretrain).status == "running"
     parent.kill()
     parent.wait()
-    while read_state(pretrain).status == "running":
-        assert time.monotonic() < deadline
+    until(lambda: read_state(pretrain).status != "running")
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 

@@ -297,7 +297,9 @@ def test_logs_are_found_by_the_name_of_the_stage(
     assert commands.execute("logs", CONFIG, ["seeds=[0]"], Options(stage="pretrain/a")) == 0
     assert capsys.readouterr().out.splitlines()[-2:] == ["one", "two"]
     assert commands.execute("logs", CONFIG, ["seeds=[0]"], Options(stage="pretrain/z")) == 2
-    assert "no such stage; known: " in capsys.readouterr().err
+    assert "unknown stage 'pretrain/z'; did you mean 'pretrain/" in capsys.readouterr().err
+    assert commands.execute("logs", CONFIG, ["seeds=[0]"]) == 2
+    assert "--stage is missing; tiny has " in capsys.readouterr().err
 
 
 def test_a_local_run_leaves_the_queue_alone(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """COCO's numbers: equal to pycocotools on random sets, and to cases worked out by hand."""
 
 import copy
+import gc
 import math
 from typing import Any
 
@@ -132,6 +133,22 @@ def test_a_class_is_measured_on_its_own() -> None:
 def test_no_detection_is_an_ap_of_0(task: Task) -> None:
     metrics = coco_ap(one_class([{"bbox": [0, 0, 20, 20], "area": 400}]), [], task)
     assert metrics["AP"] == metrics["AP50"] == 0 and math.isnan(metrics["APl"])
+
+
+def test_the_collector_goes_on_after_an_evaluation_and_after_a_failed_one() -> None:
+    truth = one_class([{"bbox": [0, 0, 20, 20], "area": 400}])
+    assert gc.isenabled()
+    coco_ap(truth, [], "bbox")
+    assert gc.isenabled()
+    with pytest.raises(KeyError):
+        coco_ap(truth, [{}], "bbox")
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        coco_ap(truth, [], "bbox")
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
 
 
 def test_the_benchmark_prints_both_tasks(capsys: pytest.CaptureFixture[str]) -> None:

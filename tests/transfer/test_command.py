@@ -73,8 +73,12 @@ def test_training_resuming_and_evaluating(
         (["SOLVER.LR", "1"], "refuses the config: Non-existent key: SOLVER.LR"),
         (["MODEL.WEIGHTS", "detectron2://x.pkl"], "MODEL.WEIGHTS is detectron2://x.pkl, wanted"),
         (["MODEL.WEIGHTS", "x.pth"], "x.pth: no such file (MODEL.WEIGHTS)"),
+        (["MODEL.WEIGHTS", "text.pth"], "text.pth: torch cannot read it (UnpicklingError); wanted"),
+        (["MODEL.WEIGHTS", "cut.pth"], "cut.pth: torch cannot read it (RuntimeError); wanted a"),
+        (["MODEL.WEIGHTS", "backbone.pth"], "backbone.pth: no tensors by name under 'model'; wan"),
         (["MODEL.WEIGHTS", "lonely.pkl"], "lonely.json: not there; make weights with"),
         (["DATASETS.TRAIN", "('cats',)"], "unknown data set cats; known: coco_2017_train"),
+        (["DATASETS.TEST", "('voc_2007_tset',)"], "set voc_2007_tset; did you mean voc_2007_test?"),
         (["DATALOADER.SAMPLER_TRAIN", "X"], "SAMPLER_TRAIN is 'X', wanted 'TrainingSampler'"),
         (["--eval-only"], "nothing to evaluate: MODEL.WEIGHTS is empty"),
         (["MODEL.ROI_HEADS.NUM_CLASSES", "3"], "NUM_CLASSES is 3, but digits_voc_test has 10"),
@@ -86,6 +90,9 @@ def test_what_is_wrong_is_one_line(
     (data / "bad.yaml").write_text("SOLVER: {LR: 1}\n", encoding="utf-8")
     (data / "code.yaml").write_text("SEED: !!python/object/apply:os.getpid []\n", encoding="utf-8")
     (data / "lonely.pkl").touch()
+    (data / "text.pth").write_text("garbage\n", encoding="utf-8")
+    torch.save({"state_dict": {"conv1.weight": torch.ones(64)}}, data / "backbone.pth")
+    (data / "cut.pth").write_bytes((data / "backbone.pth").read_bytes()[:600])
     if "--config-file" not in arguments:
         arguments = ["--config-file", str(CONFIGS / "digits_faster_rcnn_voc.yaml"), *arguments]
     assert main(arguments=arguments) == 2

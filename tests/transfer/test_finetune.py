@@ -241,8 +241,8 @@ def test_checks_before_the_start(root: Path) -> None:
     unknown["detectron2"] |= {"SEED": 5, "MODELL": 1, "INPUT": 3}
     assert check_stage(unknown) == [
         "INPUT: got 3, wanted a section of keys",
-        "SOLVER.BASE_LRR: detectron2 has no such key",
-        "MODELL: detectron2 has no such key",
+        "SOLVER.BASE_LRR: detectron2 has no such key; did you mean SOLVER.BASE_LR?",
+        "MODELL: detectron2 has no such key; did you mean MODEL?",
         "SEED is 5, but the pipeline sets it; remove it from the config",
     ]
     classes = task(root, "mask_rcnn_coco").model_dump(mode="json")

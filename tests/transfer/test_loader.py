@@ -1,5 +1,6 @@
 """The order of training images, against the rule read by hand and detectron2's own sampler."""
 
+import random
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -9,8 +10,9 @@ import pytest
 import torch
 from detectron2.data import DatasetFromList
 from detectron2.data.samplers import TrainingSampler
+from detectron2.utils.env import seed_all_rng
 
-from transfer.loader import Batch, ImageOrder, SeededLoader, derived_seed
+from transfer.loader import Batch, ImageOrder, SeededLoader, derived_seed, seed_generators
 
 WIDE = [True, False, True, True, False, True, False]
 
@@ -56,7 +58,8 @@ class Drawing:
     """Stands for an augmentation: draws from every generator that one may draw from."""
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
-        return record | {"drawn": [float(numpy.random.rand()), float(torch.rand(1))]}
+        drawn = [random.random(), float(numpy.random.rand()), float(torch.rand(1))]
+        return record | {"drawn": drawn}
 
 
 @pytest.mark.parametrize("is_wide", [WIDE, None])
@@ -67,7 +70,8 @@ def test_images_and_draws_do_not_depend_on_workers_or_on_the_start(
     order = ImageOrder(7, 5, 2, is_wide)
     indices = [[index for _, index in batch] for batch in first(order.batches(), 9)]
     assert [[image["image"] for image in batch] for batch in batches] == indices
-    assert len({str(image["drawn"]) for batch in batches for image in batch}) == 18
+    drawn = zip(*(image["drawn"] for batch in batches for image in batch), strict=True)
+    assert all(len(set(values)) == 18 for values in drawn)
     with_workers = loader(2, is_wide)
     assert list(islice(with_workers, 9)) == batches
     with_workers.start = 4
@@ -89,3 +93,13 @@ def test_seeds_are_derived_from_all_parts() -> None:
     seeds = {derived_seed(*parts) for parts in (("a", 1), ("a", 2), ("b", 1), ("a", 1, 0))}
     assert len(seeds) == 4 and all(0 <= seed < 2**31 for seed in seeds)
     assert derived_seed("a", 1) == derived_seed("a", 1)
+
+
+def test_generators_are_seeded_as_detectron2_does() -> None:
+    def draws() -> list[float]:
+        return [random.random(), float(numpy.random.rand()), float(torch.rand(1))]
+
+    seed_all_rng(7)
+    wanted = draws()
+    seed_generators(7)
+    assert draws() == wanted

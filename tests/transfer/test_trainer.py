@@ -1,13 +1,19 @@
-"""The model that a trainer builds: every parameter it trains gets a gradient."""
+"""The model that a trainer builds, and what several processes agree on."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
 import torch
 from detectron2.structures import Boxes, Instances
+from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
+from transfer import trainer as trainer_module
 from transfer.command import read_config
-from transfer.trainer import Trainer
+from transfer.hooks import EXIT_INTERRUPTED, StopOnSignal
+from transfer.trainer import Trainer, share_buffers
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "transfer"
 
@@ -42,3 +48,66 @@ def test_every_trained_parameter_gets_a_gradient() -> None:
         if value.requires_grad and value.grad is None
     ]
     assert without == []
+
+
+@pytest.mark.parametrize("world_size, received_at, left_at", [
+    (1, 2, 2), (2, 2, 9), (2, 9, 9), (2, 10, 19), (2, 20, 23), (2, 99, None),
+])  # fmt: skip
+def test_processes_leave_together_after_a_tenth_iteration_or_the_last(
+    monkeypatch: pytest.MonkeyPatch, world_size: int, received_at: int, left_at: int | None
+) -> None:
+    asked, saved = [], []
+
+    def all_gather(received: bool) -> list[bool]:
+        asked.append(trainer.iter)
+        return [False] * (world_size - 1) + [received]
+
+    monkeypatch.setattr(comm, "get_world_size", lambda: world_size)
+    monkeypatch.setattr(comm, "all_gather", all_gather)
+    monkeypatch.setattr(comm, "synchronize", lambda: None)
+    hook = StopOnSignal()
+    save = SimpleNamespace(save=lambda name, iteration: saved.append((name, iteration)))
+    trainer: Any = SimpleNamespace(iter=0, max_iter=24, is_complete=True, checkpointer=save)
+    hook.trainer = trainer
+    for trainer.iter in range(24):
+        hook.received |= trainer.iter == received_at
+        try:
+            hook.after_step()
+        except SystemExit as stopped:
+            assert stopped.code == EXIT_INTERRUPTED and not trainer.is_complete
+            break
+    assert saved == ([(f"model_{left_at:07d}", left_at)] if left_at is not None else [])
+    assert asked == (
+        [i for i in (9, 19, 23) if left_at is None or i <= left_at] if world_size > 1 else [0, 1, 2]
+    )
+
+
+def test_all_processes_take_the_first_ones_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
+    norm = torch.nn.BatchNorm2d(3)
+    sent = torch.tensor([1.0, 2.0, 3.0])
+
+    def broadcast(tensor: torch.Tensor, source: int) -> None:
+        assert source == 0
+        tensor.copy_(sent if tensor.ndim else torch.tensor(7))
+
+    monkeypatch.setattr(torch.distributed, "broadcast", broadcast)
+    share_buffers(norm)  # one process: nothing to share
+    assert torch.equal(norm.running_mean, torch.zeros(3))
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    share_buffers(norm)
+    assert torch.equal(norm.running_mean, sent) and torch.equal(norm.running_var, sent)
+    assert norm.num_batches_tracked == 7
+    assert torch.equal(norm.weight, torch.ones(3))
+
+
+def test_statistics_are_shared_before_an_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(trainer_module, "share_buffers", lambda _: done.append("share"))
+    monkeypatch.setattr(comm, "is_main_process", lambda: False)
+
+    def test(cfg: object, model: object) -> dict[str, Any]:
+        done.append("test")
+        return {}
+
+    trainer: Any = SimpleNamespace(is_complete=True, cfg=None, model=None, test=test)
+    assert Trainer.evaluate(trainer) == {} and done == ["share", "test"]
