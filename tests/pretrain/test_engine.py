@@ -246,6 +246,17 @@ def test_what_is_not_finite_stops_the_run_and_is_kept(
     assert torch.allclose(encoding, kept["encoding"], atol=1e-4)
 
 
+@pytest.mark.parametrize("removed", ["loss", "ranks"])
+def test_a_state_of_another_version_is_refused(tiny: Make, tmp_path: Path, removed: str) -> None:
+    config = tiny(max_steps=1)
+    pretrain(config, tmp_path)
+    state = torch.load(tmp_path / LAST, weights_only=True)
+    state["ranks"][0].pop("loss")
+    torch.save({k: v for k, v in state.items() if k != removed}, tmp_path / LAST)
+    with pytest.raises(ValueError, match=f"has no .*{removed}; it was written by another version"):
+        pretrain(config, tmp_path)
+
+
 def test_another_config_or_number_of_images_is_refused(tiny: Make, tmp_path: Path) -> None:
     pretrain(tiny(max_steps=2), tmp_path / "run")
     with pytest.raises(ValueError, match=r"another config \(optimizer.lr, seed\)"):
