@@ -2,7 +2,8 @@
 
 A signature covers the stage's name and version, its whole resolved config and the signatures of its
 inputs. Settings that cannot change a result carry `json_schema_extra={"identity": False}` in their
-config class and stay out.
+config class and stay out. A setting that came later carries `{"identity": "if given"}`: while it is
+None, the signatures are those of before.
 """
 
 from __future__ import annotations
@@ -30,10 +31,11 @@ def identity_of(config: BaseModel) -> dict[str, Any]:
     """Return the resolved config without the fields that are marked as not changing a result."""
     content: dict[str, Any] = {}
     for name, field in type(config).model_fields.items():
-        extra = field.json_schema_extra
-        if isinstance(extra, dict) and extra.get("identity") is False:
+        extra, value = field.json_schema_extra, getattr(config, name)
+        mark = extra.get("identity") if isinstance(extra, dict) else None
+        if mark is False or (mark == "if given" and value is None):
             continue
-        content[name] = _plain(getattr(config, name))
+        content[name] = _plain(value)
     return content
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from pretrain.loss_config import LossConfig
 
 
@@ -18,16 +20,20 @@ def split_faults(
         return [f"compute.accumulate {accumulate}: {reason}; set it to 1 and use more processes"]
     parts = num_ranks * accumulate
     among = f"{num_ranks} processes" + (f" x {accumulate} parts" if accumulate > 1 else "")
-    step = parts * (loss.sub_batch or 1) if loss.over == "channels" else parts
+    unit = math.lcm(loss.sub_batch or 1, loss.covariance_batch or 1)
+    step = parts * unit if loss.over == "channels" else parts
     fitting = max(2 * parts, -(-batch_size // step) * step)
     nearest = f"choose a multiple of {step}, such as {fitting}"
     if batch_size % parts:
         return [f"batch_size {batch_size} is not divisible by {among}; {nearest}"]
     size = batch_size // parts
-    if loss.over == "channels" and loss.sub_batch and size % loss.sub_batch:
+    if loss.over == "channels" and size % unit:
+        wanted = f"sub_batch {loss.sub_batch}"
+        if loss.covariance_batch:
+            wanted += f" and covariance_batch {loss.covariance_batch}"
         return [
             f"batch_size {batch_size} over {among} is {size} images each, not divisible by "
-            f"sub_batch {loss.sub_batch}; {nearest}"
+            f"{wanted}; {nearest}"
         ]
     if size < 2:
         return [f"batch_size {batch_size} over {among} leaves one image for BatchNorm; {nearest}"]
@@ -42,6 +48,6 @@ def _reason_against_accumulation(loss: LossConfig) -> str | None:
         )
     if loss.name == "batch-norm":
         return "the loss standardises over the whole batch, which accumulation never holds at once"
-    if loss.covariance_weight:
+    if loss.covariance_weight and not loss.covariance_batch:
         return "covariance_weight compares all pairs of images of the batch"
     return None

@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from pretrain.batch_split import split_faults
-from pretrain.loss_config import LossConfig
+from pretrain.loss_config import IDENTITY_IF_GIVEN, LossConfig
 
 NOT_IDENTITY: dict[str, Any] = {"identity": False}
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -274,7 +274,8 @@ def _identity(section: BaseModel) -> dict[str, Any]:
     whole = section.model_dump(mode="json")
     content: dict[str, Any] = {}
     for name, field in type(section).model_fields.items():
-        if field.json_schema_extra != NOT_IDENTITY:
-            value = getattr(section, name)
+        value = getattr(section, name)
+        unset = field.json_schema_extra == IDENTITY_IF_GIVEN and value is None
+        if field.json_schema_extra != NOT_IDENTITY and not unset:
             content[name] = _identity(value) if isinstance(value, BaseModel) else whole[name]
     return content

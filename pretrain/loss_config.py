@@ -10,13 +10,15 @@ LossName = Literal["w-mse", "cw-rgp", "whitening", "batch-norm", "none"]
 Axis = Literal["batch", "channels"]
 Method = Literal["cholesky", "zca", "pca", "newton"]
 
+IDENTITY_IF_GIVEN: dict[str, Any] = {"identity": "if given"}  # for settings that came later
 _WHITENING_FIELDS = {"sub_batch", "iterations", "over", "method", "groups", "random_partition"}
+_COVARIANCE_FIELDS = {"covariance_weight", "covariance_batch"}
 _REFUSED: dict[str, set[str]] = {
     "w-mse": set(),
     "cw-rgp": set(),
     "whitening": set(),
-    "batch-norm": _WHITENING_FIELDS | {"newton_iterations", "covariance_weight"},
-    "none": _WHITENING_FIELDS | {"newton_iterations", "covariance_weight", "eps"},
+    "batch-norm": _WHITENING_FIELDS | _COVARIANCE_FIELDS | {"newton_iterations"},
+    "none": _WHITENING_FIELDS | _COVARIANCE_FIELDS | {"newton_iterations", "eps"},
 }
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "w-mse": {"over": "batch", "method": "cholesky"},
@@ -60,6 +62,12 @@ class LossConfig(BaseModel):
     )
     covariance_weight: float = Field(
         default=0.0, ge=0.0, description="weight of the off-diagonal sample covariance"
+    )
+    covariance_batch: int | None = Field(
+        default=None,
+        ge=2,
+        description="images it takes together; the global batch unless given",
+        json_schema_extra=IDENTITY_IF_GIVEN,
     )
 
     @model_validator(mode="before")
@@ -108,6 +116,11 @@ class LossConfig(BaseModel):
             raise ValueError(
                 f"covariance_weight {self.covariance_weight} belongs to channel whitening, got "
                 f"over {self.over!r}; set it to 0"
+            )
+        if self.covariance_batch is not None and not self.covariance_weight:
+            raise ValueError(
+                f"covariance_batch {self.covariance_batch} has no effect with covariance_weight 0; "
+                f"remove it or give the weight"
             )
         return self
 

@@ -83,7 +83,7 @@ class WhiteningLoss(nn.Module):
             x = computed(embeddings)
             penalty = None
             if self.covariance_weight:
-                penalty = covariance_penalty(gather_with_gradient(x, 1))
+                penalty = self._penalty(x)
             if self._over == "batch":
                 x = gather_with_gradient(x, 1)
             _, N, D = x.shape
@@ -125,6 +125,16 @@ class WhiteningLoss(nn.Module):
             newton_iterations=setting.newton_iterations,
         )
         return output.view(-1, D)
+
+    def _penalty(self, x: Tensor) -> Tensor:
+        """Return the mean covariance penalty of parts of the batch, or that of the global batch."""
+        size = self.config.covariance_batch
+        if size is None:
+            return covariance_penalty(gather_with_gradient(x, 1))
+        _, N, D = x.shape
+        if N % size:
+            refuse([f"batch of {N} images is not divisible by covariance_batch {size}"])
+        return covariance_penalty(x.reshape(-1, size, D)) * (size / N)
 
     def _plan(self, x: Tensor, permutation: Tensor, partition: Tensor | None) -> Plan:
         rows = permutation.view(permutation.shape[0], -1, self.sub_batch)

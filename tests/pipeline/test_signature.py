@@ -38,6 +38,14 @@ def test_paths_workers_and_log_periods_stay_out() -> None:
     assert "root" not in identity_of(here)["data"]
 
 
+def test_a_setting_that_came_later_counts_only_where_it_is_given() -> None:
+    loss = {"name": "cw-rgp", "sub_batch": 16, "groups": 2, "covariance_weight": 0.1}
+    before = identity_of(PretrainConfig.model_validate(RECIPE | {"loss": loss}))
+    loss |= {"covariance_batch": 64}
+    given = identity_of(PretrainConfig.model_validate(RECIPE | {"loss": loss}))
+    assert given["loss"] == before["loss"] | {"covariance_batch": 64}
+
+
 @pytest.mark.parametrize(
     "change",
     [{"batch_size": 256}, {"seed": 1}, {"max_steps": 11}, {"optimizer": {"lr": 2e-3}}],

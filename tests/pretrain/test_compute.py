@@ -99,6 +99,12 @@ def test_a_batch_that_cannot_be_cut_is_refused_with_numbers() -> None:
         "batch_size 512 over 8 processes x 2 parts is 32 images each, not divisible by sub_batch "
         "64; choose a multiple of 1024, such as 1024"
     ]
+    with_term = cw_rgp.model_copy(update={"covariance_weight": 0.1, "covariance_batch": 96})
+    assert split_faults(384, with_term, 2, 1) == split_faults(384 * 4, with_term, 2, 4) == []
+    assert split_faults(256, with_term, 2) == [
+        "batch_size 256 over 2 processes is 128 images each, not divisible by sub_batch 64 and "
+        "covariance_batch 96; choose a multiple of 384, such as 384"
+    ]
     assert split_faults(4, LossConfig(name="none"), 4) == [
         "batch_size 4 over 4 processes leaves one image for BatchNorm; "
         "choose a multiple of 4, such as 8"
@@ -147,6 +153,15 @@ def test_channels_last_and_compile_reach_the_model(
     assert compiled == [trainer.model]
     assert tiny(compute=settings).identity() == tiny().identity()
     assert tiny(compute={"precision": "bf16"}).identity() != tiny().identity()
+
+
+def test_a_setting_that_came_later_is_identity_only_where_it_is_given(tiny: Make) -> None:
+    loss = {**CW_RGP["loss"], "covariance_weight": 0.1}
+    size = loss["sub_batch"]
+    without = tiny(**CW_RGP | {"loss": loss})
+    given = tiny(**CW_RGP | {"loss": {**loss, "covariance_batch": size}})
+    assert "covariance_batch" not in without.identity()["loss"]
+    assert given.identity()["loss"]["covariance_batch"] == size
 
 
 @pytest.fixture

@@ -24,6 +24,9 @@ CONFIGS = {
     "cw-rgp with covariance": LossConfig(
         name="cw-rgp", sub_batch=4, groups=2, covariance_weight=0.1
     ),
+    "cw-rgp with covariance of parts": LossConfig(
+        name="cw-rgp", sub_batch=4, groups=2, covariance_weight=0.1, covariance_batch=8
+    ),
 }
 
 

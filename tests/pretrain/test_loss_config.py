@@ -58,6 +58,7 @@ def test_controls_can_be_built():
         ({"name": "batch-norm", "method": "zca"}, "method \\(has no effect\\)"),
         ({"name": "w-mse", "sub_batch": 8, "over": "channels"}, "use name 'whitening'"),
         ({"name": "w-mse", "sub_batch": 8, "covariance_weight": 0.1}, "channel whitening"),
+        ({"name": "cw-rgp", "sub_batch": 8, "groups": 2, "covariance_batch": 8}, "give the weight"),
         ({"name": "w-mse", "sub_batch": 8, "newton_iterations": 3}, "newton_iterations 3 has no"),
         ({"name": "w-mse", "sub_batch": 8, "random_partition": True}, "no effect with groups 1"),
         ({"name": "w-mse", "sub_batch": 8, "subbatch": 8}, "subbatch"),

@@ -132,6 +132,19 @@ def test_covariance_penalty_by_hand():
     assert covariance_penalty(x).item() == pytest.approx((16 + 16) / 2)
 
 
+def test_a_covariance_batch_takes_the_mean_over_parts_of_the_batch():
+    x = torch.randn(2, 12, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    settings = {"name": "cw-rgp", "sub_batch": 4, "groups": 2}
+    given = {"batch_permutation": torch.arange(12)[None], "channel_partition": torch.tensor([])}
+    without = build_loss(LossConfig(**settings))(x, **given)
+    term = {"covariance_weight": 0.5, "covariance_batch": 6}
+    loss = build_loss(LossConfig(**settings, **term))
+    penalties = [covariance_penalty(x[:, :6]), covariance_penalty(x[:, 6:])]
+    torch.testing.assert_close(loss(x, **given), without + 0.5 * sum(penalties) / 2)
+    with pytest.raises(ValueError, match="batch of 8 images is not divisible by covariance_batch"):
+        loss(x[:, :8])
+
+
 def test_a_small_covariance_beside_large_variances_does_not_cancel():
     # covariance 1e3 (1 - 0.999) / 3; the square of the first sample's variance, 2e6 / 3, holds
     # all digits of float32

@@ -121,11 +121,18 @@ def test_data_stem_and_augmentation_are_the_tables(name: str) -> None:
 
 def test_the_covariance_term_belongs_to_published_imagenet_runs() -> None:
     found = {
-        name: (config.loss.covariance_weight, config.covariance_epochs)
+        name: (
+            config.loss.covariance_weight,
+            config.loss.covariance_batch,
+            config.covariance_epochs,
+        )
         for name in RECIPES
         if (config := resolved(name)).loss.covariance_weight
     }
-    assert found == {"cw_rgp_4_imagenet": (0.005, 50), "cw_rgp_4_imagenet_200": (0.01, 100)}
+    assert found == {
+        "cw_rgp_4_imagenet": (0.005, 128, 50),
+        "cw_rgp_4_imagenet_200": (0.01, 128, 100),
+    }
 
 
 def test_drops_stay_50_and_25_epochs_before_the_end_of_a_shorter_run() -> None:
