@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import yaml
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.engine import default_argument_parser
 
@@ -25,7 +25,7 @@ from transfer.detector import Run, run_detector
 from transfer.finetune import class_faults, repair_last_checkpoint
 from transfer.launching import Machines, run_on
 from transfer.loading import weights_fault
-from transfer.task_config import check_companion, for_this_machine, unknown_keys
+from transfer.task_config import check_companion, default_cfg, for_this_machine, unknown_keys
 from transfer.trainer import TRAINERS
 
 EXAMPLE = """example:
@@ -117,7 +117,7 @@ def read_config(
     """
     if not Path(path).is_file():
         raise ValueError(f"{path or '--config-file'}: no such config file")
-    cfg = get_cfg()
+    cfg = default_cfg()
     try:
         content = load(path)  # plain YAML: nothing in it is executed
     except (yaml.YAMLError, AttributeError, TypeError) as error:

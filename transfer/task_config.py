@@ -24,12 +24,20 @@ ONLY = {
     "MODEL.LOAD_PROPOSALS": False,
     "DATALOADER.SAMPLER_TRAIN": "TrainingSampler",
 }
+PRECISIONS = ("fp16", "bf16")
 logger = logging.getLogger(__name__)
+
+
+def default_cfg() -> CfgNode:
+    """Return detectron2's defaults, and `SOLVER.AMP.PRECISION`, which 0.6 lacks."""
+    cfg = get_cfg()
+    cfg.SOLVER.AMP.PRECISION = "fp16"
+    return cfg
 
 
 def config_faults(config: FinetuneConfig) -> list[str]:
     """Return one line for each key that detectron2 lacks, misuses, or that the run itself sets."""
-    faults = list(unknown_keys(config.detectron2, get_cfg()))
+    faults = list(unknown_keys(config.detectron2, default_cfg()))
     for key in OURS:
         node: Any = config.detectron2
         for part in key.split("."):
@@ -65,7 +73,7 @@ def build_cfg(config: FinetuneConfig, weights: Path | None, output_dir: Path) ->
     Raises:
         ValueError: the task names a key that detectron2 does not have, or a value it refuses.
     """
-    cfg = get_cfg()
+    cfg = default_cfg()
     try:
         cfg.merge_from_other_cfg(CfgNode(config.detectron2))
         cfg.MODEL.WEIGHTS = "" if weights is None else str(weights)
@@ -89,6 +97,11 @@ def for_this_machine(cfg: CfgNode) -> CfgNode:
         for key, wanted in ONLY.items()
         if value_at(cfg, key) != wanted
     ]
+    if cfg.SOLVER.AMP.PRECISION not in PRECISIONS:
+        faults.append(
+            f"SOLVER.AMP.PRECISION is {cfg.SOLVER.AMP.PRECISION!r}, "
+            f"wanted one of {', '.join(PRECISIONS)}"
+        )
     if len(cfg.DATASETS.TEST) != 1:
         faults.append(f"DATASETS.TEST is {list(cfg.DATASETS.TEST)}, wanted one data set")
     if faults:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase, hooks
 from detectron2.evaluation import DatasetEvaluator
@@ -50,6 +52,8 @@ class Trainer(DefaultTrainer):  # type: ignore[misc]
         """Return the model; what no loss can reach is not trained."""
         model: nn.Module = super().build_model(cfg)
         freeze_unread_outputs(cfg, model)
+        if cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.get("PRECISION") == "bf16":
+            train_in_bfloat16(model, cfg.MODEL.DEVICE)
         return model
 
     @classmethod
@@ -156,6 +160,21 @@ def share_buffers(model: nn.Module) -> None:
     if comm.get_world_size() > 1:
         for buffer in model.buffers():
             distributed.broadcast(buffer, 0)
+
+
+def train_in_bfloat16(model: nn.Module, device: str) -> None:
+    """Make the training forward passes of `model` autocast to bfloat16, within float16 too.
+
+    detectron2 0.6 knows float16 only; newer versions take the type as an argument of AMPTrainer.
+    """
+    forward = model.forward
+
+    def in_bfloat16(*arguments: Any, **named: Any) -> Any:
+        kind = torch.device(device).type
+        with torch.autocast(kind, dtype=torch.bfloat16) if model.training else nullcontext():
+            return forward(*arguments, **named)
+
+    model.forward = in_bfloat16
 
 
 def freeze_unread_outputs(cfg: CfgNode, model: nn.Module) -> None:

@@ -80,6 +80,7 @@ def test_training_resuming_and_evaluating(
         (["DATASETS.TRAIN", "('cats',)"], "unknown data set cats; known: coco_2017_train"),
         (["DATASETS.TEST", "('voc_2007_tset',)"], "set voc_2007_tset; did you mean voc_2007_test?"),
         (["DATALOADER.SAMPLER_TRAIN", "X"], "SAMPLER_TRAIN is 'X', wanted 'TrainingSampler'"),
+        (["SOLVER.AMP.PRECISION", "fp8"], "PRECISION is 'fp8', wanted one of fp16, bf16"),
         (["--eval-only"], "nothing to evaluate: MODEL.WEIGHTS is empty"),
         (["MODEL.ROI_HEADS.NUM_CLASSES", "3"], "NUM_CLASSES is 3, but digits_voc_test has 10"),
     ],

@@ -32,22 +32,49 @@ def test_only_outputs_that_nothing_reads_are_frozen() -> None:
     assert frozen("voc_faster_rcnn_r50_c4_24k.yaml") == []
 
 
-def test_every_trained_parameter_gets_a_gradient() -> None:
-    cfg = read_config(str(FOLDER / "digits_faster_rcnn_voc.yaml"), ["MODEL.DEVICE", "cpu"])
-    model = Trainer.build_model(cfg).train()
+def losses_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     truth = Instances((64, 64))
     truth.gt_boxes = Boxes(torch.tensor([[8.0, 8.0, 40.0, 40.0]]))
     truth.gt_classes = torch.tensor([3])
     image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
     with EventStorage():
-        losses = model([{"image": image, "instances": truth, "height": 64, "width": 64}] * 2)
-    torch.stack(list(losses.values())).sum().backward()
+        found: dict[str, torch.Tensor] = model.train()(
+            [{"image": image, "instances": truth, "height": 64, "width": 64}] * 2
+        )
+    return found
+
+
+def test_every_trained_parameter_gets_a_gradient() -> None:
+    cfg = read_config(str(FOLDER / "digits_faster_rcnn_voc.yaml"), ["MODEL.DEVICE", "cpu"])
+    model = Trainer.build_model(cfg)
+    torch.stack(list(losses_of(model).values())).sum().backward()
     without = [
         name
         for name, value in model.named_parameters()
         if value.requires_grad and value.grad is None
     ]
     assert without == []
+
+
+@pytest.mark.parametrize(
+    "precision, trained_in", [("bf16", torch.bfloat16), ("fp16", torch.float32)]
+)  # float16 is detectron2's own, outside the model
+def test_bfloat16_is_for_training_alone(precision: str, trained_in: torch.dtype) -> None:
+    changes = ["MODEL.DEVICE", "cpu", "SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.PRECISION"]
+    cfg = read_config(str(FOLDER / "digits_faster_rcnn_voc.yaml"), [*changes, precision])
+    model, seen = Trainer.build_model(cfg), []
+    model.backbone.bottom_up.res2[0].conv1.register_forward_hook(
+        lambda module, given, output: seen.append((module.training, output.dtype))
+    )
+    losses = losses_of(model)
+    torch.stack([loss.float() for loss in losses.values()]).sum().backward()
+    assert all(value.isfinite() for value in losses.values())
+    assert {value.grad.dtype for value in model.parameters() if value.grad is not None} == {
+        torch.float32
+    }
+    with torch.no_grad():
+        model.eval()([{"image": torch.zeros(3, 64, 64, dtype=torch.uint8)}])
+    assert seen == [(True, trained_in), (False, torch.float32)]
 
 
 @pytest.mark.parametrize("world_size, received_at, left_at", [
