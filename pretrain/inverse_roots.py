@@ -18,7 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pretrain.cpu import in_parts, on_one_core
+from pretrain.cpu import in_parts
 from pretrain.matmul_roots import inverse_root_by_matmul, iter_norm_weight
 from pretrain.root_derivatives import (
     CholeskyRoot,
@@ -28,6 +28,7 @@ from pretrain.root_derivatives import (
     PCARoot,
     ZCARoot,
 )
+from pretrain.triangular import cholesky, triangle
 
 RIDGE = 1e-3  # of the mean eigenvalue: well above rounding in float32, whatever k
 
@@ -55,19 +56,16 @@ def _without_non_finite(covariance: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def _cholesky(covariance: Tensor) -> CholeskyRoot:
-    with on_one_core():
-        lower, info = torch.linalg.cholesky_ex(covariance)
+    lower, singular = cholesky(covariance)
     variances = covariance.diagonal(dim1=-2, dim2=-1)
     pivots = lower.diagonal(dim1=-2, dim2=-1)
-    safe = pivots.square() > _tolerance(covariance) * variances
-    safe = safe & (info == 0)[:, None]
-    if bool(safe.all()):
-        return CholeskyRoot(lower, info.new_zeros((), dtype=torch.int64))
-    healthy = safe.all(-1)
-    finite, broken = _without_non_finite(covariance)
-    repaired, _ = torch.linalg.cholesky_ex(_add_ridge(finite, ~healthy))
-    lower = torch.where(healthy[:, None, None], lower, repaired)
-    return CholeskyRoot(_spoil(lower, broken), (~healthy).sum())
+    singular |= ~(pivots.square() > _tolerance(covariance) * variances).all(-1)
+    count = singular.sum()
+    if bool(count):
+        finite, broken = _without_non_finite(covariance)
+        repaired, _ = cholesky(_add_ridge(finite, singular))
+        lower = _spoil(torch.where(singular[:, None, None], repaired, lower), broken)
+    return CholeskyRoot(triangle(lower), count)
 
 
 def _add_ridge(covariance: Tensor, singular: Tensor) -> Tensor:

@@ -19,25 +19,26 @@ from torch.autograd.function import once_differentiable
 _SHORTEST = 1e-12  # a shorter vector has no direction: it normalises to zero, with derivative zero
 
 
-def replace_by_slope_(views: Tensor, factor: float, *, normalize: bool, dim: int = -1) -> Tensor:
+def distance_and_slope(
+    views: Tensor, factor: float, *, normalize: bool, dim: int = -1
+) -> tuple[Tensor, Tensor]:
     """Return `factor` times the sum over pairs of V of the squared distances of `views` [V, ...].
 
-    In place of the views it leaves the derivative with respect to them. `dim` is that of the D
-    embedding dimensions.
+    And its derivative with respect to the views. `dim` is that of the D embedding dimensions.
     """
     V = views.shape[0]
     if normalize:
         norm = views.square().sum(dim, keepdim=True).sqrt_()
         inverse = torch.where(norm <= _SHORTEST, 0.0, 1.0 / norm)
-        views *= inverse
+        views = views * inverse
     apart = views - views.mean(0)
     value = V * factor * apart.square().sum()
     if normalize:
         views *= (views * apart).sum(dim, keepdim=True)
-        torch.sub(apart, views, out=views).mul_(inverse.mul_(2.0 * V * factor))
+        apart.sub_(views).mul_(inverse.mul_(2.0 * V * factor))
     else:
-        torch.mul(apart, 2.0 * V * factor, out=views)
-    return value
+        apart *= 2.0 * V * factor
+    return value, apart
 
 
 def pair_factor(num_views: int, num_images: int, dim: int, *, normalize: bool) -> float:
@@ -51,8 +52,7 @@ class _PairDistance(torch.autograd.Function):
     def forward(ctx: Any, views: Tensor, normalize: bool) -> Tensor:
         V, D = views.shape[0], views.shape[-1]
         factor = pair_factor(V, views[0].numel() // D, D, normalize=normalize)
-        slope = views.clone()
-        value = replace_by_slope_(slope, factor, normalize=normalize)
+        value, slope = distance_and_slope(views, factor, normalize=normalize)
         ctx.save_for_backward(slope)
         return value
 

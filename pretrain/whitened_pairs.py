@@ -4,8 +4,7 @@ Legend: V views, N batch, D embedding dimension, n sub-batch, S = N / n sub-batc
 M = V T S members (whitenings of one sub-batch of one view).
 
 The derivative is made in the forward pass, where all that it needs is at hand; the backward pass
-only scales it. Whitened channels stand by rows, [M, D, n], so that groups and orders of channels
-are whole rows.
+only scales it.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pretrain.cpu import keep_freed_memory
-from pretrain.pair_distance import pair_factor, replace_by_slope_
+from pretrain.pair_distance import distance_and_slope, pair_factor
 from pretrain.whitening import Arrangement, Whitening, inverse_permutation
 
 
@@ -43,12 +42,14 @@ class _WhitenedPairDistance(torch.autograd.Function):
         rows = (plan.rows.view(-1, n) + first_of_view).view(-1)
         samples = x.reshape(-1, D).index_select(0, rows).view(-1, n, D)
         whitened, white = plan.whitening.forward(samples, plan.arrangement)
-        factor = pair_factor(V, T * N, D, normalize=plan.normalize)
-        value = replace_by_slope_(white.view(V, -1, D, n), factor, normalize=plan.normalize, dim=-2)
+        value, slope = distance_and_slope(
+            white.view(V, -1, *white.shape[1:]),
+            pair_factor(V, T * N, D, normalize=plan.normalize),
+            normalize=plan.normalize,
+            dim=plan.arrangement.channel_dim,
+        )
         if with_slope:
-            slope = plan.whitening.backward(
-                plan.arrangement.deal(white), plan.arrangement, whitened
-            )
+            slope = plan.whitening.backward(slope.view_as(white), plan.arrangement, whitened)
             ctx.save_for_backward(_unshuffled(slope.view(V, -1, D), plan.rows))
         ctx.mark_non_differentiable(whitened.root.num_regularized)
         return value, whitened.root.num_regularized

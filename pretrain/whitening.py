@@ -53,16 +53,38 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Arrangement:
-    """How M members with channels by rows [M, D, N] become variables [M*G, k, n], and back.
+    """How M members [M, N, D] become variables [M*G, k, n], and back.
 
-    `order` [M, D] lists each member's channels group by group; None leaves them as they are.
-    Variables are views of the channels dealt to groups: batch whitening's rows first, channel
-    whitening's columns first.
+    Members with groups or an `order` are turned, so that channels stand by rows [M, D, N] and are
+    moved as whole rows; all others stay. `order` [M, D] lists each member's channels group by
+    group; None leaves them as they are. Variables are views of the channels dealt to groups.
     """
 
     over: str
     groups: int
     order: Tensor | None = None
+
+    @property
+    def turned(self) -> bool:
+        """Whether members stand channels by rows."""
+        return self.groups > 1 or self.order is not None
+
+    @property
+    def channel_dim(self) -> int:
+        """Return the dimension of the channels in a member as it stands."""
+        return -2 if self.turned else -1
+
+    def turn(self, x: Tensor) -> Tensor:
+        """Return members [M, N, D] as they stand, or those that stand as [M, N, D]."""
+        return transposed(x) if self.turned else x
+
+    def centred(self, members: Tensor) -> Tensor:
+        """Return `members` as they stand less their mean over samples or over all channels."""
+        return members - members.mean(self._observed_dim, keepdim=True)
+
+    @property
+    def _observed_dim(self) -> int:
+        return -1 if (self.over == "batch") == self.turned else -2
 
     @cached_property
     def _rows(self) -> Tensor:
@@ -71,35 +93,34 @@ class Arrangement:
         M, D = self.order.shape
         return (self.order + D * torch.arange(M, device=self.order.device)[:, None]).flatten()
 
-    def deal(self, channels: Tensor) -> Tensor:
-        """Return `channels` [M, D, N] in the order of the groups."""
+    def deal(self, members: Tensor) -> Tensor:
+        """Return `members` as they stand, with their channels in the order of the groups."""
         if self.order is None:
-            return channels
-        N = channels.shape[-1]
-        return channels.view(-1, N).index_select(0, self._rows).view_as(channels)
+            return members
+        N = members.shape[-1]
+        return members.view(-1, N).index_select(0, self._rows).view_as(members)
 
     def undeal(self, dealt: Tensor) -> Tensor:
-        """Return `dealt` [M, D, N] with its channels in order: the inverse of `deal`."""
+        """Return `dealt` members with their channels in order: the inverse of `deal`."""
         if self.order is None:
             return dealt
         rows, N = inverse_permutation(self._rows), dealt.shape[-1]
         return dealt.view(-1, N).index_select(0, rows).view_as(dealt)
 
     def to_variables(self, dealt: Tensor) -> Tensor:
-        """Return the variables [M*G, k, n] of `dealt` [M, D, N]; a view."""
-        _, D, N = dealt.shape
-        blocks = dealt.view(-1, D // self.groups, N)
-        return blocks if self.over == "batch" else blocks.mT
+        """Return the variables [M*G, k, n] of `dealt` members; a view."""
+        if self.turned:
+            _, D, N = dealt.shape
+            dealt = dealt.view(-1, D // self.groups, N)
+        return dealt if (self.over == "batch") == self.turned else dealt.mT
 
     def from_variables(self, variables: Tensor) -> Tensor:
-        """Return the dealt channels [M, D, N]: the inverse of `to_variables`."""
-        blocks = variables if self.over == "batch" else variables.mT
-        width, N = blocks.shape[-2:]
-        return blocks.reshape(-1, self.groups * width, N)
-
-    def centre_(self, channels: Tensor) -> Tensor:
-        """Subtract from `channels`, in place, the mean over samples or over all channels."""
-        return channels.sub_(channels.mean(2 if self.over == "batch" else 1, keepdim=True))
+        """Return the dealt members, rows first: the inverse of `to_variables`."""
+        blocks = variables if (self.over == "batch") == self.turned else variables.mT
+        if self.turned:
+            width, N = blocks.shape[-2:]
+            blocks = blocks.reshape(-1, self.groups * width, N)
+        return blocks.contiguous()
 
 
 @dataclass(frozen=True)
@@ -136,21 +157,23 @@ class Whitening:
         return inverse_root(covariance, self.method, self.newton_iterations)
 
     def forward(self, x: Tensor, arrangement: Arrangement) -> tuple[Whitened, Tensor]:
-        """Return the whitened members `x` [M, N, D], and in new memory their channels [M, D, N]."""
-        channels = arrangement.centre_(transposed(x))
-        variables = arrangement.to_variables(arrangement.deal(channels))
+        """Return the whitened members `x` [M, N, D]: for the derivative, and as they stand."""
+        members = arrangement.centred(arrangement.turn(x))
+        variables = arrangement.to_variables(arrangement.deal(members))
         root = self.root(variables)
         output = root.apply(variables)
         whitened = Whitened(root, output, variables if root.needs_variables else None)
-        white = arrangement.undeal(arrangement.from_variables(output))
-        return whitened, white.clone() if arrangement.order is None else white
+        return whitened, arrangement.undeal(arrangement.from_variables(output))
 
     def backward(self, slope: Tensor, arrangement: Arrangement, whitened: Whitened) -> Tensor:
-        """Return dL/dx [M, N, D] for the `slope` of the dealt channels, which it may overwrite."""
-        variables = arrangement.to_variables(slope)
+        """Return dL/dx [M, N, D] for the `slope` of the members as they stand.
+
+        May overwrite `slope`.
+        """
+        variables = arrangement.to_variables(arrangement.deal(slope))
         variables = whitened.pull_back(variables, self.scale(variables.shape[-1]))
-        channels = arrangement.undeal(arrangement.from_variables(variables))
-        return transposed(arrangement.centre_(channels))
+        members = arrangement.undeal(arrangement.from_variables(variables))
+        return arrangement.turn(arrangement.centred(members))
 
 
 def inverse_permutation(permutation: Tensor) -> Tensor:
@@ -172,16 +195,16 @@ class _Whiten(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, arrangement: Arrangement, whitening: Whitening) -> Tensor:
-        whitened, channels = whitening.forward(x, arrangement)
+        whitened, white = whitening.forward(x, arrangement)
         save_for_backward(ctx, [arrangement, whitening, whitened])
-        return transposed(channels)
+        return arrangement.turn(white)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         arrangement, whitening, whitened = saved(ctx)
         with full_precision(grad.device):
-            slope = arrangement.deal(transposed(grad))
+            slope = arrangement.turn(grad.clone())
             return whitening.backward(slope, arrangement, whitened), None, None
 
 
