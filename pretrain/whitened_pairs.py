@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pretrain.arrangement import Arrangement, inverse_permutation
 from pretrain.cpu import keep_freed_memory
 from pretrain.pair_distance import distance_and_slope, pair_factor
-from pretrain.whitening import Arrangement, Whitening, inverse_permutation
+from pretrain.whitening import Whitening
 
 
 @dataclass(frozen=True)

@@ -12,17 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from pretrain.arrangement import Arrangement
 from pretrain.distributed import broadcast_from_first, gather_with_gradient
 from pretrain.loss_config import LossConfig, sub_batch_faults, whitening_faults
 from pretrain.loss_input import check_views, computed, refuse
 from pretrain.whitened_pairs import Plan, whitened_pair_distance
-from pretrain.whitening import (
-    Arrangement,
-    Whitening,
-    full_precision,
-    refuse_no_permutation,
-    whiten,
-)
+from pretrain.whitening import Whitening, full_precision, refuse_no_permutation, whiten
 
 
 class WhiteningLoss(nn.Module):
