@@ -43,11 +43,12 @@ class Arrangement:
 
     def centred(self, members: Tensor) -> Tensor:
         """Return `members` as they stand less their mean over samples or over all channels."""
-        return members - members.mean(self._observed_dim, keepdim=True)
+        return members - members.mean(-1 if self._variables_by_rows else -2, keepdim=True)
 
     @property
-    def _observed_dim(self) -> int:
-        return -1 if (self.over == "batch") == self.turned else -2
+    def _variables_by_rows(self) -> bool:
+        """Whether rows of members as they stand are variables, and columns observations."""
+        return (self.over == "batch") == self.turned
 
     @cached_property
     def _rows(self) -> Tensor:
@@ -75,11 +76,11 @@ class Arrangement:
         if self.turned:
             _, D, N = dealt.shape
             dealt = dealt.view(-1, D // self.groups, N)
-        return dealt if (self.over == "batch") == self.turned else dealt.mT
+        return dealt if self._variables_by_rows else dealt.mT
 
     def from_variables(self, variables: Tensor) -> Tensor:
         """Return the dealt members, rows first: the inverse of `to_variables`."""
-        blocks = variables if (self.over == "batch") == self.turned else variables.mT
+        blocks = variables if self._variables_by_rows else variables.mT
         if self.turned:
             width, N = blocks.shape[-2:]
             blocks = blocks.reshape(-1, self.groups * width, N)

@@ -18,7 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pretrain.cpu import in_parts
+from pretrain.cpu import in_parts, on_one_core
 from pretrain.matmul_roots import inverse_root_by_matmul, iter_norm_weight
 from pretrain.root_derivatives import (
     CholeskyRoot,
@@ -28,7 +28,7 @@ from pretrain.root_derivatives import (
     PCARoot,
     ZCARoot,
 )
-from pretrain.triangular import cholesky, triangle
+from pretrain.triangular import triangle
 
 RIDGE = 1e-3  # of the mean eigenvalue: well above rounding in float32, whatever k
 
@@ -56,15 +56,17 @@ def _without_non_finite(covariance: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def _cholesky(covariance: Tensor) -> CholeskyRoot:
-    lower, singular = cholesky(covariance)
+    with on_one_core():
+        lower, info = torch.linalg.cholesky_ex(covariance)
     variances = covariance.diagonal(dim1=-2, dim2=-1)
     pivots = lower.diagonal(dim1=-2, dim2=-1)
-    singular |= ~(pivots.square() > _tolerance(covariance) * variances).all(-1)
+    safe = pivots.square() > _tolerance(covariance) * variances
+    singular = ~safe.all(-1) | (info != 0)
     count = singular.sum()
     if bool(count):
         finite, broken = _without_non_finite(covariance)
-        repaired, _ = cholesky(_add_ridge(finite, singular))
-        lower = _spoil(torch.where(singular[:, None, None], repaired, lower), broken)
+        repaired, _ = torch.linalg.cholesky_ex(_add_ridge(finite, singular))
+        lower = _spoil(repaired, broken)
     return CholeskyRoot(triangle(lower), count)
 
 

@@ -22,9 +22,10 @@ _SHORTEST = 1e-12  # a shorter vector has no direction: it normalises to zero, w
 def distance_and_slope(
     views: Tensor, factor: float, *, normalize: bool, dim: int = -1
 ) -> tuple[Tensor, Tensor]:
-    """Return `factor` times the sum over pairs of V of the squared distances of `views` [V, ...].
+    """Return `factor` times the sum over pairs of squared distances of `views` [V, ...], and slope.
 
-    And its derivative with respect to the views. `dim` is that of the D embedding dimensions.
+    The slope is the derivative with respect to the views, which stay as they are. `dim` is that of
+    the D embedding dimensions.
     """
     V = views.shape[0]
     if normalize:

@@ -84,7 +84,10 @@ class Whitening:
         return inverse_root(covariance, self.method, self.newton_iterations)
 
     def forward(self, x: Tensor, arrangement: Arrangement) -> tuple[Whitened, Tensor]:
-        """Return the whitened members `x` [M, N, D]: for the derivative, and as they stand."""
+        """Return the whitened members `x` [M, N, D]: for the derivative, and as they stand.
+
+        Both may be the same memory.
+        """
         members = arrangement.centred(arrangement.turn(x))
         variables = arrangement.to_variables(arrangement.deal(members))
         root = self.root(variables)
@@ -118,14 +121,14 @@ class _Whiten(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, arrangement: Arrangement, whitening: Whitening) -> Tensor:
         whitened, white = whitening.forward(x, arrangement)
         save_for_backward(ctx, [arrangement, whitening, whitened])
-        return arrangement.turn(white)
+        return arrangement.turn(white) if arrangement.turned else white.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         arrangement, whitening, whitened = saved(ctx)
         with full_precision(grad.device):
-            slope = arrangement.turn(grad.clone())
+            slope = arrangement.turn(grad) if arrangement.turned else grad.clone()
             return whitening.backward(slope, arrangement, whitened), None, None
 
 

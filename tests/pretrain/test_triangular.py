@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pretrain.triangular import cholesky, triangle
+from pretrain.triangular import triangle
 
 
 def covariance(k, condition, dtype=torch.float64):
@@ -27,30 +27,9 @@ def test_solves_equal_lapacks(k):
 
 @pytest.mark.parametrize("k", [64, 128, 300])
 @pytest.mark.parametrize("condition", [1e1, 1e4, 1e6])
-def test_rounding_is_that_of_a_solve_without_inverses(k, condition):
-    lower, _ = cholesky(covariance(k, condition, torch.float32))
+def test_errors_stay_within_twice_those_of_lapack(k, condition):
+    lower = torch.linalg.cholesky(covariance(k, condition, torch.float32))
     rows = torch.randn(3, 200, k, generator=torch.Generator().manual_seed(0))
     exact = torch.linalg.solve_triangular(lower.double(), rows.double().mT, upper=False).mT
     lapack = torch.linalg.solve_triangular(lower, rows.mT, upper=False).mT
     assert (triangle(lower).solve(rows) - exact).norm() <= 2 * (lapack - exact).norm()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_factors_are_lower_triangular_and_equal_torchs(dtype):
-    matrix = covariance(70, 100.0, dtype)
-    before = matrix.clone()
-    lower, without = cholesky(matrix)
-    assert torch.equal(matrix, before) and lower.is_contiguous() and not without.any()
-    assert torch.allclose(lower, torch.linalg.cholesky(matrix), rtol=0, atol=1e-6)
-    assert torch.equal(lower, lower.tril())
-
-
-def test_members_without_a_factor_are_named_and_the_others_stay():
-    matrix = covariance(40, 10.0)
-    alone, _ = cholesky(matrix[:1])
-    matrix[1] -= 2 * torch.eye(40)
-    matrix[2, 3, 3] = torch.nan
-    lower, without = cholesky(matrix)
-    assert without.tolist()[:2] == [False, True]
-    assert torch.equal(lower[:1], alone)
-    assert without[2] or not lower[2].isfinite().all()

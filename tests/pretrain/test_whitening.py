@@ -280,6 +280,15 @@ def test_a_singular_member_is_repaired_and_its_neighbours_are_not_touched(method
     assert int(inverse_root(matrices, method).num_regularized) == 1
 
 
+def test_cholesky_counts_what_lapack_refuses_and_what_rounding_let_pass():
+    indefinite = torch.tensor([[1.0, 2.0], [2.0, 1.0]], dtype=D64)
+    almost_singular = torch.tensor([[1.0, 1.0], [1.0, 1.0 + 1e-15]], dtype=D64)
+    assert int(torch.linalg.cholesky_ex(almost_singular).info) == 0
+    matrices = torch.stack([indefinite, torch.eye(2, dtype=D64), almost_singular])
+    assert int(inverse_root(matrices, "cholesky").num_regularized) == 2
+    assert int(inverse_root(matrices[:2], "cholesky").num_regularized) == 1
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_non_finite_member_is_nan_and_its_neighbours_are_not(method):
     x = features(3, 20, 6, dtype=torch.float32)
@@ -336,12 +345,26 @@ def test_full_precision_agrees_with_the_older_switch():
     assert not switch.allow_tf32
 
 
-def test_inputs_are_left_alone():
-    x = features(20, 6)
-    before, partition = x.clone(), torch.arange(6)
-    for method in METHODS:
-        whiten(x, over="batch", method=method, partition=partition)
-    torch.testing.assert_close(x, before, rtol=0, atol=0)
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("over", AXES)
+@pytest.mark.parametrize("method", METHODS)
+def test_inputs_and_gradients_of_the_output_are_left_alone(method, over, groups):
+    x = features(*((20, 6) if over == "batch" else (3, 8))).requires_grad_()
+    grad = features(*x.shape, seed=1)
+    kept = x.detach().clone(), grad.clone()
+    y = whiten(x, over=over, method=method, groups=groups)
+    torch.autograd.grad(y, x, grad)
+    torch.testing.assert_close((x.detach(), grad), kept, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("over", AXES)
+@pytest.mark.parametrize("method", METHODS)
+def test_the_output_may_be_overwritten_before_the_backward_pass(method, over):
+    x = features(*((20, 6) if over == "batch" else (3, 8))).requires_grad_()
+    y = whiten(x, over=over, method=method)
+    (want,) = torch.autograd.grad(y, x, 2 * torch.ones_like(y), retain_graph=True)
+    (got,) = torch.autograd.grad(y.mul_(2.0).sum(), x)
+    torch.testing.assert_close(got, want, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
