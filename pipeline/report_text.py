@@ -308,7 +308,7 @@ def rich_tables(data: ReportData) -> list[Table]:
         tables[-1].caption = Text("\n".join(failed), style="red") if failed else None
     if data.probes:
         headings, lines = probe_table(data)
-        table = _rich_table("Probes", ["Backbone", *headings])
+        table = _rich_table("Probes", ["Backbone", *(re.sub("[ /]", "\n", h) for h in headings)])
         for name, cells in lines:
             table.add_row(Text(one_line(name)), *map(Text, cells))
         tables.append(table)
@@ -319,7 +319,7 @@ def _rich_table(title: str, headings: Sequence[str]) -> Table:
     table = Table(title=Text(title), title_justify="left", caption_justify="left")
     for i, heading in enumerate(headings):
         if i == 0:
-            table.add_column(Text(heading), overflow="fold")
+            table.add_column(Text(heading), overflow="fold", min_width=len(heading))
         else:
             table.add_column(Text(heading), justify="right", no_wrap=True)
     return table

@@ -231,6 +231,15 @@ def test_tables_on_the_terminal():
     assert max(len(line) for line in voc.splitlines()) <= 80
 
 
+def test_several_probes_keep_the_names_of_the_backbones_on_the_terminal():
+    found = {
+        f"{kind}/top{k}": 90.0 + k for kind in ("knn", "weighted_knn", "linear") for k in (1, 5)
+    }
+    probes = shown(rich_tables(replace(case(), probes=(ProbeRow("cw-rgp", "crops", found),)))[-1])
+    assert "cw-rgp" in probes and "Backbone" in probes and "weighted_knn" in probes
+    assert probes.count("91.0") == probes.count("95.0") == 3 and "…" not in probes
+
+
 def shown(table):
     """A table as an 80-column terminal shows it."""
     console = Console(width=80, file=StringIO())
