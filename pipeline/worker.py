@@ -21,9 +21,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.files import read_json, write_json
-from pipeline.provenance import provenance
-from pipeline.store import (
+from pipeline.stages.files import read_json, write_json
+from pipeline.stages.provenance import provenance
+from pipeline.stages.run_folder import (
     ATTEMPTS,
     FAILURE,
     JOB,
@@ -34,12 +34,12 @@ from pipeline.store import (
     lock,
     outputs_fault,
 )
-from pipeline.store import write_manifest as finish
+from pipeline.stages.run_folder import write_manifest as finish
 
 EXIT_INTERRUPTED = 75
 EXIT_LOCKED = 76
 PR_SET_PDEATHSIG = 1
-NOTES_FROM, NOTE = "transfer.data_check", "note: "
+NOTES_FROM, NOTE = "transfer.datasets.check", "note: "
 
 
 def main(arguments: list[str]) -> int:

@@ -47,7 +47,7 @@ def spectrum_indicators(features: Tensor) -> dict[str, float]:
 def centred_indicators(features: dict[str, Tensor]) -> dict[str, float]:
     """Return `<name>/<indicator>` of each [N, D] of `features`, centred over its samples.
 
-    The convention of the training log and of `pretrain.collapse`: a common offset of all images,
+    The convention of the training log and of `examples.collapse`: a common offset of all images,
     as every ReLU makes, says nothing about how many dimensions tell them apart.
     """
     return {

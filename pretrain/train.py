@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pretrain.checkpoint import BACKBONE, save_backbone
-from pretrain.config import PretrainConfig
-from pretrain.distributed import joined_processes
-from pretrain.engine import Trainer
-from pretrain.images import ImageFiles, open_images
-from pretrain.loader import too_few_images
-from pretrain.training_probe import TrainingProbe, after_epoch
+from pretrain.config.pretrain import PretrainConfig
+from pretrain.data.images import ImageFiles, open_images
+from pretrain.probes.online import TrainingProbe, after_epoch
+from pretrain.runtime.checkpoint import BACKBONE, save_backbone
+from pretrain.runtime.distributed import joined_processes
+from pretrain.training.trainer import Trainer
+from pretrain.views.sharded import too_few_images
 
 FULL_CHECK_LIMIT = 20_000
 

@@ -9,12 +9,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 TORCH_FREE = {
-    "pretrain.config",
-    "pretrain.data_layouts",
-    "pretrain.file_index",
-    "pretrain.loss_config",
-    "pretrain.probe_config",
-    "transfer.config",
+    "pretrain.config.pretrain",
+    "pretrain.data.splits",
+    "pretrain.data.file_index",
+    "pretrain.config.loss",
+    "pretrain.config.probe",
+    "transfer.config.stages",
 }
 FORBIDDEN = {
     "pretrain": {"transfer", "pipeline", "detectron2", "submitit"},
@@ -57,6 +57,6 @@ def test_detectron2_is_imported_only_in_transfer() -> None:
 def test_plan_and_report_work_without_torch() -> None:
     code = (
         "import sys; sys.modules['torch'] = None; sys.modules['detectron2'] = None\n"
-        "import pipeline.commands, pipeline.report_render, pipeline.worker"
+        "import pipeline.commands.local, pipeline.report.render, pipeline.worker"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

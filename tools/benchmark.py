@@ -12,15 +12,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/pretrain.p
 # name: (module, function, its options, summary); a module is imported when it is asked for, and an
 # option with a + takes one number or more
 BENCHMARKS = {
-    "whitening": ("pretrain.benchmark", "benchmark_whitening", ("rounds", "threads+"),
+    "whitening": ("benchmarks.whitening", "benchmark_whitening", ("rounds", "threads+"),
                   "whitening losses against a plain loop"),
-    "loader": ("pretrain.benchmark_loader", "benchmark_loader", ("rounds", "workers"),
+    "loader": ("benchmarks.loader", "benchmark_loader", ("rounds", "workers"),
                "views per second against a plain PIL pipeline"),
-    "step": ("pretrain.benchmark_step", "benchmark_step", ("rounds", "threads", "workers"),
+    "step": ("benchmarks.step", "benchmark_step", ("rounds", "threads", "workers"),
              "what a training step spends where"),
-    "detection": ("transfer.benchmark", "benchmark_detection", ("rounds", "threads", "workers"),
+    "detection": ("benchmarks.detection", "benchmark_detection", ("rounds", "threads", "workers"),
                   "an iteration of fine-tuning by part, and against detectron2's plain loop"),
-    "evaluation": ("transfer.benchmark_evaluation", "benchmark_evaluation",
+    "evaluation": ("benchmarks.coco_evaluation", "benchmark_evaluation",
                    ("rounds", "images", "detections", "mask_images"),
                    "COCO's AP by faster-coco-eval against pycocotools"),
 }  # fmt: skip

@@ -8,9 +8,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline.named_sets import chosen_sets
-from transfer.data_check import check_set
-from transfer.data_findings import Needs
+from pipeline.plan.data_sets import chosen_sets
+from transfer.datasets.check import check_set
+from transfer.datasets.findings import Needs
 
 
 def main() -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/pretrain.py hides pretrain
 
-from pretrain.collapse import follow_training, plot_collapse
+from examples.collapse import follow_training, plot_collapse
 
 
 def main() -> None:

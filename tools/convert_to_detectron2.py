@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/pretrain.py hides pretrain
-from transfer.families import FORMATS
+from transfer.checkpoints.families import FORMATS
 
 EXAMPLE = """example:
   python tools/convert_to_detectron2.py runs/cw-rgp/backbone.pth cw-rgp.pkl"""

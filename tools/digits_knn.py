@@ -16,10 +16,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/pretrain.p
 from pydantic import ValidationError
 from rich.console import Console
 
-from pipeline.yaml_config import apply_overrides, faults_of, load_yaml
-from pretrain.method_study import run_study, study_table
-from pretrain.probe_config import ProbeConfig
-from pretrain.probes import write_json
+from examples.digits_knn import run_study, study_table
+from pipeline.config.yaml_files import apply_overrides, faults_of, load_yaml
+from pretrain.config.probe import ProbeConfig
+from pretrain.probes.probe import write_json
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "pretrain"
 METHODS = {

@@ -9,8 +9,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/pretrain.py hides pretrain
 
-from pipeline.doctor import Finding, as_json, examine, healthy, table
-from transfer.detectron2_install import probe
+from pipeline.commands.doctor import Finding, as_json, examine, healthy, table
+from transfer.detectron2_wheel.install import probe
 
 EXAMPLE = """example:
   python tools/doctor.py

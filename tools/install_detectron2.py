@@ -6,8 +6,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/pretrain.py hides pretrain
 
-from transfer.detectron2_install import ensure_detectron2
-from transfer.detectron2_wheel import edits_table
+from transfer.detectron2_wheel.install import ensure_detectron2
+from transfer.detectron2_wheel.wheel import edits_table
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/pretrain.py hides pretrain
 
-from transfer.digits import build_digits
+from examples.digits.build import build_digits
 
 
 def main(arguments: list[str] | None = None) -> int:

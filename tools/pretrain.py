@@ -12,10 +12,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/pretrain.p
 
 from pydantic import ValidationError
 
-from pipeline.yaml_config import apply_overrides, faults_of, load_yaml
-from pretrain.config import PretrainConfig
-from pretrain.divergence import DivergedError
+from pipeline.config.yaml_files import apply_overrides, faults_of, load_yaml
+from pretrain.config.pretrain import PretrainConfig
 from pretrain.train import pretrain
+from pretrain.training.divergence import DivergedError
 
 EXAMPLE = """example:
   python tools/pretrain.py --config-file configs/pretrain/digits_cw_rgp.yaml \\

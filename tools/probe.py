@@ -15,10 +15,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/pretrain.p
 
 from pydantic import ValidationError
 
-from pipeline.yaml_config import apply_overrides, faults_of, load_yaml
-from pretrain.probe_config import ProbeConfig
-from pretrain.probes import open_backbone, probe_and_write
-from transfer.checkpoints import read_backbone
+from pipeline.config.yaml_files import apply_overrides, faults_of, load_yaml
+from pretrain.config.probe import ProbeConfig
+from pretrain.probes.probe import open_backbone, probe_and_write
+from transfer.checkpoints.read import read_backbone
 
 EXAMPLE = """example:
   python tools/probe.py runs/cw-rgp/backbone.pth --config-file configs/pretrain/probe_digits.yaml

@@ -8,8 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/pretrain.py hides pretrain
 
-from pipeline.plan import load_plan
-from pipeline.simulate import read_rates, summary
+from pipeline.commands.simulate import read_rates, summary
+from pipeline.plan.build import load_plan
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "pipeline"
 EXAMPLE = """example:

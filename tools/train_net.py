@@ -11,8 +11,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline.yaml_config import load_yaml
-from transfer.command import main
+from pipeline.config.yaml_files import load_yaml
+from transfer.detection.cli import main
 
 if __name__ == "__main__":
     sys.exit(main(__doc__, load=lambda path: load_yaml(Path(path))))

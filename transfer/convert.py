@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from transfer.checkpoints import Backbone, read_backbone
-from transfer.config import ConvertConfig
-from transfer.keymap import to_detectron2
+from transfer.checkpoints.read import Backbone, read_backbone
+from transfer.config.stages import ConvertConfig
+from transfer.resnet.names import to_detectron2
 from transfer.verify import (
     Comparison,
     c4_model,

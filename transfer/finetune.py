@@ -12,14 +12,14 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
-from transfer.buildable import build_faults
-from transfer.config import CocoData, FinetuneConfig
-from transfer.data_check import detection_faults
-from transfer.datasets import category_ids, class_names, register
-from transfer.detector import Run, run_detector
-from transfer.launching import machines_of, run_on
-from transfer.pictures import write_pictures
-from transfer.task_config import build_cfg, check_companion, config_faults
+from transfer.config.stages import CocoData, FinetuneConfig
+from transfer.datasets.check import detection_faults
+from transfer.datasets.register import category_ids, class_names, register
+from transfer.detection.cfg import build_cfg, check_companion, config_faults
+from transfer.detection.launch import machines_of, run_on
+from transfer.detection.pictures import write_pictures
+from transfer.detection.preflight import build_faults
+from transfer.detection.run import Run, run_detector
 
 logger = logging.getLogger(__name__)
 

@@ -19,9 +19,9 @@ from detectron2.modeling.roi_heads import Res5ROIHeads
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from transfer.architecture import BASIC, Architecture
-from transfer.checkpoints import Backbone
-from transfer.keymap import BLOCKS, COUNTER
+from transfer.checkpoints.read import Backbone
+from transfer.resnet.architecture import BASIC, Architecture
+from transfer.resnet.names import BLOCKS, COUNTER
 
 PLACES = ("backbone.bottom_up.", "backbone.", "roi_heads.")  # of a backbone in a detector
 STAGES = ("res2", "res3", "res4", "res5")

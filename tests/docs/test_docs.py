@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.config import PipelineConfig
-from pretrain.config import PretrainConfig
+from pipeline.config.schema import PipelineConfig
+from pretrain.config.pretrain import PretrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -18,7 +18,8 @@ FAKES = ROOT / "tests" / "pipeline"
 RUN = """
 import sys
 from pathlib import Path
-from pipeline import entry, stage
+from pipeline.commands import main as entry
+from pipeline.stages import stage
 for name in stage.STAGE_KINDS:
     stage.STAGE_KINDS[name] = stage.StageKind("fake_stages", 1, ("out.txt",), "out.txt")
 sys.exit(entry.execute(sys.argv[1], Path("tiny.yaml"), []))

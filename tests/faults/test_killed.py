@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.files import read_json
-from pipeline.store import outputs_fault
+from pipeline.stages.files import read_json
+from pipeline.stages.run_folder import outputs_fault
 
 HERE = Path(__file__).resolve()
 ROOT = HERE.parents[2]

@@ -16,9 +16,14 @@ import pytest
 import yaml
 from detectron2.config import CfgNode
 
-from pipeline import commands, entry, executors, worker
-from pipeline.yaml_config import load_yaml
-from transfer import buildable, command, finetune
+from pipeline import worker
+from pipeline.commands import local as commands
+from pipeline.commands import main as entry
+from pipeline.config.yaml_files import load_yaml
+from pipeline.executors import local as executors
+from transfer import finetune
+from transfer.detection import cli as command
+from transfer.detection import preflight as buildable
 
 HERE = Path(__file__).resolve().parent
 TOOLS = HERE.parents[1] / "tools"

@@ -31,7 +31,7 @@ def run_stage(config: dict, inputs: dict[str, Path], output_dir: Path) -> dict[s
 def check_stage(config: dict) -> list[str]:
     path = Path("notes.txt")
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        logging.getLogger("transfer.data_check").warning("%s", line)
+        logging.getLogger("transfer.datasets.check").warning("%s", line)
     path = Path("check.txt")
     return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 

@@ -19,9 +19,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
-from pretrain import checkpoint, models, train
-from pretrain.config import PretrainConfig
-from pretrain.engine import Trainer
+from pretrain import train
+from pretrain.config.pretrain import PretrainConfig
+from pretrain.models import encoder
+from pretrain.runtime import checkpoint
+from pretrain.training.trainer import Trainer
 
 PLACES: dict[str, tuple[Any, str]] = {
     "gradients": (Trainer, "gradients"),
@@ -50,7 +52,7 @@ def main(job: dict[str, Any]) -> None:
     os.environ.update(job.get("env", {}))
     torch.set_num_threads(1)
     small = runpy.run_path(str(Path(__file__).with_name("small_net.py")))
-    models.build_encoder = small["build_encoder"]
+    encoder.build_encoder = small["build_encoder"]
     rank = int(os.environ.get("RANK", "0"))
     output_dir = Path(job["output_dir"])
     output_dir.mkdir(parents=True, exist_ok=True)

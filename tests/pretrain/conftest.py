@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from pretrain import models
-from pretrain.config import PretrainConfig
-from pretrain.inverse_roots import _ROOTS, _by_matmul
+from pretrain.config.pretrain import PretrainConfig
+from pretrain.models import encoder
+from pretrain.whitening.inverse_sqrt import _ROOTS, _by_matmul
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def tiny(tmp_path: Path) -> Callable[..., PretrainConfig]:
 def small_net(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every model have an encoder that costs next to nothing."""
     path = Path(__file__).with_name("small_net.py")
-    monkeypatch.setattr(models, "build_encoder", runpy.run_path(str(path))["build_encoder"])
+    monkeypatch.setattr(encoder, "build_encoder", runpy.run_path(str(path))["build_encoder"])
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ NUM_FEATURES = 16
 
 
 def build_encoder(_: object) -> tuple[nn.Module, int]:
-    """Stand in for `pretrain.models.build_encoder`: convolutions with BatchNorm, 16 features."""
+    """Stand in for `encoder.build_encoder`: convolutions with BatchNorm, 16 features."""
     return nn.Sequential(
         nn.Conv2d(3, 8, 5, stride=4),
         nn.BatchNorm2d(8),

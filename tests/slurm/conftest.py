@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pipeline import stage as stage_module
-from pipeline.config import PipelineConfig
-from pipeline.plan import Plan
-from pipeline.slurm import commands
-from pipeline.slurm.states import View, read_views
-from pipeline.stage import Stage, StageKind
+from pipeline.commands import slurm as commands
+from pipeline.config.schema import PipelineConfig
+from pipeline.executors.slurm.states import View, read_views
+from pipeline.plan.build import Plan
+from pipeline.stages import stage as stage_module
+from pipeline.stages.stage import Stage, StageKind
 
 HERE = Path(__file__).resolve().parent
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "unshare", "nsenter")

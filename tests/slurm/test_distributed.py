@@ -7,12 +7,12 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from pipeline.config import PipelineConfig
-from pipeline.executors import run_local
-from pipeline.plan import Plan
-from pipeline.progress import Progress
-from pipeline.stage import Stage, StageKind
-from pretrain.config import PretrainConfig
+from pipeline.config.schema import PipelineConfig
+from pipeline.executors.local import run_local
+from pipeline.executors.progress import Progress
+from pipeline.plan.build import Plan
+from pipeline.stages.stage import Stage, StageKind
+from pretrain.config.pretrain import PretrainConfig
 
 pytestmark = pytest.mark.slurm
 RECIPE = {
@@ -49,7 +49,7 @@ def manifest(plan: Plan) -> dict:
 
 
 def test_two_nodes_pretrain_as_two_processes_here_do(project, monkeypatch) -> None:
-    from pipeline import stage
+    from pipeline.stages import stage
 
     kind = StageKind("pretrain.train", 1, ("backbone.pth",), "backbone.pth")
     monkeypatch.setitem(stage.STAGE_KINDS, "pretrain", kind)

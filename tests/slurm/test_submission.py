@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pipeline.slurm.ledger import read_ledger
+from pipeline.executors.slurm.ledger import read_ledger
 
 pytestmark = pytest.mark.slurm
 

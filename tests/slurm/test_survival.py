@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.slurm import commands, states
-from pipeline.slurm.queue import read_queue
-from pipeline.slurm.states import last_lines
-from pipeline.status import show_log, show_status
+from pipeline.commands import slurm as commands
+from pipeline.commands.status import show_log, show_status
+from pipeline.executors.slurm import states
+from pipeline.executors.slurm.queue import read_queue
+from pipeline.executors.slurm.states import last_lines
 
 pytestmark = pytest.mark.slurm
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from transfer import detectron2_install
-from transfer.detectron2_edits import ADDED, EDITS
+from transfer.detectron2_wheel import install
+from transfer.detectron2_wheel.edits import ADDED, EDITS
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "install_detectron2.py"
-WORKING = detectron2_install.Installed("9.9", "/there/detectron2", compiled=True, problem="")
+WORKING = install.Installed("9.9", "/there/detectron2", compiled=True, problem="")
 
 
 @pytest.fixture
@@ -29,14 +29,14 @@ def nothing_installed(monkeypatch):
     def pip(*arguments: str) -> None:
         raise AssertionError(f"pip {arguments}")
 
-    monkeypatch.setattr(detectron2_install, "probe", lambda first=None: None)
-    monkeypatch.setattr(detectron2_install, "unmet_requirements", list)
-    monkeypatch.setattr(detectron2_install, "run_pip", pip)
+    monkeypatch.setattr(install, "probe", lambda first=None: None)
+    monkeypatch.setattr(install, "unmet_requirements", list)
+    monkeypatch.setattr(install, "run_pip", pip)
 
 
 def test_a_working_detectron2_is_left_alone(tool, monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(detectron2_install, "probe", lambda first=None: WORKING)
-    monkeypatch.setattr(detectron2_install, "run_pip", None)  # calling it would raise
+    monkeypatch.setattr(install, "probe", lambda first=None: WORKING)
+    monkeypatch.setattr(install, "run_pip", None)  # calling it would raise
     assert tool.main(["--wheel-dir", str(tmp_path / "w")]) == 0
     wanted = "detectron2 9.9 at /there/detectron2, with its C++ part: nothing to do\n"
     assert capsys.readouterr() == (wanted, "")
@@ -63,7 +63,7 @@ def test_a_missing_archive_is_one_line_and_status_2(tool, nothing_installed, cap
 
 def test_missing_requirements_are_named_together(tool, nothing_installed, monkeypatch, capsys):
     unmet = ["torch>=2.0 (found none)", "yacs>=0.1.8 (found 0.1.6)"]
-    monkeypatch.setattr(detectron2_install, "unmet_requirements", lambda: unmet)
+    monkeypatch.setattr(install, "unmet_requirements", lambda: unmet)
     assert tool.main([]) == 2
     wanted = "detectron2 needs torch>=2.0 (found none), yacs>=0.1.8 (found 0.1.6); install first\n"
     assert capsys.readouterr().err.endswith(wanted)
@@ -73,7 +73,7 @@ def test_an_interrupt_is_one_line_and_status_2(tool, monkeypatch, capsys):
     def interrupted(first=None):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(detectron2_install, "probe", interrupted)
+    monkeypatch.setattr(install, "probe", interrupted)
     assert tool.main([]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 

@@ -13,9 +13,9 @@ import torchvision
 from torch import Tensor
 
 from transfer import convert
-from transfer.checkpoints import read_backbone
+from transfer.checkpoints.read import read_backbone
 from transfer.convert import convert_checkpoint
-from transfer.keymap import to_detectron2
+from transfer.resnet.names import to_detectron2
 
 
 def source_state(arch: str) -> dict[str, Tensor]:

@@ -11,15 +11,15 @@ import torch
 import torchvision
 import yaml
 
-from transfer.config import KNOWN_DATASETS, FinetuneConfig
+from examples.digits.build import Sizes, build_digits
+from transfer.config.stages import KNOWN_DATASETS, FinetuneConfig
 from transfer.convert import convert_checkpoint
-from transfer.detector import EFFECTIVE
-from transfer.digits import Sizes, build_digits
+from transfer.detection.cfg import build_cfg
+from transfer.detection.hooks import EXIT_INTERRUPTED, METRICS
+from transfer.detection.run import EFFECTIVE
+from transfer.detection.trainer import TRAINERS, AdamWTrainer, Trainer
+from transfer.detection.weights import NEW_PARAMETERS
 from transfer.finetune import check_stage, finetune, repair_last_checkpoint, run_stage
-from transfer.hooks import EXIT_INTERRUPTED, METRICS
-from transfer.loading import NEW_PARAMETERS
-from transfer.task_config import build_cfg
-from transfer.trainer import TRAINERS, AdamWTrainer, Trainer
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "transfer"
 

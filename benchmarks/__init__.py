@@ -1,0 +1,1 @@
+"""Timings that `tools/benchmark.py` prints."""

@@ -1,0 +1,189 @@
+"""Timings of fine-tuning; `tools/benchmark.py detection` prints them.
+
+On a GPU at 800 pixels with and without AMP, on a CPU at 128 pixels and with 16 instead of 512
+proposals an image. All images are copies of one, unflipped, and the learning rate is 0: every step
+is the same work.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.utils.events import EventStorage
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from benchmarks.trainer import WRITE_PERIOD, Cost, trainer_cost
+from transfer.config.stages import CocoData
+from transfer.datasets.register import register
+from transfer.detection.trainer import Trainer
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "transfer"
+CASES = {
+    "Faster R-CNN R50-C4": "voc_faster_rcnn_r50_c4_24k.yaml",
+    "Mask R-CNN R50-FPN": "coco_mask_rcnn_r50_fpn_1x.yaml",
+}
+PARTS = ("data", "forward", "backward", "optimiser")
+DATASET = "benchmark"
+NUM_IMAGES, NUM_BOXES, NUM_CLASSES = 8, 6, 3
+WARM_UP = 1
+ROUNDS = {"cpu": 3, "cuda": 20}
+CPU_PROPOSALS = 16
+COST_SIZE, COST_BLOCKS = 32, 100
+SHARE = 0.02  # of a step, that the trainer may add
+
+
+def benchmark_detection(
+    *, rounds: int | None = None, threads: int | None = None, workers: int = 0
+) -> None:
+    """Print seconds per iteration, by part, and what the trainer adds to detectron2's plain loop.
+
+    The latter is measured without a detector, in milliseconds, and told as a part of each step.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    quiet = logging.getLogger("detectron2")  # it would print every model
+    quiet.setLevel(logging.INFO)
+    quiet.propagate = False
+    quiet.addHandler(logging.NullHandler())
+    on_gpu = torch.cuda.is_available()
+    size = 800 if on_gpu else 128
+    rounds = rounds or ROUNDS["cuda" if on_gpu else "cpu"]
+    name = torch.cuda.get_device_name() if on_gpu else platform.machine()
+    machine = f"{name}, {torch.get_num_threads()} threads"
+    cost = trainer_cost_here()
+    print(cost_line(cost, machine), flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        register({DATASET: draw_dataset(Path(folder), size)})
+        title = f"Fine-tuning, 2 images of {size} px, {machine}"
+        for case, file in CASES.items():
+            for amp in (False, True) if on_gpu else (False,):
+                print(f"{case}: {rounds + WARM_UP} steps ..", flush=True)
+                cfg = case_config(file, size, Path(folder), amp=amp, workers=workers)
+                load = f"load {os.getloadavg()[0]:.1f}"
+                table = Table(title=f"{case}{', AMP' if amp else ''}. {title}, {load}; seconds")
+                for column in ("step", *PARTS, "images/s", "trainer adds"):
+                    table.add_column(column, justify="right")
+                table.add_row(*row_of(parts_of_a_step(cfg, rounds), cost))
+                Console().print(table)
+
+
+def row_of(parts: dict[str, float], cost: Cost) -> list[str]:
+    """Return a row of the table; 2 images a step."""
+    step = sum(parts.values())
+    seconds = [f"{value:.3f}" for value in (step, *(parts[name] for name in PARTS))]
+    return [*seconds, f"{2 / step:.2f}", f"{cost.added / step / 10:.3f} %"]
+
+
+def trainer_cost_here() -> Cost:
+    """Return what the trainer adds to an iteration, with a loader in the same process."""
+    with tempfile.TemporaryDirectory() as folder:
+        register({DATASET: draw_dataset(Path(folder), COST_SIZE)})
+        file = CASES["Mask R-CNN R50-FPN"]
+        cfg = case_config(file, COST_SIZE, Path(folder), amp=False, workers=0)
+        return trainer_cost(cfg, COST_BLOCKS)
+
+
+def cost_line(cost: Cost, machine: str) -> str:
+    """Return what was measured of the trainer, in a line."""
+    first, third = cost.quartiles
+    return (
+        f"Loops alone, no detector, 2 images of {COST_SIZE} px, {machine}: detectron2's plain loop "
+        f"{cost.plain:.2f} ms an iteration; the trainer adds {cost.added:.2f} ms (median of "
+        f"{len(cost.differences)} differences of {WRITE_PERIOD} iterations, quartiles {first:.2f} "
+        f"to {third:.2f}, standard error {cost.standard_error:.2f}): with two standard errors more "
+        f"within {100 * SHARE:.0f} % of every step of {cost.least_step(SHARE):.0f} ms or longer"
+    )
+
+
+def parts_of_a_step(cfg: CfgNode, rounds: int) -> dict[str, float]:
+    """Return the median seconds of each part of an iteration."""
+    trainer = Trainer(cfg)
+    model, optimizer, batches = trainer.model, trainer.optimizer, iter(trainer.data_loader)
+    times: dict[str, list[float]] = {name: [] for name in PARTS}
+    with EventStorage():
+        for round_ in range(rounds + WARM_UP):
+            marks = [_now()]
+            batch = next(batches)
+            marks.append(_now())
+            with torch.autocast("cuda", enabled=cfg.SOLVER.AMP.ENABLED):
+                loss = sum(model(batch).values())
+            marks.append(_now())
+            optimizer.zero_grad()
+            assert isinstance(loss, Tensor)
+            torch.autograd.backward(loss)
+            marks.append(_now())
+            optimizer.step()
+            marks.append(_now())
+            for name, begin, end in zip(PARTS, marks, marks[1:], strict=False):
+                if round_ >= WARM_UP:
+                    times[name].append(end - begin)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def case_config(file: str, size: int, folder: Path, *, amp: bool, workers: int) -> CfgNode:
+    """Return a shipped config at one size, for 2 images on this machine, that learns nothing."""
+    cfg = get_cfg()
+    cfg.merge_from_other_cfg(CfgNode(CfgNode.load_yaml_with_base(str(CONFIGS / file))))
+    cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = NUM_CLASSES
+    if cfg.MODEL.DEVICE == "cpu":
+        cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = CPU_PROPOSALS
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = (DATASET,)
+    cfg.DATALOADER.NUM_WORKERS = workers
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.RANDOM_FLIP = (size,), "none"
+    solver = cfg.SOLVER
+    solver.IMS_PER_BATCH, solver.REFERENCE_WORLD_SIZE, solver.BASE_LR = 2, 0, 0.0
+    solver.CHECKPOINT_PERIOD = solver.MAX_ITER
+    solver.AMP.ENABLED = amp
+    cfg.TEST.PRECISE_BN.ENABLED = False
+    cfg.OUTPUT_DIR, cfg.SEED = str(folder), 0
+    return cfg
+
+
+def draw_dataset(folder: Path, size: int) -> CocoData:
+    """Write copies of a noisy image, 4 to 3, with boxes and polygons, in COCO's layout."""
+    generator = numpy.random.default_rng(0)
+    width, height = size * 4 // 3, size
+    pixels = generator.integers(0, 256, (height // 8, width // 8, 3), dtype=numpy.uint8)
+    image = Image.fromarray(pixels).resize((width, height))
+    boxes = []
+    for _ in range(NUM_BOXES):
+        x, y = (int(generator.integers(0, side // 2)) for side in (width, height))
+        w, h = (int(generator.integers(side // 8, side // 2)) for side in (width, height))
+        boxes.append((x, y, w, h))
+    content: dict[str, list[dict[str, Any]]] = {"images": [], "annotations": []}
+    content["categories"] = [{"id": i + 1, "name": f"class {i}"} for i in range(NUM_CLASSES)]
+    for number in range(NUM_IMAGES):
+        image.save(folder / f"{number}.jpg")
+        entry = {"id": number, "file_name": f"{number}.jpg", "width": width, "height": height}
+        content["images"].append(entry)
+        for index, (x, y, w, h) in enumerate(boxes):
+            content["annotations"].append({
+                "id": len(content["annotations"]) + 1, "image_id": number, "iscrowd": 0,
+                "category_id": 1 + index % NUM_CLASSES, "bbox": [x, y, w, h], "area": w * h,
+                "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
+            })  # fmt: skip
+    annotations = folder / "annotations.json"
+    annotations.write_text(json.dumps(content), encoding="utf-8")
+    return CocoData(annotations=annotations, images=folder)
+
+
+def _now() -> float:
+    """Return the time when everything begun is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()

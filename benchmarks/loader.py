@@ -1,0 +1,250 @@
+"""Views per second of the loader against a plain PIL pipeline of the same recipe.
+
+V views, N images, S side. The images are drawn noise of the size and weight of real ones.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageFilter
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from benchmarks.rows import print_rows
+from pretrain.config.pretrain import AugmentConfig, PretrainConfig
+from pretrain.data.images import ImageArrays, ImageFiles, Images, open_images
+from pretrain.views.loader import ViewLoader
+
+BATCH = 16
+JITTER = (0.4, 0.4, 0.4, 0.1)
+
+
+@dataclass(frozen=True)
+class LoaderCase:
+    """A recipe's views of images of one size; `jpeg` or in an array as CIFAR's and STL-10's."""
+
+    title: str
+    image_size: tuple[int, int]  # width, height
+    jpeg: bool
+    num_images: int
+    num_views: int
+    augment: dict[str, Any]
+
+
+LOADER_CASES = (
+    LoaderCase(
+        "ImageNet, MoCo v2's views, 500x375 JPEG -> 4 x 224",
+        image_size=(500, 375),
+        jpeg=True,
+        num_images=64,
+        num_views=4,
+        augment={"size": 224, "jitter": JITTER, "grayscale": 0.2, "blur_probability": 0.5},
+    ),
+    LoaderCase(
+        "as above without blur, 2 x 224",
+        image_size=(500, 375),
+        jpeg=True,
+        num_images=64,
+        num_views=2,
+        augment={"size": 224, "jitter": JITTER, "grayscale": 0.1},
+    ),
+    LoaderCase(
+        "Tiny ImageNet, W-MSE 4, 64 px JPEG -> 4 x 64",
+        image_size=(64, 64),
+        jpeg=True,
+        num_images=320,
+        num_views=4,
+        augment={"size": 64, "jitter": JITTER, "grayscale": 0.1},
+    ),
+    LoaderCase(
+        "STL-10, W-MSE 2, 96 px array -> 2 x 64",
+        image_size=(96, 96),
+        jpeg=False,
+        num_images=320,
+        num_views=2,
+        augment={"size": 64, "jitter": JITTER, "grayscale": 0.1},
+    ),
+    LoaderCase(
+        "CIFAR-10, W-MSE 4, 32 px array -> 4 x 32",
+        image_size=(32, 32),
+        jpeg=False,
+        num_images=320,
+        num_views=4,
+        augment={"size": 32, "jitter": JITTER, "grayscale": 0.1},
+    ),
+)
+
+
+def benchmark_loader(*, rounds: int = 3, workers: int = 2) -> None:
+    """Print views per second of every case: PIL, this package's ways, and the ratio to PIL.
+
+    `on_device` changes the colours on the GPU, or without one in the main process.
+    """
+    ways = ("by_view", "in_loader", "on_device")
+
+    def rows() -> Iterator[list[str]]:
+        for case in LOADER_CASES:
+            rates = loader_rates(case, ways, rounds, workers)
+            cells = [f"{rates[name]:,.0f}" for name in ("PIL", *ways)]
+            ratios = [f"{rates[name] / rates['PIL']:.2f}x" for name in ways[1:]]
+            yield [case.title, *cells, *ratios]
+
+    print_rows(
+        f"Loader, views/s, {workers} workers, {os.cpu_count()} cores, "
+        f"load {os.getloadavg()[0]:.1f}, median of {rounds}",
+        ("case", "PIL", *ways, "in_loader/PIL", "on_device/PIL"),
+        rows(),
+    )
+
+
+def loader_rates(
+    case: LoaderCase, ways: tuple[str, ...], rounds: int, workers: int
+) -> dict[str, float]:
+    """Return the median views per second of PIL and of each way, timed in turns."""
+    with tempfile.TemporaryDirectory() as folder:
+        images = drawn_images(case, Path(folder))
+        configs = {way: loader_config(case, way, workers, Path(folder)) for way in ways}
+        passes = {"PIL": plain_pass(images, configs[ways[0]])}
+        for way, config in configs.items():
+            passes[way] = _own_pass(images, config)
+        seconds: dict[str, list[float]] = {name: [] for name in passes}
+        for round_ in range(rounds + 1):  # the first starts the workers
+            for name, run in passes.items():
+                begin = time.perf_counter()
+                num_views = sum(run(round_))
+                if round_:
+                    seconds[name].append((time.perf_counter() - begin) / num_views)
+    return {name: 1 / statistics.median(values) for name, values in seconds.items()}
+
+
+def loader_config(case: LoaderCase, way: str, workers: int, root: Path) -> PretrainConfig:
+    """Return a config whose data and augmentation are the case's."""
+    return PretrainConfig.model_validate(
+        {
+            "method": "none",
+            "data": {"name": "drawn", "root": root, "num_workers": workers},
+            "augment": {**case.augment, "colours": way},
+            "loss": {"name": "none"},
+            "optimizer": {"lr": 0.1},
+            "num_views": case.num_views,
+            "batch_size": BATCH,
+            "max_steps": 1,
+        }
+    )
+
+
+def drawn_images(case: LoaderCase, folder: Path) -> Images:
+    """Return smooth noise with some grain: JPEGs of about 80 kB at 500x375, or an array."""
+    width, height = case.image_size
+    chance = np.random.default_rng(0)
+    arrays = []
+    for index in range(case.num_images):
+        coarse = chance.integers(0, 256, (height // 25 + 2, width // 25 + 2, 3), dtype=np.uint8)
+        image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+        grain = chance.normal(0, 12, (height, width, 3))
+        pixels = (np.asarray(image) + grain).clip(0, 255).astype(np.uint8)
+        if case.jpeg:
+            Image.fromarray(pixels).save(folder / f"{index:05d}.jpg", quality=90)
+        else:
+            arrays.append(pixels.transpose(2, 0, 1))
+    if case.jpeg:
+        return open_images(loader_config(case, "by_view", 0, folder).data)
+    return ImageArrays((np.stack(arrays),))
+
+
+class PlainViews(Dataset[Tensor]):
+    """What a training script does: PIL images through torchvision's transforms, decoded once."""
+
+    def __init__(self, images: Images, view: Callable[[Image.Image], Tensor], num: int) -> None:
+        self.images = images
+        self.view = view
+        self.num = num
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        if isinstance(self.images, ImageFiles):
+            with Image.open(self.images.path(index)) as file:
+                image = file.convert("RGB")
+        else:
+            image = Image.fromarray(self.images.read(index).permute(1, 2, 0).numpy())
+        return torch.stack([self.view(image) for _ in range(self.num)])
+
+
+def plain_view(config: AugmentConfig) -> Callable[[Image.Image], Tensor]:
+    """Return the recipe's view as the published scripts build it, from PIL to a tensor."""
+    steps: list[Any] = [
+        transforms.RandomResizedCrop(
+            config.size,
+            scale=config.crop_scale,
+            ratio=config.crop_ratio,
+            interpolation=transforms.InterpolationMode(config.interpolation),
+        ),
+        transforms.RandomApply([transforms.ColorJitter(*config.jitter)], config.jitter_probability),
+        transforms.RandomGrayscale(config.grayscale),
+    ]
+    if config.blur_probability:
+        steps.append(transforms.RandomApply([_PilBlur(config)], config.blur_probability))
+    steps += [transforms.RandomHorizontalFlip(config.flip), transforms.ToTensor()]
+    view: Callable[[Image.Image], Tensor] = transforms.Compose(
+        [*steps, transforms.Normalize(config.mean, config.std)]
+    )
+    return view
+
+
+class _PilBlur:
+    """PIL's own blur with a random radius, as the published scripts have it."""
+
+    def __init__(self, config: AugmentConfig) -> None:
+        self.sigma = config.blur_sigma
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        low, high = self.sigma
+        radius = low + (high - low) * float(torch.rand(()))
+        return image.filter(ImageFilter.GaussianBlur(radius))
+
+
+def plain_pass(images: Images, config: PretrainConfig) -> Callable[[int], Iterator[int]]:
+    """Return a function that loads all images through PIL and yields the views of each batch."""
+    workers = config.data.num_workers
+    loader = DataLoader(
+        PlainViews(images, plain_view(config.augment), config.num_views),
+        batch_size=BATCH,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        shuffle=True,
+        generator=torch.Generator(),
+    )
+
+    def run(_: int) -> Iterator[int]:
+        for batch in loader:
+            yield batch.shape[0] * batch.shape[1]
+
+    return run
+
+
+def _own_pass(images: Images, config: PretrainConfig) -> Callable[[int], Iterator[int]]:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    loader = ViewLoader(config, images, device)
+
+    def run(epoch: int) -> Iterator[int]:
+        order = range(len(images))
+        batches = [[*order[start : start + BATCH]] for start in order[::BATCH]]
+        for views in loader.batches(epoch, batches):
+            yield views.shape[0] * views.shape[1]
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return run

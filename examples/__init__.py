@@ -1,0 +1,1 @@
+"""Studies and the embedded data set, built on the packages."""

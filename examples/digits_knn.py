@@ -1,0 +1,108 @@
+"""k-NN accuracy of pretraining methods over seeds, beside raw pixels and random features."""
+
+from __future__ import annotations
+
+import json
+import logging
+import statistics
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from torch import nn
+
+from pretrain.config.pretrain import PretrainConfig
+from pretrain.config.probe import ProbeConfig
+from pretrain.models.backbone_file import InputConvention, read_own
+from pretrain.probes.features import FrozenEncoder, frozen
+from pretrain.probes.probe import RESULT, device, random_backbone, run_probe, write_json
+from pretrain.runtime.checkpoint import BACKBONE
+from pretrain.train import pretrain
+
+PIXELS, RANDOM = "raw pixels", "random features"
+logger = logging.getLogger(__name__)
+Backbone = Callable[[], FrozenEncoder]
+Results = dict[str, dict[int, dict[str, float]]]  # by row and seed
+
+
+def raw_pixels() -> FrozenEncoder:
+    """Return what hands the pixels on as features, in [0, 1]."""
+    convention = InputConvention("RGB", (0.0, 0.0, 0.0), (255.0, 255.0, 255.0))
+    return frozen(nn.Flatten(), convention, device())
+
+
+def run_study(
+    recipes: Mapping[str, dict[str, Any]],
+    probe: ProbeConfig,
+    seeds: Iterable[int],
+    output_dir: Path,
+) -> Results:
+    """Pretrain each recipe with each seed, and probe it; return the metrics, in percent.
+
+    A folder each below `output_dir`; what is there is taken up where it stopped, or kept. Random
+    features are those that the pretraining of the same seed starts from.
+
+    Raises:
+        ValueError: a recipe or the data are at fault, or a folder holds the run of another recipe.
+    """
+    seeds = list(seeds)
+    if probe.random_arch is None:
+        raise ValueError("the probe config gives no random_arch, the network of random features")
+    arch = probe.random_arch
+    configs = {
+        (name, seed): PretrainConfig.model_validate(content | {"seed": seed})
+        for seed in seeds
+        for name, content in recipes.items()
+    }
+
+    def measured(name: str, config: dict[str, Any], backbone: Backbone) -> dict[str, float]:
+        wanted = {"config": config, "probe": probe.model_dump(mode="json")}
+        return _kept(output_dir / name / RESULT, wanted, lambda: run_probe(backbone(), probe))
+
+    results: Results = {PIXELS: {0: measured("pixels", {}, raw_pixels)}, RANDOM: {}}
+    for seed in seeds:
+        draw = partial(random_backbone, arch, seed)
+        results[RANDOM][seed] = measured(f"random-seed{seed}", {"arch": arch}, draw)
+    for (name, seed), config in configs.items():
+        folder = f"{name}-seed{seed}"
+        train = partial(_pretrained, config, output_dir / folder)
+        found = measured(folder, config.model_dump(mode="json"), train)
+        results.setdefault(name, {})[seed] = found
+        logger.info("%s, seed %d: %s", name, seed, found)
+    return results
+
+
+def _pretrained(config: PretrainConfig, folder: Path) -> FrozenEncoder:
+    pretrain(config, folder)
+    return frozen(*read_own(folder / BACKBONE), device())
+
+
+def _kept(
+    path: Path, wanted: dict[str, Any], measure: Callable[[], dict[str, float]]
+) -> dict[str, float]:
+    """Return the metrics in `path` if they are of what is wanted, else measure and keep them."""
+    if path.exists():
+        stored = json.loads(path.read_text("utf-8"))
+        if {key: stored.get(key) for key in wanted} == wanted:
+            metrics: dict[str, float] = stored["metrics"]
+            return metrics
+    metrics = measure()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json({"metrics": metrics, **wanted}, path)
+    return metrics
+
+
+def study_table(results: Results) -> Table:
+    """Return mean and sample standard deviation over seeds of every metric, and the seeds."""
+    metrics = list(dict.fromkeys(m for row in results.values() for e in row.values() for m in e))
+    table = Table("features", "seeds", *metrics)
+    for name, by_seed in results.items():
+        cells = []
+        for metric in metrics:
+            values = [entry[metric] for entry in by_seed.values()]
+            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.fmean(values):.1f}{spread}")
+        table.add_row(name, str(len(by_seed)), *cells)
+    return table

@@ -1,0 +1,1 @@
+"""What `tools/run_pipeline.py` and the tools around it do."""

@@ -1,0 +1,120 @@
+"""`run`, `plan` and `report` on this machine; each returns an exit code."""
+
+from __future__ import annotations
+
+import signal
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.commands.main import Options, execute
+from pipeline.commands.status import STYLES
+from pipeline.executors.local import check_before_start, run_local
+from pipeline.executors.progress import Progress
+from pipeline.executors.slurm.states import read_views
+from pipeline.plan.build import Plan
+from pipeline.plan.selection import select
+from pipeline.report.collect import all_states, collect, report_dir, report_key
+from pipeline.report.render import write_report
+from pipeline.report.text import rich_tables
+from pipeline.stages.files import read_json, write_json
+from pipeline.stages.run_folder import State, lock
+from pipeline.stages.staleness import changed_lines
+
+REPORT_KEY = "made_from.json"
+__all__ = ["Options", "execute", "make_report", "rebuild_report", "run", "show_plan", "show_report"]
+
+
+def run(plan: Plan, console: Console, only: tuple[str, ...] = ()) -> int:
+    """Run what is not done yet, then write the report and print its table.
+
+    `only` names stages: nothing but these and what they need is run.
+    """
+    part = select(plan, list(only)) if only else plan
+    signal.signal(signal.SIGTERM, _interrupt)
+    plan.root.mkdir(parents=True, exist_ok=True)
+    with lock(plan.root / "lock"):
+        refuse_queued(plan)
+        states = all_states(part)
+        num_done = sum(state.status == "done" for state in states.values())
+        console.print(f"{plan.config.name}: {len(part.stages)} stages, {num_done} already done")
+        tell(console, changed_lines(part.stages, states))
+        tell(console, check_before_start(part, states))
+        with Progress(console, len(part.stages), num_done) as progress:
+            states = run_local(part, progress)
+        make_report(plan)
+    show_report(plan, console)
+    return 1 if any(state.status == "failed" for state in states.values()) else 0
+
+
+def tell(console: Console, lines: list[str]) -> None:
+    """Print lines as they are, however wide."""
+    for line in lines:
+        console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def refuse_queued(plan: Plan) -> None:
+    """Leave to the cluster what its queue holds.
+
+    Raises:
+        ValueError: jobs of this plan wait or run on SLURM.
+    """
+    views, notes = read_views(plan)
+    queued = [v for v in views.values() if v.status in ("queued", "running") and v.job_id]
+    if queued and not notes:
+        raise ValueError(
+            f"{len(queued)} stages are in SLURM's queue ({queued[0].stage} is job "
+            f"{queued[0].job_id}); cancel them first, or run with --executor slurm"
+        )
+
+
+def show_plan(plan: Plan, console: Console) -> int:
+    """Print every stage with its signature, what it needs and where it stands; run nothing."""
+    states = all_states(plan)
+    table = Table("stage", "signature", "needs", "state", title=f"plan {plan.config.name}")
+    for stage in plan.stages:
+        needs = ", ".join(source.name for source in stage.inputs.values())
+        table.add_row(stage.name, stage.signature, needs, _state_text(states[stage.name]))
+    console.print(table)
+    tell(console, changed_lines(plan.stages, states))
+    waiting = sum(state.status != "done" for state in states.values())
+    console.print(f"{len(plan.stages)} stages, {waiting} to run; folder {plan.root}")
+    return 0
+
+
+def rebuild_report(plan: Plan, console: Console) -> int:
+    """Write the report anew from whatever is done, and print its table."""
+    (report_dir(plan) / REPORT_KEY).unlink(missing_ok=True)
+    make_report(plan)
+    show_report(plan, console)
+    return 0
+
+
+def make_report(plan: Plan) -> None:
+    """Write the report unless one that exists was made from the same results."""
+    folder = report_dir(plan)
+    key = report_key(plan)
+    marker = folder / REPORT_KEY
+    if marker.exists() and (folder / "index.html").exists() and read_json(marker) == key:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    marker.unlink(missing_ok=True)
+    write_report(collect(plan), folder)
+    write_json(marker, key)
+
+
+def show_report(plan: Plan, console: Console) -> None:
+    """Print the result tables and the path of the page."""
+    for table in rich_tables(collect(plan)):
+        console.print(table)
+    page = (report_dir(plan) / "index.html").absolute()
+    console.print(f"report: {page}", soft_wrap=True, highlight=False)
+
+
+def _state_text(state: State) -> Text:
+    return Text(state.status, style=STYLES.get(state.status, ""))
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,107 @@
+"""The commands behind `tools/run_pipeline.py`; each returns an exit code.
+
+0 all is done, 1 a stage failed, 2 the user has something to mend, 130 interrupted.
+Only what a command needs is imported: `status` does without plots, statistics and submitit.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from pipeline.commands.status import show_log, show_status
+from pipeline.plan.build import Plan, load_plan
+from pipeline.stages.run_folder import LockedError
+
+MODULES = {"local": "pipeline.commands.local", "slurm": "pipeline.commands.slurm"}
+FUNCTIONS = {
+    ("run", "local"): "run",
+    ("run", "slurm"): "run",
+    ("plan", "local"): "show_plan",
+    ("plan", "slurm"): "show_plan",
+    ("cancel", "slurm"): "cancel",
+    ("report", "local"): "rebuild_report",
+}
+ONLY = {"cancel": "slurm", "report": "local"}  # what they do does not depend on the executor
+NAMES = ("run", "plan", "status", "logs", "cancel", "report")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asks for besides the config."""
+
+    executor: str = "local"
+    watch: bool = False
+    as_json: bool = False
+    stage: str | None = None
+    only: tuple[str, ...] = ()
+
+
+def init(arguments: list[str]) -> int:
+    """Write a new config; see `pipeline.commands.init`."""
+    module: Any = importlib.import_module("pipeline.commands.init")
+    return int(module.main(arguments))
+
+
+def execute(
+    command: str, config_file: Path | None, overrides: list[str], options: Options | None = None
+) -> int:
+    """Run one of `NAMES` on a pipeline config.
+
+    User errors are printed one a line on stderr and give exit code 2.
+    """
+    console, root = Console(), ""
+    try:
+        options = options or Options()
+        if command == "report" and config_file is None and len(overrides) == 2:
+            return _compare(Path(overrides[0]), Path(overrides[1]))
+        if config_file is None:
+            or_two = " (or two runs' folders to compare)" if command == "report" else ""
+            raise ValueError(f"{command}: --config-file is missing{or_two}")
+        plan = load_plan(config_file, overrides)
+        root = str(plan.root)
+        return _action(command, options)(plan, console)
+    except LockedError as holder:
+        print(f"run_pipeline: another run works on this plan: {holder}", file=sys.stderr)
+        return 2
+    except ValueError as error:
+        for line in str(error).splitlines():
+            print(f"run_pipeline: {line}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a write that fails does not say which file it was, an open does
+        where = "" if error.filename or not root else f" (below {root})"
+        print(f"run_pipeline: {error}{where}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("run_pipeline: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _compare(a: Path, b: Path) -> int:
+    module: Any = importlib.import_module("pipeline.report.compare")
+    print(module.compare(a, b), end="")
+    return 0
+
+
+def _action(command: str, options: Options) -> Callable[[Plan, Console], int]:
+    """Return what carries a command out, given the executor and the other options."""
+    if command == "status":
+        return partial(show_status, watch=options.watch, as_json=options.as_json)
+    if command == "logs":
+        return partial(show_log, name=options.stage)
+    executor = ONLY.get(command, options.executor)
+    if options.only and (command, executor) != ("run", "local"):
+        raise ValueError("--only goes with run on this machine (--executor local)")
+    module: Any = importlib.import_module(MODULES[executor])
+    function: Any = getattr(module, FUNCTIONS[command, executor])
+    action: Callable[[Plan, Console], int] = (
+        partial(function, only=options.only) if options.only else function
+    )
+    return action

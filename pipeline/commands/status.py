@@ -1,0 +1,190 @@
+"""What `status` and `logs` print: a table, the same as JSON, the end of a stage's log."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.config.suggestions import unknown
+from pipeline.executors.slurm.states import View, last_lines, read_views
+from pipeline.plan.build import Plan
+from pipeline.stages.run_folder import Status
+
+STYLES = {"done": "green", "failed": "red", "running": "yellow", "queued": "cyan"}
+ORDER: tuple[Status, ...] = ("done", "running", "queued", "missing", "failed")
+WATCH_EVERY_S = 10.0
+LOG_LINES = 5
+COLUMNS = ("backbone", "stage", "state", "job", "node", "elapsed", "left", "last")
+STAGE_WIDTH = 28  # so wide is the column of names at least, where names are that long
+MAX_ROWS = 60
+MAX_REASONS = 20
+
+
+def show_status(plan: Plan, console: Console, watch: bool = False, as_json: bool = False) -> int:
+    """Print where every stage stands; return 1 if any failed."""
+    views, notes = read_views(plan)
+    if as_json:
+        print(json.dumps(status_json(plan, views, notes), indent=2))
+        return _code(views)
+    if not watch:
+        console.print(status_text(plan, views, notes), soft_wrap=True)
+        return _code(views)
+    with Live(status_text(plan, views, notes), console=console, auto_refresh=False) as live:
+        while any(view.status in ("queued", "running") for view in views.values()):
+            time.sleep(WATCH_EVERY_S)
+            views, notes = read_views(plan)
+            live.update(status_text(plan, views, notes), refresh=True)
+    return _code(views)
+
+
+def show_log(plan: Plan, console: Console, name: str | None) -> int:
+    """Print the path and the end of the log of the stage `name`.
+
+    Raises:
+        ValueError: there is no such stage, or it has no log yet.
+    """
+    views, _ = read_views(plan)
+    if name is None:
+        raise ValueError(f"logs: --stage is missing; {plan.config.name} has {', '.join(views)}")
+    if name not in views:
+        raise ValueError(f"--stage: {unknown('stage', name, views)}")
+    path = Path(views[name].log)
+    if not path.exists():
+        raise ValueError(f"{path}: {name} has not written a log yet")
+    console.print(str(path), style="bold", markup=False, highlight=False, soft_wrap=True)
+    for line in last_lines(path, 40):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def status_text(plan: Plan, views: dict[str, View], notes: list[str]) -> RenderableType:
+    """Return the table of backbones and stages, the sum, and why stages failed.
+
+    A large plan has one row a backbone, and the rows of what is at work.
+    """
+    shown = list(views.values())
+    lines: list[RenderableType] = []
+    if len(shown) > MAX_ROWS:
+        lines.append(matrix(plan, views))
+        shown = [view for view in shown if view.status == "running"][:MAX_ROWS]
+    if shown:
+        lines.append(_rows(plan, shown))
+    counts = Counter(view.status for view in views.values())
+    total = ", ".join(f"{counts[status]} {status}" for status in ORDER if counts[status])
+    lines.append(Text(f"{len(views)} stages: {total}; folder {plan.root}"))
+    lines += [Text(note, style="yellow") for note in notes]
+    return Group(*lines, *_reasons(views))
+
+
+def _rows(plan: Plan, shown: list[View]) -> Table:
+    rows: list[tuple[str | Text, ...]] = []
+    for view in shown:
+        state = Text(view.status, style=STYLES.get(view.status, ""))
+        last = Text(view.metric)
+        if view.status == "queued" and view.reason:
+            last = Text(f"({view.reason})", style="dim")
+        label = view.stage.replace(f"{view.backbone}--", "")
+        times = duration(view.elapsed_s), _left_text(view)
+        rows.append((view.backbone, label, state, view.job_id, view.node, *times, last))
+    table = Table(
+        title=f"status {plan.config.name}", box=None, padding=(0, 2, 0, 0), pad_edge=False
+    )
+    used = [number for number in range(len(COLUMNS)) if any(row[number] for row in rows)]
+    for number in used:
+        widest = max(len(row[number]) for row in rows)
+        whole = min(widest, STAGE_WIDTH) if COLUMNS[number] == "stage" else None
+        table.add_column(COLUMNS[number], overflow="fold", min_width=whole)
+    for row in rows:
+        cells = (row[number] for number in used)
+        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells))
+    return table
+
+
+def matrix(plan: Plan, views: dict[str, View]) -> Table:
+    """Return one row a backbone: how many of its stages of each kind stand where."""
+    cells: dict[str, dict[str, Counter[Status]]] = {}
+    for stage in plan.stages:
+        column = stage.kind if stage.task is None else f"{stage.kind} {stage.task}"
+        row = cells.setdefault(stage.backbone, {})
+        row.setdefault(column, Counter())[views[stage.name].status] += 1
+    columns = list(dict.fromkeys(column for row in cells.values() for column in row))
+    table = Table("backbone", *columns, title=f"status {plan.config.name}")
+    for backbone, row in cells.items():
+        table.add_row(backbone, *(_counts(row.get(column, Counter())) for column in columns))
+    return table
+
+
+def _counts(counts: Counter[Status]) -> Text:
+    words = Text()
+    for status in ORDER:
+        if counts[status]:
+            words.append(" " if words else "")
+            words.append(f"{counts[status]} {status}", style=STYLES.get(status, ""))
+    return words
+
+
+def _reasons(views: dict[str, View]) -> list[Text]:
+    """Return one line for every reason; the log's end where a stage failed by itself.
+
+    Stages that need the same failed one share a line.
+    """
+    lines = []
+    failed = [view for view in views.values() if view.status == "failed"]
+    own = [view for view in failed if not str(view.reason).startswith("needs ")]
+    rest = [view for view in failed if view not in own] if len(failed) <= MAX_REASONS else []
+    for view in own[:MAX_REASONS]:
+        lines.append(Text(f"{view.stage}: {view.reason} (log: {view.log})", style="red"))
+        tail = last_lines(Path(view.log), LOG_LINES)
+        lines += [Text(f"    {line}", style="dim") for line in tail]
+    because: dict[str, list[str]] = {}
+    for view in rest:
+        because.setdefault(str(view.reason), []).append(view.stage)
+    lines += [Text(f"{', '.join(names)}: {why}", style="red") for why, names in because.items()]
+    hidden = len(failed) - min(len(own), MAX_REASONS) - len(rest)
+    if hidden:
+        lines.append(Text(f"and {hidden} more, with --json", style="red"))
+    waiting = [view for view in views.values() if view.status == "missing" and view.reason]
+    lines += [Text(f"{view.stage}: {view.reason}") for view in waiting[:MAX_REASONS]]
+    return lines
+
+
+def status_json(plan: Plan, views: dict[str, View], notes: list[str]) -> dict[str, object]:
+    """Return the same for machines."""
+    return {
+        "pipeline": plan.config.name,
+        "folder": str(plan.root.absolute()),
+        "notes": notes,
+        "counts": dict(Counter(view.status for view in views.values())),
+        "stages": [asdict(view) for view in views.values()],
+    }
+
+
+def duration(seconds: float | None) -> str:
+    """Return `1-02:03:04`, `2:03:04` or `3:04`; nothing for None."""
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days}-{hours:02}:{minutes:02}:{rest:02}"
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _left_text(view: View) -> str:
+    if view.left_s is not None:
+        return duration(view.left_s)
+    limit = duration(view.limit_left_s)
+    return f"limit {limit}" if limit else ""
+
+
+def _code(views: dict[str, View]) -> int:
+    return 1 if any(view.status == "failed" for view in views.values()) else 0

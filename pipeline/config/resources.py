@@ -1,0 +1,129 @@
+"""What the jobs of a stage ask a cluster for; nothing here can change a result."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from pipeline.config.suggestions import unknown
+from pipeline.stages.stage import STAGE_KINDS
+
+REPORT = "report"
+SET_BY = {
+    "array": "array_parallelism",
+    "job-name": "the name of the pipeline",
+    "nodes": "nodes",
+    "ntasks": "gpus and nodes",
+    "ntasks-per-node": "gpus",
+    "cpus-per-task": "cpus_per_gpu",
+    "cpus-per-gpu": "cpus_per_gpu",
+    "gpus": "gpus",
+    "gpus-per-node": "gpus",
+    "mem": "mem_gb",
+    "time": "timeout_min",
+    "partition": "partition",
+    "account": "account",
+    "qos": "qos",
+    "constraint": "constraint",
+    "signal": "save_s",
+    "dependency": "nothing: it follows from the plan",
+    "kill-on-invalid-dep": "nothing: it is always on",
+    "requeue": "nothing: it is always on",
+    "no-requeue": "max_jobs: 1",
+    "open-mode": "nothing: logs are appended to",
+    "output": "nothing: see `status` for the logs",
+    "error": "nothing: see `status` for the logs",
+    "wrap": "nothing: the command is the stage",
+    "chdir": "nothing: start from the folder you want",
+}
+
+Word = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]
+
+
+class Resources(BaseModel):
+    """Resources of one kind of stage, in a user's units; `gpus` and `mem_gb` are for each node."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    gpus: int = Field(default=0, ge=0, description="GPUs on each node")
+    nodes: int = Field(default=1, ge=1)
+    cpus_per_gpu: int = Field(default=4, ge=1, description="CPU cores a GPU; of a job without GPUs")
+    mem_gb: float | None = Field(default=None, gt=0, description="memory of each node")
+    timeout_min: int = Field(default=60, ge=1, description="time limit of one job")
+    max_jobs: int = Field(default=20, ge=1, description="jobs in which a stage may be continued")
+    save_s: int = Field(default=120, ge=1, description="seconds before the limit to save at")
+    partition: Word | None = None
+    account: Word | None = None
+    qos: Word | None = None
+    constraint: Word | None = None
+    array_parallelism: int = Field(default=256, ge=1, description="tasks of an array at a time")
+    setup: tuple[Annotated[str, Field(pattern=r"^[^\x00]+$")], ...] = ()
+    extra: dict[Word, int | float | bool | Word] = {}
+
+    @field_validator("extra")
+    @classmethod
+    def _check_extra(cls, extra: dict[str, Any]) -> dict[str, Any]:
+        faults = []
+        for name in extra:
+            key = flag_name(name)
+            if key in SET_BY:
+                faults.append(f"{name}: is set by {SET_BY[key]}")
+            elif not all(character.isalnum() or character == "-" for character in key):
+                faults.append(f"{name}: not the name of an sbatch option")
+        if faults:
+            raise ValueError("; ".join(faults))
+        return extra
+
+    @property
+    def num_gpus(self) -> int:
+        """Return the GPUs of one job."""
+        return self.gpus * self.nodes
+
+    def tasks_per_node(self, kind: str) -> int:
+        """Return the processes that SLURM starts on each node.
+
+        Pretraining has one a GPU; detectron2 starts its own, so the others have one a node.
+        """
+        return max(self.gpus, 1) if kind == "pretrain" else 1
+
+    def cpus_per_task(self, kind: str) -> int:
+        """Return the CPU cores of each process that SLURM starts."""
+        return self.cpus_per_gpu * max(self.gpus, 1) // self.tasks_per_node(kind)
+
+
+class ResourcesConfig(BaseModel):
+    """Resources by kind of stage; what a kind leaves out is taken from `default`."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    __pydantic_extra__: dict[str, Resources] = Field(init=False)
+
+    default: Resources = Resources()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        known = [*STAGE_KINDS, REPORT]
+        given = self.__pydantic_extra__ or {}
+        names = ["default", *known]
+        faults = [unknown("stage", name, names) for name in given if name not in known]
+        for kind in known:
+            merged = self.of(kind)
+            if merged.max_jobs > 1 and merged.save_s >= merged.timeout_min * 60:
+                faults.append(
+                    f"{kind}: to save {merged.save_s} s (save_s) before the end of "
+                    f"{merged.timeout_min} min (timeout_min) is before the start; wanted less"
+                )
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+    def of(self, kind: str) -> Resources:
+        """Return the resources of a kind of stage."""
+        own = (self.__pydantic_extra__ or {}).get(kind, Resources())
+        given = {key: getattr(own, key) for key in own.model_fields_set}
+        return self.default.model_copy(update=given)
+
+
+def flag_name(name: str) -> str:
+    """Return an sbatch option's name as the command line spells it."""
+    return name.replace("_", "-").lstrip("-")

@@ -1,0 +1,111 @@
+"""The pipeline config: which backbones, which tasks, which seeds.
+
+Config files are named relative to the file that names them; data and output folders relative to the
+working directory.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from pipeline.config.resources import ResourcesConfig
+from transfer.config.stages import DetectionData, Optimizer
+
+Reference = Literal["voc-0712-faster-rcnn-r50-c4-24k", "coco-mask-rcnn-r50-c4"]
+Slug = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class Section(BaseModel):
+    """A frozen part of a config that refuses unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class BackboneConfig(Section):
+    """Where a backbone comes from: a pretraining config, an existing checkpoint, or nothing."""
+
+    name: Slug
+    pretrain: Path | None = None
+    overrides: tuple[str, ...] = ()
+    checkpoint: Path | None = None
+    format: str | None = None
+    encoder: str | None = None
+    random: bool = False
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        given = [self.pretrain is not None, self.checkpoint is not None, self.random]
+        if sum(given) != 1:
+            raise ValueError("give exactly one of pretrain, checkpoint and random: true")
+        if self.overrides and self.pretrain is None:
+            raise ValueError("overrides go with pretrain")
+        if (self.format or self.encoder) and self.checkpoint is None:
+            raise ValueError("format and encoder go with checkpoint")
+        return self
+
+
+class TaskConfig(Section):
+    """A detection task: a detectron2 config and `KEY=VALUE` changes to it.
+
+    `reference` names the published rows that stand beside its results (see
+    `pipeline.report.published`).
+    """
+
+    name: Slug
+    config: Path
+    title: str = ""
+    reference: Reference | None = None
+    optimizer: Optimizer = "sgd"
+    num_gpus: int = Field(default=1, ge=1, description="GPUs on each node")
+    num_nodes: int = Field(default=1, ge=1)
+    seeds: tuple[Seed, ...] | None = Field(default=None, description="instead of the pipeline's")
+    overrides: tuple[str, ...] = ()
+
+
+class ProbeEntry(Section):
+    """A probe: a probe config and `key=value` changes to it."""
+
+    name: Slug
+    config: Path
+    overrides: tuple[str, ...] = ()
+
+
+class PipelineConfig(Section):
+    """The whole plan: every backbone is fine-tuned on every task with every seed, and probed."""
+
+    name: Slug
+    backbones: tuple[BackboneConfig, ...] = Field(min_length=1)
+    tasks: tuple[TaskConfig, ...] = ()
+    seeds: tuple[Seed, ...] = ()
+    probes: tuple[ProbeEntry, ...] = ()
+    datasets: dict[Slug, DetectionData] = {}
+    num_pictures: int = Field(default=6, ge=1)
+    output_dir: Path = Path("runs")
+    num_parallel: int = Field(default=1, ge=1, description="stages at a time on one machine")
+    resources: ResourcesConfig = ResourcesConfig()
+
+    @model_validator(mode="after")
+    def _something_to_do(self) -> Self:
+        if not self.tasks and not self.probes:
+            raise ValueError("nothing to do with the backbones; give tasks, probes or both")
+        if not self.seeds and any(not task.seeds for task in self.tasks):
+            raise ValueError("seeds: the tasks need at least one")
+        return self
+
+    @model_validator(mode="after")
+    def _unique(self) -> Self:
+        for what, names in (
+            ("backbones", [entry.name for entry in self.backbones]),
+            ("tasks", [entry.name for entry in self.tasks]),
+            ("probes", [entry.name for entry in self.probes]),
+            ("seeds", [str(seed) for seed in self.seeds]),
+            *((f"seeds of {task.name}", list(map(str, task.seeds or ()))) for task in self.tasks),
+        ):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ValueError(f"{what}: named twice: {', '.join(twice)}")
+        return self

@@ -1,0 +1,96 @@
+"""From a job group to what submitit is told, and the sbatch text that it writes from it."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from submitit.slurm.slurm import _make_sbatch_string
+
+from pipeline.config.resources import flag_name
+from pipeline.executors.slurm.arrays import JobGroup
+
+HOLD_BACK = (
+    "import os, signal as s, sys; s.pthread_sigmask(s.SIG_BLOCK, [s.SIGUSR2]); "
+    "os.execv(sys.argv[1], sys.argv[1:])"
+)
+WAIT_FOR_FOLDER = """for _ in $(seq 60); do [ -d "$folder" ] && break; sleep 5; done
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+job=${job:-$SLURM_JOB_ID}
+[ -d "$folder" ] || [ "${SLURM_RESTART_COUNT:-0}" -ge 10 ] || { scontrol requeue "$job"; exit 1; }
+exec >>"$folder/batch-$job.log" 2>&1"""
+
+
+def sbatch_parameters(
+    group: JobGroup, job_name: str, dependency: str, folder: Path, code: Path
+) -> dict[str, Any]:
+    """Return the parameters of submitit's `SlurmExecutor`.
+
+    No path is written on an `#SBATCH` line, where SLURM expands `%` and a newline would end it: the
+    script itself redirects its output, once the folder is there.
+    """
+    resources = group.resources
+    extra = {flag_name(name): value for name, value in resources.extra.items()}
+    cpus = resources.cpus_per_task(group.kind)
+    tasks_per_node = resources.tasks_per_node(group.kind)
+    parameters = {
+        "job_name": job_name,
+        "time": resources.timeout_min,
+        "nodes": resources.nodes,
+        "ntasks_per_node": tasks_per_node,
+        "cpus_per_task": cpus,
+        "gpus_per_node": resources.gpus or None,
+        "mem": None if resources.mem_gb is None else f"{round(resources.mem_gb * 1024)}M",
+        "partition": resources.partition,
+        "account": resources.account,
+        "qos": resources.qos,
+        "constraint": resources.constraint,
+        "dependency": dependency or None,
+        "array_parallelism": resources.array_parallelism,
+        "signal_delay_s": resources.save_s,
+        "setup": setup_lines(resources.setup, folder, code),
+        "stderr_to_stdout": True,
+        "srun_args": _srun_args(cpus, tasks_per_node * resources.nodes),
+        "additional_parameters": {
+            "kill-on-invalid-dep": "yes",
+            "requeue": True,
+            "output": "/dev/null",
+        }
+        | {name: value for name, value in extra.items() if value is not False},
+    }
+    return {"wckey": None} | {key: value for key, value in parameters.items() if value is not None}
+
+
+def setup_lines(setup: tuple[str, ...], folder: Path, code: Path) -> list[str]:
+    """Return the shell lines before the command: the folder, the code, then the user's `setup`."""
+    return [
+        f"folder={shlex.quote(str(folder))}",
+        WAIT_FOR_FOLDER,
+        f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}",
+        "export PYTHONSAFEPATH=1  # the folder it starts from may hold newer code",
+        *setup,
+    ]
+
+
+def _srun_args(cpus: int, num_tasks: int) -> list[str]:
+    """Return srun's own arguments; it takes no `cpus-per-task` from the job since SLURM 22.05."""
+    arguments = [f"--cpus-per-task={cpus}"]
+    return [*arguments, "--kill-on-bad-exit=1"] if num_tasks > 1 else arguments
+
+
+def python_command(python: str) -> str:
+    """Return the shell words that start Python with SLURM's signal held back.
+
+    A signal that comes while it still imports neither ends the job nor is lost: the kernel keeps it
+    until the job listens (`stage_job.listen`). Until it is held back it is ignored.
+    """
+    python = shlex.quote(python)
+    return f'bash -c \'trap "" USR2; exec "$@"\' bash {python} -ISc {HOLD_BACK!r} {python}'
+
+
+def sbatch_text(parameters: dict[str, Any], group: JobGroup, folder: Path, python: str) -> str:
+    """Return the script that submitit hands to sbatch; a test compares it with a submitted one."""
+    command = f"{python_command(python)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+    count = group.num_tasks if group.is_array else None
+    return _make_sbatch_string(command=command, folder=folder, **parameters, map_count=count)

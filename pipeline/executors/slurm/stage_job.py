@@ -1,0 +1,231 @@
+"""What runs inside a job: the stage's worker as a child process, stopped and continued with it.
+
+submitit calls `checkpoint` when SLURM sends its signal, before a time limit or preemption: the
+worker saves and ends, and submitit puts the job back into the queue.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from submitit.core.utils import DelayedSubmission, UncompletedJobError
+from submitit.slurm.slurm import SlurmJobEnvironment
+
+from pipeline.commands.local import make_report
+from pipeline.executors.slurm.plan_file import read_plan
+from pipeline.executors.slurm.queue import SlurmError, call
+from pipeline.stages.files import append_json_line, read_json, write_json
+from pipeline.stages.run_folder import FAILURE, JOB, JOBS, LOG, MANIFEST
+from pipeline.worker import EXIT_INTERRUPTED, EXIT_LOCKED
+
+PATIENCE_S = 600.0
+RETRY_S = 5.0
+WORKER_ATTEMPTS = 3
+STOPPED = (EXIT_INTERRUPTED, -signal.SIGUSR2, -signal.SIGTERM, -signal.SIGINT)
+
+
+class _OverError(Exception):
+    """The worker ended by itself while it was asked to stop."""
+
+
+class StageJob:
+    """Runs the stage prepared in `run_dir`; what submitit pickles is this path alone."""
+
+    def __init__(self, run_dir: str) -> None:
+        self.run_dir = run_dir
+
+    def __call__(self) -> str:
+        """Run the worker to its end.
+
+        Raises:
+            RuntimeError: the stage failed, so that SLURM counts the job as failed.
+        """
+        self.folder = Path(self.run_dir)
+        self.environment = SlurmJobEnvironment()
+        self.is_first = self.environment.global_rank == 0
+        self.terminated = False
+        self.worker: subprocess.Popen[bytes] | None = None
+        signal.signal(signal.SIGTERM, self._terminate)
+        try:
+            listen()
+            code = self._work()
+        except _OverError:
+            code = self._code()
+        except UncompletedJobError as error:
+            self._note(ended=EXIT_INTERRUPTED)
+            self._fail(
+                f"saved, but not continued: {str(error).rstrip('.')}; a stage may take max_jobs "
+                "jobs of timeout_min minutes; raise one of them and run again"
+            )
+            raise
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
+            code = EXIT_INTERRUPTED  # saved, but scontrol could not put it back
+        return self._finish(code)
+
+    def checkpoint(self) -> DelayedSubmission:
+        """Have the worker save and end; return what goes on from there in the next job."""
+        code = self._stop(signal.SIGUSR2)
+        if code not in STOPPED:
+            raise _OverError
+        if self.worker is not None:
+            self._note(ended=code)
+        return DelayedSubmission(StageJob(self.run_dir))
+
+    def _work(self) -> int:
+        """Run the worker; again after trouble that passes: a folder away, a lock of a dead job."""
+        deadline = time.monotonic() + PATIENCE_S
+        attempts = 0
+        while True:
+            self._wait_for_folder()
+            self._note(started=time.time())
+            self._start()
+            code = self._code()
+            if code == EXIT_LOCKED and time.monotonic() < deadline:
+                time.sleep(RETRY_S)
+                continue
+            attempts += 1
+            lost_folder = code not in (0, *STOPPED) and not (self.folder / JOB).exists()
+            if not lost_folder or attempts == WORKER_ATTEMPTS:
+                return code
+
+    def _wait_for_folder(self) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while not (self.folder / JOB).exists():
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{self.folder / JOB}: not there for {PATIENCE_S:.0f} s")
+            time.sleep(RETRY_S)
+
+    def _start(self) -> None:
+        rank = self.environment.global_rank
+        name = LOG if rank == 0 else f"log-rank{rank}.txt"
+        with (self.folder / name).open("ab") as log:
+            self.worker = subprocess.Popen(
+                [sys.executable, "-m", "pipeline.worker", "run", self.run_dir],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env=worker_environment(os.environ, self.environment),
+            )
+
+    def _code(self) -> int:
+        """Wait for the worker and return its exit code, negative if a signal ended it.
+
+        A signal handler may call it while it waits: `Popen` would hold a lock, or reap the worker.
+        """
+        assert self.worker is not None
+        end = os.waitid(os.P_PID, self.worker.pid, os.WEXITED | os.WNOWAIT)
+        assert end is not None
+        return end.si_status if end.si_code == os.CLD_EXITED else -end.si_status
+
+    def _stop(self, number: int) -> int:
+        if self.worker is None:
+            return EXIT_INTERRUPTED
+        os.kill(self.worker.pid, number)  # not reaped, so the number is its own
+        return self._code()
+
+    def _terminate(self, number: int, frame: FrameType | None) -> None:
+        """Have the worker save: SLURM ends the job by `scancel`, or preempts it."""
+        self.terminated = True
+        if self.worker is not None:
+            os.kill(self.worker.pid, signal.SIGTERM)
+
+    def _finish(self, code: int) -> str:
+        """Turn the worker's exit code into the job's end."""
+        if not self.is_first:
+            if code not in (0, *STOPPED):
+                raise RuntimeError(f"process {self.environment.global_rank} ended with {code}")
+            return "done"
+        self._note(ended=code)
+        if code == 0:
+            return "done"
+        if code in STOPPED:
+            self._put_back()
+            raise RuntimeError("interrupted; saved")
+        if not (self.folder / FAILURE).exists():
+            log = self.folder / LOG
+            if code == EXIT_LOCKED:
+                self._fail(f"is being worked on by another process; see {log}")
+            elif code == -signal.SIGKILL:
+                self._fail(f"was killed (signal 9), perhaps out of memory (mem_gb); see {log}")
+            else:
+                self._fail(f"ended with code {code} and no word; see {log}")
+        raise RuntimeError(str(read_json(self.folder / FAILURE).get("reason")))
+
+    def _put_back(self) -> None:
+        """Requeue this job if SLURM still counts it as running: nobody cancelled it."""
+        deadline = time.monotonic() + PATIENCE_S
+        job_id = self.environment.job_id
+        while time.monotonic() < deadline:
+            try:
+                state = call(["squeue", "--noheader", f"--jobs={job_id}", "--format=%T"]).strip()
+                if state not in ("RUNNING", ""):
+                    return
+                call(["scontrol", "requeue", job_id])
+                time.sleep(PATIENCE_S)  # SLURM ends this process
+            except SlurmError as error:
+                print(f"requeue {job_id}: {error}", file=sys.stderr, flush=True)
+                time.sleep(RETRY_S)
+
+    def _fail(self, reason: str) -> None:
+        if self.is_first and not (self.folder / MANIFEST).exists():
+            write_json(self.folder / FAILURE, {"reason": reason[:1000]})
+
+    def _note(self, **what: float) -> None:
+        """Append to the run folder's list of jobs, for `status` where SLURM has forgotten them."""
+        if self.is_first:
+            environment = self.environment
+            node = os.environ.get("SLURM_JOB_NODELIST", environment.hostname)
+            entry = {"job": environment.job_id, "node": node, "time": time.time(), **what}
+            append_json_line(self.folder / JOBS, entry)
+
+
+class ReportJob:
+    """Writes the report of the plan in `plan_file`, whatever became of its stages."""
+
+    def __init__(self, plan_file: str) -> None:
+        self.plan_file = plan_file
+
+    def __call__(self) -> str:
+        """Write the report."""
+        listen()
+        make_report(read_plan(Path(self.plan_file)))
+        return "done"
+
+    def checkpoint(self) -> DelayedSubmission:
+        """Return the same again."""
+        return DelayedSubmission(ReportJob(self.plan_file))
+
+
+def listen() -> None:
+    """Let SLURM's signal through; it was held back while Python and submitit were starting."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR2])
+
+
+def worker_environment(outer: Mapping[str, str], environment: Any) -> dict[str, str]:
+    """Return a worker's environment: with several processes, torch.distributed's variables.
+
+    The first node's name is the address. The port follows from the job id and how often the job was
+    requeued, so that all processes agree and a new start does not meet the old one's socket.
+    """
+    inner = {"OMP_NUM_THREADS": outer.get("SLURM_CPUS_PER_TASK", "1"), **outer}
+    inner["PYTHONUNBUFFERED"] = "1"
+    if environment.num_tasks > 1:
+        number = int(environment.raw_job_id) * 31 + int(outer.get("SLURM_RESTART_COUNT") or 0)
+        inner |= {
+            "MASTER_ADDR": environment.hostnames[0],
+            "MASTER_PORT": str(20_000 + number % 40_000),
+            "RANK": str(environment.global_rank),
+            "WORLD_SIZE": str(environment.num_tasks),
+            "LOCAL_RANK": str(environment.local_rank),
+            "LOCAL_WORLD_SIZE": str(environment.num_tasks // environment.num_nodes),
+        }
+    return inner

@@ -1,0 +1,1 @@
+"""From a pipeline config to the stages it asks for."""

@@ -1,0 +1,93 @@
+"""The identity of a data set: name, counts and a digest of its index, wherever it lies on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from pretrain.config.pretrain import DataConfig
+from pretrain.data.file_index import file_sha256, folder_summary, kept_digest
+from pretrain.data.splits import Split, split_files, split_folder
+from transfer.config.stages import CocoData, VocData
+
+
+def image_identity(data: DataConfig, splits: tuple[Split, ...] = ("pretrain",)) -> dict[str, Any]:
+    """Return the identity of what the splits of a set of images are read from, in any format.
+
+    A folder's is that of its files' names and sizes, a binary file's that of its content.
+
+    Raises:
+        ValueError: the data are missing or incomplete.
+    """
+    if data.format in ("folder", "imagefolder"):
+        folders = dict.fromkeys(split_folder(data, split) for split in splits)
+        found = [folder_identity(data.name, folder) for folder in folders]
+        return found[0] if len(found) == 1 else {"name": data.name, "folders": found}
+    files = dict.fromkeys(file for split in splits for file in split_files(data, split))
+    contents = [(file.name, file.stat().st_size, file_sha256(file)) for file in files]
+    return {"name": data.name, "num_files": len(contents), "digest": _digest(contents)}
+
+
+def folder_identity(name: str, root: Path) -> dict[str, Any]:
+    """Return the identity of all files below `root`: their relative names and sizes.
+
+    Raises:
+        ValueError: the folder is missing or empty.
+    """
+    if not root.is_dir():
+        raise ValueError(f"{root}: no such folder; data set {name} is expected there")
+    summary = folder_summary(root)
+    if not summary.num_files:
+        raise ValueError(f"{root}: empty folder; data set {name} is expected there")
+    return {"name": name, "num_files": summary.num_files, "digest": summary.digest}
+
+
+def detection_identity(name: str, data: CocoData | VocData) -> dict[str, Any]:
+    """Return the identity of a detection set: its annotations and its images' names and sizes.
+
+    Raises:
+        ValueError: a file or folder of the layout is missing.
+    """
+    index = _coco_index(name, data) if isinstance(data, CocoData) else _voc_index(name, data)
+    images = data.images if isinstance(data, CocoData) else data.root / "JPEGImages"
+    return {"index": index, **folder_identity(name, images)}
+
+
+def _coco_index(name: str, data: CocoData) -> str:
+    if not data.annotations.is_file():
+        raise ValueError(
+            f"{data.annotations}: no such file; data set {name} wants COCO's annotation file there"
+        )
+    return file_sha256(data.annotations)
+
+
+def _voc_index(name: str, data: VocData) -> str:
+    split = data.root / "ImageSets" / "Main" / f"{data.split}.txt"
+    if not split.is_file():
+        raise ValueError(f"{split}: no such file; data set {name} wants VOC's list of images there")
+    try:
+        lines = split.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"{split}: not a text file; data set {name} wants names there") from None
+    names = [line for line in lines if line.strip()]
+    folder = data.root / "Annotations"
+    return kept_digest(
+        [split, folder], len(names), lambda: _digest_of_annotations(split, folder, names)
+    )
+
+
+def _digest_of_annotations(split: Path, folder: Path, lines: list[str]) -> str:
+    digest = hashlib.sha256()
+    for line in lines:
+        annotation = folder / f"{line.split()[0]}.xml"
+        if not annotation.is_file():
+            raise ValueError(f"{annotation}: no such file; {split} lists it")
+        digest.update(annotation.read_bytes())
+        digest.update(line.encode())
+    return digest.hexdigest()
+
+
+def _digest(content: list[tuple[str, int, str]]) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -1,0 +1,268 @@
+"""The report's plots as SVG or PNG bytes, drawn without pyplot and without lasting global state.
+
+The same input gives the same bytes whatever matplotlibrc says. Colours in an SVG are CSS variables
+with a light fallback, so that a page can restyle them (see `recolour`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any, Literal
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from pipeline.report.data import Cell, Curve, Spread, finite
+
+LABEL_SIZE, LABEL_RIGHT, LABEL_UP = 8.0, 6.0, 4.0  # points
+INK, QUIET, GRID = "#1f2428", "#656d76", "#d8dee4"
+PAGE = "#ffffff"
+BASELINE = "#8c959f"
+SERIES = ("#0969a8", "#c2410c", "#15803d", "#7c3aed", "#be185d", "#0e7490", "#854d0e")
+CSS_NAMES = {INK: "--ink", QUIET: "--quiet", GRID: "--grid", PAGE: "--page", BASELINE: "--c0"} | {
+    colour: f"--c{i}" for i, colour in enumerate(SERIES, start=1)
+}
+STYLE: dict[str, Any] = {
+    "svg.hashsalt": "report",
+    "svg.fonttype": "none",
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.axisbelow": True,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": QUIET,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "text.color": INK,
+    "xtick.color": QUIET,
+    "ytick.color": QUIET,
+    "savefig.dpi": 200,
+}
+NOT_STYLE = ("backend", "backend_fallback", "date.epoch", "interactive", "toolbar")
+NO_METADATA = {
+    "svg": {"Date": None, "Creator": None, "Format": None, "Type": None},
+    "png": {"Software": None},
+}
+MAX_POINTS = 240
+
+Format = Literal["svg", "png"]
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a plot."""
+
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    colour: str
+
+
+def colours(backbones: Sequence[str], baseline: str | None) -> dict[str, str]:
+    """A colour per backbone: grey for the baseline, the palette in turn for the others."""
+    others = [name for name in backbones if name != baseline]
+    found = {name: SERIES[i % len(SERIES)] for i, name in enumerate(others)}
+    return {name: found.get(name, BASELINE) for name in backbones}
+
+
+def bar_plot(
+    cells: Mapping[str, Cell], palette: Mapping[str, str], *, fmt: Format = "svg"
+) -> bytes:
+    """One bar per backbone: mean, whiskers of one standard deviation, a dot per seed."""
+    with _style():
+        figure, axes = _figure(3.6, 0.55 + 0.42 * len(cells))
+        for i, (name, cell) in enumerate(cells.items()):
+            _bar(axes, i, cell, palette[name])
+        axes.set_yticks(range(len(cells)))
+        axes.set_yticklabels([_short(name) for name in cells], parse_math=False, color=INK)
+        axes.set_ylim(len(cells) - 0.5, -0.5)
+        axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        axes.grid(axis="x", color=GRID, linewidth=0.6)
+        return _save(figure, fmt)
+
+
+def _bar(axes: Axes, position: int, cell: Cell, colour: str) -> None:
+    if cell.spread is None:
+        axes.text(0, position, " not measured", va="center", color=QUIET, fontsize=8)
+        return
+    for fill, alpha in ((PAGE, 1.0), (colour, 0.4)):  # no grid lines through a pale bar
+        axes.barh(position, cell.spread.mean, height=0.62, color=fill, alpha=alpha, linewidth=0)
+    if cell.spread.std is not None:
+        axes.errorbar(
+            cell.spread.mean,
+            position,
+            xerr=cell.spread.std,
+            color=INK,
+            capsize=3,
+            elinewidth=1.1,
+            zorder=3,
+        )
+    # dots beside each other, always in seed order: no random jitter
+    n = len(cell.values)
+    offsets = [0.0] if n == 1 else [-0.18 + 0.36 * i / (n - 1) for i in range(n)]
+    axes.scatter(
+        [value for _, value in cell.values],
+        [position + offset for offset in offsets],
+        s=14,
+        color=colour,
+        edgecolors="none",
+        zorder=4,
+    )
+
+
+def line_plot(series: Sequence[Series], *, x_label: str = "step", fmt: Format = "svg") -> bytes:
+    """Lines over steps."""
+    with _style():
+        figure, axes = _figure(3.6, 2.2)
+        for line in series:
+            marker = "o" if len(line.x) < 3 else None
+            axes.plot(
+                line.x,
+                line.y,
+                color=line.colour,
+                linewidth=1.3 if len(series) <= 6 else 1.0,
+                alpha=0.9,
+                marker=marker,
+                markersize=3,
+            )
+        axes.set_xlabel(x_label, parse_math=False)
+        axes.grid(color=GRID, linewidth=0.6)
+        axes.margins(x=0.02)
+        return _save(figure, fmt)
+
+
+def scatter_plot(
+    places: Mapping[str, tuple[float, Spread]],
+    palette: Mapping[str, str],
+    labels: tuple[str, str],
+    *,
+    fmt: Format = "svg",
+) -> bytes:
+    """One dot per backbone at (predictor, mean of the metric), whiskers of one standard deviation.
+
+    `labels` are those of the x and the y axis.
+    """
+    with _style():
+        figure, axes = _figure(3.6, 2.6)
+        for name, (x, found) in places.items():
+            axes.errorbar(
+                x, found.mean, yerr=found.std or 0.0, fmt="o", color=palette[name], capsize=3,
+                markersize=5, elinewidth=1.1,
+            )  # fmt: skip
+        axes.set_xlabel(labels[0], parse_math=False)
+        axes.set_ylabel(labels[1], parse_math=False)
+        axes.grid(color=GRID, linewidth=0.6)
+        axes.margins(0.18, 0.12)
+        names = [_short(name) for name in places]
+        dots = [(x, found.mean) for x, found in places.values()]
+        figure.draw_without_rendering()  # limits and layout are settled by drawing
+        on_paper: Any = axes.transData.transform(dots) * 72 / figure.dpi if dots else []
+        heights = label_heights(
+            [(x, y, name) for (x, y), name in zip(on_paper, names, strict=True)]
+        )
+        for name, dot, height in zip(names, dots, heights, strict=True):
+            axes.annotate(
+                name, dot, xytext=(LABEL_RIGHT, height), textcoords="offset points",
+                fontsize=LABEL_SIZE, parse_math=False,
+            )  # fmt: skip
+        return _save(figure, fmt)
+
+
+def label_heights(dots: Sequence[tuple[float, float, str]]) -> list[float]:
+    """Return how far above its dot (x, y, label; in points) each label stands, none on another."""
+    heights = [0.0] * len(dots)
+    placed: list[tuple[float, float, float]] = []  # left, right, bottom; lowest first
+    for number in sorted(range(len(dots)), key=lambda index: dots[index][1]):
+        x, y, label = dots[number]
+        left, bottom = x + LABEL_RIGHT, y + LABEL_UP
+        right = left + 0.6 * LABEL_SIZE * len(label)
+        for other_left, other_right, other_bottom in sorted(placed, key=lambda place: place[2]):
+            beside = left < other_right and other_left < right
+            if beside and abs(bottom - other_bottom) < LABEL_SIZE + 1:
+                bottom = other_bottom + LABEL_SIZE + 1
+        placed.append((left, right, bottom))
+        heights[number] = bottom - y
+    return heights
+
+
+def curve_series(
+    curves: Sequence[Curve], key: str, palette: Mapping[str, str]
+) -> tuple[list[Series], int]:
+    """The lines of one measured key, and how many points at most were averaged into one."""
+    lines, most = [], 1
+    for curve in curves:
+        x, y = points(curve, key)
+        size = -(-len(x) // MAX_POINTS)
+        if not x:
+            continue
+        most = max(most, size)
+        lines.append(Series(thin(x, size), thin(y, size), palette[curve.backbone]))
+    return lines, most
+
+
+def points(curve: Curve, key: str) -> tuple[list[float], list[float]]:
+    """Steps and values of a key, where both are finite numbers."""
+    pairs = [(finite(point.get("step")), finite(point.get(key))) for point in curve.points]
+    kept = [(x, y) for x, y in pairs if x is not None and y is not None]
+    return [x for x, _ in kept], [y for _, y in kept]
+
+
+def thin(values: Sequence[float], size: int) -> tuple[float, ...]:
+    """Means of `size` consecutive values; the last mean may be of fewer."""
+    groups = [values[i : i + size] for i in range(0, len(values), size)]
+    return tuple(sum(group) / len(group) for group in groups)
+
+
+def recolour(svg: str) -> str:
+    """The SVG with its colours as CSS variables, the fixed colour as their fallback."""
+    return re.sub(
+        r"\b(fill|stroke): ?(#[0-9a-f]{6})\b",
+        lambda found: (
+            f"{found[1]}: var({CSS_NAMES[found[2]]}, {found[2]})"
+            if found[2] in CSS_NAMES
+            else found[0]
+        ),
+        svg,
+    )
+
+
+def _short(name: str, limit: int = 20) -> str:
+    name = " ".join(name.split())
+    return name if len(name) <= limit else name[: limit - 1] + "…"
+
+
+def _style() -> Any:
+    """Matplotlib's own defaults and ours on top, restored on leaving."""
+    defaults: dict[Any, Any] = {
+        k: v for k, v in matplotlib.rcParamsDefault.items() if k not in NOT_STYLE
+    }
+    return matplotlib.rc_context(defaults | STYLE)
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.add_subplot()
+
+
+def _save(figure: Figure, fmt: Format) -> bytes:
+    buffer = BytesIO()
+    with warnings.catch_warnings():
+        # names in any script: the browser has the glyphs that matplotlib's own font lacks
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.savefig(buffer, format=fmt, transparent=fmt == "svg", metadata=NO_METADATA[fmt])
+    return _unique_ids(buffer.getvalue()) if fmt == "svg" else buffer.getvalue()
+
+
+def _unique_ids(svg: bytes) -> bytes:
+    """The SVG with ids that stay apart from another plot's on the same page, and CSS colours."""
+    prefix = f"p{hashlib.sha256(svg).hexdigest()[:8]}-"
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", svg.decode("utf-8"))
+    return recolour(text).encode("utf-8")

@@ -1,0 +1,92 @@
+"""Can a cheap number without boxes predict transfer? Indicators and probes against detection AP."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.report.data import ReportData, Spread, TaskSummary, finite, main_metrics, summarise
+from pipeline.report.statistics import rank_correlation
+from pipeline.report.text import metric_label
+
+SHOWN = ("top1", "normalized_stable_rank", "effective_rank")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A predictor against a task's main metric, over the backbones that have both.
+
+    `correlation` is Spearman's; None where there are too few backbones to rank.
+    """
+
+    predictor: str
+    task: str
+    metric: str
+    places: dict[str, tuple[float, Spread]]
+    correlation: float | None
+
+    @property
+    def shown(self) -> bool:
+        """Whether it belongs to the ones that are looked at first."""
+        return self.predictor.endswith(SHOWN)
+
+    @property
+    def note(self) -> str:
+        """The correlation in words, with the number of backbones it rests on."""
+        n = len(self.places)
+        if self.correlation is None:
+            return f"{n} backbones: too few to rank" if n < 3 else f"{n} backbones: no ranking"
+        text = f"{self.correlation:+.2f}".replace("-", "−")
+        return f"rank correlation {text} over {n} backbones"
+
+
+def predictors(data: ReportData) -> dict[str, dict[str, float]]:
+    """Return {predictor: {backbone: value}}: probes, and the indicators at pretraining's end."""
+    found: dict[str, dict[str, float]] = {}
+    for row in data.probes:
+        for metric, value in row.metrics.items():
+            if finite(value) is not None:
+                found.setdefault(f"{row.probe} {metric}", {})[row.backbone] = value
+    for curve in data.pretraining:
+        last = curve.points[-1] if curve.points else {}
+        for key, value in last.items():
+            if "rank" in key and finite(value) is not None:
+                found.setdefault(key, {})[curve.backbone] = value
+    return found
+
+
+def predictions(data: ReportData) -> list[Prediction]:
+    """Return every predictor against every task's main metric, two backbones at least."""
+    known = predictors(data)
+    return [
+        found
+        for summary in summarise(data)
+        for name, values in known.items()
+        if len((found := _prediction(summary, name, values)).places) >= 2
+    ]
+
+
+def _prediction(summary: TaskSummary, name: str, values: dict[str, float]) -> Prediction:
+    metric = main_metrics(summary.task)[0]
+    places = {
+        line.backbone: (values[line.backbone], cell.spread)
+        for line in summary.backbones
+        for cell in line.cells
+        if cell.metric == metric and cell.spread is not None and line.backbone in values
+    }
+    x = [value for value, _ in places.values()]
+    y = [spread.mean for _, spread in places.values()]
+    correlation = rank_correlation(x, y)
+    return Prediction(name, summary.task.title, metric_label(metric), places, correlation)
+
+
+def answer(found: list[Prediction]) -> str:
+    """Return one sentence on whether anything here predicts transfer."""
+    ranked = [entry for entry in found if entry.correlation is not None]
+    if not ranked:
+        return "Fewer than three backbones have a cheap number and a result: nothing to rank yet."
+    best = max(ranked, key=lambda entry: abs(entry.correlation or 0.0))
+    n = len(best.places)
+    caution = "" if n >= 8 else f"; {n} backbones are few, and many predictors were tried"
+    return (
+        f"The closest is {best.predictor} with {best.metric} of {best.task}: {best.note}{caution}."
+    )

@@ -1,0 +1,189 @@
+"""Run folders: `config.json` first, outputs, `manifest.json` last. Only the manifest means done."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from stat import S_ISREG
+from typing import Any, Literal
+
+from pipeline.stages.files import read_json, sha256_of, write_json
+from pipeline.stages.signature import canonical_json, differences
+from pipeline.stages.stage import STAGE_KINDS, Stage
+
+CONFIG, JOB, MANIFEST, FAILURE = "config.json", "job.json", "manifest.json", "failure.json"
+LOCK, LOG, METRICS, JOBS = "lock", "log.txt", "metrics.jsonl", "jobs.jsonl"
+ATTEMPTS = "attempts.jsonl"
+LOCK_ATTEMPTS = 10
+Status = Literal["missing", "queued", "running", "done", "failed"]
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a stage stands; `reason` says why it failed or cannot run."""
+
+    status: Status
+    reason: str | None = None
+
+
+def read_state(stage: Stage) -> State:
+    """Return the stage's state from its run folder alone.
+
+    A manifest whose outputs are gone or have another size does not count as done.
+    """
+    run_dir = stage.run_dir
+    if (run_dir / MANIFEST).exists():
+        try:
+            fault = outputs_fault(run_dir, read_json(run_dir / MANIFEST), thorough=False)
+        except ValueError as error:
+            fault = str(error)
+        return State("done") if fault is None else State("missing", fault)
+    if is_locked(run_dir / LOCK):
+        return State("running")
+    if (run_dir / FAILURE).exists():
+        try:
+            return State("failed", str(read_json(run_dir / FAILURE)["reason"]))
+        except (ValueError, KeyError):
+            return State("failed", f"{run_dir / FAILURE} is damaged; see {run_dir / LOG}")
+    return State("missing")
+
+
+def outputs_fault(run_dir: Path, manifest: dict[str, Any], thorough: bool) -> str | None:
+    """Return how the outputs differ from the manifest, or None; `thorough` compares sha256 too."""
+    try:
+        outputs = manifest["outputs"].items()
+        for name, entry in outputs:
+            path = run_dir / name
+            try:
+                found = path.stat()
+            except OSError:
+                found = None
+            if found is None or not S_ISREG(found.st_mode):
+                return f"{path}: gone since it was made; it will be made again"
+            if found.st_size != entry["size"]:
+                size = f"{found.st_size} bytes"
+                return f"{path}: {size}, wanted {entry['size']}; it will be made again"
+            if thorough and sha256_of(path) != entry["sha256"]:
+                return f"{path}: changed since it was made (sha256 differs); it will be made again"
+    except (KeyError, AttributeError, TypeError):
+        return f"{run_dir / MANIFEST}: not a manifest; the stage will be run again"
+    return None
+
+
+def prepare(stage: Stage) -> None:
+    """Make the run folder of a stage that is not done: `config.json` once, `job.json` each time.
+
+    Raises:
+        ValueError: the folder holds another config than the wanted one.
+    """
+    run_dir = stage.run_dir
+    run_dir.mkdir(parents=True, exist_ok=True)
+    check_config(stage)
+    if (run_dir / MANIFEST).exists():  # here it means that outputs are gone or changed
+        drop_changed_outputs(run_dir)
+    for name in (MANIFEST, FAILURE):
+        (run_dir / name).unlink(missing_ok=True)
+    if not (run_dir / CONFIG).exists():
+        write_json(run_dir / CONFIG, stage.record)
+    kind = STAGE_KINDS[stage.kind]
+    job = {
+        "stage": stage.kind,
+        "name": stage.name,
+        "module": kind.module,
+        "outputs": list(kind.outputs),
+        "settings": stage.settings,
+        "inputs": {role: str(source.result.absolute()) for role, source in stage.inputs.items()},
+    }
+    write_json(run_dir / JOB, job)
+
+
+def check_config(stage: Stage) -> None:
+    """Compare a stored `config.json`, if there is one, with the wanted config.
+
+    Raises:
+        ValueError: they differ, with every difference.
+    """
+    path = stage.run_dir / CONFIG
+    if not path.exists():
+        return
+    stored = read_json(path)
+    if canonical_json(stored) != canonical_json(stage.record):
+        lines = "; ".join(differences(stored, stage.record))
+        raise ValueError(f"{path}: not the config of this plan ({lines}); move the folder away")
+
+
+def drop_changed_outputs(run_dir: Path) -> None:
+    """Remove outputs that are not what the manifest says, so that no stage resumes from them."""
+    try:
+        outputs = read_json(run_dir / MANIFEST)["outputs"]
+        for name, entry in outputs.items():
+            path = run_dir / name
+            if path.is_file() and sha256_of(path) != entry["sha256"]:
+                path.unlink(missing_ok=True)
+    except (ValueError, KeyError, AttributeError, TypeError):
+        return  # such a manifest names no outputs, and is not taken for done
+
+
+def write_manifest(
+    run_dir: Path, job: dict[str, Any], metrics: dict[str, Any], made: dict[str, Any]
+) -> None:
+    """Record the outputs with sizes and sha256; from here on the stage is done.
+
+    Raises:
+        ValueError: an output that the stage must write is not there.
+    """
+    outputs = {}
+    for pattern in job["outputs"]:
+        paths = sorted(run_dir.glob(pattern))
+        if not paths:
+            raise ValueError(f"{run_dir}: stage {job['stage']} ended without writing {pattern}")
+        for path in paths:
+            name = path.relative_to(run_dir).as_posix()
+            outputs[name] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
+    manifest = {"stage": job["stage"], "metrics": metrics, "outputs": outputs, "provenance": made}
+    write_json(run_dir / MANIFEST, manifest)
+    (run_dir / FAILURE).unlink(missing_ok=True)
+
+
+class LockedError(Exception):
+    """Another process holds the lock."""
+
+
+@contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on `path`; it is released when the process ends, however it ends.
+
+    Raises:
+        LockedError: another process holds it; the text says which.
+    """
+    with path.open("a+", encoding="utf-8") as file:
+        for attempt in range(LOCK_ATTEMPTS):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if attempt == LOCK_ATTEMPTS - 1:
+                    file.seek(0)
+                    raise LockedError(file.read().strip() or "unknown process") from None
+                time.sleep(0.1)  # somebody may only be looking whether it is held
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
+        file.flush()
+        yield
+
+
+def is_locked(path: Path) -> bool:
+    """Return whether a living process holds the lock."""
+    try:
+        with path.open("r", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False

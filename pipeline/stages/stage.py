@@ -1,0 +1,97 @@
+"""A stage: one unit of work with an identity, a run folder, and the stages it needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pipeline.stages.signature import signature_of
+
+
+@dataclass(frozen=True)
+class StageKind:
+    """What all stages of one name share.
+
+    `module` offers `run_stage(config, inputs, output_dir) -> metrics` and
+    `check_stage(config) -> faults`, and where it needs more than any machine has
+    `check_machine(config) -> faults`. `version` is raised by hand when a change of code changes
+    results. `outputs` are patterns below the run folder; each must match, and `result` is the file
+    that the next stage reads.
+    """
+
+    module: str
+    version: int
+    outputs: tuple[str, ...]
+    result: str
+
+
+STAGE_KINDS: dict[str, StageKind] = {
+    "pretrain": StageKind("pretrain.train", 1, ("backbone.pth",), "backbone.pth"),
+    "convert": StageKind(
+        "transfer.convert",
+        2,
+        ("backbone.pkl", "backbone.json", "backbone.pth"),
+        "backbone.pkl",
+    ),
+    "probe": StageKind("pretrain.probes.probe", 1, ("probes.json",), "probes.json"),
+    "finetune": StageKind(
+        "transfer.finetune",
+        2,
+        ("model_final.pth", "predictions.json", "effective_config.yaml", "pictures/*.jpg"),
+        "model_final.pth",
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a plan.
+
+    `identity` is the part of the config that can change the result, `settings` is the whole config
+    with paths and workers, `inputs` maps a role to the stage whose result it reads,
+    `source` is the config file that faults are named by.
+    """
+
+    kind: str
+    slug: str
+    identity: dict[str, Any]
+    settings: dict[str, Any]
+    root: Path
+    inputs: dict[str, Stage] = field(default_factory=dict)
+    backbone: str = ""
+    task: str | None = None
+    probe: str | None = None
+    seed: int | None = None
+    source: str = ""
+
+    @property
+    def name(self) -> str:
+        """Return `kind/slug`, the name a person uses."""
+        return f"{self.kind}/{self.slug}"
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """Return what `config.json` holds: everything that the signature covers."""
+        return {
+            "stage": self.kind,
+            "version": STAGE_KINDS[self.kind].version,
+            "config": self.identity,
+            "inputs": {role: stage.signature for role, stage in sorted(self.inputs.items())},
+        }
+
+    @cached_property
+    def signature(self) -> str:
+        """Return the content address: equal signatures compute the same thing."""
+        return signature_of(self.record)
+
+    @cached_property
+    def run_dir(self) -> Path:
+        """Return the folder that this stage writes."""
+        return self.root / self.kind / f"{self.slug}-{self.signature}"
+
+    @property
+    def result(self) -> Path:
+        """Return the file that stages after this one read."""
+        return self.run_dir / STAGE_KINDS[self.kind].result

@@ -1,0 +1,126 @@
+"""Why a stage that has an older finished result is to run again."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pipeline.stages.files import read_json
+from pipeline.stages.run_folder import CONFIG, MANIFEST, State
+from pipeline.stages.signature import SIGNATURE_DIGITS, canonical_json, differences
+from pipeline.stages.stage import Stage
+
+DATA, CHECKPOINT = "data_content", "checkpoint_sha256"
+NAMES = ("before", "now")
+MAX_CHANGES = 3
+MAX_LENGTH = 160
+MAX_STAGES = 6
+
+
+def changed_lines(stages: Iterable[Stage], states: dict[str, State]) -> list[str]:
+    """Return one line for every reason that stages with an older result run again, and which."""
+    because: dict[str, list[str]] = {}
+    for stage in stages:
+        state = states[stage.name]
+        damaged = state.reason if state.status == "missing" else None
+        if state.status != "done" and (why := damaged or why_again(stage)):
+            because.setdefault(why, []).append(stage.name)
+    lines = []
+    for why, names in because.items():
+        more = f" and {len(names) - MAX_STAGES} more" if len(names) > MAX_STAGES else ""
+        lines.append(f"again: {', '.join(names[:MAX_STAGES])}{more}: {why}")
+    return lines
+
+
+def why_again(stage: Stage) -> str | None:
+    """Return how the stage differs from its newest finished result, or None without one."""
+    folder = newest_result(stage)
+    if folder is None:
+        return None
+    try:
+        stored = read_json(folder / CONFIG)
+        return _cut("; ".join(_changes(stored, stage))) or None
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return None  # a folder edited by hand tells nothing
+
+
+def newest_result(stage: Stage) -> Path | None:
+    """Return the newest finished run folder of a stage of this name and another signature."""
+    name = re.compile(rf"{re.escape(stage.slug)}-[0-9a-f]{{{SIGNATURE_DIGITS}}}")
+    found = [
+        (manifest.stat().st_mtime_ns, manifest.parent)
+        for manifest in stage.run_dir.parent.glob(f"{stage.slug}-*/{MANIFEST}")
+        if name.fullmatch(manifest.parent.name) and manifest.parent.name != stage.run_dir.name
+    ]
+    return max(found)[1] if found else None
+
+
+def _changes(stored: dict[str, Any], stage: Stage) -> list[str]:
+    """Return how a stored `config.json` differs; inputs count only where nothing else does."""
+    wanted = stage.record
+    lines = []
+    if stored["version"] != wanted["version"]:
+        versions = _change(stored["version"], wanted["version"])
+        lines.append(f"what {stage.kind} computes has changed (version: {versions})")
+    before, now = dict(stored["config"]), dict(wanted["config"])
+    lines += _data_changes(before.pop(DATA, None), now.pop(DATA, None))
+    if before.pop(CHECKPOINT, None) != now.pop(CHECKPOINT, None):
+        lines.append(f"checkpoint {stage.settings.get('checkpoint')} has another content")
+    settings = differences(before, now, names=NAMES)
+    lines += settings[:MAX_CHANGES]
+    if len(settings) > MAX_CHANGES:
+        lines.append(f"and {len(settings) - MAX_CHANGES} more settings")
+    return lines or _input_changes(stored["inputs"], stage)
+
+
+def _input_changes(before: dict[str, str], stage: Stage) -> list[str]:
+    if before.keys() != stage.inputs.keys():
+        return [f"inputs: {_change(sorted(before), sorted(stage.inputs))}"]
+    return [
+        f"made from another {source.name}"
+        for role, source in sorted(stage.inputs.items())
+        if before[role] != source.signature
+    ]
+
+
+def _data_changes(before: Any, now: Any) -> list[str]:
+    """Return a line for every data set that is not what it was; a name changes with the config."""
+    sets_before, sets_now = _by_name(before), _by_name(now)
+    lines = []
+    for name in sorted(sets_before.keys() & sets_now.keys()):
+        if canonical_json(sets_before[name]) != canonical_json(sets_now[name]):
+            lines.append(f"data set {name} has changed{_what(sets_before[name], sets_now[name])}")
+    if sets_before.keys() != sets_now.keys():
+        lines.append(f"data sets: {_change(sorted(sets_before), sorted(sets_now))}")
+    return lines
+
+
+def _by_name(content: Any) -> dict[str, dict[str, Any]]:
+    """Return the identities of data sets by name; a stage holds one, or several by name."""
+    if content is None:
+        return {}
+    if isinstance(content.get("name"), str):
+        return {content["name"]: content}
+    return dict(content)
+
+
+def _what(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """Return which part of a data set changed, where its identity tells."""
+    parts = []
+    if before.get("index") != now.get("index"):
+        parts.append("annotations")
+    if before.get("num_files") != now.get("num_files"):
+        parts.append(f"files: {_change(before.get('num_files'), now.get('num_files'))}")
+    elif before.get("digest") != now.get("digest"):
+        parts.append("names or sizes of files")
+    return f" ({', '.join(parts)})" if parts else ""
+
+
+def _change(before: Any, now: Any) -> str:
+    return f"{NAMES[0]} {before}, {NAMES[1]} {now}"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_LENGTH else f"{text[:MAX_LENGTH]}.."

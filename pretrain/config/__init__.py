@@ -1,0 +1,1 @@
+"""Settings of pretraining, losses and probes; imports no torch."""

@@ -1,0 +1,126 @@
+"""What a probe of a backbone is made of. Imports no torch, so that a plan can be checked anywhere.
+
+Every accuracy is in percent; a section that is left out (null) is not measured, `{}` measures it
+with its defaults.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from pretrain.config.pretrain import (
+    NOT_IDENTITY,
+    DataConfig,
+    Fraction,
+    NonNegative,
+    Range,
+    Section,
+    Side,
+    range_faults,
+)
+
+MEASURES = ("knn", "weighted_knn", "linear", "augmented_linear")
+Architecture = Literal["resnet18", "resnet34", "resnet50", "resnet101"]
+
+
+class ImageConfig(Section):
+    """How an image is shown to the encoder: short side to `resize`, then the middle `size`.
+
+    Without `resize` the short side is made `size`; an image that has this size is left as it is.
+    """
+
+    size: Side = 224
+    resize: Side | None = None
+
+    @model_validator(mode="after")
+    def _large_enough(self) -> Self:
+        if self.resize is not None and self.resize < self.size:
+            raise ValueError(f"resize {self.resize} is below size {self.size}")
+        return self
+
+
+class KnnConfig(Section):
+    """The majority among the k nearest, by Euclidean distance, as W-MSE and CW-RGP report it."""
+
+    k: PositiveInt = 5
+    distance: Literal["euclidean", "cosine"] = "euclidean"
+
+
+class WeightedKnnConfig(Section):
+    """The k most similar by cosine, each with weight exp(similarity / temperature).
+
+    Wu et al. 2018 (arXiv 1805.01978), section 3.4, whose temperature DINO uses with k 20.
+    """
+
+    k: PositiveInt = 20
+    temperature: PositiveFloat = 0.07
+
+
+class LinearConfig(Section):
+    """A linear classifier on features computed once, trained by Adam, as published for W-MSE.
+
+    The learning rate falls exponentially from `lr` to `final_lr`, an equal factor every epoch.
+    """
+
+    epochs: PositiveInt = 500
+    batch_size: PositiveInt = 1000
+    lr: PositiveFloat = 1e-2
+    final_lr: PositiveFloat = 1e-6
+    weight_decay: NonNegative = 5e-6
+
+
+class AugmentedLinearConfig(Section):
+    """A linear classifier behind the frozen encoder, on random crops: ImageNet's protocol.
+
+    The learning rate is `lr_per_256` per 256 images of the batch and falls along half a cosine.
+    """
+
+    optimizer: Literal["lars", "sgd"] = "lars"
+    epochs: PositiveInt = 100
+    batch_size: PositiveInt = 1024
+    lr_per_256: PositiveFloat = 0.1
+    momentum: Fraction = 0.9
+    weight_decay: NonNegative = 0.0
+    crop_scale: Range = (0.08, 1.0)
+    crop_ratio: Range = (3 / 4, 4 / 3)
+    flip: Fraction = 0.5
+
+    @model_validator(mode="after")
+    def _can_be_drawn(self) -> Self:
+        faults = range_faults("crop_scale", self.crop_scale, 1.0)
+        faults += range_faults("crop_ratio", self.crop_ratio)
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+    @property
+    def lr(self) -> float:
+        """The learning rate at the start."""
+        return self.lr_per_256 * self.batch_size / 256
+
+
+class ProbeConfig(Section):
+    """One probe: which labelled images, how they are shown, what is measured on the features.
+
+    The classifiers learn from the data's `train` split and are measured on `test`. `random_arch` is
+    the network probed where the plan says `random: true`; `seed` draws it, and the order and crops
+    of the classifiers' training.
+    """
+
+    data: DataConfig
+    image: ImageConfig = ImageConfig()
+    knn: KnnConfig | None = None
+    weighted_knn: WeightedKnnConfig | None = None
+    linear: LinearConfig | None = None
+    augmented_linear: AugmentedLinearConfig | None = None
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    random_arch: Architecture | None = Field(default=None, json_schema_extra=NOT_IDENTITY)
+    batch_size: PositiveInt = Field(default=256, json_schema_extra=NOT_IDENTITY)
+
+    @model_validator(mode="after")
+    def _measures_something(self) -> Self:
+        if all(getattr(self, name) is None for name in MEASURES):
+            raise ValueError(f"measures nothing; give at least one of {', '.join(MEASURES)}")
+        return self

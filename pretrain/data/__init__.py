@@ -1,0 +1,1 @@
+"""Images and labels as data sets keep them on disk; only `images` imports torch."""

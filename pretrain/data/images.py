@@ -1,0 +1,175 @@
+"""Images of every data format behind one interface: `open_images(config, split)`.
+
+H height, W width; pixels are uint8 RGB.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from pretrain.config.pretrain import DataConfig
+from pretrain.data.binaries import read_cifar, read_stl10
+from pretrain.data.file_index import folder_names
+from pretrain.data.splits import Split, split_files, split_folder
+
+SUFFIXES = frozenset({"jpg", "jpeg", "png", "bmp", "webp"})
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF")  # whatever the suffix; EPS would start a program
+VAL_ANNOTATIONS = "val_annotations.txt"  # Tiny ImageNet as it is distributed
+
+
+class Images(Protocol):
+    """Images by index; `labels` is an int64 tensor [len] counting from 0, or None."""
+
+    @property
+    def labels(self) -> Tensor | None:
+        """Return the class of each image, if the data have classes."""
+        ...
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        ...
+
+    def read(self, index: int) -> Tensor:
+        """Return image `index` as `[3, H, W]` uint8.
+
+        Raises:
+            ValueError: it is not a whole image.
+        """
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFiles:
+    """Image files below a folder, decoded when asked for."""
+
+    root: Path
+    names: NDArray[np.bytes_]  # one block of memory, so that forked workers share it
+    labels: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def path(self, index: int) -> Path:
+        """Return the file of image `index`."""
+        name: bytes = self.names[index]
+        return self.root / name.decode(errors="surrogateescape")
+
+    def read(self, index: int) -> Tensor:
+        """Return image `index` as `[3, H, W]` uint8."""
+        return read_image(self.path(index))
+
+
+@dataclass(frozen=True, eq=False)
+class ImageArrays:
+    """Images of one size in arrays [n, 3, H, W], in memory or mapped from files."""
+
+    parts: tuple[NDArray[np.uint8], ...]
+    labels: Tensor | None = None
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self.parts)
+
+    def read(self, index: int) -> Tensor:
+        """Return image `index` as `[3, H, W]` uint8."""
+        for part in self.parts:
+            if index < len(part):
+                return torch.from_numpy(np.array(part[index], order="C"))
+            index -= len(part)
+        raise IndexError(index)
+
+
+def open_images(data: DataConfig, split: Split = "pretrain") -> Images:
+    """Return the images of a split; labels of `train` and `test` count the same classes.
+
+    Raises:
+        ValueError: the data are missing, incomplete or in another layout.
+    """
+    if data.format in ("folder", "imagefolder"):
+        return _open_folder(data, split)
+    files = split_files(data, split)
+    read = read_stl10 if data.format == "stl10" else read_cifar
+    parts, labels = read(files, data.format)
+    return ImageArrays(parts, None if labels is None else torch.from_numpy(labels))
+
+
+def list_images(root: Path) -> list[str]:
+    """Return the names of all image files below `root`, relative to it and sorted as paths are.
+
+    Raises:
+        ValueError: the folder is missing or holds no image.
+    """
+    names = [name for name in folder_names(root) if name.rpartition(".")[2].lower() in SUFFIXES]
+    if not names:
+        raise ValueError(f"{root}: no image found; wanted files ending in {sorted(SUFFIXES)}")
+    return names
+
+
+def read_image(path: Path) -> Tensor:
+    """Return the image as `[3, H, W]` uint8 RGB.
+
+    Raises:
+        ValueError: the file is not a whole image.
+    """
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            pixels: Tensor = pil_to_tensor(image.convert("RGB"))
+            return pixels
+    except Exception as error:  # noqa: BLE001  (decoders raise many types for damage)
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path}: not a readable image ({reason})") from None
+
+
+def _open_folder(data: DataConfig, split: Split) -> ImageFiles:
+    folder = split_folder(data, split)
+    names = list_images(folder)
+    packed = np.array([name.encode(errors="surrogateescape") for name in names])
+    if data.format == "folder":
+        return ImageFiles(folder, packed)
+    train = split_folder(data, "train")
+    classes = _classes(train, names if train == folder else list_images(train))
+    if split == "test" and (folder / VAL_ANNOTATIONS).is_file():
+        class_of = _annotated_classes(folder / VAL_ANNOTATIONS)
+        found = [class_of.get(Path(name).name, name) for name in names]
+    else:
+        found = [name.partition("/")[0] for name in names]
+    numbers = {name: number for number, name in enumerate(classes)}
+    unknown = sorted(set(found) - numbers.keys())
+    if unknown:
+        raise ValueError(
+            f"{folder}: {len(unknown)} classes are not among the {len(classes)} in {train}, "
+            f"such as {unknown[0]!r}; wanted images in folders by class, the same in both"
+        )
+    return ImageFiles(folder, packed, torch.tensor([numbers[name] for name in found]))
+
+
+def _classes(folder: Path, names: list[str]) -> list[str]:
+    """Return the sorted class folders, as torchvision's ImageFolder numbers them."""
+    bare = [name for name in names if "/" not in name]
+    if bare:
+        raise ValueError(
+            f"{folder}: {len(bare)} images are in no class folder, such as {bare[0]}; "
+            "use format folder for images without labels"
+        )
+    return sorted({name.partition("/")[0] for name in names})
+
+
+def _annotated_classes(path: Path) -> dict[str, str]:
+    """Return class by file name from Tiny ImageNet's list: name, class, four numbers of a box."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: not a text file; wanted lines of file name and class") from None
+    rows = [line.split("\t") for line in lines if line.strip()]
+    short = [number for number, row in enumerate(rows, 1) if len(row) < 2]
+    if short:
+        raise ValueError(f"{path}: line {short[0]}: wanted file name, tab, class")
+    return {row[0]: row[1] for row in rows}

@@ -1,0 +1,114 @@
+"""Where each data format keeps its splits. Imports no torch, so that plans are checked anywhere.
+
+Splits: `pretrain` is what a pretraining sees (for STL-10 its labelled training images and the
+unlabelled ones, as published; elsewhere the training images), `train` and `test` are the labelled
+images of a probe.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pretrain.config.pretrain import DataConfig
+
+Split = Literal["pretrain", "train", "test"]
+TEST_FOLDERS = ("val", "test")  # Tiny ImageNet has both, and labels only in val
+
+SOURCES = {
+    "cifar10": "https://www.cs.toronto.edu/~kriz/cifar.html",
+    "cifar100": "https://www.cs.toronto.edu/~kriz/cifar.html",
+    "stl10": "https://cs.stanford.edu/~acoates/stl10",
+    "imagefolder": (
+        "ImageNet: https://image-net.org, Tiny ImageNet: http://cs231n.stanford.edu/"
+        "tiny-imagenet-200.zip, ImageNet-100: the classes listed in the code of arXiv 1906.05849"
+    ),
+}
+_CIFAR10_TRAIN = tuple(f"data_batch_{number}" for number in range(1, 6))
+_BINARIES: dict[str, dict[str, dict[Split, tuple[str, ...]]]] = {
+    "cifar10": {
+        "cifar-10-batches-py": {"train": _CIFAR10_TRAIN, "test": ("test_batch",)},
+        "cifar-10-batches-bin": {
+            "train": tuple(f"{name}.bin" for name in _CIFAR10_TRAIN),
+            "test": ("test_batch.bin",),
+        },
+    },
+    "cifar100": {
+        "cifar-100-python": {"train": ("train",), "test": ("test",)},
+        "cifar-100-binary": {"train": ("train.bin",), "test": ("test.bin",)},
+    },
+    "stl10": {
+        "stl10_binary": {
+            "pretrain": ("train_X.bin", "unlabeled_X.bin"),
+            "train": ("train_X.bin", "train_y.bin"),
+            "test": ("test_X.bin", "test_y.bin"),
+        },
+    },
+}
+
+
+def split_files(data: DataConfig, split: Split) -> list[Path]:
+    """Return the files of a split of `cifar10`, `cifar100` or `stl10`, in order.
+
+    `root` is the folder that holds torchvision's folder, or that folder itself.
+
+    Raises:
+        ValueError: no layout of the format is there, or a file of it is missing.
+    """
+    layouts = _BINARIES[data.format]
+    for name, splits in layouts.items():
+        folder = data.root if data.root.name == name else data.root / name
+        if not folder.is_dir():
+            continue
+        files = [folder / file for file in splits.get(split, splits["train"])]
+        missing = [file.name for file in files if not file.is_file()]
+        if missing:
+            raise ValueError(
+                f"{folder}: {', '.join(missing)} missing; {_where(data)} has these files"
+            )
+        return files
+    raise ValueError(
+        f"{data.root}: no folder {' or '.join(layouts)} there; get {_where(data)} "
+        "and unpack it there (nothing is downloaded for you)"
+    )
+
+
+def split_folder(data: DataConfig, split: Split) -> Path:
+    """Return the folder of a split of `folder` or `imagefolder`.
+
+    An `imagefolder` has its classes in `root/train` and `root/val` (or `root/test`), or, without
+    a test split, in `root` itself.
+
+    Raises:
+        ValueError: the folder is missing, or the format has no such split.
+    """
+    if not data.root.is_dir():
+        if data.format == "folder":
+            raise ValueError(f"{data.root}: no such folder; wanted a folder of images")
+        raise ValueError(
+            f"{data.root}: no such folder; wanted one folder per class in train and val; "
+            f"get {_where(data)} (nothing is downloaded for you)"
+        )
+    if data.format == "folder":
+        if split == "pretrain":
+            return data.root
+        raise ValueError(
+            f"{data.root}: format 'folder' has no labels and no split {split!r}; "
+            "use format imagefolder with one folder per class in train and val"
+        )
+    if split == "test":
+        for name in TEST_FOLDERS:
+            if (data.root / name).is_dir():
+                return data.root / name
+        raise ValueError(
+            f"{data.root}: no folder {' or '.join(TEST_FOLDERS)}; wanted the test images there"
+        )
+    if (data.root / "train").is_dir():
+        return data.root / "train"
+    if any((data.root / name).is_dir() for name in TEST_FOLDERS):
+        raise ValueError(f"{data.root}: has test images but no folder train; wanted images there")
+    return data.root
+
+
+def _where(data: DataConfig) -> str:
+    return f"{data.name} from its home ({SOURCES[data.format]})"

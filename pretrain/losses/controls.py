@@ -1,0 +1,54 @@
+"""The controls of the whitening losses: BatchNorm only, and nothing at all.
+
+Legend: V views, N batch, D embedding dimension. Called as the whitening losses are, see
+`pretrain.losses.build`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from pretrain.config.loss import LossConfig
+from pretrain.losses.inputs import check_views, computed, refuse
+from pretrain.losses.pairwise_mse import pair_distance
+from pretrain.runtime.distributed import gather_with_gradient, world_size
+from pretrain.whitening.functional import full_precision
+
+
+class BatchNormLoss(nn.Module):
+    """The control that only standardises each channel over the (global) batch of each view."""
+
+    regularized_count = 0
+
+    def __init__(self, config: LossConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(self, embeddings: Tensor, **_: Any) -> Tensor:
+        """Return the scalar loss of `embeddings` [V, N, D]; nothing is drawn."""
+        check_views(embeddings)
+        with full_precision(embeddings.device):
+            x = gather_with_gradient(computed(embeddings), 1)
+            refuse(self.config.check(x.shape[1], x.shape[2]))
+            centred = x - x.mean(1, keepdim=True)
+            variance = centred.square().mean(1, keepdim=True) + self.config.eps
+            return pair_distance(centred * variance.rsqrt(), normalize=self.config.normalize)
+
+
+class PlainLoss(nn.Module):
+    """The control without whitening: views are compared as they are, and collapse."""
+
+    regularized_count = 0
+
+    def __init__(self, config: LossConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(self, embeddings: Tensor, **_: Any) -> Tensor:
+        """Return the scalar loss of `embeddings` [V, N, D], of this rank's part only."""
+        check_views(embeddings)
+        refuse(self.config.check(embeddings.shape[1] * world_size(), embeddings.shape[2]))
+        with full_precision(embeddings.device):
+            return pair_distance(computed(embeddings), normalize=self.config.normalize)

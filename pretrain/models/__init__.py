@@ -1,0 +1,1 @@
+"""Encoder and projector, and the backbone file that is read back."""

@@ -1,0 +1,172 @@
+"""A `backbone.pth` back into the network it came from, read from the shapes of its tensors.
+
+torchvision's own blocks, so every ResNet, ResNeXt and wide ResNet under torchvision's names is
+built, also those that torchvision has no name for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from pretrain.runtime.checkpoint import load_state
+
+COUNTER = "num_batches_tracked"
+NO_POOL = "small-no-pool"
+CAFFE2_SUFFIX = "_stride_in_1x1"  # of the name of an architecture, as the converter writes it
+Weights = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class InputConvention:
+    """What a backbone expects: order of the channels, and mean and deviation of values 0-255."""
+
+    format: str = "RGB"
+    pixel_mean: tuple[float, ...] = (123.675, 116.28, 103.53)
+    pixel_std: tuple[float, ...] = (58.395, 57.12, 57.375)
+
+
+class Encoder(nn.Module):
+    """A ResNet up to its average pooling: images [N, 3, H, W] to features [N, F]."""
+
+    def __init__(self, stem: list[nn.Module], layers: list[nn.Sequential]) -> None:
+        super().__init__()
+        self.conv1, self.bn1, self.relu, self.maxpool = stem
+        self.layer1, self.layer2, self.layer3, self.layer4 = layers
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the features after average pooling."""
+        out = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        out = self.layer4(self.layer3(self.layer2(self.layer1(out))))
+        features: Tensor = out.mean((2, 3))
+        return features
+
+
+def build_from(weights: Weights, *, stride_in_1x1: bool = False, maxpool: bool = True) -> Encoder:
+    """Return the encoder that holds `weights`, in evaluation mode.
+
+    What shapes do not tell: whether a stage halves its map in the first convolution of its first
+    block (Caffe2) or in its 3x3, and whether there is a max-pooling behind a 3x3 stem.
+
+    Raises:
+        ValueError: they are not a complete ResNet under torchvision's names.
+    """
+    try:
+        with torch.device("meta"):
+            encoder = _empty(weights, stride_in_1x1, maxpool)
+    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
+        raise ValueError(f"not a ResNet under torchvision's names ({error!r})") from None
+    encoder.to_empty(device="cpu")
+    for module in encoder.modules():
+        if isinstance(module, nn.BatchNorm2d) and module.num_batches_tracked is not None:
+            module.num_batches_tracked.zero_()
+    try:
+        missing, unexpected = encoder.load_state_dict(dict(weights), strict=False)
+    except RuntimeError as error:
+        raise ValueError(f"not a ResNet under torchvision's names: {_one_line(error)}") from None
+    missing = [name for name in missing if not name.endswith(COUNTER)]
+    if missing or unexpected:
+        raise ValueError(f"not a ResNet: lacks {missing[:3]}, has besides {unexpected[:3]}")
+    return encoder.eval()
+
+
+def _empty(weights: Weights, stride_in_1x1: bool, maxpool: bool) -> Encoder:
+    channels, _, side, _ = weights["conv1.weight"].shape
+    stride = 2 if side == 7 else 1
+    conv1 = nn.Conv2d(3, channels, side, stride=stride, padding=side // 2, bias=False)
+    pool = nn.MaxPool2d(3, stride=2, padding=1) if maxpool else nn.Identity()
+    layers = []
+    for number in range(1, 5):
+        blocks: list[nn.Module] = []
+        while f"layer{number}.{len(blocks)}.conv1.weight" in weights:
+            stride = 2 if number > 1 and not blocks else 1
+            block, channels = _block(weights, f"layer{number}.{len(blocks)}", stride)
+            if stride_in_1x1 and stride == 2 and isinstance(block, Bottleneck):
+                block.conv1.stride, block.conv2.stride = (2, 2), (1, 1)
+            blocks.append(block)
+        layers.append(nn.Sequential(*blocks))
+    stem = [conv1, nn.BatchNorm2d(conv1.out_channels), nn.ReLU(inplace=True), pool]
+    return Encoder(stem, layers)
+
+
+def _block(weights: Weights, name: str, stride: int) -> tuple[nn.Module, int]:
+    """Return the block called `name` and the channels it puts out."""
+    width, inputs = weights[f"{name}.conv1.weight"].shape[:2]
+    bottleneck = f"{name}.conv3.weight" in weights
+    out = weights[f"{name}.conv3.weight"].shape[0] if bottleneck else width
+    shortcut = None
+    if f"{name}.downsample.0.weight" in weights:
+        conv = nn.Conv2d(inputs, out, 1, stride=stride, bias=False)
+        shortcut = nn.Sequential(conv, nn.BatchNorm2d(out))
+    if not bottleneck:
+        return BasicBlock(inputs, out, stride, shortcut), out
+    groups = width // weights[f"{name}.conv2.weight"].shape[1]
+    base_width = width * 64 // (groups * (out // 4))  # torchvision: width = planes base/64 groups
+    return Bottleneck(inputs, out // 4, stride, shortcut, groups, base_width), out
+
+
+def convention_of(stated: Any) -> InputConvention:
+    """Return the convention that a file states.
+
+    Raises:
+        ValueError: it is not `{format: RGB or BGR, pixel_mean: [3], pixel_std: [3]}`.
+    """
+    try:
+        found = InputConvention(
+            stated["format"],
+            tuple(float(value) for value in stated["pixel_mean"]),
+            tuple(float(value) for value in stated["pixel_std"]),
+        )
+    except (KeyError, TypeError, ValueError):
+        found = None
+    if (
+        found is None
+        or found.format not in ("RGB", "BGR")
+        or (len(found.pixel_mean), len(found.pixel_std)) != (3, 3)
+        or not min(found.pixel_std) > 0
+    ):
+        raise ValueError("its `input` is not {format: RGB or BGR, pixel_mean: [3], pixel_std: [3]}")
+    return found
+
+
+def is_own(path: Path) -> bool:
+    """Return whether the file looks like a `backbone.pth` of this project."""
+    try:
+        content = load_state(path) or {}
+    except (ValueError, OSError):
+        return False
+    return {"state_dict", "arch", "method", "input"} <= content.keys()
+
+
+def read_own(path: Path) -> tuple[Encoder, InputConvention]:
+    """Return the encoder and the input convention of a `backbone.pth`.
+
+    Raises:
+        ValueError: the file is missing, damaged, or none of this project's.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; wanted a backbone.pth")
+    content = load_state(path) or {}
+    weights = content.get("state_dict")
+    if not isinstance(weights, dict) or "input" not in content:
+        raise ValueError(f"{path}: not a backbone.pth of this project (no state_dict and input)")
+    try:
+        encoder = build_from(
+            weights,
+            stride_in_1x1=str(content.get("arch")).endswith(CAFFE2_SUFFIX),
+            maxpool=content.get("stem") != NO_POOL,
+        )
+        return encoder, convention_of(content["input"])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _one_line(error: Exception) -> str:
+    return re.sub(r"\s+", " ", str(error))[:300]

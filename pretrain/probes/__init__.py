@@ -1,0 +1,1 @@
+"""Classification by a frozen encoder: k nearest neighbours and linear classifiers."""

@@ -1,0 +1,261 @@
+"""Stage `probe`: how well classes can be told apart by what a frozen encoder makes of images.
+
+The features are the encoder's, after average pooling and in evaluation mode, never the projector's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol, get_args
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from pretrain.config.pretrain import DataConfig, ModelConfig
+from pretrain.config.probe import (
+    MEASURES,
+    Architecture,
+    KnnConfig,
+    ProbeConfig,
+    WeightedKnnConfig,
+)
+from pretrain.data.images import ImageFiles, Images
+from pretrain.models.backbone_file import (
+    InputConvention,
+    build_from,
+    convention_of,
+    is_own,
+    read_own,
+)
+from pretrain.models.encoder import build_encoder
+from pretrain.probes.features import FrozenEncoder, Labelled, feature_chunks, frozen, open_labelled
+from pretrain.probes.knn import Neighbours, accuracy, votes
+from pretrain.probes.linear import AugmentedTraining, fit_linear
+from pretrain.runtime.rng import derived_seed
+
+RESULT = "probes.json"
+STATE = "augmented_linear.pth"
+FULL_CHECK_LIMIT = 20_000
+Chunks = Iterable[tuple[Tensor, Tensor]]
+
+
+def device() -> torch.device:
+    """Return where probes compute."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def open_sets(data: DataConfig) -> tuple[Labelled, Labelled, int]:
+    """Return training images, test images and the number of classes.
+
+    Raises:
+        ValueError: a set cannot be opened or has no labels.
+    """
+    train, test = open_labelled(data, "train"), open_labelled(data, "test")
+    return train, test, int(torch.cat([train.labels, test.labels]).max()) + 1
+
+
+def measure_knn(
+    bank: Chunks,
+    test: tuple[Tensor, Tensor],
+    num_classes: int,
+    measures: dict[str, KnnConfig | WeightedKnnConfig],
+) -> dict[str, float]:
+    """Return `<name>/top1` (and top5) of every measure; the bank is read once for all of them."""
+    features, targets = test
+    searches = {
+        name: Neighbours(
+            features,
+            config.k,
+            cosine=isinstance(config, WeightedKnnConfig) or config.distance == "cosine",
+        )
+        for name, config in measures.items()
+    }
+    for chunk in bank:
+        for search in searches.values():
+            search.add(*chunk)
+    metrics: dict[str, float] = {}
+    for name, config in measures.items():
+        temperature = config.temperature if isinstance(config, WeightedKnnConfig) else None
+        scores = votes(*searches[name].found(), num_classes, temperature)
+        metrics |= _named(name, accuracy(scores, targets))
+    return metrics
+
+
+def run_probe(
+    backbone: FrozenEncoder, config: ProbeConfig, state_path: Path | None = None
+) -> dict[str, float]:
+    """Return accuracies in percent: `knn/top1`, `linear/top1`, ..., and top5 of over 5 classes.
+
+    k-NN alone keeps the test features and no others; `linear` keeps those of all training images.
+    `state_path` keeps the training on augmented images from epoch to epoch.
+    """
+    train, test, num_classes = open_sets(config.data)
+    queries = joined(feature_chunks(backbone, test, config))
+    bank: Chunks = feature_chunks(backbone, train, config)
+    metrics: dict[str, float] = {}
+    if config.linear is not None:
+        features, labels = joined(bank)
+        bank = [(features, labels)]
+        classifier = fit_linear(features, labels, num_classes, config.linear, config.seed)
+        with torch.no_grad():
+            metrics |= _named("linear", accuracy(classifier(queries[0]), queries[1]))
+    measures = {"knn": config.knn, "weighted_knn": config.weighted_knn}
+    wanted = {name: entry for name, entry in measures.items() if entry is not None}
+    if wanted:
+        metrics = measure_knn(bank, queries, num_classes, wanted) | metrics
+    if config.augmented_linear is not None:
+        classifier = AugmentedTraining(backbone, train, num_classes, config).run(state_path)
+        with torch.no_grad():
+            scores = accuracy(classifier(queries[0]), queries[1])
+        metrics |= _named("augmented_linear", scores)
+    return metrics
+
+
+def joined(chunks: Chunks) -> tuple[Tensor, Tensor]:
+    """Return all features [N, F] and labels [N] in memory."""
+    features, labels = zip(*chunks, strict=True)
+    return torch.cat(features), torch.cat(labels)
+
+
+def _named(name: str, found: dict[str, float]) -> dict[str, float]:
+    return {f"{name}/{key}": value for key, value in found.items()}
+
+
+class ForeignBackbone(Protocol):
+    """What the converter makes of somebody's checkpoint."""
+
+    @property
+    def state_dict(self) -> Mapping[str, Tensor]:
+        """The tensors under torchvision's names."""
+        ...
+
+    @property
+    def input(self) -> Mapping[str, Any]:
+        """Order of the channels, mean and deviation, 0-255."""
+        ...
+
+    @property
+    def architecture(self) -> Any:
+        """Says with `stride_in_1x1` where a stage halves its map."""
+        ...
+
+
+def open_backbone(
+    name: str, config: ProbeConfig, read_foreign: Callable[[Path], ForeignBackbone]
+) -> FrozenEncoder:
+    """Return the encoder in a file, by `read_foreign` where it is none of ours, or `random:ARCH`.
+
+    Raises:
+        ValueError: there is no such file or architecture, or no backbone in the file.
+    """
+    kind, _, arch = name.partition(":")
+    if kind == "random" and arch:
+        known = get_args(Architecture)
+        if arch not in known:
+            raise ValueError(f"unknown architecture {arch!r}; known: {', '.join(known)}")
+        return random_backbone(arch, config.seed)
+    path = Path(name)
+    if path.is_file() and is_own(path):
+        encoder, convention = read_own(path)
+    else:
+        found = read_foreign(path)
+        convention = convention_of(found.input)
+        caffe2 = bool(found.architecture.stride_in_1x1)
+        encoder = build_from(found.state_dict, stride_in_1x1=caffe2)
+    return frozen(encoder, convention, device())
+
+
+def random_backbone(arch: str, seed: int) -> FrozenEncoder:
+    """Return the network as pretraining with the same seed starts from it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derived_seed(seed))
+        encoder, _ = build_encoder(ModelConfig.model_validate({"arch": arch}))
+    return frozen(encoder, InputConvention(), device())
+
+
+def probe_and_write(backbone: FrozenEncoder, config: ProbeConfig, output: Path | None) -> None:
+    """Probe, print a table, and write JSON to `output`, beside which unfinished training is kept.
+
+    Raises:
+        ValueError: the probe cannot be done.
+        OSError: `output` cannot be written.
+    """
+    if output is not None and not output.parent.is_dir():
+        raise ValueError(f"{output.parent}: no such folder to write {output.name} to")
+    state = None if output is None else output.with_name(f"{output.name}.state.pth")
+    metrics = run_probe(backbone, config, state)
+    table = Table("measure", "top1", "top5")
+    for name in MEASURES:
+        cells = [metrics.get(f"{name}/{key}") for key in ("top1", "top5")]
+        if cells[0] is not None:
+            table.add_row(name, *("" if cell is None else f"{cell:.2f}" for cell in cells))
+    Console().print(table)
+    if output is not None and state is not None:
+        write_json({"metrics": metrics, "config": config.model_dump(mode="json")}, output)
+        state.unlink(missing_ok=True)
+
+
+def write_json(content: Any, path: Path) -> None:
+    """Write `content` as JSON, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", "utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def run_stage(
+    config: dict[str, Any], inputs: dict[str, Path], output_dir: Path
+) -> dict[str, float]:
+    """Entry point for the pipeline: probe `inputs["backbone"]`, or a random network without it.
+
+    The stage before wrote `backbone.pth`, if need be beside the result that it is known by.
+    """
+    settings = ProbeConfig.model_validate(config)
+    if "backbone" in inputs:
+        encoder, convention = read_own(inputs["backbone"].with_name("backbone.pth"))
+        backbone = frozen(encoder, convention, device())
+    else:
+        assert settings.random_arch is not None, "the plan has checked it"
+        backbone = random_backbone(settings.random_arch, settings.seed)
+    metrics = run_probe(backbone, settings, output_dir / STATE)
+    write_json({"metrics": metrics, "config": config}, output_dir / RESULT)
+    return metrics
+
+
+def check_stage(config: dict[str, Any]) -> list[str]:
+    """Return what would stop the probe: sets that are missing, do not match or cannot be read.
+
+    Every image file of a set of up to 20,000 is decoded; a larger one is only listed.
+    """
+    settings = ProbeConfig.model_validate(config)
+    try:
+        train, test, _ = open_sets(settings.data)
+    except ValueError as error:
+        return [str(error)]
+    faults = [
+        f"{settings.data.root}: {len(train)} images are fewer than {name}.k = {entry.k}"
+        for name, entry in (("knn", settings.knn), ("weighted_knn", settings.weighted_knn))
+        if entry is not None and entry.k > len(train)
+    ]
+    for images in (train.images, test.images):
+        if isinstance(images, ImageFiles) and len(images) <= FULL_CHECK_LIMIT:
+            faults += unreadable(images)
+    return faults
+
+
+def unreadable(images: Images) -> list[str]:
+    """Return a line for every image that cannot be decoded."""
+    faults = []
+    for index in range(len(images)):
+        try:
+            images.read(index)
+        except ValueError as error:
+            faults.append(str(error))
+    return faults

@@ -1,0 +1,1 @@
+"""Processes, signals, random numbers, checkpoints and CPU threads of a run."""

@@ -1,0 +1,86 @@
+"""What chance decides about a view, drawn ahead of the work on its pixels.
+
+The distributions are those of torchvision's RandomResizedCrop, RandomRotation,
+RandomHorizontalFlip, ColorJitter, RandomGrayscale and GaussianBlur; a draw costs microseconds, so
+that colours can be changed for many views at once, wherever they are.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from random import Random
+
+from pretrain.config.pretrain import AugmentConfig
+
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # columns of a colour row, and the ops' numbers
+ORDER = slice(4, 8)  # the ops in the order in which they are applied, -1 where there is none
+GRAYSCALE, BLUR_SIGMA = 8, 9
+NUM_COLUMNS = 10
+NEUTRAL = (1.0, 1.0, 1.0, 0.0)
+CROP_TRIES = 10
+
+
+@dataclass(frozen=True)
+class ViewDraw:
+    """One view: how it is cut out, and its row of colour settings."""
+
+    angle: float
+    top: int
+    left: int
+    height: int
+    width: int
+    flip: bool
+    colour: tuple[float, ...]
+
+
+def draw_view(chance: Random, height: int, width: int, config: AugmentConfig) -> ViewDraw:
+    """Return the next view of an image of `height` x `width` pixels."""
+    angle = uniform(chance, -config.rotation_degrees, config.rotation_degrees)
+    box = draw_crop(chance, height, width, config)
+    flip = chance.random() < config.flip
+    return ViewDraw(angle, *box, flip, draw_colour(chance, config))
+
+
+def draw_crop(
+    chance: Random, height: int, width: int, config: AugmentConfig
+) -> tuple[int, int, int, int]:
+    """Return top, left, height and width; after ten misfits the largest central crop."""
+    low, high = (math.log(ratio) for ratio in config.crop_ratio)
+    for _ in range(CROP_TRIES):
+        area = height * width * uniform(chance, *config.crop_scale)
+        ratio = math.exp(uniform(chance, low, high))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return below(chance, height - h + 1), below(chance, width - w + 1), h, w
+    ratio = min(max(width / height, config.crop_ratio[0]), config.crop_ratio[1])
+    w, h = min(width, round(height * ratio)), min(height, round(width / ratio))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def draw_colour(chance: Random, config: AugmentConfig) -> tuple[float, ...]:
+    """Return a row of `NUM_COLUMNS` numbers for `pretrain.views.colour.change_colours`."""
+    factors, order = list(NEUTRAL), [-1.0] * 4
+    if chance.random() < config.jitter_probability:
+        ops = [op for op, strength in enumerate(config.jitter) if strength]
+        for position in range(len(ops)):
+            other = position + below(chance, len(ops) - position)
+            ops[position], ops[other] = ops[other], ops[position]
+            order[position] = float(ops[position])
+        for op, strength in enumerate(config.jitter):
+            least = -math.inf if op == HUE else 0.0
+            factors[op] += uniform(chance, max(least - factors[op], -strength), strength)
+    gray = float(chance.random() < config.grayscale)
+    blurred = chance.random() < config.blur_probability
+    sigma = uniform(chance, *config.blur_sigma) if blurred else 0.0
+    return (*factors, *order, gray, sigma)
+
+
+def uniform(chance: Random, low: float, high: float) -> float:
+    """Return a number between `low` and `high`."""
+    return low + (high - low) * chance.random()
+
+
+def below(chance: Random, limit: int) -> int:
+    """Return a whole number from 0 to `limit - 1`."""
+    return min(int(chance.random() * limit), limit - 1)

@@ -1,0 +1,59 @@
+"""The random view of an image, from torchvision.transforms.v2."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms import InterpolationMode, v2
+
+from pretrain.config.pretrain import AugmentConfig
+
+
+class GaussianNoise(nn.Module):
+    """Add noise of a standard deviation given in units of the [0, 1] image."""
+
+    def __init__(self, std: float) -> None:
+        super().__init__()
+        self.std = std
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the noisy image, not clipped."""
+        return image + self.std * torch.randn_like(image)
+
+
+def build_view(config: AugmentConfig) -> v2.Transform:
+    """Return the transform `[3, H, W] uint8 -> [3, size, size] float32, normalised`.
+
+    Order and parameters follow the SimCLR/MoCo v2 recipe (crop, flip, jitter, grayscale, blur);
+    rotation and noise are off unless asked for.
+    """
+    brightness, contrast, saturation, hue = config.jitter
+    steps: list[nn.Module] = []
+    if config.rotation_degrees:
+        steps.append(
+            v2.RandomRotation(config.rotation_degrees, interpolation=InterpolationMode.BILINEAR)
+        )
+    steps.append(
+        v2.RandomResizedCrop(
+            config.size,
+            scale=config.crop_scale,
+            ratio=config.crop_ratio,
+            interpolation=InterpolationMode(config.interpolation),
+            antialias=True,
+        )
+    )
+    if config.flip:
+        steps.append(v2.RandomHorizontalFlip(config.flip))
+    if config.jitter_probability and any(config.jitter):
+        jitter = v2.ColorJitter(brightness, contrast, saturation, hue)
+        steps.append(v2.RandomApply([jitter], p=config.jitter_probability))
+    if config.grayscale:
+        steps.append(v2.RandomGrayscale(config.grayscale))
+    if config.blur_probability:
+        blur = v2.GaussianBlur(config.blur_kernel, sigma=config.blur_sigma)
+        steps.append(v2.RandomApply([blur], p=config.blur_probability))
+    steps.append(v2.ToDtype(torch.float32, scale=True))
+    if config.noise_std:
+        steps.append(GaussianNoise(config.noise_std))
+    steps.append(v2.Normalize(config.mean, config.std))
+    return v2.Compose(steps)

@@ -1,0 +1,89 @@
+"""The loader's and the step's benchmark: the same recipe on both sides, every part counted."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks.loader import (
+    LOADER_CASES,
+    PlainViews,
+    drawn_images,
+    loader_config,
+    loader_rates,
+    plain_view,
+)
+from benchmarks.step import CPU_CASES, GPU_CASES, PARTS, step_config, step_ms
+from pretrain.config.pretrain import AugmentConfig
+from pretrain.data.images import open_images
+from pretrain.views.batched import cut_views, finish_views
+
+TINY = dataclasses.replace(
+    LOADER_CASES[0], image_size=(60, 45), num_images=6, num_views=2, augment={"size": 24}
+)
+
+
+@pytest.mark.parametrize("jpeg", [True, False])
+def test_every_way_loads_all_views(jpeg: bool) -> None:
+    case = dataclasses.replace(TINY, jpeg=jpeg)
+    rates = loader_rates(case, ("by_view", "in_loader"), rounds=1, workers=0)
+    assert set(rates) == {"PIL", "by_view", "in_loader"}
+    assert all(rate > 0 for rate in rates.values())
+
+
+def test_the_plain_pipeline_has_the_recipes_distribution(tmp_path: Path) -> None:
+    case = dataclasses.replace(
+        TINY, num_images=1, num_views=250, augment={"size": 24, "blur_probability": 0.5}
+    )
+    images = drawn_images(case, tmp_path)
+    config = loader_config(case, "in_loader", 0, tmp_path)
+    torch.manual_seed(0)
+    plain = PlainViews(images, plain_view(config.augment), case.num_views)[0]
+    raw = cut_views(images, [(0, 0)], case.num_views, 0, config.augment)
+    ours = finish_views(raw, config.augment)[:, 0]
+    for measure in (
+        lambda views: views.mean((1, 2, 3)),
+        lambda views: views.std((2, 3)).mean(1),
+        lambda views: (views[..., 1:] - views[..., :-1]).abs().mean((1, 2, 3)),
+    ):
+        a, b = measure(plain), measure(ours)
+        assert abs(float(a.mean() - b.mean())) < 4 * float((a.var() + b.var()).div(250).sqrt())
+
+
+def test_drawn_jpegs_weigh_what_photographs_do(tmp_path: Path) -> None:
+    case = dataclasses.replace(LOADER_CASES[0], num_images=2)
+    assert len(drawn_images(case, tmp_path)) == 2
+    sizes = [path.stat().st_size for path in tmp_path.glob("*.jpg")]
+    assert all(50_000 < size < 200_000 for size in sizes)
+    with Image.open(next(tmp_path.glob("*.jpg"))) as image:
+        assert image.size == (500, 375)
+
+
+def test_without_chance_the_plain_view_is_the_normalised_image(tmp_path: Path) -> None:
+    config = AugmentConfig(
+        size=24, crop_scale=(1, 1), crop_ratio=(1, 1), flip=0, jitter_probability=0, grayscale=0,
+        mean=(0, 0, 0), std=(1, 1, 1),
+    )  # fmt: skip
+    Image.new("RGB", (24, 24), (255, 0, 51)).save(tmp_path / "a.png")
+    images = open_images(loader_config(TINY, "by_view", 0, tmp_path).data)
+    (view,) = PlainViews(images, plain_view(config), 1)[0]
+    assert view[:, 3, 4].tolist() == pytest.approx([1.0, 0.0, 0.2])
+
+
+def test_a_step_is_the_sum_of_its_parts() -> None:
+    images = dataclasses.replace(TINY, augment={"size": 32, "colours": "on_device"})
+    config = {
+        "arch": "resnet18", "embedding_dim": 4, "loss": {"name": "w-mse", "sub_batch": 8},
+    }  # fmt: skip
+    case = dataclasses.replace(CPU_CASES[0], images=images, batch=8, config=config)
+    ms = step_ms(case, rounds=1, workers=0, device=torch.device("cpu"))
+    assert tuple(ms) == PARTS
+    assert all(value > 0 for value in ms.values())
+    assert ms["encoder"] > ms["projector"]
+
+
+@pytest.mark.parametrize("case", [*CPU_CASES, *GPU_CASES], ids=lambda case: case.title)
+def test_step_cases_are_valid(case, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    assert step_config(case, 0, tmp_path).batch_size == case.batch

@@ -1,0 +1,224 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.plan.build import Plan, load_plan
+
+CONFIG = Path("configs/tiny.yaml")
+
+
+def edit(path: str, change: Callable[[dict[str, Any]], object]) -> None:
+    content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    change(content)
+    Path(path).write_text(yaml.safe_dump(content), encoding="utf-8")
+
+
+def signatures(overrides: list[str] | None = None) -> dict[str, str]:
+    return {stage.name: stage.signature for stage in load_plan(CONFIG, overrides or []).stages}
+
+
+def faults() -> list[str]:
+    with pytest.raises(ValueError, match=r"^\S") as caught:
+        load_plan(CONFIG, [])
+    return str(caught.value).splitlines()
+
+
+def test_stages_in_order_with_their_inputs(project: Path) -> None:
+    plan = load_plan(CONFIG, [])
+    assert len(plan.stages) == 2 + 2 + 3 * 2 * 2
+    seen: set[str] = set()
+    for stage in plan.stages:
+        assert all(source.name in seen for source in stage.inputs.values())
+        seen.add(stage.name)
+    by_name = {stage.name: stage for stage in plan.stages}
+    tuned = by_name["finetune/a--voc--seed1"]
+    assert tuned.inputs["weights"].name == "convert/a"
+    assert tuned.inputs["weights"].inputs["checkpoint"].name == "pretrain/a"
+    assert tuned.seed == 1 and tuned.task == "voc" and tuned.backbone == "a"
+    assert by_name["finetune/random--coco--seed0"].inputs == {}
+    assert tuned.run_dir == Path("runs/tiny/finetune") / f"a--voc--seed1-{tuned.signature}"
+
+
+def test_signatures_are_pinned(project: Path) -> None:
+    # A change here means that every finished run of every user will be run again.
+    found = signatures()
+    assert found["pretrain/a"] == "25917b3358b148c1"
+    assert found["convert/a"] == "d68c6de5df584f19"
+    assert found["finetune/a--coco--seed0"] == "9d7ba9e40b660ab9"
+
+
+def test_editing_one_recipe_changes_only_what_depends_on_it(project: Path) -> None:
+    before = signatures()
+    edit("configs/a.yaml", lambda content: content["optimizer"].update(lr=0.002))
+    after = signatures()
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {
+        "pretrain/a",
+        "convert/a",
+        *(f"finetune/a--{task}--seed{seed}" for task in ("coco", "voc") for seed in (0, 1)),
+    }
+
+
+def test_editing_one_task_changes_only_its_fine_tunings(project: Path) -> None:
+    before = signatures()
+    edit("configs/voc.yaml", lambda content: content.update(SOLVER={"MAX_ITER": 7}))
+    after = signatures()
+    assert {name for name in before if before[name] != after[name]} == {
+        name for name in before if "--voc--" in name
+    }
+
+
+def test_moving_data_changes_nothing_and_changing_it_does(project: Path) -> None:
+    before = signatures()
+    Path("data/coco").rename("data/elsewhere")
+
+    def move(content: dict[str, Any]) -> None:
+        content["datasets"]["my_coco"] |= {
+            "annotations": "data/elsewhere/annotations.json",
+            "images": "data/elsewhere/val",
+        }
+
+    edit("configs/tiny.yaml", move)
+    assert signatures() == before
+    (Path("data/elsewhere/val") / "000.jpg").write_bytes(b"shorter")
+    after = signatures()
+    assert {name for name in before if before[name] != after[name]} == {
+        name for name in before if "--coco--" in name
+    }
+
+
+def test_overrides_reach_the_plan(project: Path) -> None:
+    assert not any("seed1" in name for name in signatures(["seeds=[0]"]))
+
+
+def test_all_faults_of_all_files_are_listed_at_once(project: Path) -> None:
+    edit("configs/tiny.yaml", lambda content: content.update(sedes=[1]))
+    edit("configs/tiny.yaml", lambda content: content["backbones"].append({"name": "x"}))
+    edit("configs/a.yaml", lambda content: content["optimizer"].update(lr=-1, momentun=0.9))
+    edit("configs/b.yaml", lambda content: content["loss"].update(sub_batch=3))
+    edit("configs/voc.yaml", lambda content: content["DATASETS"].update(TRAIN=["unheard_of"]))
+    lines = faults()
+    for expected in (
+        "configs/tiny.yaml: sedes:",
+        "configs/tiny.yaml: backbones.3: give exactly one of pretrain, checkpoint and random",
+        "configs/a.yaml: optimizer.lr:",
+        "configs/a.yaml: optimizer.momentun:",
+        "configs/b.yaml: (whole file): loss: batch of 8 images is not divisible by sub_batch 3",
+        "configs/voc.yaml: unknown data set 'unheard_of'",
+    ):
+        assert sum(expected in line for line in lines) == 1, (expected, lines)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "expected"),
+    [
+        (lambda: Path("data/images").rename("gone"), "data/images: no such folder"),
+        (lambda: Path("data/coco/annotations.json").unlink(), "annotations.json: no such file"),
+        (lambda: Path("data/voc/ImageSets/Main/all.txt").unlink(), "all.txt: no such file"),
+        (lambda: Path("data/voc/Annotations/001.xml").unlink(), "001.xml: no such file"),
+        (lambda: Path("configs/b.yaml").unlink(), "b.yaml: no such config file"),
+    ],
+)
+def test_missing_files_are_named_once(
+    project: Path, break_it: Callable[[], object], expected: str
+) -> None:
+    break_it()
+    lines = faults()
+    assert len(lines) == 1 and expected in lines[0], lines
+
+
+def test_an_empty_data_folder_is_a_fault(project: Path) -> None:
+    for path in Path("data/images").iterdir():
+        path.unlink()
+    assert faults() == ["data/images: empty folder; data set tiny is expected there"]
+
+
+def test_a_task_that_contradicts_a_backbone_is_found_before_pretraining(project: Path) -> None:
+    edit("configs/voc.yaml", lambda content: content["MODEL"]["RESNETS"].update(DEPTH=50))
+    edit("configs/voc.yaml", lambda content: content.pop("INPUT"))
+    assert faults() == [
+        f"configs/voc.yaml: does not fit backbone {name}: {fault}"
+        for name in ("a", "b")
+        for fault in (
+            "INPUT.FORMAT is BGR, wanted RGB",
+            "MODEL.RESNETS.DEPTH is 50, wanted 18",
+        )
+    ]
+
+
+@pytest.mark.parametrize("stem", ["small", "small-no-pool"])
+def test_a_stem_that_detectron2_lacks_is_refused_before_pretraining(
+    project: Path, stem: str
+) -> None:
+    edit("configs/a.yaml", lambda content: content["model"].update(stem=stem))
+    (line,) = faults()
+    assert line.startswith(f"configs/a.yaml: backbone a: model.stem is {stem} (a 3x3 first")
+    assert "use model.stem imagenet, or pretrain and probe this backbone without tasks" in line
+
+
+def test_only_the_training_images_of_class_folders_identify_a_pretraining(project: Path) -> None:
+    Path("data/train").mkdir()
+    Path("data/images").rename("data/train/one")
+    Path("data/val/one").mkdir(parents=True)
+    picture = next(Path("data/train/one").iterdir()).read_bytes()
+    for name in ("a", "b"):
+        edit(
+            f"configs/{name}.yaml",
+            lambda content: content["data"].update(root="data", format="imagefolder"),
+        )
+    before = signatures()
+    Path("data/val/one/new.png").write_bytes(picture)
+    assert signatures() == before
+    Path("data/train/one/new.png").write_bytes(picture)
+    after = signatures()
+    assert after["pretrain/a"] != before["pretrain/a"]
+
+
+def test_names_must_be_unique_and_plain(project: Path) -> None:
+    edit("configs/tiny.yaml", lambda content: content["backbones"][2].update(name="a"))
+    assert "backbones: named twice: a" in faults()[0]
+    edit("configs/tiny.yaml", lambda content: content["backbones"][2].update(name="../../etc"))
+    assert "backbones.2.name" in faults()[0]
+
+
+def test_an_existing_checkpoint_enters_by_its_content(project: Path) -> None:
+    Path("weights.pth").write_bytes(b"one")
+
+    def add(content: dict[str, Any]) -> None:
+        content["backbones"].append({"name": "given", "checkpoint": "weights.pth"})
+
+    edit("configs/tiny.yaml", add)
+    plan: Plan = load_plan(CONFIG, [])
+    convert = next(stage for stage in plan.stages if stage.name == "convert/given")
+    assert convert.inputs == {}
+    before = convert.signature
+    Path("weights.pth").write_bytes(b"two")
+    assert signatures()["convert/given"] != before
+    Path("weights.pth").unlink()
+    assert faults() == ["weights.pth: no such checkpoint (backbone given)"]
+
+
+def test_a_batch_that_cannot_be_cut_over_the_gpus_is_refused(project: Path) -> None:
+    edit("configs/tiny.yaml", lambda content: content.update(resources={"pretrain": {"gpus": 3}}))
+    lines = faults()
+    assert len(lines) == 2
+    assert lines[0].startswith(
+        "configs/a.yaml: backbone a on 3 GPUs (resources.pretrain): batch_size 8 is not divisible"
+    )
+
+
+def test_sets_that_a_broken_config_declares_are_not_unknown(project: Path) -> None:
+    edit("configs/tiny.yaml", lambda content: content.update(seeds=[-1]))
+    edit("configs/tiny.yaml", lambda content: content["datasets"]["my_voc"].update(year=1999))
+    edit("configs/coco.yaml", lambda content: content["DATASETS"].update(TEST=["my_coca"]))
+    lines = faults()
+    assert [line.partition(";")[0] for line in lines if "unknown" in line] == [
+        "configs/coco.yaml: unknown data set 'my_coca'"
+    ]
+    assert "did you mean 'my_coco'? known: " in lines[-1]
+    assert sum("seeds.0" in line for line in lines) == 1
+    assert sum("datasets.my_voc.voc.year" in line for line in lines) == 1
+    assert len(lines) == 3

@@ -1,0 +1,119 @@
+import subprocess
+import sys
+
+import pytest
+from pydantic import ValidationError
+
+from pretrain.config.loss import LossConfig
+from pretrain.losses.build import build_loss
+from pretrain.losses.controls import BatchNormLoss, PlainLoss
+from pretrain.losses.whitening import WhiteningLoss
+
+
+def test_needs_no_torch():
+    code = "import sys, pretrain.config.loss; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_defaults_that_depend_on_the_name_are_filled_in():
+    wmse = LossConfig(name="w-mse", sub_batch=128)
+    assert (wmse.over, wmse.method, wmse.groups, wmse.random_partition) == (
+        "batch",
+        "cholesky",
+        1,
+        False,
+    )
+    cwrgp = LossConfig(name="cw-rgp", sub_batch=64, groups=4)
+    assert (cwrgp.over, cwrgp.method, cwrgp.random_partition) == ("channels", "zca", True)
+    newton = LossConfig(name="whitening", over="batch", method="newton", sub_batch=8)
+    assert newton.newton_iterations == 5
+    assert LossConfig(name="batch-norm").eps == 1e-5
+    assert LossConfig.model_validate(cwrgp.model_dump()) == cwrgp
+
+
+@pytest.mark.parametrize("over", ["batch", "channels"])
+@pytest.mark.parametrize("method", ["cholesky", "zca", "pca", "newton"])
+def test_the_whole_family_can_be_built(over, method):
+    config = LossConfig(name="whitening", over=over, method=method, sub_batch=8, groups=2)
+    loss = build_loss(config)
+    assert isinstance(loss, WhiteningLoss)
+    assert loss.config == config
+
+
+def test_controls_can_be_built():
+    assert isinstance(build_loss(LossConfig(name="batch-norm")), BatchNormLoss)
+    assert isinstance(build_loss(LossConfig(name="none")), PlainLoss)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "cwrgp"}, "w-mse"),
+        ({"name": "w-mse"}, "sub_batch \\(needed\\)"),
+        ({"name": "cw-rgp", "sub_batch": 8}, "groups \\(needed\\)"),
+        ({"name": "whitening", "sub_batch": 8}, "over \\(needed\\), method \\(needed\\)"),
+        ({"name": "none", "sub_batch": 8}, "sub_batch \\(has no effect\\)"),
+        ({"name": "none", "eps": 0.1}, "eps \\(has no effect\\)"),
+        ({"name": "batch-norm", "eps": 0.0}, "set eps > 0, such as 1e-5"),
+        ({"name": "batch-norm", "method": "zca"}, "method \\(has no effect\\)"),
+        ({"name": "w-mse", "sub_batch": 8, "over": "channels"}, "use name 'whitening'"),
+        ({"name": "w-mse", "sub_batch": 8, "covariance_weight": 0.1}, "channel whitening"),
+        ({"name": "cw-rgp", "sub_batch": 8, "groups": 2, "covariance_batch": 8}, "give the weight"),
+        ({"name": "w-mse", "sub_batch": 8, "newton_iterations": 3}, "newton_iterations 3 has no"),
+        ({"name": "w-mse", "sub_batch": 8, "random_partition": True}, "no effect with groups 1"),
+        ({"name": "w-mse", "sub_batch": 8, "subbatch": 8}, "subbatch"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(settings, message):
+    with pytest.raises(ValidationError, match=message):
+        LossConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sizes", "faults"),
+    [
+        ({"name": "w-mse", "sub_batch": 128}, (256, 64), []),
+        ({"name": "w-mse", "sub_batch": 64}, (256, 64), ["more than 64 samples, got 64"]),
+        ({"name": "w-mse", "sub_batch": 64, "eps": 0.1}, (256, 64), []),
+        (
+            {"name": "w-mse", "sub_batch": 100, "groups": 3},
+            (256, 64),
+            ["256 images is not divisible by sub_batch 100", "64 is not divisible by 3 groups"],
+        ),
+        ({"name": "cw-rgp", "sub_batch": 64, "groups": 4}, (256, 512), []),
+        ({"name": "cw-rgp", "sub_batch": 64, "groups": 4}, (256, 128), ["can never have full"]),
+        ({"name": "cw-rgp", "sub_batch": 64, "groups": 512}, (256, 512), ["1 channel per group"]),
+        ({"name": "cw-rgp", "sub_batch": 64, "groups": 1}, (64, 64), ["use sub_batch <= 63"]),
+        ({"name": "none"}, (1, 64), ["use at least 2"]),
+        ({"name": "batch-norm"}, (64, 64), []),
+        ({"name": "batch-norm"}, (1, 64), ["use at least 2"]),
+        (
+            {"name": "whitening", "over": "channels", "method": "newton", "sub_batch": 64},
+            (64, 32),
+            [],
+        ),
+        (
+            {"name": "whitening", "over": "channels", "method": "zca", "sub_batch": 64},
+            (64, 32),
+            ["can never have full"],
+        ),
+    ],
+)
+def test_check_returns_every_fault_with_numbers(settings, sizes, faults):
+    found = LossConfig(**settings).check(*sizes)
+    assert len(found) >= len(faults)
+    assert bool(found) == bool(faults)
+    for fault in faults:
+        assert any(fault in line for line in found)
+    assert not any("\n" in line for line in found)
+
+
+def test_check_knows_where_sub_batches_are_taken():
+    cwrgp = LossConfig(name="cw-rgp", sub_batch=64, groups=2)
+    assert cwrgp.check(128, 256, num_ranks=2) == []
+    assert "per-process batch (128 / 4) of 32 images" in cwrgp.check(128, 256, num_ranks=4)[0]
+    assert LossConfig(name="w-mse", sub_batch=128).check(128, 64, num_ranks=4) == []
+    assert (
+        "not divisible by 3 processes; choose a multiple of 3, such as 129"
+        in (cwrgp.check(128, 256, num_ranks=3)[0])
+    )

@@ -1,0 +1,137 @@
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from pretrain.config.pretrain import PretrainConfig, TrainingProbeConfig
+from pretrain.models.encoder import SelfSupervisedModel
+from pretrain.probes.features import FrozenEncoder, open_labelled
+from pretrain.probes.online import TrainingProbe, evenly
+from pretrain.runtime.checkpoint import LAST
+from pretrain.runtime.signals import EXIT_INTERRUPTED
+from pretrain.train import check_stage, pretrain
+from pretrain.training.metrics import METRICS
+
+CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("small_net")
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> dict[str, object]:
+    """Write 12 + 6 images of two classes, bright and dark; return the data config."""
+    generator = torch.Generator().manual_seed(0)
+    for split, count in (("train", 6), ("val", 3)):
+        for name, level in (("bright", 200), ("dark", 40)):
+            folder = tmp_path / "labelled" / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                noise = int(torch.randint(-30, 31, (), generator=generator))
+                Image.new("RGB", (32, 32), (level + noise,) * 3).save(folder / f"{index}.png")
+    return {"name": "levels", "root": tmp_path / "labelled", "format": "imagefolder"}
+
+
+def test_every_image_votes_or_an_even_part_of_them(labelled: dict[str, object]) -> None:
+    data = TrainingProbeConfig.model_validate({"every_epochs": 1, "data": labelled}).data
+    assert data is not None
+    images = open_labelled(data, "train")
+    assert evenly(images, 12) is images
+    assert evenly(images, 4).numbers.tolist() == [0, 3, 6, 9]
+    assert [int(evenly(images, 4).item(i)[1]) for i in range(4)] == [0, 0, 1, 1]
+
+
+def test_an_encoder_is_left_as_it_was(
+    tiny: Callable[..., PretrainConfig], labelled: dict[str, object]
+) -> None:
+    config = tiny(probe={"every_epochs": 1, "data": labelled, "k": 3})
+    assert config.probe is not None
+    model = SelfSupervisedModel(config.model).train()
+    model.encoder.get_submodule("1").eval()  # as somebody may freeze a part
+    modes = [module.training for module in model.modules()]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    random_state = torch.get_rng_state()
+    found = TrainingProbe(config, config.probe).measure(model.encoder, CPU)
+    assert found == {"knn/top1": 100.0}
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_probed_run_ends_with_the_weights_of_one_that_is_not(
+    tiny: Callable[..., PretrainConfig], labelled: dict[str, object], tmp_path: Path
+) -> None:
+    section = {"every_epochs": 2, "data": labelled, "k": 3}
+    changes = {
+        "epochs": 5,
+        "max_steps": None,
+        "model": {"projector_hidden": 16, "embedding_dim": 16},
+        "loss": {"name": "cw-rgp", "sub_batch": 4, "groups": 2},  # it draws on random states
+    }
+    plain = pretrain(tiny(**changes), tmp_path / "plain")
+    probed = pretrain(tiny(**changes, probe=section), tmp_path / "probed")
+    states = [torch.load(tmp_path / name / LAST, weights_only=True) for name in ("plain", "probed")]
+    assert states[0]["step"] == 10
+    for key in ("optimizer", "ranks"):  # momenta, and all random states
+        assert repr(states[0][key]) == repr(states[1][key])
+    for name, value in states[0]["model"].items():
+        assert torch.equal(value, states[1]["model"][name]), name
+    entries = [json.loads(line) for line in (tmp_path / "probed" / METRICS).open()]
+    found = {entry["step"]: entry["knn/top1"] for entry in entries if "knn/top1" in entry}
+    assert found == {4.0: 100.0, 8.0: 100.0}  # after epochs 2 and 4 of 2 steps each
+    assert all(entry["max_steps"] == 10 for entry in entries)  # what shows progress reads it
+    assert plain["loss"] == probed["loss"]
+
+
+def test_a_finished_run_returns_what_the_last_probe_found(
+    tiny: Callable[..., PretrainConfig], labelled: dict[str, object], tmp_path: Path
+) -> None:
+    section = {"every_epochs": 1, "data": labelled, "k": 3}
+    metrics = pretrain(tiny(max_steps=2, probe=section), tmp_path)
+    assert metrics["knn/top1"] == 100.0 and "loss" in metrics
+
+
+def test_the_check_before_the_start_names_faults_of_the_probe(
+    tiny: Callable[..., PretrainConfig],
+) -> None:
+    config = tiny(probe={"every_epochs": 1})
+    (fault,) = check_stage(config.model_dump(mode="json"))
+    assert fault.startswith("probe: ") and "has no labels" in fault
+
+
+def test_faults_name_the_data(
+    tiny: Callable[..., PretrainConfig], labelled: dict[str, object]
+) -> None:
+    for probe, expected in (
+        ({"data": labelled, "k": 13}, "12 images are fewer than probe.k = 13"),
+        ({}, "format 'folder' has no labels"),
+    ):
+        config = tiny(probe=probe | {"every_epochs": 1})
+        assert config.probe is not None
+        with pytest.raises(ValueError, match=expected):
+            TrainingProbe(config, config.probe)
+
+
+def test_a_signal_within_a_probe_ends_it_and_the_next_step_saves(
+    tiny: Callable[..., PretrainConfig], labelled: dict[str, object], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    original, seen = FrozenEncoder.features, []
+
+    def features(self: FrozenEncoder, images: torch.Tensor) -> torch.Tensor:
+        seen.append(len(images))
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, images)
+
+    monkeypatch.setattr(FrozenEncoder, "features", features)
+    config = tiny(checkpoint_every=100, probe={"every_epochs": 1, "data": labelled, "k": 3})
+    with pytest.raises(SystemExit) as stopped:
+        pretrain(config, tmp_path)
+    assert stopped.value.code == EXIT_INTERRUPTED
+    assert seen == [6]  # the test images; those of the bank were left alone
+    assert "asked to stop: the probe is left out" in caplog.text
+    assert torch.load(tmp_path / LAST, weights_only=True)["step"] == 3  # an epoch has two steps
+    assert "knn/top1" not in (tmp_path / METRICS).read_text("utf-8")

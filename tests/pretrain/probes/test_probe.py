@@ -1,0 +1,218 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from pretrain.config.probe import ImageConfig, ProbeConfig
+from pretrain.models.backbone_file import InputConvention
+from pretrain.probes.features import (
+    FrozenEncoder,
+    Normalise,
+    central_view,
+    feature_chunks,
+    frozen,
+    open_labelled,
+)
+from pretrain.probes.linear import AugmentedTraining
+from pretrain.probes.probe import check_stage, joined, random_backbone, run_probe, run_stage
+from transfer.checkpoints.read import read_backbone
+
+CPU = torch.device("cpu")
+COLOURS = {"red": (220, 30, 30), "green": (30, 220, 30), "blue": (30, 30, 220)}
+
+
+class MeanColour(nn.Module):
+    """Its features are the mean colour: three classes that anybody tells apart."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.mean((2, 3))
+
+
+@pytest.fixture
+def colours(tmp_path: Path) -> Callable[..., ProbeConfig]:
+    """Return a function that makes a probe of images whose class is their colour."""
+    generator = torch.Generator().manual_seed(0)
+    for split, count in (("train", 6), ("val", 4)):
+        for name, colour in COLOURS.items():
+            folder = tmp_path / "data" / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                noise = torch.randint(-25, 26, (3,), generator=generator).tolist()
+                shade = tuple(a + b for a, b in zip(colour, noise, strict=True))
+                Image.new("RGB", (20, 16), shade).save(folder / f"{index}.png")
+
+    def make(**changes: object) -> ProbeConfig:
+        content = {
+            "data": {"name": "colours", "root": tmp_path / "data", "format": "imagefolder"},
+            "image": {"size": 8},
+            "knn": {"k": 3},
+            "batch_size": 4,
+        }
+        return ProbeConfig.model_validate(content | changes)
+
+    return make
+
+
+@pytest.fixture
+def mean_colour() -> FrozenEncoder:
+    return frozen(MeanColour(), InputConvention(), CPU)
+
+
+def test_every_measure_tells_colours_apart(
+    colours: Callable[..., ProbeConfig], mean_colour: FrozenEncoder
+) -> None:
+    config = colours(
+        weighted_knn={"k": 5},
+        linear={"epochs": 300, "lr": 0.1},
+        augmented_linear={"optimizer": "sgd", "epochs": 8, "batch_size": 6, "lr_per_256": 20},
+    )
+    found = run_probe(mean_colour, config)
+    assert found == {
+        f"{name}/top1": 100.0 for name in ("knn", "weighted_knn", "linear", "augmented_linear")
+    }
+
+
+def test_labels_are_what_is_learnt(
+    colours: Callable[..., ProbeConfig], mean_colour: FrozenEncoder, tmp_path: Path
+) -> None:
+    config = colours(linear={"epochs": 300, "lr": 0.1})
+    val = tmp_path / "data" / "val"
+    (val / "red").rename(val / "aside")
+    (val / "green").rename(val / "red")
+    (val / "aside").rename(val / "green")
+    found = run_probe(mean_colour, config)
+    assert found == {name: pytest.approx(100 / 3) for name in ("knn/top1", "linear/top1")}
+
+
+def test_the_encoder_gets_the_input_it_was_trained_with() -> None:
+    pixels = torch.tensor([10, 20, 30], dtype=torch.uint8).view(1, 3, 1, 1)
+    bgr = Normalise(InputConvention("BGR", (1.0, 2.0, 3.0), (1.0, 1.0, 9.0)))
+    assert bgr(pixels).flatten().tolist() == [29.0, 18.0, pytest.approx(7 / 9)]
+    unit = Normalise(InputConvention("RGB", (0.0, 0.0, 0.0), (255.0, 255.0, 255.0)))
+    assert torch.allclose(unit(pixels).flatten() * 255, torch.tensor([10.0, 20.0, 30.0]))
+
+
+def test_the_middle_of_the_image_is_shown() -> None:
+    image = torch.zeros(3, 12, 20, dtype=torch.uint8)
+    image[:, 2:10, 6:14] = 255
+    assert bool((central_view(ImageConfig(size=8, resize=12))(image) == 255).all())
+    assert central_view(ImageConfig(size=6))(image).shape == (3, 6, 6)
+    exact = torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8)
+    assert torch.equal(central_view(ImageConfig(size=8))(exact), exact)
+
+
+def test_features_leave_modes_statistics_and_random_state_alone(
+    colours: Callable[..., ProbeConfig],
+) -> None:
+    config = colours()
+    backbone = random_backbone("resnet18", 0)
+    before = {name: value.clone() for name, value in backbone.encoder.state_dict().items()}
+    state = torch.get_rng_state()
+    features, labels = joined(feature_chunks(backbone, open_labelled(config.data, "test"), config))
+    assert features.shape == (12, 512) and labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert torch.equal(torch.get_rng_state(), state)
+    for name, value in backbone.encoder.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    alone = backbone.features(  # evaluation mode: what else is in the batch does not matter
+        torch.stack([central_view(config.image)(open_labelled(config.data, "test").item(5)[0])])
+    )
+    assert torch.allclose(alone[0], features[5], atol=1e-4)
+
+
+def test_an_interrupted_classifier_goes_on_and_ends_the_same(
+    colours: Callable[..., ProbeConfig], mean_colour: FrozenEncoder, tmp_path: Path
+) -> None:
+    short = {"optimizer": "lars", "epochs": 3, "batch_size": 5, "lr_per_256": 50}
+    config = colours(augmented_linear=short)
+    train = open_labelled(config.data, "train")
+    whole = AugmentedTraining(mean_colour, train, 3, config).run()
+
+    class KilledError(Exception):
+        pass
+
+    stopped = AugmentedTraining(mean_colour, train, 3, config)
+    epoch_of = stopped._epoch
+
+    def dying(epoch: int) -> float:
+        if epoch == 2:
+            raise KilledError
+        return epoch_of(epoch)
+
+    stopped._epoch = dying  # type: ignore[method-assign]
+    with pytest.raises(KilledError):
+        stopped.run(tmp_path / "state.pth")
+    again = AugmentedTraining(mean_colour, train, 3, config).run(tmp_path / "state.pth")
+    assert torch.equal(again.weight, whole.weight) and torch.equal(again.bias, whole.bias)
+    other = colours(augmented_linear=short | {"epochs": 4})
+    with pytest.raises(ValueError, match="is of another probe or backbone"):
+        AugmentedTraining(mean_colour, train, 3, other).run(tmp_path / "state.pth")
+
+
+def test_broken_features_are_no_result(colours: Callable[..., ProbeConfig]) -> None:
+    class Broken(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.mean((2, 3)) / 0
+
+    with pytest.raises(ValueError, match="features are NaN or infinite"):
+        run_probe(frozen(Broken(), InputConvention(), CPU), colours())
+
+
+def test_the_stage_writes_its_numbers(colours: Callable[..., ProbeConfig], tmp_path: Path) -> None:
+    config = colours(random_arch="resnet18").model_dump(mode="json")
+    assert check_stage(config) == []
+    metrics = run_stage(config, {}, tmp_path)
+    stored = json.loads((tmp_path / "probes.json").read_text("utf-8"))
+    assert stored["metrics"] == metrics and metrics["knn/top1"] > 50
+    encoder = random_backbone("resnet18", 0).encoder
+    content = {
+        "state_dict": encoder.state_dict(),
+        "arch": "resnet18",
+        "method": "w-mse",
+        "input": {
+            "format": "RGB",
+            "pixel_mean": [123.675, 116.28, 103.53],
+            "pixel_std": [58.395, 57.12, 57.375],
+        },
+    }
+    folder = tmp_path / "convert"
+    folder.mkdir()
+    torch.save(content, folder / "backbone.pth")
+    assert read_backbone(folder / "backbone.pth").arch == "resnet18"
+    for result in ("backbone.pth", "backbone.pkl"):  # of pretraining, and of conversion
+        assert run_stage(config, {"backbone": folder / result}, tmp_path) == metrics
+
+
+def test_faults_are_found_before_the_start(
+    colours: Callable[..., ProbeConfig], tmp_path: Path
+) -> None:
+    def faults(**changes: object) -> list[str]:
+        return check_stage(colours(**changes).model_dump(mode="json"))
+
+    data = tmp_path / "data"
+    assert faults(knn={"k": 19}) == [f"{data}: 18 images are fewer than knn.k = 19"]
+    (data / "train" / "red" / "0.png").write_bytes(b"no image")
+    assert ["0.png: not a readable image" in fault for fault in faults()] == [True]
+    unlabelled = {"name": "colours", "root": str(data), "format": "folder"}
+    assert "has no labels" in faults(data=unlabelled)[0]
+    (data / "val").rename(tmp_path / "gone")
+    assert "wanted the test images there" in faults()[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"knn": None}, "measures nothing; give at least one of knn, weighted_knn"),
+        ({"knn": {"k": 0}}, "greater than 0"),
+        ({"image": {"size": 8, "resize": 7}}, "resize 7 is below size 8"),
+        ({"linar": {}}, "Extra inputs"),
+    ],
+)
+def test_config_faults(
+    colours: Callable[..., ProbeConfig], change: dict[str, object], expected: str
+) -> None:
+    with pytest.raises(ValueError, match=expected):
+        colours(**change)

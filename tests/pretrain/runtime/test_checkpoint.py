@@ -1,0 +1,127 @@
+"""Checkpoint files: whole or refused, whatever happens to their bytes, and never executed."""
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from pretrain.config.pretrain import PretrainConfig
+from pretrain.runtime.checkpoint import (
+    BACKBONE,
+    DAMAGED,
+    LAST,
+    PREVIOUS,
+    drop_unfinished,
+    load_state,
+    newest_state,
+    save_atomically,
+)
+from pretrain.train import pretrain
+
+CONTENT = {"step": 3, "model": {"w": torch.arange(50.0)}, "ranks": [{"python": [3, None, 0.5]}]}
+
+
+def equal(state: dict[str, object]) -> bool:
+    model = state.get("model")
+    return (
+        isinstance(model, dict)
+        and torch.equal(model["w"], CONTENT["model"]["w"])  # type: ignore[index]
+        and {**state, "model": None} == {**CONTENT, "model": None}
+    )
+
+
+def test_a_flipped_bit_is_found_or_does_not_matter(tmp_path: Path) -> None:
+    path = tmp_path / LAST
+    save_atomically(CONTENT, path)
+    whole = bytearray(path.read_bytes())
+    found = 0
+    for position in range(0, len(whole), 7):
+        flipped = bytearray(whole)
+        flipped[position] ^= 1 << position % 8
+        path.write_bytes(flipped)
+        try:
+            assert equal(load_state(path)), f"byte {position} of {len(whole)} went unnoticed"
+        except ValueError as error:
+            assert f"{path}: damaged checkpoint (" in str(error)
+            found += 1
+    assert found > 50
+
+
+def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / LAST
+    save_atomically(CONTENT, path)
+    whole = path.read_bytes()
+    for size in [*range(0, len(whole), 97), len(whole) - 1]:
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=r"last\.pth: damaged checkpoint"):
+            load_state(path)
+
+
+def test_the_last_state_and_the_one_before_are_there(tmp_path: Path) -> None:
+    assert newest_state(tmp_path) is None
+    for step in (1, 2, 3):
+        save_atomically({"step": step}, tmp_path / LAST)
+    assert load_state(tmp_path / PREVIOUS) == {"step": 2}
+    assert newest_state(tmp_path) == (tmp_path / LAST, {"step": 3})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [LAST, PREVIOUS]
+
+
+def test_a_damaged_state_never_pushes_out_a_whole_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for step in (1, 2):
+        save_atomically({"step": step}, tmp_path / LAST)
+    (tmp_path / LAST).write_bytes(b"PK\x03\x04 cut off")
+    assert newest_state(tmp_path) == (tmp_path / PREVIOUS, {"step": 1})
+    assert "last.pth: damaged checkpoint (File is not a zip file), now named damaged.pth" in (
+        caplog.text
+    )
+    save_atomically({"step": 2}, tmp_path / LAST)
+    assert load_state(tmp_path / PREVIOUS) == {"step": 1}
+    assert (tmp_path / DAMAGED).read_bytes() == b"PK\x03\x04 cut off"
+
+
+def test_only_unfinished_checkpoints_are_dropped(tmp_path: Path) -> None:
+    names = (".last.pth.17.tmp", ".metrics.jsonl.4.tmp", ".manifest.json.x1.tmp", "other.tmp")
+    for name in names:
+        (tmp_path / name).touch()
+    drop_unfinished(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[2:])
+
+
+@pytest.mark.parametrize("write", [torch.save, lambda x, p: p.write_bytes(pickle.dumps(x))])
+def test_nothing_in_a_checkpoint_is_executed(
+    tmp_path: Path, write: Callable[[object, Path], object]
+) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (Path.touch, (tmp_path / "ran",))  # type: ignore[return-value]
+
+    write({"step": Evil()}, tmp_path / LAST)
+    with pytest.raises(ValueError, match="damaged checkpoint"):
+        load_state(tmp_path / LAST)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_backbone_file_has_torchvisions_names_and_the_input(
+    tiny: Callable[..., PretrainConfig], tmp_path: Path
+) -> None:
+    pretrain(tiny(max_steps=1), tmp_path / "run")
+    content = torch.load(tmp_path / "run" / BACKBONE, weights_only=True)
+    assert set(content) == {"state_dict", "arch", "stem", "method", "input"}
+    assert (content["arch"], content["method"]) == ("resnet18", "w-mse")
+    assert content["stem"] == "imagenet"
+    assert len(content["state_dict"]) == 120
+    assert not any(name.startswith("fc") for name in content["state_dict"])
+    assert content["input"]["pixel_mean"] == pytest.approx([123.675, 116.28, 103.53])
+    assert content["input"]["pixel_std"] == pytest.approx([58.395, 57.12, 57.375])
+    state = torch.load(tmp_path / "run" / LAST, weights_only=True)
+    trained = {
+        name.removeprefix("encoder."): value
+        for name, value in state["model"].items()
+        if name.startswith("encoder.")
+    }
+    assert content["state_dict"].keys() == trained.keys()
+    assert all(torch.equal(content["state_dict"][name], trained[name]) for name in trained)

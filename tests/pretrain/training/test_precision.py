@@ -1,0 +1,217 @@
+"""Precision, accumulation and the cutting of a batch: numbers by hand, refusals with reasons."""
+
+import contextlib
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from pretrain.config.batch_split import split_faults
+from pretrain.config.loss import LossConfig
+from pretrain.config.pretrain import ComputeConfig, PretrainConfig
+from pretrain.runtime.distributed import Processes
+from pretrain.training import precision
+from pretrain.training.divergence import DivergedError
+from pretrain.training.trainer import Trainer
+
+Make = Callable[..., PretrainConfig]
+CPU = Processes(torch.device("cpu"))
+CW_RGP = {
+    "loss": {"name": "cw-rgp", "sub_batch": 4, "groups": 2},
+    "model": {"projector_hidden": 16, "embedding_dim": 32},
+}
+
+
+class TwoProcesses(Processes):
+    @property
+    def size(self) -> int:
+        return 2
+
+
+def without_batchnorm(module: nn.Module) -> None:
+    """Leave every BatchNorm out, so that images do not meet before the loss."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
+            setattr(module, name, nn.Identity())
+        without_batchnorm(child)
+
+
+def slopes(trainer: Trainer, views: Tensor) -> list[Tensor]:
+    trainer.gradients(trainer.model, views)
+    return [p.grad.clone() for p in trainer.model.parameters() if p.grad is not None]
+
+
+def test_accumulated_gradients_of_channel_whitening_are_those_of_the_whole(
+    tiny: Make, tmp_path: Path
+) -> None:
+    views = torch.randn(2, 8, 3, 32, 32)
+    partition = torch.stack([torch.stack([torch.randperm(32) for _ in range(2)]) for _ in range(2)])
+    found: dict[int, list[Tensor]] = {}
+    for accumulate in (1, 2):
+        trainer = Trainer(tiny(**CW_RGP, compute={"accumulate": accumulate}), tmp_path, CPU)
+        without_batchnorm(trainer.model)
+        draws = iter(partition[None].chunk(accumulate, dim=1))
+        original = trainer.loss.forward
+
+        def in_order(x: Tensor, original=original, draws=draws, **_: object) -> Tensor:  # type: ignore[no-untyped-def]
+            rows = torch.arange(x.shape[1])[None]
+            value: Tensor = original(x, batch_permutation=rows, channel_partition=next(draws))
+            return value
+
+        trainer.loss.forward = in_order  # type: ignore[method-assign, assignment]
+        found[accumulate] = slopes(trainer, views)
+    for whole, parts in zip(found[1], found[2], strict=True):
+        torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-6)
+    assert max(float(slope.abs().max()) for slope in found[1]) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "batch whitening takes its covariance from images of the whole batch"),
+        ({"loss": {"name": "batch-norm"}}, "the loss standardises over the whole batch"),
+        (
+            {**CW_RGP, "loss": {**CW_RGP["loss"], "covariance_weight": 0.1}},
+            "covariance_weight compares all pairs of images",
+        ),
+    ],
+)
+def test_accumulation_is_refused_where_images_of_other_parts_matter(
+    tiny: Make, changes: dict[str, object], words: str
+) -> None:
+    with pytest.raises(ValidationError, match=rf"compute.accumulate 2: {words}.*set it to 1"):
+        tiny(**changes, compute={"accumulate": 2})
+
+
+def test_a_batch_that_cannot_be_cut_is_refused_with_numbers() -> None:
+    w_mse = LossConfig(name="w-mse", sub_batch=128)
+    cw_rgp = LossConfig(name="cw-rgp", sub_batch=64, groups=2)
+    assert split_faults(512, w_mse, 8) == []
+    assert split_faults(512, w_mse, 3) == [
+        "batch_size 512 is not divisible by 3 processes; choose a multiple of 3, such as 513"
+    ]
+    assert split_faults(512, cw_rgp, 4, 2) == []
+    assert split_faults(512, cw_rgp, 8, 2) == [
+        "batch_size 512 over 8 processes x 2 parts is 32 images each, not divisible by sub_batch "
+        "64; choose a multiple of 1024, such as 1024"
+    ]
+    with_term = cw_rgp.model_copy(update={"covariance_weight": 0.1, "covariance_batch": 96})
+    assert split_faults(384, with_term, 2, 1) == split_faults(384 * 4, with_term, 2, 4) == []
+    assert split_faults(256, with_term, 2) == [
+        "batch_size 256 over 2 processes is 128 images each, not divisible by sub_batch 64 and "
+        "covariance_batch 96; choose a multiple of 384, such as 384"
+    ]
+    assert split_faults(4, LossConfig(name="none"), 4) == [
+        "batch_size 4 over 4 processes leaves one image for BatchNorm; "
+        "choose a multiple of 4, such as 8"
+    ]
+
+
+def test_what_this_machine_cannot_do_is_refused(tiny: Make) -> None:
+    two = TwoProcesses(torch.device("cpu"))
+    assert precision.machine_faults(tiny(), CPU) == []
+    assert precision.machine_faults(tiny(compute={"sync_batchnorm": True}), CPU) == []
+    (fault,) = precision.machine_faults(tiny(compute={"sync_batchnorm": True}), two)
+    assert fault.startswith("compute.sync_batchnorm needs GPUs") and "got 2 CPU processes" in fault
+    (fault,) = precision.machine_faults(tiny(compute={"precision": "fp16"}), CPU)
+    assert fault == "compute.precision fp16 needs a GPU; use float32 here"
+
+
+def test_bf16_runs_the_encoder_in_it_and_the_loss_in_float32(
+    tiny: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "has_fast_bf16", lambda: False)
+    trainer = Trainer(tiny(compute={"precision": "bf16"}), tmp_path, CPU)
+    assert "this CPU has no bf16 instructions" in caplog.text
+    output = trainer.gradients(trainer.model, torch.randn(2, 8, 3, 32, 32))
+    assert output.embedding.dtype == torch.bfloat16 and output.loss.dtype == torch.float32
+    assert all(p.dtype == torch.float32 for p in trainer.model.parameters())
+    plain = Trainer(tiny(), tmp_path, CPU)
+    assert plain.gradients(plain.model, torch.randn(2, 8, 3, 32, 32)).embedding.dtype == (
+        torch.float32
+    )
+
+
+def test_channels_last_and_compile_reach_the_model(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[nn.Module] = []
+
+    def note(module: nn.Module) -> None:
+        compiled.append(module)
+
+    monkeypatch.setattr(nn.Module, "compile", note)
+    settings = {"channels_last": True, "compile": True}
+    trainer = Trainer(tiny(compute=settings), tmp_path, CPU)
+    kernel = trainer.model.encoder.get_submodule("layer1.0.conv1").weight
+    assert isinstance(kernel, Tensor)
+    assert kernel.is_contiguous(memory_format=torch.channels_last)
+    assert compiled == [trainer.model]
+    assert tiny(compute=settings).identity() == tiny().identity()
+    assert tiny(compute={"precision": "bf16"}).identity() != tiny().identity()
+
+
+def test_a_setting_that_came_later_is_identity_only_where_it_is_given(tiny: Make) -> None:
+    loss = {**CW_RGP["loss"], "covariance_weight": 0.1}
+    size = loss["sub_batch"]
+    without = tiny(**CW_RGP | {"loss": loss})
+    given = tiny(**CW_RGP | {"loss": {**loss, "covariance_batch": size}})
+    assert "covariance_batch" not in without.identity()["loss"]
+    assert given.identity()["loss"]["covariance_batch"] == size
+
+
+@pytest.fixture
+def scaled(tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Trainer]:
+    """Return a function that makes a trainer with SGD; fp16's scaling on a CPU, in float32."""
+    monkeypatch.setattr(precision, "machine_faults", lambda *_: [])
+    monkeypatch.setattr(precision, "autocast", lambda *_: contextlib.nullcontext())
+
+    def make(precision: str) -> Trainer:
+        optimizer = {"name": "sgd", "lr": 0.1, "warmup_steps": 0}
+        config = tiny(compute={"precision": precision}, optimizer=optimizer)
+        trainer = Trainer(config, tmp_path, CPU)
+        trainer._set_rates()
+        return trainer
+
+    return make
+
+
+def test_fp16_scales_the_loss_and_not_the_step(scaled: Callable[[str], Trainer]) -> None:
+    views = torch.randn(2, 8, 3, 32, 32)
+    plain, trainer = scaled("float32"), scaled("fp16")
+    assert trainer.scaler.get_scale() == 2**16
+    for own, scaled_slope in zip(slopes(plain, views), slopes(trainer, views), strict=True):
+        torch.testing.assert_close(scaled_slope / 2**16, own, rtol=1e-3, atol=1e-6)
+    plain.update()
+    trainer.update()
+    for own, other in zip(plain.model.parameters(), trainer.model.parameters(), strict=True):
+        torch.testing.assert_close(other, own, rtol=1e-4, atol=1e-6)
+
+
+def test_fp16_leaves_out_steps_that_overflow_and_stops_where_all_do(
+    scaled: Callable[[str], Trainer],
+) -> None:
+    views, trainer = torch.randn(2, 8, 3, 32, 32), scaled("fp16")
+    before = [parameter.clone() for parameter in trainer.model.parameters()]
+    output = trainer.gradients(trainer.model, views)
+    first = next(trainer.model.parameters()).grad
+    assert first is not None
+    first.view(-1)[0] = math.inf
+    trainer._agree(output, views, 0)  # one overflow is nothing to stop for
+    trainer.update()
+    assert all(map(torch.equal, trainer.model.parameters(), before))
+    assert trainer.scaler.get_scale() == 2**15
+    trainer.scaler.load_state_dict(trainer.scaler.state_dict() | {"scale": 2.0**-15})
+    with pytest.raises(DivergedError, match="norm of the gradient became inf"):
+        trainer._agree(output, views, 0)
+
+
+def test_another_precision_scales_nothing() -> None:
+    assert not precision.grad_scaler(ComputeConfig(), CPU.device).is_enabled()
+    assert not precision.grad_scaler(ComputeConfig(precision="bf16"), CPU.device).is_enabled()
+    with precision.autocast(ComputeConfig(), CPU.device):
+        assert not torch.is_autocast_enabled("cpu")

@@ -1,0 +1,86 @@
+"""Learning rates and loss weights, worked out by hand."""
+
+import math
+
+import pytest
+from pydantic import ValidationError
+
+from pretrain.config.pretrain import OptimizerConfig, PretrainConfig
+from pretrain.training.schedule import Length, covariance_weight, lr_factor
+
+
+def factors(length: Length, steps: list[int], **settings: object) -> list[float]:
+    config = OptimizerConfig.model_validate({"lr": 1.0, "warmup_steps": 0, **settings})
+    return [lr_factor(step, length, config) for step in steps]
+
+
+def test_warm_up_then_cosine_to_the_end() -> None:
+    length, settings = Length(12, 3), {"warmup_steps": 4, "schedule": "cosine"}
+    assert factors(length, [0, 1, 2, 3, 4], **settings) == [0.25, 0.5, 0.75, 1.0, 1.0]
+    half, late = factors(length, [8, 10], **settings)
+    assert half == pytest.approx(0.5)
+    assert late == pytest.approx((1 + math.cos(0.75 * math.pi)) / 2)
+
+
+def test_fractions_of_the_run_and_a_constant_rate() -> None:
+    found = factors(Length(1000, 10), [949, 950, 974, 975], schedule="step", drop_at=(0.95, 0.975))
+    assert found == pytest.approx([1.0, 0.2, 0.2, 0.04])
+    assert factors(Length(12, 3), [11], schedule="constant") == [1.0]
+
+
+def test_w_mse_divides_by_five_50_and_25_epochs_before_the_end() -> None:
+    per_epoch = 195  # CIFAR: 50,000 images in batches of 256
+    steps = [950 * per_epoch - 1, 950 * per_epoch, 975 * per_epoch - 1, 975 * per_epoch]
+    length = Length(1000 * per_epoch, per_epoch)
+    found = factors(
+        length, [499, 500, *steps], schedule="step", warmup_steps=500,
+        drop_epochs_before_end=(50, 25), drop_factor=0.2,
+    )  # fmt: skip
+    assert found == pytest.approx([1.0, 1.0, 1.0, 0.2, 0.2, 0.04])
+
+
+def test_cw_rgp_on_imagenet_takes_a_cosine_of_whole_epochs() -> None:
+    length = Length(200 * 2502, 2502)
+    settings = {"schedule": "cosine", "lr_update": "epoch", "warmup_steps": 500}
+    steps = [0, 499, 500, 2501, 2502, 5003, 100 * 2502, 200 * 2502 - 1]
+    first = (1 + math.cos(math.pi / 200)) / 2
+    last = (1 + math.cos(math.pi * 199 / 200)) / 2
+    assert factors(length, steps, **settings) == pytest.approx(
+        [1 / 500, 1.0, 1.0, 1.0, first, first, 0.5, last]
+    )
+
+
+def test_length_leaves_out_what_fills_no_batch() -> None:
+    config = PretrainConfig.model_validate(
+        {
+            "method": "cw-rgp",
+            "data": {"name": "x", "root": "x"},
+            "model": {"embedding_dim": 64},
+            "loss": {"name": "cw-rgp", "sub_batch": 4, "groups": 2, "covariance_weight": 0.01},
+            "optimizer": {"lr": 1.0},
+            "batch_size": 8,
+            "epochs": 5,
+            "covariance_epochs": 2,
+        }
+    )
+    length = Length.of(config, num_images=31)
+    assert length == Length(total_steps=15, steps_per_epoch=3)
+    assert [length.epoch_start(step) for step in (0, 2, 3, 14)] == [0, 0, 3, 12]
+    weights = [covariance_weight(step, length, config) for step in (0, 5, 6, 14)]
+    assert weights == [0.01, 0.01, 0.0, 0.0]
+    always = config.model_copy(update={"covariance_epochs": None})
+    assert covariance_weight(14, length, always) == 0.01
+
+
+def test_learning_rate_is_given_once_and_scales_with_the_batch() -> None:
+    assert OptimizerConfig(lr_per_256=0.05).base_lr(512) == pytest.approx(0.1)
+    assert OptimizerConfig(lr=0.003).base_lr(512) == 0.003
+    for both in ({}, {"lr": 1.0, "lr_per_256": 1.0}):
+        with pytest.raises(ValidationError, match="exactly one of lr and lr_per_256"):
+            OptimizerConfig.model_validate(both)
+
+
+@pytest.mark.parametrize("settings", [{"schedule": "step"}, {"drop_at": (0.5,)}])
+def test_drops_and_the_step_schedule_go_together(settings: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match="go with schedule 'step'"):
+        OptimizerConfig.model_validate({"lr": 1.0, **settings})

@@ -1,0 +1,139 @@
+"""Files of a data set that are damaged, of another kind than expected, or no files at all."""
+
+import io
+import os
+import re
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from transfer.config.stages import CocoData, VocData
+from transfer.datasets.check import check_set, detection_faults
+from transfer.datasets.findings import Needs
+
+
+@pytest.mark.parametrize("damage", ["text", "cut"])
+def test_unreadable_images_are_named(coco: CocoData, voc: VocData, damage: str) -> None:
+    for path in (coco.images / "002.jpg", voc.root / "JPEGImages" / "002.jpg"):
+        if damage == "text":
+            path.write_text("hello", encoding="utf-8")
+        else:
+            Image.effect_noise((64, 48), 90).convert("RGB").save(path)
+            path.write_bytes(path.read_bytes()[:-900])
+    for data in (coco, voc):
+        (fault,) = detection_faults(data)
+        assert "002.jpg: not a readable image" in fault
+
+
+def noise(folder: Path, **options: Any) -> bytes:
+    path = folder / "noise.jpg"
+    Image.effect_noise((64, 48), 90).convert("RGB").save(path, **options)
+    return path.read_bytes()
+
+
+def turned(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+def write_image(path: Path, kind: str) -> None:
+    """Write an image of 64 x 48 pixels that is damaged, or of another kind than RGB."""
+    rgb = Image.effect_noise((64, 48), 90).convert("RGB")
+    frames = [Image.new("RGB", (64, 48), (shade, 0, 0)) for shade in (0, 99)]
+    writers: dict[str, Callable[[], object]] = {
+        "sideways": lambda: rgb.save(path, exif=turned(6)),
+        "upside down": lambda: rgb.save(path, exif=turned(3)),
+        "16 bits": lambda: Image.new("I;16", (64, 48)).save(path, format="PNG"),
+        "float": lambda: Image.new("F", (64, 48)).save(path, format="TIFF"),
+        "animated": lambda: frames[0].save(
+            path, format="GIF", save_all=True, append_images=frames[1:]
+        ),
+        "CMYK": lambda: rgb.convert("CMYK").save(path),
+        "grey": lambda: rgb.convert("L").save(path),
+        "two colours": lambda: rgb.convert("1").save(path, format="PNG"),
+        "palette": lambda: rgb.convert("P").save(path, format="PNG"),
+        "alpha": lambda: rgb.convert("RGBA").save(path, format="PNG"),
+        "script": lambda: rgb.save(path, format="EPS"),
+        "bomb": lambda: path.write_bytes(huge(rgb)),
+        "loop": lambda: path.symlink_to(path.name),
+        "pipe": lambda: os.mkfifo(path),
+        "folder": path.mkdir,
+        "empty": lambda: path.write_bytes(b""),
+        "text": lambda: path.write_bytes(b"hello"),
+        "header": lambda: path.write_bytes(b"\xff\xd8\xff\xe1\0"),
+    }
+    writers[kind]()
+
+
+def huge(image: Image.Image) -> bytes:
+    """Return a PNG whose header claims 60,000 x 60,000 pixels."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    content = bytearray(buffer.getvalue())
+    content[16:24] = (60_000).to_bytes(4, "big") * 2
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    return bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("sideways", r"size \(48, 64\) as its EXIF orientation 6 shows it, but .* \(64, 48\)"),
+        ("16 bits", "mode I;16; a detector reads 8 bits a channel"),
+        ("float", "mode F; a detector reads 8 bits"),
+        ("animated", "2 frames; wanted a single image"),
+        ("script", "not a readable image"),
+        ("bomb", "not a readable image .*decompression bomb"),
+        ("loop", "not a readable image .*symbolic links"),
+        ("pipe", "not a file"),
+        ("folder", "not a file"),
+        ("empty", "not a readable image"),
+        ("text", "not a readable image"),
+        ("header", "not a readable image"),
+        ("upside down", None), ("CMYK", None), ("grey", None),
+        ("two colours", None), ("palette", None),
+        ("alpha", None),
+    ],
+)  # fmt: skip
+def test_images_of_every_kind(
+    coco: CocoData, voc: VocData, kind: str, expected: str | None
+) -> None:
+    for path in (coco.images / "002.jpg", voc.root / "JPEGImages" / "002.jpg"):
+        path.unlink()
+        write_image(path, kind)
+    for data in (coco, voc):
+        faults = detection_faults(data)
+        assert len(faults) == (expected is not None), faults
+        if expected is not None:
+            assert re.search(f"002.jpg: {expected}", faults[0]), faults
+
+
+def test_images_are_decoded_up_to_a_size_of_set_or_when_asked(
+    coco: CocoData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (coco.images / "002.jpg").write_bytes(noise(tmp_path)[:-900])
+    for decode, limit, decoded in (
+        ("auto", 3, 3), ("auto", 2, 0), ("all", 2, 3), ("none", 3, 0),
+    ):  # fmt: skip
+        monkeypatch.setattr("transfer.datasets.check.DECODE_LIMIT", limit)
+        report = check_set("", coco, Needs(True, False), decode)  # type: ignore[arg-type]
+        assert (report.num_decoded, len(report.faults)) == (decoded, int(decoded == 3))
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to(path)])
+def test_what_is_no_file_is_not_read(
+    coco: CocoData, voc: VocData, make: Callable[[Path], object]
+) -> None:
+    for data, path in (
+        (coco, coco.annotations),
+        (voc, voc.root / "Annotations" / "001.xml"),
+        (voc, voc.root / "ImageSets" / "Main" / "test.txt"),
+    ):
+        path.unlink()
+        make(path)
+        assert any(f"{path}: " in fault for fault in detection_faults(data))

@@ -1,0 +1,140 @@
+"""The model that a trainer builds, and what several processes agree on."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from detectron2.structures import Boxes, Instances
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+
+from transfer.detection import trainer as trainer_module
+from transfer.detection.cli import read_config
+from transfer.detection.hooks import EXIT_INTERRUPTED, StopOnSignal
+from transfer.detection.trainer import Trainer, share_buffers
+
+FOLDER = Path(__file__).resolve().parents[3] / "configs" / "transfer"
+
+
+def frozen(name: str, *changes: str) -> list[str]:
+    cfg = read_config(str(FOLDER / name), ["MODEL.DEVICE", "meta", *changes])
+    with torch.device("meta"):
+        model = Trainer.build_model(cfg)
+    return [key for key, value in model.named_parameters() if not value.requires_grad]
+
+
+def test_only_outputs_that_nothing_reads_are_frozen() -> None:
+    unread = [f"backbone.fpn_output5.{key}" for key in ("weight", "norm.weight", "norm.bias")]
+    assert frozen("digits_mask_rcnn_coco.yaml") == unread
+    assert frozen("coco_mask_rcnn_r50_fpn_1x.yaml") == []  # RPN reads p6, which p5 makes
+    assert frozen("voc_faster_rcnn_r50_c4_24k.yaml") == []
+
+
+def losses_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    truth = Instances((64, 64))
+    truth.gt_boxes = Boxes(torch.tensor([[8.0, 8.0, 40.0, 40.0]]))
+    truth.gt_classes = torch.tensor([3])
+    image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
+    with EventStorage():
+        found: dict[str, torch.Tensor] = model.train()(
+            [{"image": image, "instances": truth, "height": 64, "width": 64}] * 2
+        )
+    return found
+
+
+def test_every_trained_parameter_gets_a_gradient() -> None:
+    cfg = read_config(str(FOLDER / "digits_faster_rcnn_voc.yaml"), ["MODEL.DEVICE", "cpu"])
+    model = Trainer.build_model(cfg)
+    torch.stack(list(losses_of(model).values())).sum().backward()
+    without = [
+        name
+        for name, value in model.named_parameters()
+        if value.requires_grad and value.grad is None
+    ]
+    assert without == []
+
+
+@pytest.mark.parametrize(
+    "precision, trained_in", [("bf16", torch.bfloat16), ("fp16", torch.float32)]
+)  # float16 is detectron2's own, outside the model
+def test_bfloat16_is_for_training_alone(precision: str, trained_in: torch.dtype) -> None:
+    changes = ["MODEL.DEVICE", "cpu", "SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.PRECISION"]
+    cfg = read_config(str(FOLDER / "digits_faster_rcnn_voc.yaml"), [*changes, precision])
+    model, seen = Trainer.build_model(cfg), []
+    model.backbone.bottom_up.res2[0].conv1.register_forward_hook(
+        lambda module, given, output: seen.append((module.training, output.dtype))
+    )
+    losses = losses_of(model)
+    torch.stack([loss.float() for loss in losses.values()]).sum().backward()
+    assert all(value.isfinite() for value in losses.values())
+    assert {value.grad.dtype for value in model.parameters() if value.grad is not None} == {
+        torch.float32
+    }
+    with torch.no_grad():
+        model.eval()([{"image": torch.zeros(3, 64, 64, dtype=torch.uint8)}])
+    assert seen == [(True, trained_in), (False, torch.float32)]
+
+
+@pytest.mark.parametrize("world_size, received_at, left_at", [
+    (1, 2, 2), (2, 2, 9), (2, 9, 9), (2, 10, 19), (2, 20, 23), (2, 99, None),
+])  # fmt: skip
+def test_processes_leave_together_after_a_tenth_iteration_or_the_last(
+    monkeypatch: pytest.MonkeyPatch, world_size: int, received_at: int, left_at: int | None
+) -> None:
+    asked, saved = [], []
+
+    def all_gather(received: bool) -> list[bool]:
+        asked.append(trainer.iter)
+        return [False] * (world_size - 1) + [received]
+
+    monkeypatch.setattr(comm, "get_world_size", lambda: world_size)
+    monkeypatch.setattr(comm, "all_gather", all_gather)
+    monkeypatch.setattr(comm, "synchronize", lambda: None)
+    hook = StopOnSignal()
+    save = SimpleNamespace(save=lambda name, iteration: saved.append((name, iteration)))
+    trainer: Any = SimpleNamespace(iter=0, max_iter=24, is_complete=True, checkpointer=save)
+    hook.trainer = trainer
+    for trainer.iter in range(24):
+        hook.received |= trainer.iter == received_at
+        try:
+            hook.after_step()
+        except SystemExit as stopped:
+            assert stopped.code == EXIT_INTERRUPTED and not trainer.is_complete
+            break
+    assert saved == ([(f"model_{left_at:07d}", left_at)] if left_at is not None else [])
+    assert asked == (
+        [i for i in (9, 19, 23) if left_at is None or i <= left_at] if world_size > 1 else [0, 1, 2]
+    )
+
+
+def test_all_processes_take_the_first_ones_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
+    norm = torch.nn.BatchNorm2d(3)
+    sent = torch.tensor([1.0, 2.0, 3.0])
+
+    def broadcast(tensor: torch.Tensor, source: int) -> None:
+        assert source == 0
+        tensor.copy_(sent if tensor.ndim else torch.tensor(7))
+
+    monkeypatch.setattr(torch.distributed, "broadcast", broadcast)
+    share_buffers(norm)  # one process: nothing to share
+    assert torch.equal(norm.running_mean, torch.zeros(3))
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    share_buffers(norm)
+    assert torch.equal(norm.running_mean, sent) and torch.equal(norm.running_var, sent)
+    assert norm.num_batches_tracked == 7
+    assert torch.equal(norm.weight, torch.ones(3))
+
+
+def test_statistics_are_shared_before_an_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(trainer_module, "share_buffers", lambda _: done.append("share"))
+    monkeypatch.setattr(comm, "is_main_process", lambda: False)
+
+    def test(cfg: object, model: object) -> dict[str, Any]:
+        done.append("test")
+        return {}
+
+    trainer: Any = SimpleNamespace(is_complete=True, cfg=None, model=None, test=test)
+    assert Trainer.evaluate(trainer) == {} and done == ["share", "test"]

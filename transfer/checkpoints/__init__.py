@@ -1,0 +1,1 @@
+"""Anybody's checkpoint files, read without executing anything in them."""

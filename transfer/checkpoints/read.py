@@ -1,0 +1,228 @@
+"""Read a backbone out of a checkpoint file, without executing anything in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from transfer.checkpoints.containers import Content, read_content
+from transfer.checkpoints.encoders import (
+    Candidate,
+    absent,
+    chosen_by_hand,
+    find_candidates,
+    left_beside,
+    matching_family,
+    no_batch_counted,
+)
+from transfer.checkpoints.families import FORMATS, IMAGENET_INPUT, Family
+from transfer.checkpoints.haiku import without_haiku
+from transfer.checkpoints.safe_calls import TensorView
+from transfer.checkpoints.state_dicts import Group, groups_of, whole_model
+from transfer.checkpoints.unpickler import describe, printable
+from transfer.resnet.architecture import Architecture, recognise
+from transfer.resnet.names import COUNTER, detectron2_keys, ordered_names
+
+OWN = "whitening-transfer"
+UNCOUNTED = "no batch was counted: from another framework? --format simclr-v1 for [0,1] input"
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A ResNet under torchvision's names without `fc`, and how its input is normalised (0-255).
+
+    `method` is how it was trained, as far as the file or its family says.
+    """
+
+    state_dict: dict[str, Tensor]
+    arch: str
+    format: str
+    encoder: str = ""
+    input: dict[str, Any] = field(default_factory=lambda: dict(IMAGENET_INPUT))
+    architecture: Architecture = field(default_factory=lambda: Architecture("resnet50"))
+    container: str = ""
+    other_encoders: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+    method: str = ""
+
+    @property
+    def detectron2(self) -> dict[str, Any]:
+        """The detectron2 config keys that must be set for these weights."""
+        return detectron2_keys(self.arch, self.input, self.architecture.detectron2_keys())
+
+
+def read_backbone(path: Path, *, format: str | None = None, encoder: str | None = None) -> Backbone:
+    """Return the backbone in `path`: of a published family, or under any one prefix.
+
+    `format` names the family (see `families`); `encoder` the encoder, or the prefix before its
+    names, where the file holds several or the one to take is not the family's own.
+
+    Raises:
+        ValueError: the file cannot be read safely, or holds no backbone that detectron2 builds.
+    """
+    if format is not None and format not in FORMATS:
+        close = "".join(
+            f" did you mean {name!r}?" for name in get_close_matches(format, FORMATS, 1)
+        )
+        raise ValueError(f"unknown format {format!r};{close} known: {', '.join(FORMATS)}")
+    content = read_content(path)
+    if not isinstance(content.value, dict):
+        raise ValueError(
+            f"{path}: holds {describe(content.value)}, wanted a state dict: save what the model's "
+            "state_dict() returns"
+        )
+    try:
+        return _backbone(replace(content, value=without_haiku(content.value)), format, encoder)
+    except ValueError as error:
+        raise ValueError(f"{path}: {printable(error)}") from None
+
+
+def _backbone(content: Content, format: str | None, encoder: str | None) -> Backbone:
+    groups = groups_of(content.value)
+    candidates = find_candidates(groups)
+    if not groups or not (candidates or encoder):
+        raise ValueError(_without_encoder(content, groups))
+    chosen = None
+    if encoder is not None:
+        candidates, chosen = chosen_by_hand(encoder, candidates, groups)
+    family, chosen = matching_family(content.value, groups, candidates, format, chosen)
+    if chosen.layout == "detectron2":
+        raise ValueError(
+            f"already has detectron2's names (under {chosen.prefix or 'no prefix'}), nothing to "
+            "convert: give it to MODEL.WEIGHTS as it is, with the INPUT and STRIDE_IN_1X1 it was "
+            "trained with"
+        )
+    if chosen.layout == "caffe2" and any(name.endswith("_bn_s") for name in groups[chosen.group]):
+        raise ValueError(
+            "Caffe2 weights of Detectron 1, BatchNorm folded into scale and bias: nothing to train "
+            "on; detectron2 reads the file as it is (BGR, std 1, STRIDE_IN_1X1 True)"
+        )
+    if chosen.layout == "caffe2":
+        _check_bias(groups[chosen.group].get(chosen.prefix + "conv1_b"))
+    beside = left_beside(chosen, candidates, groups[chosen.group])
+    shapes = {name: view.shape for name, view in chosen.tensors.items()}
+    try:
+        architecture = recognise(shapes, beside.extra)
+    except ValueError as error:
+        raise ValueError(f"{chosen.label}: {error}" if chosen.label else str(error)) from None
+    if chosen.layout == "caffe2":
+        architecture = replace(architecture, stride_in_1x1=True)
+    state, notes = _tensors(chosen, architecture)
+    if family.name not in (OWN, "simclr-v1", "simclr-v2") and no_batch_counted(chosen):
+        notes.append(UNCOUNTED)
+    others = tuple(printable(other.label) for other in candidates if other is not chosen)
+    method = content.value.get("method") if family.name == OWN else None
+    return Backbone(
+        state,
+        architecture.name,
+        family.name,
+        chosen.label,
+        _input(content, family, architecture),
+        architecture,
+        content.container,
+        others,
+        tuple(note for note in (family.note, *notes) if note),
+        tuple(printable(name) for name in sorted(content.unknown)),
+        method if isinstance(method, str) else family.name,
+    )
+
+
+def _without_encoder(content: Content, groups: Mapping[str, Group]) -> str:
+    """Return why there is no encoder in a file."""
+    whole = whole_model(content.value)
+    if whole is not None:
+        return f"a whole pickled model under {whole[:60]!r}; save its state_dict()"
+    if groups:
+        return absent(groups)
+    kind = content.value.get("type")
+    if kind in ("shard_list", "slice_list"):
+        return f"VISSL's {kind}: a list of the files that hold the weights, which are not in it"
+    keys = list(content.value)[:20]
+    shown = [str(key)[:60] if isinstance(key, str | int) else describe(key) for key in keys]
+    return f"no tensors in it; keys: {', '.join(shown)[:200]}"
+
+
+def _check_bias(bias: TensorView | None) -> None:
+    """Raise ValueError where the stem of a Caffe2 file adds something."""
+    if bias is not None and bool(bias.read().any()):
+        raise ValueError("conv1_b is not zero: its stem has a bias, which detectron2's has not")
+
+
+def _input(content: Content, family: Family, architecture: Architecture) -> dict[str, Any]:
+    """Return the input convention: the file's own where it is one of ours, else the family's."""
+    if family.name != OWN:
+        return dict(family.input or IMAGENET_INPUT)
+    own = content.value.get("input")
+    if own is None or "arch" not in content.value:
+        raise ValueError("not a backbone.pth of this project (no arch and input in it)")
+    triples = [own.get("pixel_mean"), own.get("pixel_std")] if isinstance(own, dict) else [None]
+    sound = all(
+        isinstance(values, list | tuple)
+        and len(values) == 3
+        and all(_number(value) for value in values)
+        for values in triples
+    )
+    if not sound or own.get("format") not in ("RGB", "BGR") or min(own["pixel_std"]) <= 0:
+        raise ValueError(
+            "its `input` is not {format: RGB or BGR, pixel_mean: [3], pixel_std: [3]}, finite "
+            "numbers, the latter above 0"
+        )
+    stated = content.value["arch"]
+    if stated != architecture.name:
+        what = stated[:60] if isinstance(stated, str) else describe(stated)
+        raise ValueError(f"it says that it is {what}, its weights are {architecture.name}'s")
+    numbers = {key: [float(value) for value in own[key]] for key in ("pixel_mean", "pixel_std")}
+    return {"format": own["format"], **numbers}
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
+
+
+def _tensors(chosen: Candidate, architecture: Architecture) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the tensors in float32, in torchvision's order, and what was done to them."""
+    state, notes, broken = {}, [], []
+    cast = set()
+    for name in ordered_names(architecture.base):
+        if name not in chosen.tensors:
+            continue
+        value = chosen.tensors[name].read()
+        if name.endswith(COUNTER):
+            state[name] = _count(name, value)
+            continue
+        if not value.is_floating_point():
+            raise ValueError(f"{name} is of {value.dtype}, wanted floating point")
+        if value.dtype != torch.float32:
+            cast.add(str(value.dtype).removeprefix("torch."))
+        state[name] = value.to(torch.float32)
+        if not bool(torch.isfinite(state[name].sum())) and not _finite(state[name]):
+            broken.append(name)
+    if broken:
+        raise ValueError(f"{len(broken)} tensors hold NaN or infinity, first {broken[0]}")
+    negative = [name for name in state if name.endswith("running_var") and state[name].min() < 0]
+    if negative:
+        raise ValueError(f"{len(negative)} variances are negative, first {negative[0]}")
+    if cast:
+        notes.append(f"stored as {', '.join(sorted(cast))}, converted as float32")
+    return state, notes
+
+
+def _finite(value: Tensor) -> bool:
+    """Return whether all is finite, where the sum, which is quicker, is not."""
+    return bool(torch.isfinite(value).all())
+
+
+def _count(name: str, value: Tensor) -> Tensor:
+    """Return a counter as detectron2 has it; some frameworks store it as a float."""
+    count = value.reshape(())
+    whole = not count.is_complex() and float(count).is_integer() and 0 <= float(count) < 2**53
+    if not whole:
+        raise ValueError(f"{name} is no count: {str(count.item())[:40]} of {value.dtype}")
+    return count.to(torch.int64)

@@ -1,0 +1,1 @@
+"""Detection sets: registration with detectron2, and their faults."""

@@ -1,0 +1,1 @@
+"""One detector: its config, training, and what stands around it."""

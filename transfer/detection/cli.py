@@ -1,0 +1,154 @@
+"""`tools/train_net.py`: detectron2's command line for one detector, in one or many processes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Callable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from detectron2.engine import default_argument_parser
+
+from transfer.config.stages import DetectionData, known_datasets
+from transfer.datasets.check import detection_faults
+from transfer.datasets.register import register
+from transfer.detection.cfg import check_companion, default_cfg, for_this_machine, unknown_keys
+from transfer.detection.launch import Machines, run_on
+from transfer.detection.preflight import build_faults
+from transfer.detection.run import Run, run_detector
+from transfer.detection.trainer import TRAINERS
+from transfer.detection.weights import weights_fault
+from transfer.finetune import class_faults, repair_last_checkpoint
+
+EXAMPLE = """example:
+  python tools/train_net.py --config-file configs/transfer/voc_faster_rcnn_r50_c4_24k.yaml \\
+      --num-gpus 8 MODEL.WEIGHTS backbone.pkl OUTPUT_DIR runs/voc"""
+Loader = Callable[[str], dict[str, Any]]
+logger = logging.getLogger(__name__)
+
+
+def main(
+    description: str | None = None,
+    arguments: list[str] | None = None,
+    load: Loader = CfgNode.load_yaml_with_base,
+) -> int:
+    """Return 0 when the metrics are printed, 2 when the user has something to mend.
+
+    `load` reads a config file with its `_BASE_`.
+    """
+    parser = default_argument_parser(epilog=EXAMPLE)
+    parser.description = description
+    parser.add_argument(
+        "--optimizer", choices=sorted(TRAINERS), default="sgd", help="what SOLVER speaks of"
+    )
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        metrics = execute(options, load)
+    except (ValueError, OSError) as error:
+        print(f"train_net: {error}", file=sys.stderr)
+        return 2
+    if metrics:
+        print(json.dumps(metrics, indent=2))
+    return 0
+
+
+def execute(options: argparse.Namespace, load: Loader) -> dict[str, float]:
+    """Return the metrics of the run that the command line asks for.
+
+    Raises:
+        ValueError: something in the config, the weights or the data has to be mended first.
+    """
+    machines = machines_for(options)
+    cfg = for_this_machine(read_config(options.config_file, options.opts or [], load))
+    if faults := build_faults(cfg, options.optimizer):
+        raise ValueError("\n".join(f"{options.config_file}: {fault}" for fault in faults))
+    datasets = named_datasets(cfg)
+    faults = [fault for fault in [weights_fault(cfg.MODEL.WEIGHTS)] if fault]
+    for name, data in datasets.items():
+        if name in cfg.DATASETS.TEST or not options.eval_only:
+            evaluated = name in cfg.DATASETS.TEST
+            masks = cfg.MODEL.MASK_ON
+            faults += detection_faults(data, evaluated=evaluated, masks=masks, name=name)
+    if faults:
+        raise ValueError("\n".join(faults))
+    register(datasets)
+    if faults := class_faults(cfg):
+        raise ValueError("; ".join(faults))
+    if cfg.MODEL.WEIGHTS.endswith(".pkl"):
+        check_companion(cfg, Path(cfg.MODEL.WEIGHTS))
+    folder = Path(cfg.OUTPUT_DIR)
+    if options.resume and machines.node == 0:
+        repair_last_checkpoint(folder)
+        if not (folder / "last_checkpoint").exists():
+            logger.warning("--resume, but %s has no checkpoint: starting anew", folder)
+    run = Run(cfg, datasets, options.optimizer, options.resume, options.eval_only)
+    return run_on(machines, run_detector, (run,), folder)
+
+
+def machines_for(options: argparse.Namespace) -> Machines:
+    """Return the machines that the command line names; without any GPU one process on the CPU."""
+    if not torch.cuda.is_available():
+        if options.num_machines > 1:
+            raise ValueError("--num-machines: this machine has no CUDA device")
+        if options.num_gpus > 1:
+            logger.warning("no CUDA device: one process instead of %d", options.num_gpus)
+        return Machines()
+    return Machines(
+        max(1, options.num_gpus), options.num_machines, options.machine_rank, options.dist_url
+    )
+
+
+def read_config(
+    path: str, changes: list[str], load: Loader = CfgNode.load_yaml_with_base
+) -> CfgNode:
+    """Return detectron2's defaults with the file at `path` and `KEY VALUE` changes.
+
+    Raises:
+        ValueError: the file is not there, or a key or value is none of detectron2's.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"{path or '--config-file'}: no such config file")
+    cfg = default_cfg()
+    try:
+        content = load(path)  # plain YAML: nothing in it is executed
+    except (yaml.YAMLError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path}: not a config: {' '.join(str(error).split())}") from None
+    if unknown := list(unknown_keys(content, cfg)):
+        raise ValueError("\n".join(f"{path}: {fault}" for fault in unknown))
+    try:
+        cfg.merge_from_other_cfg(CfgNode(content))
+        cfg.merge_from_list(changes)
+    except (KeyError, ValueError, AssertionError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path}: detectron2 refuses the config: {reason}") from None
+    if cfg.SEED < 0:
+        cfg.SEED = 0  # so that a killed run can be resumed
+        logger.info("SEED is not set: 0")
+    return cfg
+
+
+def named_datasets(cfg: CfgNode) -> dict[str, DetectionData]:
+    """Return this project's data sets that the config names; detectron2's other ones stay its own.
+
+    Raises:
+        ValueError: a name that neither knows.
+    """
+    known = known_datasets()
+    names = dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+    strange = [name for name in names if name not in known and name not in DatasetCatalog.list()]
+    if strange:
+        close = get_close_matches(strange[0], known, n=1)
+        hint = "".join(f" did you mean {name}?" for name in close)
+        raise ValueError(
+            f"unknown data set {', '.join(strange)};{hint} known: {', '.join(sorted(known))}"
+        )
+    return {name: known[name] for name in names if name in known}

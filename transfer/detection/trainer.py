@@ -1,0 +1,200 @@
+"""detectron2's DefaultTrainer with exact resuming, evaluation, and a clean stop on signals."""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer, HookBase, hooks
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
+from torch import distributed, nn
+from torch.optim import AdamW, Optimizer
+
+from transfer.detection import heads  # noqa: F401  (registers the heads that configs name)
+from transfer.detection.history import record_evaluation
+from transfer.detection.hooks import METRICS, MetricsWriter, RestartedPreciseBN, StopOnSignal
+from transfer.detection.loader import SeededLoader, build_loader, derived_seed
+from transfer.evaluation.evaluators import build_evaluator, flat_metrics
+
+MAX_CHECKPOINTS = 2
+
+
+class Diverged(BaseException):
+    """A loss or a prediction is no longer finite.
+
+    Not an `Exception`: of those detectron2 logs the whole stack, which says nothing to a user.
+    """
+
+
+class Trainer(DefaultTrainer):  # type: ignore[misc]
+    """Trains one model; `metrics` has its last evaluation and the best, in percent."""
+
+    cfg: CfgNode
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self.metrics: dict[str, float] = {}
+        self.is_complete = True
+        super().__init__(cfg)
+        if "state_dict" not in vars(DefaultTrainer):  # detectron2 0.6 forgets both
+            self.checkpointer.add_checkpointable("optimizer", self.optimizer)
+            if cfg.SOLVER.AMP.ENABLED:
+                self.checkpointer.add_checkpointable("grad_scaler", self._trainer.grad_scaler)
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """Return the model; what no loss can reach is not trained."""
+        model: nn.Module = super().build_model(cfg)
+        freeze_unread_outputs(cfg, model)
+        if cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.get("PRECISION") == "bf16":
+            train_in_bfloat16(model, cfg.MODEL.DEVICE)
+        return model
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> SeededLoader:
+        """Return the loader whose images follow from the seed and the iteration."""
+        return build_loader(cfg)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        """Return the evaluator of a set, by its layout."""
+        return build_evaluator(dataset_name, Path(cfg.OUTPUT_DIR), masks=cfg.MODEL.MASK_ON)
+
+    def build_writers(self) -> list[EventWriter]:
+        """Return detectron2's writers and `metrics.jsonl`."""
+        path = Path(self.cfg.OUTPUT_DIR) / METRICS
+        return [*super().build_writers(), MetricsWriter(path, self.max_iter)]
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Load weights or a checkpoint, and go on with the images that come next."""
+        super().resume_or_load(resume)
+        self.data_loader.start = self.start_iter
+
+    def run_step(self) -> None:
+        """Run one iteration.
+
+        Raises:
+            Diverged: a loss or a prediction is NaN or infinite.
+        """
+        try:
+            super().run_step()
+        except FloatingPointError as error:
+            self.is_complete = False
+            raise Diverged(" ".join(str(error).split())) from None
+
+    def evaluate(self) -> dict[str, Any]:
+        """Return the results on the test set, unless the run was stopped or diverged.
+
+        All processes evaluate the model that the first one saves.
+        """
+        if not self.is_complete:
+            return {}
+        share_buffers(self.model)
+        results: dict[str, Any] = self.test(self.cfg, self.model)
+        if comm.is_main_process():
+            path, done = Path(self.cfg.OUTPUT_DIR) / METRICS, min(self.iter + 1, self.max_iter)
+            self.metrics = record_evaluation(path, flat_metrics(results), done, self.max_iter)
+        return results
+
+    def build_hooks(self) -> list[HookBase]:
+        """Return detectron2's hooks; those for precise BN, checkpoints and evaluation are ours."""
+        wanted: CfgNode = self.cfg
+        self.cfg = wanted.clone()
+        self.cfg.defrost()
+        self.cfg.TEST.PRECISE_BN.ENABLED = False  # else detectron2 reads all annotations again
+        try:
+            built = super().build_hooks()
+        finally:
+            self.cfg = wanted
+        return [ours for hook in built for ours in self._in_place_of(hook)]
+
+    def _in_place_of(self, hook: HookBase) -> list[HookBase]:
+        """Return the hooks that take the place of one of detectron2's."""
+        if isinstance(hook, hooks.PeriodicCheckpointer):
+            period = self.cfg.SOLVER.CHECKPOINT_PERIOD
+            return [hooks.PeriodicCheckpointer(self.checkpointer, period, None, MAX_CHECKPOINTS)]
+        if isinstance(hook, hooks.EvalHook):
+            return [StopOnSignal(), hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self.evaluate)]
+        if isinstance(hook, hooks.LRScheduler) and self.cfg.TEST.PRECISE_BN.ENABLED:
+            return [hook, self._precise_bn()]
+        return [hook]
+
+    def _precise_bn(self) -> HookBase:
+        """Return the hook that runs, as in detectron2, before a checkpoint is written."""
+        seed = derived_seed("precise-bn", self.data_loader.seed)
+        loader = dataclasses.replace(self.data_loader, seed=seed, num_workers=0)
+        test = self.cfg.TEST
+        return RestartedPreciseBN(test.EVAL_PERIOD, self.model, loader, test.PRECISE_BN.NUM_ITER)
+
+
+class AdamWTrainer(Trainer):
+    """The same with AdamW; learning rate, weight decay and clipping come from SOLVER as for SGD."""
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> Optimizer:
+        """Return AdamW with the parameter groups that detectron2 gives to SGD."""
+        params = get_default_optimizer_params(
+            model,
+            base_lr=cfg.SOLVER.BASE_LR,
+            weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+            bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
+            weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+        )
+        optimizer: Optimizer = maybe_add_gradient_clipping(cfg, AdamW)(
+            params, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY
+        )
+        return optimizer
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give every process the running statistics of the first one; training does not read them.
+
+    A BatchNorm that is not synchronised has others in each process.
+    """
+    if comm.get_world_size() > 1:
+        for buffer in model.buffers():
+            distributed.broadcast(buffer, 0)
+
+
+def train_in_bfloat16(model: nn.Module, device: str) -> None:
+    """Make the training forward passes of `model` autocast to bfloat16, within float16 too.
+
+    detectron2 0.6 knows float16 only; newer versions take the type as an argument of AMPTrainer.
+    """
+    forward = model.forward
+
+    def in_bfloat16(*arguments: Any, **named: Any) -> Any:
+        kind = torch.device(device).type
+        with torch.autocast(kind, dtype=torch.bfloat16) if model.training else nullcontext():
+            return forward(*arguments, **named)
+
+    model.forward = in_bfloat16
+
+
+def freeze_unread_outputs(cfg: CfgNode, model: nn.Module) -> None:
+    """Freeze the FPN outputs that neither RPN nor heads read.
+
+    They never get a gradient, so nothing changes in one process; of several, each would stop at the
+    second iteration because the others' gradients for them are missing.
+    """
+    backbone = model.backbone
+    assert isinstance(backbone, nn.Module)
+    outputs = {
+        name.replace("fpn_output", "p"): part
+        for name, part in backbone.named_children()
+        if name.startswith("fpn_output")
+    }
+    read = {*cfg.MODEL.RPN.IN_FEATURES, *cfg.MODEL.ROI_HEADS.IN_FEATURES}
+    if not read <= outputs.keys() and outputs:  # p6 is made of the highest output
+        read.add(max(outputs))
+    for name in outputs.keys() - read:
+        outputs[name].requires_grad_(False)
+
+
+TRAINERS: dict[str, type[Trainer]] = {"sgd": Trainer, "adamw": AdamWTrainer}

@@ -1,0 +1,1 @@
+"""A detectron2 from PyPI alone: looked for, built, installed."""

@@ -1,0 +1,1 @@
+"""AP of boxes and masks by COCO's and Pascal VOC's rules."""

@@ -1,0 +1,239 @@
+"""Which ResNet a set of tensors is, read from its names and shapes, or why it is none.
+
+Names are torchvision's without `fc`; shapes are those of the tensors.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transfer.resnet.names import BLOCKS, COUNTER, DEPTHS, expected_names
+
+Shape = tuple[int, ...]
+BASIC = ("resnet18", "resnet34")
+BY_WIDTH = {
+    (64, 64, 256, 1): "{}",
+    (64, 128, 256, 1): "wide_{}_2",
+    (64, 128, 256, 32): "{}_32x4d",
+    (64, 256, 256, 32): "{}_32x8d",
+    (64, 256, 256, 64): "{}_64x4d",
+}
+SELECTIVE = re.compile(r"\.(main_conv|mixing_conv|paths|selective\w*|sk\w*)(\.|$)")
+ATTENTION = re.compile(r"\.(se|se_module|attn|eca|cbam)\.")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Depth and widths, in detectron2's terms: channels of the stem, of res2's 3x3, of res2."""
+
+    base: str
+    stem: int = 64
+    width: int = 64
+    res2: int = 256
+    groups: int = 1
+    stride_in_1x1: bool = False
+
+    @property
+    def depth(self) -> int:
+        """Number of layers, as in ResNet-50."""
+        return DEPTHS[self.base]
+
+    @property
+    def name(self) -> str:
+        """The name torchvision uses, or one with all widths in it where torchvision has none."""
+        if self.base in BASIC:
+            return self.base
+        pattern = BY_WIDTH.get((self.stem, self.width, self.res2, self.groups))
+        if pattern is None and (self.width, self.res2) == (self.stem, 4 * self.stem):
+            pattern = "{}" + f"_x{self.stem / 64:g}"
+        if pattern is None:
+            pattern = "{}" + f"_{self.stem}_{self.width}_{self.res2}_g{self.groups}"
+        base = (
+            self.base.replace("resnet", "resnext")
+            if self.groups > 1 and "x" in pattern
+            else self.base
+        )
+        return pattern.format(base)
+
+    def shape(self, name: str) -> Shape:
+        """Return the shape that an entry of this architecture has."""
+        parts = name.split(".")
+        if parts[-1] == COUNTER:
+            return ()
+        if parts[0] in ("conv1", "bn1"):
+            return (self.stem, 3, 7, 7) if parts[0] == "conv1" else (self.stem,)
+        factor = 2 ** (int(parts[0].removeprefix("layer")) - 1)
+        width, out = self.width * factor, self.res2 * factor
+        before = out if parts[1] != "0" else (self.stem if factor == 1 else out // 2)
+        if parts[2] == "downsample":
+            return (out, before, 1, 1) if parts[3] == "0" else (out,)
+        index = int(parts[2][-1])
+        basic = self.base in BASIC
+        channels = out if index == (2 if basic else 3) else width
+        if parts[2].startswith("bn"):
+            return (channels,)
+        inputs = before if index == 1 else width // (self.groups if index == 2 else 1)
+        return (channels, inputs, *((3, 3) if basic or index == 2 else (1, 1)))
+
+    def detectron2_keys(self) -> dict[str, Any]:
+        """Return the MODEL.RESNETS keys that build it; widths where they are not the default."""
+        keys: dict[str, Any] = {
+            "MODEL.RESNETS.DEPTH": self.depth,
+            "MODEL.RESNETS.RES2_OUT_CHANNELS": self.res2,
+            "MODEL.RESNETS.STRIDE_IN_1X1": self.stride_in_1x1,
+        }
+        widths = {
+            "MODEL.RESNETS.STEM_OUT_CHANNELS": (self.stem, 64),
+            "MODEL.RESNETS.NUM_GROUPS": (self.groups, 1),
+            "MODEL.RESNETS.WIDTH_PER_GROUP": (self.width // self.groups, 64),
+        }
+        return keys | {key: value for key, (value, default) in widths.items() if value != default}
+
+
+def recognise(shapes: Mapping[str, Shape], extra: Sequence[str] = ()) -> Architecture:
+    """Return the architecture of a complete set of entries; `extra` are names beside them.
+
+    Raises:
+        ValueError: it is none that detectron2 builds, with the reason.
+    """
+    reason = foreign(shapes, extra)
+    if reason is not None:
+        raise ValueError(reason)
+    base = nearest(shapes)
+    names = expected_names(base)
+    counters = {name for name in names if name.endswith(COUNTER)}
+    if not counters & set(shapes):
+        names -= counters
+    missing, strange = sorted(names - set(shapes)), sorted({*extra, *(set(shapes) - names)})
+    if missing or strange:
+        raise ValueError(
+            f"not a complete torchvision ResNet; nearest is {base}: "
+            f"{len(missing)} missing {missing[:3]}, {len(strange)} extra {strange[:3]}"
+        )
+    _check_ranks(names, shapes)
+    found = widths(base, shapes)
+    for name in sorted(names):
+        wanted = found.shape(name)
+        if shapes[name] != wanted and not (wanted == () and shapes[name] == (1,)):
+            raise ValueError(f"{name} has shape {shapes[name]}, wanted {wanted} for {found.name}")
+    if base in BASIC and (found.stem, found.res2) != (64, 64):
+        raise ValueError(
+            f"a {base} of {found.stem} channels in the stem and {found.res2} in res2; detectron2 "
+            "builds it with 64 only"
+        )
+    if base not in BASIC and not _even(found):
+        raise ValueError(
+            f"odd widths: stem {found.stem}, 3x3 {found.width} in {found.groups} groups, res2 "
+            f"{found.res2}; torchvision builds no such network to compare with"
+        )
+    return found
+
+
+def _check_ranks(names: Iterable[str], shapes: Mapping[str, Shape]) -> None:
+    """Raise ValueError for an entry without elements, or of another number of dimensions."""
+    for name in sorted(names):
+        if name.endswith(COUNTER):
+            continue
+        rank = 4 if re.search(r"(conv\d|downsample\.0)\.weight$", name) else 1
+        if len(shapes[name]) != rank or 0 in shapes[name]:
+            raise ValueError(
+                f"{name} has shape {shapes[name]}, wanted {rank} dimensions and no empty one"
+            )
+
+
+def _even(found: Architecture) -> bool:
+    """Return whether torchvision's rule for the widths of a bottleneck gives these."""
+    planes, groups = found.res2 // 4, found.groups
+    base_width = found.width * 64 // (groups * planes) if planes else 0
+    built = int(planes * (base_width / 64)) * groups
+    return found.res2 % 4 == 0 and built == found.width
+
+
+def widths(base: str, shapes: Mapping[str, Shape]) -> Architecture:
+    """Return the architecture that stem and first block imply."""
+    stem = shapes["conv1.weight"][0]
+    first = shapes["layer1.0.conv1.weight"]
+    if base in BASIC:
+        return Architecture(base, stem, first[0], first[0])
+    middle, last = shapes["layer1.0.conv2.weight"], shapes["layer1.0.conv3.weight"]
+    sound = all(len(shape) == 4 for shape in (first, middle, last)) and middle[1] > 0
+    groups = middle[0] // middle[1] if sound and middle[0] % middle[1] == 0 else 1
+    return Architecture(base, stem, middle[0], last[0], max(groups, 1))
+
+
+def nearest(shapes: Mapping[str, Shape]) -> str:
+    """Return the architecture with the fewest missing and extra entries."""
+    names = {name for name in shapes if not name.endswith(COUNTER)}
+    return min(BLOCKS, key=lambda arch: len(expected_names(arch, counters=False) ^ names))
+
+
+def foreign(shapes: Mapping[str, Shape], extra: Sequence[str]) -> str | None:
+    """Return why a network is of a kind that detectron2's ResNet cannot be, or None."""
+    every = [*shapes, *extra]
+    checks = (_selective(every), _stem(shapes, every), _shortcut(shapes, every), _norm(shapes),
+              _depth(shapes))  # fmt: skip
+    return next((reason for reason in checks if reason is not None), None)
+
+
+def _selective(names: Sequence[str]) -> str | None:
+    if any(SELECTIVE.search(name) for name in names):
+        return "it has selective kernels (SK-ResNet), which detectron2's ResNet has not"
+    if any(ATTENTION.search(name) for name in names):
+        return "it has attention units (squeeze-excitation or alike), detectron2's ResNet has none"
+    return None
+
+
+def _stem(shapes: Mapping[str, Shape], names: Sequence[str]) -> str | None:
+    if any(re.match(r"(conv1\.\d|conv[2-9]\.|stem\.|stem\d)", name) for name in names):
+        return "it has a deep stem of several convolutions; detectron2 builds the 7x7 stem only"
+    stem = shapes.get("conv1.weight")
+    if stem is None or len(stem) != 4:
+        return None
+    if stem[1] != 3:
+        kinds = {1: "gray or Lab lightness", 2: "Lab colour or Sobel edges", 4: "RGB with a mask"}
+        kind = kinds.get(stem[1], "unknown")
+        return f"its input has {stem[1]} channels ({kind}), detectron2 gives it 3"
+    if stem[2:] == (3, 3):
+        return "it has a 3x3 stem for small images (CIFAR, STL-10, Tiny ImageNet), wanted 7x7"
+    if stem[2:] != (7, 7):
+        return f"it has a {stem[2]}x{stem[3]} stem, wanted 7x7"
+    return None
+
+
+def _shortcut(shapes: Mapping[str, Shape], names: Sequence[str]) -> str | None:
+    for name in names:
+        if re.search(r"downsample\.[2-9]\.", name) or (
+            name.endswith("downsample.1.weight") and len(shapes.get(name, ())) == 4
+        ):
+            return f"it has average-pool shortcuts (ResNet-D, {name}), detectron2's has none"
+        if re.search(r"\.shortcut\.\d\.", name):
+            return "it is lightly's own ResNet (3x3 stem, no max-pool), made for small images"
+    return None
+
+
+def _norm(shapes: Mapping[str, Shape]) -> str | None:
+    norms = [name for name in shapes if re.search(r"bn\d\.weight$", name)]
+    if norms and not any(name.endswith("running_mean") for name in shapes):
+        return "it has no running statistics: GroupNorm or alike in place of BatchNorm"
+    return None
+
+
+def _depth(shapes: Mapping[str, Shape]) -> str | None:
+    found = [re.match(r"layer(\d+)\.(\d+)\.", name) for name in shapes]
+    blocks: dict[int, set[int]] = {}
+    for match in found:
+        if match is not None:
+            blocks.setdefault(int(match[1]), set()).add(int(match[2]))
+    counts = tuple(len(blocks[stage]) for stage in sorted(blocks))
+    dense = all(max(indices) + 1 == len(indices) for indices in blocks.values())
+    if counts == (3, 24, 36, 3):
+        return "it is a ResNet-200 (3-24-36-3 blocks), deeper than detectron2 builds"
+    if dense and len(counts) == 4 and counts not in BLOCKS.values():
+        nearly = any(sum(abs(a - b) for a, b in zip(counts, known, strict=True)) == 1
+                     for known in BLOCKS.values())  # fmt: skip
+        if not nearly:
+            return f"its stages have {'-'.join(map(str, counts))} blocks, no depth of detectron2's"
+    return None
