@@ -46,7 +46,7 @@ def loader(results: Results) -> None:
     for colours in ("on_device", "in_loader"):
         results.measure(colours, lambda c=colours: loader_row(c, images))  # type: ignore[misc]
     results.measure("finish_views on the device", lambda: finishing_row(images))
-    if seconds_left() > 15:
+    if seconds_left() > 15 and isinstance(results["on_device"], dict):
         rate = results["on_device"]["views/s"] / 4 / BATCH
         steps = 2 if TINY else int(min(40, max(3, (seconds_left() - 12) * rate / 2)))
         results.measure("training fed by it", lambda: fed_row(images, steps))

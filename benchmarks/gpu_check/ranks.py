@@ -15,8 +15,8 @@ from torch.multiprocessing.spawn import spawn
 
 from benchmarks.gpu_check.commands import json_lines
 from benchmarks.gpu_check.machine import nccl_version
-from benchmarks.gpu_check.numerics import relative
-from benchmarks.gpu_check.timing import DEVICE, ON_GPU
+from benchmarks.gpu_check.numerics import CPU, relative
+from benchmarks.gpu_check.timing import ON_GPU
 from benchmarks.gpu_check.training import digits_config
 from pretrain.runtime.distributed import Processes
 from pretrain.training import precision
@@ -45,6 +45,7 @@ def two_processes() -> dict[str, Any]:
 def step_of_rank(rank: int, size: int, port: str, folder: Path) -> None:
     """Take a step as one of `size` ranks; the first leaves the gradients in `folder`."""
     torch.set_num_threads(1)
+    device = torch.device("cuda", 0) if ON_GPU else CPU
     join("gloo", rank, size, port)  # nccl refuses two ranks on one GPU
     config = digits_config(
         {
@@ -55,7 +56,7 @@ def step_of_rank(rank: int, size: int, port: str, folder: Path) -> None:
             "max_steps": 1,
         }
     )
-    trainer = Trainer(config, folder, Processes(DEVICE, control_group()))
+    trainer = Trainer(config, folder, Processes(device, control_group()))
     trainer.train()
     grads = [p.grad.flatten().cpu() for p in trainer.model.parameters() if p.grad is not None]
     if rank == 0:

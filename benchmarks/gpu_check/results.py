@@ -58,4 +58,4 @@ def seconds_into(entry: dict[str, Any], name: str) -> Iterator[None]:
     """Enter how many seconds the block takes."""
     begin = time.perf_counter()
     yield
-    entry[name] = round(time.perf_counter() - begin, 1)
+    entry[name] = round(time.perf_counter() - begin, 3)
