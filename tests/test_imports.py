@@ -14,7 +14,9 @@ TORCH_FREE = {
     "pretrain.data.file_index",
     "pretrain.config.loss",
     "pretrain.config.probe",
-    "transfer.config.stages",
+    "transfer.config.convert",
+    "transfer.config.data",
+    "transfer.config.finetune",
 }
 FORBIDDEN = {
     "pretrain": {"transfer", "pipeline", "detectron2", "submitit"},

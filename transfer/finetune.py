@@ -12,7 +12,8 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
-from transfer.config.stages import CocoData, FinetuneConfig
+from transfer.config.data import CocoData
+from transfer.config.finetune import FinetuneConfig
 from transfer.datasets.check import detection_faults
 from transfer.datasets.register import category_ids, class_names, register
 from transfer.detection.cfg import build_cfg, check_companion, config_faults

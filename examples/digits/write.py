@@ -18,7 +18,7 @@ from PIL import Image
 
 from examples.digits.draw import SCENE_SIZE, Picture, PlacedDigit, Scene
 from examples.digits.polygons import mask_to_polygons
-from transfer.config.stages import DIGIT_CLASSES
+from transfer.config.data import DIGIT_CLASSES
 
 CLASS_NAMES = DIGIT_CLASSES
 LICENSE = {"id": 1, "name": "CC BY 4.0", "url": "https://creativecommons.org/licenses/by/4.0/"}

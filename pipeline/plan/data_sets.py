@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pipeline.config.schema import PipelineConfig
 from pipeline.config.suggestions import unknown
 from pipeline.config.yaml_files import faults_of, load_changed, load_yaml
-from transfer.config.stages import KNOWN_DATASETS, CocoData, VocData, datasets_root, known_datasets
+from transfer.config.data import KNOWN_DATASETS, CocoData, VocData, datasets_root, known_datasets
 
 # Halves of trainval, which the field trains on; two boxes of VOC 2012 (2011_003353, 2011_006777)
 # lie between pixels, which only an evaluation minds.

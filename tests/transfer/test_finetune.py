@@ -12,7 +12,8 @@ import torchvision
 import yaml
 
 from examples.digits.build import Sizes, build_digits
-from transfer.config.stages import KNOWN_DATASETS, FinetuneConfig
+from transfer.config.data import KNOWN_DATASETS
+from transfer.config.finetune import FinetuneConfig
 from transfer.convert import convert_checkpoint
 from transfer.detection.cfg import build_cfg
 from transfer.detection.hooks import EXIT_INTERRUPTED, METRICS

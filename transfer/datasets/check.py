@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Literal, NamedTuple
 
-from transfer.config.stages import CocoData, VocData
+from transfer.config.data import CocoData, VocData
 from transfer.datasets.coco import check_coco
 from transfer.datasets.findings import Findings, Needs
 from transfer.datasets.images import check_images

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from transfer.config.stages import CocoData
+from transfer.config.data import CocoData
 from transfer.datasets.findings import (
     Findings,
     box_faults,

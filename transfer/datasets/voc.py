@@ -5,7 +5,7 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
-from transfer.config.stages import VocData
+from transfer.config.data import VocData
 from transfer.datasets.findings import Findings, box_faults, is_number, path_fault, read_text, shown
 from transfer.datasets.images import ImageJob
 

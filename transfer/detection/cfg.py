@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode, get_cfg
 
-from transfer.config.stages import FinetuneConfig
+from transfer.config.finetune import FinetuneConfig
 from transfer.detection.task_values import value_at
 
 OURS = ("SEED", "OUTPUT_DIR", "MODEL.WEIGHTS")

@@ -17,7 +17,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.engine import default_argument_parser
 
-from transfer.config.stages import DetectionData, known_datasets
+from transfer.config.data import DetectionData, known_datasets
 from transfer.datasets.check import detection_faults
 from transfer.datasets.register import register
 from transfer.detection.cfg import check_companion, default_cfg, for_this_machine, unknown_keys

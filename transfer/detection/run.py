@@ -13,7 +13,8 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, default_setup
 from detectron2.utils import comm
 
-from transfer.config.stages import DetectionData, Optimizer
+from transfer.config.data import DetectionData
+from transfer.config.finetune import Optimizer
 from transfer.datasets.register import register
 from transfer.detection.hooks import METRICS
 from transfer.detection.memory import memory_estimate

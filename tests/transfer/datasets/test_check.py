@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from transfer.config.stages import CocoData, VocData
+from transfer.config.data import CocoData, VocData
 from transfer.datasets.check import KNOWN_COUNTS, check_set, detection_faults
 from transfer.datasets.findings import MAX_PER_KIND, Needs
 

@@ -11,7 +11,7 @@ from detectron2.engine import default_argument_parser as theirs
 from torch import nn
 
 from examples.digits.build import Sizes, build_digits
-from transfer.config.stages import KNOWN_DATASETS
+from transfer.config.data import KNOWN_DATASETS
 from transfer.datasets.register import part_of, register
 from transfer.detection import cli
 from transfer.detection.cfg import for_this_machine

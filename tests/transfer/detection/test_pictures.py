@@ -11,7 +11,7 @@ from detectron2.structures import BoxMode
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from transfer.config.stages import CocoData, VocData
+from transfer.config.data import CocoData, VocData
 from transfer.datasets.register import category_ids, register
 from transfer.detection.pictures import colour, draw, grid, write_pictures
 from transfer.evaluation.evaluators import PREDICTIONS

@@ -17,7 +17,8 @@ from detectron2.layers import NaiveSyncBatchNorm
 from detectron2.modeling import build_model
 from torch import nn
 
-from transfer.config.stages import KNOWN_DATASETS, FinetuneConfig
+from transfer.config.data import KNOWN_DATASETS
+from transfer.config.finetune import FinetuneConfig
 from transfer.detection import heads  # noqa: F401
 from transfer.detection.cfg import config_faults, value_at
 from transfer.detection.cli import read_config
