@@ -17,9 +17,8 @@ from transfer.config.finetune import FinetuneConfig
 from transfer.convert import convert_checkpoint
 from transfer.detection.cfg import build_cfg
 from transfer.detection.hooks import EXIT_INTERRUPTED, METRICS
-from transfer.detection.run import EFFECTIVE
+from transfer.detection.run import EFFECTIVE, NEW_PARAMETERS
 from transfer.detection.trainer import TRAINERS, AdamWTrainer, Trainer
-from transfer.detection.weights import NEW_PARAMETERS
 from transfer.finetune import check_stage, finetune, repair_last_checkpoint, run_stage
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "transfer"

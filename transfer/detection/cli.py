@@ -20,13 +20,17 @@ from detectron2.engine import default_argument_parser
 from transfer.config.data import DetectionData, known_datasets
 from transfer.datasets.check import detection_faults
 from transfer.datasets.register import register
-from transfer.detection.cfg import check_companion, default_cfg, for_this_machine, unknown_keys
-from transfer.detection.launch import Machines, run_on
-from transfer.detection.preflight import build_faults
-from transfer.detection.run import Run, run_detector
+from transfer.detection.cfg import (
+    build_faults,
+    check_companion,
+    class_faults,
+    default_cfg,
+    for_this_machine,
+    unknown_keys,
+    weights_fault,
+)
+from transfer.detection.run import Machines, Run, repair_last_checkpoint, run_detector, run_on
 from transfer.detection.trainer import TRAINERS
-from transfer.detection.weights import weights_fault
-from transfer.finetune import class_faults, repair_last_checkpoint
 
 EXAMPLE = """example:
   python tools/train_net.py --config-file configs/transfer/voc_faster_rcnn_r50_c4_24k.yaml \\

@@ -1,11 +1,11 @@
-"""Hooks of the training loop: metrics as JSON lines, a clean stop, precise BatchNorm."""
+"""Hooks of the training loop: a clean stop, precise BatchNorm, metrics and AP as JSON lines."""
 
 from __future__ import annotations
 
 import json
 import math
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from detectron2.utils.events import EventWriter, get_event_storage
 from torch import nn
 
 METRICS = "metrics.jsonl"
+MAIN_METRIC = "bbox/AP"
+AVERAGES = ("AP", "AP50", "AP75")
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: saved, to be started again
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 ASK_PERIOD = 10  # iterations; to ask all processes takes milliseconds
@@ -99,3 +101,29 @@ class RestartedPreciseBN(HookBase):  # type: ignore[misc]
         if done == self.trainer.max_iter or (self.period > 0 and done % self.period == 0):
             hook = hooks.PreciseBN(0, self.model, self.data_loader, self.num_iter)
             hook.update_stats()
+
+
+def record_evaluation(
+    path: Path, metrics: Mapping[str, float], iteration: int, max_steps: int
+) -> dict[str, float]:
+    """Append one evaluation, and return the metrics of a run that ends here.
+
+    These are the last evaluation's, its `iteration`, and `best/..` with `best/iteration`: the
+    averages of the evaluation with the highest box AP, the first of equals.
+    """
+    entry = {key: value for key, value in metrics.items() if math.isfinite(value)}
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": iteration, "max_steps": max_steps, **entry}) + "\n")
+    best = max(evaluations(path), key=lambda evaluation: evaluation[MAIN_METRIC])
+    averages = {
+        f"best/{key}": value
+        for key, value in best.items()
+        if key.partition("/")[0] in ("bbox", "segm") and key.partition("/")[2] in AVERAGES
+    }
+    return {**metrics, "iteration": iteration, **averages, "best/iteration": best["step"]}
+
+
+def evaluations(path: Path) -> list[dict[str, float]]:
+    """Return the lines of a metrics file that are evaluations, in order."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [entry for entry in map(json.loads, lines) if MAIN_METRIC in entry]

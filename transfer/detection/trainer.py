@@ -18,8 +18,13 @@ from torch import distributed, nn
 from torch.optim import AdamW, Optimizer
 
 from transfer.detection import heads  # noqa: F401  (registers the heads that configs name)
-from transfer.detection.history import record_evaluation
-from transfer.detection.hooks import METRICS, MetricsWriter, RestartedPreciseBN, StopOnSignal
+from transfer.detection.hooks import (
+    METRICS,
+    MetricsWriter,
+    RestartedPreciseBN,
+    StopOnSignal,
+    record_evaluation,
+)
 from transfer.detection.loader import SeededLoader, build_loader, derived_seed
 from transfer.evaluation.evaluators import build_evaluator, flat_metrics
 

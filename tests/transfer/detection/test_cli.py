@@ -14,10 +14,9 @@ from examples.digits.build import Sizes, build_digits
 from transfer.config.data import KNOWN_DATASETS
 from transfer.datasets.register import part_of, register
 from transfer.detection import cli
-from transfer.detection.cfg import for_this_machine
+from transfer.detection.cfg import for_this_machine, weights_fault
 from transfer.detection.cli import machines_for, main, read_config
-from transfer.detection.launch import Machines
-from transfer.detection.weights import check_loaded, weights_fault
+from transfer.detection.run import Machines, check_loaded
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs" / "transfer"
 FAST = [

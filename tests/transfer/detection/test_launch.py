@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.multiprocessing.spawn import ProcessExitedException
 
-from transfer.detection import launch as launching
-from transfer.detection.launch import EXIT_FAULT, Machines, in_one_process, machines_of, run_on
+from transfer.detection import run as launching
+from transfer.detection.run import EXIT_FAULT, Machines, in_one_process, machines_of, run_on
 from transfer.finetune import check_machine
 
 TWO_NODES = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "n1", "MASTER_PORT": "29500"}

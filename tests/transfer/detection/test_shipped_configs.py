@@ -22,8 +22,7 @@ from transfer.config.finetune import FinetuneConfig
 from transfer.detection import heads  # noqa: F401
 from transfer.detection.cfg import config_faults, value_at
 from transfer.detection.cli import read_config
-from transfer.detection.memory import memory_estimate
-from transfer.detection.run import effective_config
+from transfer.detection.run import effective_config, memory_estimate
 
 FOLDER = Path(__file__).resolve().parents[3] / "configs" / "transfer"
 FIELD = sorted(path.stem for path in FOLDER.glob("*.yaml") if not path.stem.startswith("digits"))

@@ -21,7 +21,7 @@ from pycocotools.coco import COCO
 from examples.digits.build import Sizes, build_digits
 from transfer.config.data import KNOWN_DATASETS, CocoData, VocData, known_datasets
 from transfer.datasets.register import class_names, register, restore_numpy_names
-from transfer.detection.history import evaluations, record_evaluation
+from transfer.detection.hooks import evaluations, record_evaluation
 from transfer.evaluation.evaluators import PREDICTIONS, build_evaluator, flat_metrics
 
 
