@@ -28,10 +28,33 @@ from transfer.detection.run import Run, machines_of, repair_last_checkpoint, run
 def finetune(config: FinetuneConfig, weights: Path | None, output_dir: Path) -> dict[str, float]:
     """Train and evaluate one detector, resuming what `output_dir` holds; return its AP in percent.
 
-    On all machines but the first nothing is returned.
+    Args:
+        config: the task: detectron2's keys, the sets they name, seed, optimiser, GPUs and machines.
+        weights: a `.pkl` of `convert_checkpoint` beside its `.json`; None starts from random.
+        output_dir: gets checkpoints, metrics, predictions and pictures.
+
+    Returns:
+        `bbox/AP`, `segm/AP50`, `bbox/AP-<class>` and so on of the last evaluation, its `iteration`,
+        and averages of the best one as `best/bbox/AP`. Nothing on all machines but the first.
 
     Raises:
         ValueError: the config contradicts the weights, an entry was not loaded, or it diverged.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from detectron2.config import CfgNode
+        >>> from examples.digits.build import Sizes, build_digits
+        >>> from transfer.config.data import KNOWN_DATASETS
+        >>> task = CfgNode.load_yaml_with_base("configs/transfer/digits_faster_rcnn_voc.yaml")
+        >>> task["SOLVER"] |= {"MAX_ITER": 1, "STEPS": []}
+        >>> with TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
+        ...     build_digits(Path(folder) / "digits", sizes=Sizes(2, 20, 2, 20, 20))
+        ...     names = "digits_voc_trainval", "digits_voc_test"
+        ...     sets = {name: KNOWN_DATASETS[name].under(Path(folder)) for name in names}
+        ...     config = FinetuneConfig(detectron2=task, datasets=sets, num_pictures=1)
+        ...     metrics = finetune(config, None, Path(folder) / "run")
+        >>> metrics["iteration"], 0 <= metrics["bbox/AP"] <= 100
+        (1, True)
     """
     machines = machines_of(config.num_gpus, config.num_nodes)
     register(config.datasets)

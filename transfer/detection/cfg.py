@@ -62,6 +62,11 @@ LIMITS: dict[str, tuple[float, float]] = {
 logger = logging.getLogger(__name__)
 
 
+def one_line(error: object) -> str:
+    """Return a message without its line breaks."""
+    return " ".join(str(error).split())
+
+
 def default_cfg() -> CfgNode:
     """Return detectron2's defaults, and `SOLVER.AMP.PRECISION`, which 0.6 lacks."""
     cfg = get_cfg()
@@ -99,7 +104,7 @@ def unknown_keys(content: dict[str, Any], cfg: CfgNode, prefix: str = "") -> Ite
     """Yield one line for each key of `content` that the config has not, or has as a section."""
     for key, value in content.items():
         if key not in cfg:
-            close = get_close_matches(str(key).upper(), [str(name) for name in cfg], n=1)
+            close = get_close_matches(str(key).upper(), map(str, cfg), n=1)
             hint = "".join(f"; did you mean {prefix}{name}?" for name in close)
             yield f"{prefix}{key}: detectron2 has no such key{hint}"
         elif isinstance(cfg[key], CfgNode):
@@ -123,8 +128,7 @@ def build_cfg(config: FinetuneConfig, weights: Path | None, output_dir: Path) ->
         cfg.SEED = config.seed
         cfg.TEST.EVAL_PERIOD = int(cfg.TEST.EVAL_PERIOD)
     except (KeyError, ValueError, AssertionError, AttributeError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"detectron2 refuses the config: {reason}") from None
+        raise ValueError(f"detectron2 refuses the config: {one_line(error)}") from None
     return for_this_machine(cfg)
 
 
@@ -135,15 +139,13 @@ def for_this_machine(cfg: CfgNode) -> CfgNode:
         ValueError: it asks for what is not offered here.
     """
     faults = [
-        f"{key} is {value_at(cfg, key)!r}, wanted {wanted!r}"
-        for key, wanted in ONLY.items()
-        if value_at(cfg, key) != wanted
+        f"{key} is {value_at(cfg, key)!r}, wanted {offered!r}"
+        for key, offered in ONLY.items()
+        if value_at(cfg, key) != offered
     ]
-    if cfg.SOLVER.AMP.PRECISION not in PRECISIONS:
-        faults.append(
-            f"SOLVER.AMP.PRECISION is {cfg.SOLVER.AMP.PRECISION!r}, "
-            f"wanted one of {', '.join(PRECISIONS)}"
-        )
+    if (precision := cfg.SOLVER.AMP.PRECISION) not in PRECISIONS:
+        choices = ", ".join(PRECISIONS)
+        faults.append(f"SOLVER.AMP.PRECISION is {precision!r}, wanted one of {choices}")
     if len(cfg.DATASETS.TEST) != 1:
         faults.append(f"DATASETS.TEST is {list(cfg.DATASETS.TEST)}, wanted one data set")
     if faults:
@@ -219,7 +221,7 @@ def build_faults(cfg: CfgNode, optimizer: str = "sgd") -> list[str]:
                 model = build_model(bare)
                 trainer.build_lr_scheduler(bare, trainer.build_optimizer(bare, model))
     except Exception as error:  # noqa: BLE001  (detectron2 raises many types for a wrong value)
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        reason = one_line(f"{type(error).__name__}: {error}")[:300]
         return [f"no detector can be built from this config: {reason}"]
     return []
 
@@ -256,11 +258,11 @@ def weights_fault(weights: str) -> str | None:
         return f"{weights}: no such file (MODEL.WEIGHTS)"
     if path.suffix == ".pkl":
         return None
-    wanted = "wanted a .pth of an earlier run, or a .pkl of tools/convert_to_detectron2.py"
+    remedy = "wanted a .pth of an earlier run, or a .pkl of tools/convert_to_detectron2.py"
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001  (damage shows in many types)
-        return f"{path}: torch cannot read it ({type(error).__name__}); {wanted}"
+        return f"{path}: torch cannot read it ({type(error).__name__}); {remedy}"
     model = content.get("model") if isinstance(content, dict) else None
     sound = isinstance(model, dict) and all(isinstance(value, Tensor) for value in model.values())
-    return None if sound else f"{path}: no tensors by name under 'model'; {wanted}"
+    return None if sound else f"{path}: no tensors by name under 'model'; {remedy}"

@@ -1,4 +1,4 @@
-"""Training images in an order, and with draws, that follow from the seed and the iteration alone.
+"""Loader whose images and random draws follow from the seed and the iteration alone.
 
 So a run that was killed goes on with the images, augmentations and samples it would have had:
 nothing is buffered between iterations, and no generator carries state from one to the next.
@@ -50,7 +50,7 @@ def seed_generators(seed: int) -> None:
 
 @dataclass(frozen=True)
 class ImageOrder:
-    """Which images one of `world_size` processes sees: shuffled anew for every pass, without end.
+    """Order of the images of one of `world_size` processes: shuffled for every pass, endless.
 
     As in detectron2, the processes take turns in one order, and where `is_wide` is given a batch
     holds either only images wider than high or none.
@@ -105,8 +105,8 @@ class TrainingImages(IterableDataset[Record]):
     def __iter__(self) -> Iterator[Record]:
         """Yield this worker's images."""
         worker = get_worker_info()
-        turn, num_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        for batch in islice(self.order.batches(), self.start + turn, None, num_workers):
+        first, num_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        for batch in islice(self.order.batches(), self.start + first, None, num_workers):
             for position, index in batch:
                 seed_generators(derived_seed("image", self.order.seed, position))
                 yield self.mapper(self.records[index])

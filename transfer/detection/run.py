@@ -43,7 +43,7 @@ EXIT_FAULT = 2
 GB = 1e9
 COPIES = {"SGD": 3, "AdamW": 4}  # of each parameter: weight, gradient, what the optimiser keeps
 KEPT = (nn.Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm)
-# What a detector has and a backbone has not: its parameters start at random.
+# Parts of a detector that a backbone has not: their parameters start at random.
 NEW_PARAMETERS = (
     "proposal_generator.",
     "backbone.fpn_lateral",
@@ -60,7 +60,7 @@ Metrics = dict[str, float]
 
 @dataclass(frozen=True)
 class Run:
-    """What to train or to evaluate; `cfg` names its weights and its output folder."""
+    """A detector to train or to evaluate; `cfg` names its weights and its output folder."""
 
     cfg: CfgNode
     datasets: dict[str, DetectionData]
@@ -149,7 +149,7 @@ def in_one_process(function: Callable[..., Metrics], args: tuple[Any, ...], fold
     """Call `function` and leave in `folder` what the first process returned, or what any refused.
 
     Raises:
-        SystemExit: with code 2, for a fault that a user can mend.
+        SystemExit: with code 2, for a fault that a user can fix.
     """
     logging.basicConfig(
         level=logging.INFO if comm.is_main_process() else logging.ERROR,
@@ -325,12 +325,12 @@ def check_loaded(model: nn.Module, weights: Path, *, whole: bool = False) -> Non
     if lost:
         raise ValueError(f"{weights}: {len(lost)} entries were not loaded: {', '.join(lost)}")
     allowed = FROM_CONFIG if whole else (*FROM_CONFIG, *NEW_PARAMETERS)
-    strange = [name for name in state if name not in names and not name.startswith(allowed)]
+    random = [name for name in state if name not in names and not name.startswith(allowed)]
     if not any(name.endswith(COUNTER) for name in names):
-        strange = [name for name in strange if not name.endswith(COUNTER)]
-    if strange:
+        random = [name for name in random if not name.endswith(COUNTER)]
+    if random:
         raise ValueError(
-            f"{weights}: has nothing for {len(strange)} parameters: {', '.join(strange)}; only "
+            f"{weights}: has nothing for {len(random)} parameters: {', '.join(random)}; only "
             f"{'' if whole else ', '.join(NEW_PARAMETERS) + ' and '}{', '.join(FROM_CONFIG)} "
             "may start without it"
         )

@@ -24,7 +24,7 @@ FILES = {
     "detectron2/model_zoo/configs/Base.yaml": b"A: 1\n",
     "LICENSE": b"Apache\n",
 }
-ALIAS = Edit("detectron2/layers/__init__.py", r"\bnp\.bool\b", "bool", 1, "alias gone", regex=True)
+ALIAS = Edit("detectron2/layers/__init__.py", r"\bnp\.bool\b", "bool", "alias gone", regex=True)
 
 
 def make_archive(path: Path, files: dict[str, bytes], extra: tarfile.TarInfo | None = None) -> str:
@@ -113,7 +113,7 @@ def test_apply_edits_counts(places):
 
 
 def test_apply_edits_takes_text_literally_unless_told():
-    literal = Edit("f", "a.c(", r"\1.", 1, "")
+    literal = Edit("f", "a.c(", r"\1.", "")
     assert literal.apply("abc( a.c(") == r"abc( \1."
 
 
