@@ -1,4 +1,7 @@
-"""Settings of the stage `convert`. Torch-free."""
+"""Settings of the stage `convert`. Torch-free.
+
+Tested in tests/transfer/test_convert.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Settings of the stage `finetune`. Torch-free."""
+"""Settings of the stage `finetune`. Torch-free.
+
+Tested in tests/transfer/test_finetune.py.
+"""
 
 from __future__ import annotations
 

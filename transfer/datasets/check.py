@@ -41,7 +41,7 @@ KNOWN_COUNTS = {
 
 
 class SetReport(NamedTuple):
-    """What a check found: `faults` stop a run, `notes` name what training leaves out or clips."""
+    """Results of a check: `faults` stop a run, `notes` name what training leaves out or clips."""
 
     num_images: int
     num_objects: int

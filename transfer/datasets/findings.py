@@ -27,7 +27,7 @@ class ImageJob(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """What a set is for: an evaluation reads more than training, Mask R-CNN wants masks."""
+    """Uses of a set: an evaluation reads more than training, Mask R-CNN wants masks."""
 
     evaluated: bool
     masks: bool
