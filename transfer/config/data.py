@@ -78,17 +78,6 @@ def _coco(split: str, prefix: str = "") -> CocoData:
     return CocoData(annotations=base / f"annotations/instances_{split}.json", images=base / split)
 
 
-def _coco_parts() -> dict[str, CocoData]:
-    """Return `coco_2017_train_1pct_seed0` and its like: 1 and 10 % of the images, five draws."""
-    return {
-        f"coco_2017_train_{percent}pct_seed{seed}": _coco("train2017").model_copy(
-            update={"fraction": percent / 100, "subset_seed": seed}
-        )
-        for percent in (1, 10)
-        for seed in range(5)
-    }
-
-
 def _digits_voc(split: str) -> VocData:
     return VocData(root=Path("digits/VOC2007"), split=split, class_names=DIGIT_CLASSES)
 
@@ -104,7 +93,13 @@ KNOWN_DATASETS: dict[str, CocoData | VocData] = {
     "voc_2012_val": _voc(2012, "val"),
     "coco_2017_train": _coco("train2017"),
     "coco_2017_val": _coco("val2017"),
-    **_coco_parts(),
+    **{  # 1 and 10 % of the images, five draws
+        f"coco_2017_train_{percent}pct_seed{seed}": _coco("train2017").model_copy(
+            update={"fraction": percent / 100, "subset_seed": seed}
+        )
+        for percent in (1, 10)
+        for seed in range(5)
+    },
     "digits_voc_trainval": _digits_voc("trainval"),
     "digits_voc_test": _digits_voc("test"),
     "digits_coco_train": _coco("train2017", "digits"),

@@ -100,17 +100,11 @@ def _count_findings(name: str, findings: Findings) -> Iterator[Finding]:
     """Yield where a set that everybody has is another; images must agree."""
     images, objects = KNOWN_COUNTS[name]
     if findings.num_images != images:
-        yield (
-            "image counts",
-            f"{findings.place}: {findings.num_images:,} images, but {name} has {images:,}; "
-            "download it again, or name a set of your own anew",
-        )
+        line = f"{findings.place}: {findings.num_images:,} images, but {name} has {images:,}"
+        yield "image counts", f"{line}; download it again, or name a set of your own anew"
     elif findings.num_counted != objects:
-        yield (
-            "object counts",
-            f"{findings.place}: {findings.num_counted:,} objects to count, but {name} as published "
-            f"has {objects:,}; AP will not compare with others'",
-        )
+        line = f"{findings.num_counted:,} objects to count, but {name} as published has {objects:,}"
+        yield "object counts", f"{findings.place}: {line}; AP will not compare with others'"
 
 
 def check_images(jobs: list[ImageJob], *, decode: bool) -> Iterator[Finding]:
@@ -148,11 +142,8 @@ def image_findings(job: ImageJob, *, decode: bool) -> Iterator[Finding]:
     except FileNotFoundError:
         yield "missing images", f"{path}: no such image; {annotation} points at it"
     except Exception as error:  # noqa: BLE001  (decoders trip over damage in many ways)
-        reason = str(error) or type(error).__name__
-        yield (
-            "unreadable images",
-            f"{path}: not a readable image ({reason}); {annotation} points at it",
-        )
+        line = f"{path}: not a readable image ({str(error) or type(error).__name__})"
+        yield "unreadable images", f"{line}; {annotation} points at it"
 
 
 def _header_findings(job: ImageJob, image: Image.Image) -> Iterator[Finding]:
@@ -160,16 +151,12 @@ def _header_findings(job: ImageJob, image: Image.Image) -> Iterator[Finding]:
     orientation = image.getexif().get(ORIENTATION)
     seen = image.size[::-1] if orientation in SIDEWAYS else image.size
     if seen != size:
-        turned = f" as its EXIF orientation {orientation} shows it" if seen != image.size else ""
-        yield (
-            "images of another size",
-            f"{path}: size {seen}{turned}, but {annotation} says {size} (width, height)",
-        )
+        exif = f" as its EXIF orientation {orientation} shows it" if seen != image.size else ""
+        line = f"{path}: size {seen}{exif}, but {annotation} says {size} (width, height)"
+        yield "images of another size", line
     if image.mode.startswith(("I", "F")):
-        yield (
-            "images of other depth",
-            f"{path}: mode {image.mode}; a detector reads 8 bits a channel, convert the image",
-        )
+        line = f"{path}: mode {image.mode}; a detector reads 8 bits a channel, convert the image"
+        yield "images of other depth", line
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # cameras put a preview beside the picture in an MPO
         yield "animated images", f"{path}: {frames} frames; wanted a single image"

@@ -130,11 +130,9 @@ def _annotation_ids(path: Path, annotations: list[Any]) -> Iterator[Finding]:
     ids = (entry.get("id") for entry in annotations if isinstance(entry, dict))
     for number, count in Counter(filter(is_whole, ids)).items():
         if count > 1 or number < 1:
-            yield (
-                "annotation ids",
-                f"{path}: annotation id {number!r} ({count} times); COCO's evaluation counts "
-                "right detections as wrong unless ids are different whole numbers from 1",
-            )
+            why = "counts right detections as wrong unless ids are different whole numbers from 1"
+            line = f"{path}: annotation id {number!r} ({count} times); COCO's evaluation {why}"
+            yield "annotation ids", line
 
 
 def _box(

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from detectron2.engine import HookBase, hooks
+from detectron2.engine import HookBase, TrainerBase, hooks
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, get_event_storage
 from torch import nn
@@ -81,26 +81,20 @@ class StopOnSignal(HookBase):  # type: ignore[misc]
         self.received = True
 
 
-class RestartedPreciseBN(HookBase):  # type: ignore[misc]
-    """detectron2's precise BatchNorm, each time over the same images from their beginning.
+def restarted_precise_bn(
+    period: int, model: nn.Module, data_loader: Iterable[Any], num_iter: int
+) -> HookBase:
+    """Return detectron2's precise BatchNorm, each time over the same images from their beginning.
 
-    Every `period` iterations and after the last one.
+    Every `period` iterations and after the last one `num_iter` batches are averaged.
     """
 
-    def __init__(
-        self, period: int, model: nn.Module, data_loader: Iterable[Any], num_iter: int
-    ) -> None:
-        self.period = period
-        self.model = model
-        self.data_loader = data_loader
-        self.num_iter = num_iter
+    def after_step(trainer: TrainerBase) -> None:
+        done = trainer.iter + 1
+        if done == trainer.max_iter or (period > 0 and done % period == 0):
+            hooks.PreciseBN(0, model, data_loader, num_iter).update_stats()
 
-    def after_step(self) -> None:
-        """Replace the running statistics by averages over `num_iter` batches."""
-        done = self.trainer.iter + 1
-        if done == self.trainer.max_iter or (self.period > 0 and done % self.period == 0):
-            hook = hooks.PreciseBN(0, self.model, self.data_loader, self.num_iter)
-            hook.update_stats()
+    return hooks.CallbackHook(after_step=after_step)
 
 
 def record_evaluation(

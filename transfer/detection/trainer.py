@@ -21,9 +21,9 @@ from transfer.detection import heads  # noqa: F401  (registers the heads that co
 from transfer.detection.hooks import (
     METRICS,
     MetricsWriter,
-    RestartedPreciseBN,
     StopOnSignal,
     record_evaluation,
+    restarted_precise_bn,
 )
 from transfer.detection.loader import SeededLoader, build_loader, derived_seed
 from transfer.evaluation.evaluators import build_evaluator, flat_metrics
@@ -131,7 +131,7 @@ class Trainer(DefaultTrainer):  # type: ignore[misc]
             loader = dataclasses.replace(self.data_loader, seed=seed, num_workers=0)
             period, num_iter = self.cfg.TEST.EVAL_PERIOD, self.cfg.TEST.PRECISE_BN.NUM_ITER
             # as in detectron2 before a checkpoint is written
-            return [hook, RestartedPreciseBN(period, self.model, loader, num_iter)]
+            return [hook, restarted_precise_bn(period, self.model, loader, num_iter)]
         return [hook]
 
 
