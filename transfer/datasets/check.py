@@ -118,14 +118,10 @@ def check_images(jobs: list[ImageJob], *, decode: bool) -> Iterator[Finding]:
         return [finding for job in batch for finding in image_findings(job, decode=decode)]
 
     Image.init()  # before the threads: it registers what FORMATS names
-    with warnings.catch_warnings(), ThreadPoolExecutor(num_cores()) as threads:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with warnings.catch_warnings(), ThreadPoolExecutor(cores) as threads:
         warnings.simplefilter("ignore")  # of large images and odd EXIF blocks
         yield from chain.from_iterable(threads.map(check, range(0, len(jobs), BATCH)))
-
-
-def num_cores() -> int:
-    """Return the number of cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def image_findings(job: ImageJob, *, decode: bool) -> Iterator[Finding]:

@@ -10,7 +10,7 @@ import hashlib
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, count, islice
 from typing import Any
 
 import numpy
@@ -66,12 +66,9 @@ class ImageOrder:
     def images(self) -> Iterator[tuple[int, int]]:
         """Yield (position, index), positions counted over all processes."""
         generator = torch.Generator().manual_seed(self.seed)
-        position = 0
-        while True:
-            for index in torch.randperm(self.num_images, generator=generator).tolist():
-                if position % self.world_size == self.rank:
-                    yield position, index
-                position += 1
+        passes = (torch.randperm(self.num_images, generator=generator).tolist() for _ in count())
+        order = enumerate(chain.from_iterable(passes))
+        yield from islice(order, self.rank, None, self.world_size)
 
     def batches(self) -> Iterator[Batch]:
         """Yield the batches of iterations 0, 1, 2 and so on."""

@@ -141,8 +141,7 @@ def run_on(
             if error.exit_code == EXIT_FAULT and result.exists():
                 raise ValueError(_taken(result)["fault"]) from None
             raise
-    metrics: Metrics = _taken(result)["metrics"] if machines.node == 0 else {}
-    return metrics
+    return _taken(result)["metrics"] if machines.node == 0 else {}
 
 
 def in_one_process(function: Callable[..., Metrics], args: tuple[Any, ...], folder: Path) -> None:
@@ -182,8 +181,8 @@ def signals_passed_on() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _taken(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+def _taken(path: Path) -> Any:
+    content = json.loads(path.read_text(encoding="utf-8"))
     path.unlink()
     return content
 
