@@ -10,9 +10,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipeline.report.collect import MADE_FROM
-from pipeline.report.data import Difference, Spread, difference, spread
-from pipeline.report.schema import Results
-from pipeline.report.statistics import paired_p
+from pipeline.report.data import Results
+from pipeline.report.statistics import Difference, Spread, difference, paired_p, spread
 from pipeline.report.text import difference_text, md, metric_label, p_text, spread_text
 from pipeline.stages.files import read_json, sha256_of
 from pipeline.stages.signature import differences

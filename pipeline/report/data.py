@@ -1,4 +1,4 @@
-"""What a report is made of, and the statistics drawn from it: plain data, pure functions.
+"""The data of a report, its summary by task and backbone, and the same as results.json.
 
 A value that is not finite (COCO's AP over no objects is NaN) counts as not measured: it enters no
 mean, lowers the n of its cell, and is written as null.
@@ -6,18 +6,27 @@ mean, lowers the n of its cell, and is written as null.
 
 from __future__ import annotations
 
-import math
-import statistics
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pipeline.report.statistics import paired_p
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from pipeline.report.statistics import (
+    Difference,
+    Spread,
+    Verdict,
+    difference,
+    finite,
+    paired_p,
+    spread,
+    verdict,
+)
 
 Status = Literal["done", "failed", "missing", "running", "queued"]
-Verdict = Literal["yes", "no", "worse", "baseline", "n/a"]
 
 
 @dataclass(frozen=True)
@@ -93,29 +102,6 @@ class ReportData:
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Mean and sample standard deviation (ddof 1; None for one value) of n values."""
-
-    mean: float
-    std: float | None
-    n: int
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Difference to the baseline.
-
-    Paired: mean and sample standard deviation of the n differences over common seeds. Unpaired
-    (no common seeds): difference of the means, sqrt(std_a^2 + std_b^2), n the smaller n.
-    """
-
-    mean: float
-    std: float | None
-    n: int
-    paired: bool
-
-
-@dataclass(frozen=True)
 class Cell:
     """One metric of one backbone on one task; `p` is of the paired t-test against the baseline."""
 
@@ -158,51 +144,6 @@ class TaskSummary:
     backbones: tuple[BackboneSummary, ...]
 
 
-def finite(value: float | None) -> float | None:
-    """`value` as a float, or None where it is absent, NaN or infinite."""
-    if value is None or not math.isfinite(value):
-        return None
-    return float(value)
-
-
-def spread(values: Iterable[float]) -> Spread | None:
-    """Mean and sample standard deviation, None of no values."""
-    numbers = list(values)
-    if not numbers:
-        return None
-    std = statistics.stdev(numbers) if len(numbers) > 1 else None
-    return Spread(statistics.fmean(numbers), std, len(numbers))
-
-
-def difference(ours: Mapping[int, float], base: Mapping[int, float]) -> Difference | None:
-    """Difference of two {seed: value}, paired over the common seeds where there are any."""
-    common = sorted(ours.keys() & base.keys())
-    paired = spread(ours[seed] - base[seed] for seed in common)
-    if paired is not None:
-        return Difference(paired.mean, paired.std, paired.n, paired=True)
-    a, b = spread(ours.values()), spread(base.values())
-    if a is None or b is None:
-        return None
-    std = None if a.std is None or b.std is None else math.hypot(a.std, b.std)
-    return Difference(a.mean - b.mean, std, min(a.n, b.n), paired=False)
-
-
-def verdict(diff: Difference | None, ours: Spread | None, base: Spread | None) -> Verdict:
-    """Whether a difference stands out of the seed spread.
-
-    yes: the mean difference is above its own standard deviation and above both backbones'
-    standard deviations; worse: the same downwards; n/a: fewer than two seeds somewhere.
-    """
-    if diff is None or ours is None or base is None:
-        return "n/a"
-    if diff.std is None or ours.std is None or base.std is None:
-        return "n/a"
-    bar = max(diff.std, ours.std, base.std)
-    if diff.mean > bar:
-        return "yes"
-    return "worse" if diff.mean < -bar else "no"
-
-
 def main_metrics(task: TaskInfo) -> tuple[str, ...]:
     """The metrics a verdict is given on: the plain APs, else the first metric."""
     plain = tuple(metric for metric in task.metrics if metric.split("/")[-1] == "AP")
@@ -223,56 +164,49 @@ def further_summaries(data: ReportData, task: TaskInfo) -> dict[str, TaskSummary
     """A task's other tables by title: AP by object size, and by class, where they were measured."""
     measured = sorted({key for row in data.rows if row.task == task.name for key in row.metrics})
     kinds = dict.fromkeys(metric.partition("/")[0] for metric in task.metrics)
-    found = {}
-    for title, names in (
-        ("By object size", [f"{kind}/AP{size}" for kind in kinds for size in "sml"]),
-        ("By class", [key for kind in kinds for key in measured if key.startswith(f"{kind}/AP-")]),
-    ):
-        metrics = tuple(name for name in names if name in measured)
-        if metrics:
-            found[title] = _summarise_task(data, replace(task, metrics=metrics))
-    return found
+    titles = {
+        "By object size": [f"{kind}/AP{size}" for kind in kinds for size in "sml"],
+        "By class": [key for kind in kinds for key in measured if key.startswith(f"{kind}/AP-")],
+    }
+    metrics = {title: [n for n in names if n in measured] for title, names in titles.items()}
+    return {
+        title: _summarise_task(data, replace(task, metrics=tuple(names)))
+        for title, names in metrics.items()
+        if names
+    }
 
 
 def _summarise_task(data: ReportData, task: TaskInfo) -> TaskSummary:
-    rows = {
-        name: tuple(
-            sorted(
-                (row for row in data.rows if row.task == task.name and row.backbone == name),
-                key=lambda row: row.seed,
-            )
-        )
-        for name in data.backbones
-    }
-    seeds = tuple(sorted({row.seed for found in rows.values() for row in found}))
-    cells = {metric: _column(rows, metric, data.baseline) for metric in task.metrics}
-    lines = tuple(
-        BackboneSummary(
-            backbone=name,
-            planned=len(seeds),
-            counts=_counts(rows[name], len(seeds)),
-            cells=tuple(cells[metric][name] for metric in task.metrics),
-            rows=rows[name],
-        )
-        for name in data.backbones
-    )
-    return TaskSummary(task, seeds, lines)
-
-
-def _counts(rows: tuple[ResultRow, ...], planned: int) -> dict[str, int]:
-    """Rows by status; a planned seed without a row is missing."""
-    counts = Counter[str](row.status for row in rows)
-    counts["missing"] += planned - len(rows)
-    return {status: counts[status] for status in get_args(Status) if counts[status]}
+    rows: dict[str, tuple[ResultRow, ...]] = {}
+    for name in data.backbones:
+        own = (row for row in data.rows if row.task == task.name and row.backbone == name)
+        rows[name] = tuple(sorted(own, key=lambda row: row.seed))
+    seeds = tuple(sorted({row.seed for entries in rows.values() for row in entries}))
+    columns = [_column(rows, metric, data.baseline) for metric in task.metrics]
+    lines = []
+    for name in data.backbones:
+        counts = Counter[str](row.status for row in rows[name])
+        counts["missing"] += len(seeds) - len(rows[name])  # planned, and without a row
+        by_status = {status: counts[status] for status in get_args(Status) if counts[status]}
+        cells = tuple(column[name] for column in columns)
+        lines.append(BackboneSummary(name, len(seeds), by_status, cells, rows[name]))
+    return TaskSummary(task, seeds, tuple(lines))
 
 
 def _column(
     rows: Mapping[str, tuple[ResultRow, ...]], metric: str, baseline: str | None
 ) -> dict[str, Cell]:
     """A metric of every backbone, by backbone."""
-    values = {name: _values(found, metric) for name, found in rows.items()}
-    spreads = {name: spread(found.values()) for name, found in values.items()}
-    means = [found.mean for found in spreads.values() if found is not None]
+    values = {
+        name: {
+            row.seed: value
+            for row in entries
+            if row.status == "done" and (value := finite(row.metrics.get(metric))) is not None
+        }
+        for name, entries in rows.items()
+    }
+    spreads = {name: spread(by_seed.values()) for name, by_seed in values.items()}
+    means = [measured.mean for measured in spreads.values() if measured is not None]
     top = max(means) if len(means) > 1 else None
     base = values[baseline] if baseline is not None else {}
     base_spread = spreads[baseline] if baseline is not None else None
@@ -289,12 +223,6 @@ def _column(
             p=None if name == baseline else paired_p(values[name], base),
         )
     return column
-
-
-def _values(rows: tuple[ResultRow, ...], metric: str) -> dict[int, float]:
-    """{seed: value} of the finished rows that have the metric."""
-    found = {row.seed: finite(row.metrics.get(metric)) for row in rows if row.status == "done"}
-    return {seed: value for seed, value in found.items() if value is not None}
 
 
 def check(data: ReportData) -> None:
@@ -335,3 +263,111 @@ def _unknown(what: str, names: Iterable[str], known: tuple[str, ...]) -> list[st
         for name in dict.fromkeys(names)
         if name not in known
     ]
+
+
+# --- results.json -----------------------------------------------------------------------------
+
+Metrics = dict[str, Annotated[float | None, AfterValidator(finite)]]
+
+
+class Part(BaseModel):
+    """A part of results.json; a value that was not measured or is not finite is null."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ResultEntry(Part):
+    """One finished fine-tuning."""
+
+    backbone: str
+    task: str
+    seed: int
+    metrics: Metrics = Field(description="AP in percent by name, such as bbox/AP50")
+
+
+class ProbeEntry(Part):
+    """One probe of a backbone."""
+
+    backbone: str
+    probe: str
+    metrics: Metrics
+
+
+class UnfinishedEntry(Part):
+    """A fine-tuning of the plan without a result."""
+
+    backbone: str
+    task: str
+    seed: int
+    status: Status
+    reason: str | None
+    log: str | None
+
+
+class DifferenceEntry(Part):
+    """Difference to the baseline."""
+
+    mean: float
+    std: float | None
+    n: int
+    paired: bool
+
+
+class SummaryEntry(Part):
+    """One metric of one backbone on one task over its finished seeds."""
+
+    backbone: str
+    task: str
+    metric: str
+    mean: float | None
+    std: float | None = Field(description="sample standard deviation (ddof 1)")
+    n: int
+    planned: int
+    difference: DifferenceEntry | None
+    verdict: Verdict
+    p: float | None = Field(description="two-sided paired t-test against the baseline")
+
+
+class Results(Part):
+    """results.json."""
+
+    pipeline: str
+    baseline: str | None
+    rows: tuple[ResultEntry, ...]
+    probes: tuple[ProbeEntry, ...]
+    unfinished: tuple[UnfinishedEntry, ...]
+    summary: tuple[SummaryEntry, ...]
+
+
+def results_json(data: ReportData) -> str:
+    """Return results.json; NaN is no JSON and becomes null."""
+    summary = [
+        {
+            "backbone": line.backbone,
+            "task": task.task.name,
+            "planned": line.planned,
+            **(vars(cell.spread) if cell.spread else {"mean": None, "std": None, "n": 0}),
+            **{key: getattr(cell, key) for key in ("metric", "difference", "verdict", "p")},
+        }
+        for task in summarise(data)
+        for line in task.backbones
+        for cell in line.cells
+    ]
+    results = Results.model_validate(
+        {
+            "pipeline": data.pipeline,
+            "baseline": data.baseline,
+            "rows": [row for row in data.rows if row.status == "done"],
+            "probes": data.probes,
+            "unfinished": [row for row in data.rows if row.status != "done"],
+            "summary": summary,
+        },
+        from_attributes=True,
+    )
+    content = results.model_dump(mode="json")
+    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def schema_json() -> str:
+    """Return the JSON schema of results.json."""
+    return json.dumps(Results.model_json_schema(), indent=1) + "\n"

@@ -17,7 +17,6 @@ from pipeline.report.data import (
     ReportData,
     ResultRow,
     TaskSummary,
-    finite,
     further_summaries,
     summarise,
 )
@@ -33,6 +32,7 @@ from pipeline.report.plots import (
 )
 from pipeline.report.prediction import Prediction, answer, predictions
 from pipeline.report.provenance import duration, gpu_hours, provenance
+from pipeline.report.statistics import finite
 from pipeline.report.text import (
     DASH,
     NOT_DONE,

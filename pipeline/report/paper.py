@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pipeline.report.data import Cell, ReportData, Spread, TaskSummary, summarise
+from pipeline.report.data import Cell, ReportData, TaskSummary, summarise
 from pipeline.report.published import PUBLISHED, Value
-from pipeline.report.statistics import SIGNIFICANT
+from pipeline.report.statistics import SIGNIFICANT, Spread
 from pipeline.report.text import DASH, md, metric_label, number, task_decimals
 
 MARK = "‡"

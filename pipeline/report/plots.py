@@ -19,7 +19,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from pipeline.report.data import Cell, Curve, Spread, finite
+from pipeline.report.data import Cell, Curve
+from pipeline.report.statistics import Spread, finite
 
 LABEL_SIZE, LABEL_RIGHT, LABEL_UP = 8.0, 6.0, 4.0  # points
 INK, QUIET, GRID = "#1f2428", "#656d76", "#d8dee4"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.report.data import ReportData, Spread, TaskSummary, finite, main_metrics, summarise
-from pipeline.report.statistics import rank_correlation
+from pipeline.report.data import ReportData, TaskSummary, main_metrics, summarise
+from pipeline.report.statistics import Spread, finite, rank_correlation
 from pipeline.report.text import metric_label
 
 SHOWN = ("top1", "normalized_stable_rank", "effective_rank")

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.report.data import ReportData, finite
+from pipeline.report.data import ReportData
+from pipeline.report.statistics import finite
 
 
 @dataclass(frozen=True)

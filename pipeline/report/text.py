@@ -11,18 +11,15 @@ from rich.text import Text
 from pipeline.report.data import (
     BackboneSummary,
     Cell,
-    Difference,
     ReportData,
     ResultRow,
-    Spread,
     TaskInfo,
     TaskSummary,
-    Verdict,
-    finite,
     main_metrics,
     summarise,
 )
 from pipeline.report.provenance import provenance
+from pipeline.report.statistics import Difference, Spread, Verdict, finite
 
 DASH = "–"
 MAX_REASON = 400

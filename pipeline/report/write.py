@@ -10,10 +10,10 @@ from pathlib import Path
 
 from pipeline.plan.build import Plan
 from pipeline.report.collect import MADE_FROM, collect, report_dir, report_key
-from pipeline.report.data import ReportData, finite
+from pipeline.report.data import ReportData, results_json, schema_json
 from pipeline.report.html import html
 from pipeline.report.paper import latex, paper_markdown
-from pipeline.report.schema import results_json, schema_json
+from pipeline.report.statistics import finite
 from pipeline.report.text import markdown
 from pipeline.stages.files import read_json, write_json
 

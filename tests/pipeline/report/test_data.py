@@ -5,20 +5,16 @@ import pytest
 from pipeline.report.data import (
     Cell,
     Curve,
-    Difference,
     ProbeRow,
     ReportData,
     ResultRow,
-    Spread,
     TaskInfo,
     TaskSummary,
     check,
-    difference,
     main_metrics,
-    spread,
     summarise,
-    verdict,
 )
+from pipeline.report.statistics import Difference, Spread, difference, spread, verdict
 
 VOC = TaskInfo("voc", "VOC", ("bbox/AP50", "bbox/AP"))
 

@@ -3,11 +3,18 @@
 import json
 from dataclasses import replace
 
-from pipeline.report.data import ReportData, ResultRow, TaskInfo, further_summaries
+from pipeline.report.data import (
+    ReportData,
+    ResultRow,
+    Results,
+    TaskInfo,
+    further_summaries,
+    results_json,
+    schema_json,
+)
 from pipeline.report.html import html
 from pipeline.report.paper import latex, line_name, paper_markdown, paper_table
 from pipeline.report.published import PUBLISHED
-from pipeline.report.schema import Results, results_json, schema_json
 
 BOX = ("bbox/AP50", "bbox/AP", "bbox/AP75")
 MASK = ("segm/AP50", "segm/AP", "segm/AP75")

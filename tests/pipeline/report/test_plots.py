@@ -3,7 +3,7 @@ from xml.etree import ElementTree
 import matplotlib
 import pytest
 
-from pipeline.report.data import Cell, Curve, Spread
+from pipeline.report.data import Cell, Curve
 from pipeline.report.plots import (
     BASELINE,
     MAX_POINTS,
@@ -17,6 +17,7 @@ from pipeline.report.plots import (
     recolour,
     thin,
 )
+from pipeline.report.statistics import Spread
 
 CELLS = {
     "random": Cell("bbox/AP", ((0, 1.0), (1, 3.0)), Spread(2.0, 1.414, 2), None, "baseline", False),

@@ -14,9 +14,16 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from pipeline.report.data import Curve, ProbeRow, ReportData, ResultRow, TaskInfo, summarise
+from pipeline.report.data import (
+    Curve,
+    ProbeRow,
+    ReportData,
+    ResultRow,
+    TaskInfo,
+    results_json,
+    summarise,
+)
 from pipeline.report.html import html
-from pipeline.report.schema import results_json
 from pipeline.report.text import findings, markdown, rich_tables
 from pipeline.report.write import results_csv, write_files, write_report
 
