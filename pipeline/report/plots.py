@@ -1,4 +1,4 @@
-"""The report's plots as SVG or PNG bytes, drawn without pyplot and without lasting global state.
+"""The report's plots as SVG, drawn without pyplot and without lasting global state.
 
 The same input gives the same bytes whatever matplotlibrc says. Colours in an SVG are CSS variables
 with a light fallback, so that a page can restyle them (see `recolour`).
@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any, Literal
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -43,16 +44,10 @@ STYLE: dict[str, Any] = {
     "text.color": INK,
     "xtick.color": QUIET,
     "ytick.color": QUIET,
-    "savefig.dpi": 200,
 }
 NOT_STYLE = ("backend", "backend_fallback", "date.epoch", "interactive", "toolbar")
-NO_METADATA = {
-    "svg": {"Date": None, "Creator": None, "Format": None, "Type": None},
-    "png": {"Software": None},
-}
+NO_METADATA: dict[str, Any] = {"Date": None, "Creator": None, "Format": None, "Type": None}
 MAX_POINTS = 240
-
-Format = Literal["svg", "png"]
 
 
 @dataclass(frozen=True)
@@ -67,16 +62,13 @@ class Series:
 def colours(backbones: Sequence[str], baseline: str | None) -> dict[str, str]:
     """A colour per backbone: grey for the baseline, the palette in turn for the others."""
     others = [name for name in backbones if name != baseline]
-    found = {name: SERIES[i % len(SERIES)] for i, name in enumerate(others)}
-    return {name: found.get(name, BASELINE) for name in backbones}
+    palette = {name: SERIES[i % len(SERIES)] for i, name in enumerate(others)}
+    return {name: palette.get(name, BASELINE) for name in backbones}
 
 
-def bar_plot(
-    cells: Mapping[str, Cell], palette: Mapping[str, str], *, fmt: Format = "svg"
-) -> bytes:
+def bar_plot(cells: Mapping[str, Cell], palette: Mapping[str, str]) -> bytes:
     """One bar per backbone: mean, whiskers of one standard deviation, a dot per seed."""
-    with _style():
-        figure, axes = _figure(3.6, 0.55 + 0.42 * len(cells))
+    with _axes(3.6, 0.55 + 0.42 * len(cells)) as (figure, axes):
         for i, (name, cell) in enumerate(cells.items()):
             _bar(axes, i, cell, palette[name])
         axes.set_yticks(range(len(cells)))
@@ -86,7 +78,7 @@ def bar_plot(
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         axes.grid(axis="x", color=GRID, linewidth=0.6)
-        return _save(figure, fmt)
+        return _svg(figure)
 
 
 def _bar(axes: Axes, position: int, cell: Cell, colour: str) -> None:
@@ -95,85 +87,57 @@ def _bar(axes: Axes, position: int, cell: Cell, colour: str) -> None:
         return
     for fill, alpha in ((PAGE, 1.0), (colour, 0.4)):  # no grid lines through a pale bar
         axes.barh(position, cell.spread.mean, height=0.62, color=fill, alpha=alpha, linewidth=0)
-    if cell.spread.std is not None:
-        axes.errorbar(
-            cell.spread.mean,
-            position,
-            xerr=cell.spread.std,
-            color=INK,
-            capsize=3,
-            elinewidth=1.1,
-            zorder=3,
-        )
+    mean, std = cell.spread.mean, cell.spread.std
+    if std is not None:
+        axes.errorbar(mean, position, xerr=std, color=INK, capsize=3, elinewidth=1.1, zorder=3)
     # dots beside each other, always in seed order: no random jitter
     n = len(cell.values)
     offsets = [0.0] if n == 1 else [-0.18 + 0.36 * i / (n - 1) for i in range(n)]
-    axes.scatter(
-        [value for _, value in cell.values],
-        [position + offset for offset in offsets],
-        s=14,
-        color=colour,
-        edgecolors="none",
-        zorder=4,
-    )
+    heights = [position + offset for offset in offsets]
+    values = [value for _, value in cell.values]
+    axes.scatter(values, heights, s=14, color=colour, edgecolors="none", zorder=4)
 
 
-def line_plot(series: Sequence[Series], *, x_label: str = "step", fmt: Format = "svg") -> bytes:
+def line_plot(series: Sequence[Series]) -> bytes:
     """Lines over steps."""
-    with _style():
-        figure, axes = _figure(3.6, 2.2)
+    look: dict[str, Any] = {"linewidth": 1.3 if len(series) <= 6 else 1.0, "alpha": 0.9}
+    with _axes(3.6, 2.2) as (figure, axes):
         for line in series:
             marker = "o" if len(line.x) < 3 else None
-            axes.plot(
-                line.x,
-                line.y,
-                color=line.colour,
-                linewidth=1.3 if len(series) <= 6 else 1.0,
-                alpha=0.9,
-                marker=marker,
-                markersize=3,
-            )
-        axes.set_xlabel(x_label, parse_math=False)
+            axes.plot(line.x, line.y, color=line.colour, marker=marker, markersize=3, **look)
+        axes.set_xlabel("step", parse_math=False)
         axes.grid(color=GRID, linewidth=0.6)
         axes.margins(x=0.02)
-        return _save(figure, fmt)
+        return _svg(figure)
 
 
 def scatter_plot(
     places: Mapping[str, tuple[float, Spread]],
     palette: Mapping[str, str],
     labels: tuple[str, str],
-    *,
-    fmt: Format = "svg",
 ) -> bytes:
     """One dot per backbone at (predictor, mean of the metric), whiskers of one standard deviation.
 
     `labels` are those of the x and the y axis.
     """
-    with _style():
-        figure, axes = _figure(3.6, 2.6)
-        for name, (x, found) in places.items():
-            axes.errorbar(
-                x, found.mean, yerr=found.std or 0.0, fmt="o", color=palette[name], capsize=3,
-                markersize=5, elinewidth=1.1,
-            )  # fmt: skip
+    look: dict[str, Any] = {"fmt": "o", "capsize": 3, "markersize": 5, "elinewidth": 1.1}
+    with _axes(3.6, 2.6) as (figure, axes):
+        for name, (x, y) in places.items():
+            axes.errorbar(x, y.mean, yerr=y.std or 0.0, color=palette[name], **look)
         axes.set_xlabel(labels[0], parse_math=False)
         axes.set_ylabel(labels[1], parse_math=False)
         axes.grid(color=GRID, linewidth=0.6)
         axes.margins(0.18, 0.12)
         names = [_short(name) for name in places]
-        dots = [(x, found.mean) for x, found in places.values()]
+        dots = [(x, y.mean) for x, y in places.values()]
         figure.draw_without_rendering()  # limits and layout are settled by drawing
         on_paper: Any = axes.transData.transform(dots) * 72 / figure.dpi if dots else []
-        heights = label_heights(
-            [(x, y, name) for (x, y), name in zip(on_paper, names, strict=True)]
-        )
-        for name, dot, height in zip(names, dots, heights, strict=True):
-            axes.annotate(
-                name, dot, xytext=(LABEL_RIGHT, height), textcoords="offset points",
-                fontsize=LABEL_SIZE, parse_math=False,
-            )  # fmt: skip
-        return _save(figure, fmt)
+        labelled = [(x, y, name) for (x, y), name in zip(on_paper, names, strict=True)]
+        text: dict[str, Any] = {"fontsize": LABEL_SIZE, "parse_math": False}
+        for name, dot, height in zip(names, dots, label_heights(labelled), strict=True):
+            place = (LABEL_RIGHT, height)
+            axes.annotate(name, dot, xytext=place, textcoords="offset points", **text)
+        return _svg(figure)
 
 
 def label_heights(dots: Sequence[tuple[float, float, str]]) -> list[float]:
@@ -223,13 +187,10 @@ def thin(values: Sequence[float], size: int) -> tuple[float, ...]:
 
 def recolour(svg: str) -> str:
     """The SVG with its colours as CSS variables, the fixed colour as their fallback."""
+    ours = "|".join(CSS_NAMES)
     return re.sub(
-        r"\b(fill|stroke): ?(#[0-9a-f]{6})\b",
-        lambda found: (
-            f"{found[1]}: var({CSS_NAMES[found[2]]}, {found[2]})"
-            if found[2] in CSS_NAMES
-            else found[0]
-        ),
+        rf"\b(fill|stroke): ?({ours})\b",
+        lambda style: f"{style[1]}: var({CSS_NAMES[style[2]]}, {style[2]})",
         svg,
     )
 
@@ -239,31 +200,25 @@ def _short(name: str, limit: int = 20) -> str:
     return name if len(name) <= limit else name[: limit - 1] + "…"
 
 
-def _style() -> Any:
-    """Matplotlib's own defaults and ours on top, restored on leaving."""
-    defaults: dict[Any, Any] = {
-        k: v for k, v in matplotlib.rcParamsDefault.items() if k not in NOT_STYLE
-    }
-    return matplotlib.rc_context(defaults | STYLE)
+@contextmanager
+def _axes(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
+    """A figure with axes; inside, matplotlib's own defaults hold and our style on top."""
+    defaults: dict[Any, Any] = dict(matplotlib.rcParamsDefault)
+    defaults = {key: value for key, value in defaults.items() if key not in NOT_STYLE}
+    with matplotlib.rc_context(defaults | STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure, figure.add_subplot()
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.add_subplot()
-
-
-def _save(figure: Figure, fmt: Format) -> bytes:
+def _svg(figure: Figure) -> bytes:
+    """The SVG with ids that stay apart from another plot's on the same page, and CSS colours."""
     buffer = BytesIO()
     with warnings.catch_warnings():
         # names in any script: the browser has the glyphs that matplotlib's own font lacks
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure.savefig(buffer, format=fmt, transparent=fmt == "svg", metadata=NO_METADATA[fmt])
-    return _unique_ids(buffer.getvalue()) if fmt == "svg" else buffer.getvalue()
-
-
-def _unique_ids(svg: bytes) -> bytes:
-    """The SVG with ids that stay apart from another plot's on the same page, and CSS colours."""
+        figure.savefig(buffer, format="svg", transparent=True, metadata=NO_METADATA)
+    svg = buffer.getvalue()
     prefix = f"p{hashlib.sha256(svg).hexdigest()[:8]}-"
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", svg.decode("utf-8"))
     return recolour(text).encode("utf-8")
