@@ -16,7 +16,7 @@ from pipeline.executors.slurm.states import read_views
 from pipeline.plan.build import Plan
 from pipeline.plan.selection import select
 from pipeline.report.collect import MADE_FROM, all_states, collect, report_dir
-from pipeline.report.text import rich_tables
+from pipeline.report.tables import rich_tables
 from pipeline.report.write import make_report
 from pipeline.stages.run_folder import State, lock
 from pipeline.stages.staleness import changed_lines

@@ -1,4 +1,7 @@
-"""Read the run folders of a plan into the plain data of the report."""
+"""The data of a report, read from the run folders of a plan.
+
+Tested in tests/pipeline/plan/test_probe_stages.py and tests/pipeline/executors/test_local.py.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,19 @@ from pipeline.stages.stage import Stage
 MADE_FROM = "made_from.json"
 BOX_METRICS = ("bbox/AP50", "bbox/AP", "bbox/AP75")
 MASK_METRICS = ("segm/AP50", "segm/AP", "segm/AP75")
+MACHINE = ("host", "cpu", "num_cpus", "gpus", "system", "python", "packages")
+
+Manifests = dict[str, dict[str, Any]]
 
 
 def collect(plan: Plan) -> ReportData:
     """Return everything a report shows, from whatever is done."""
     states = all_states(plan)
+    manifests: Manifests = {
+        stage.name: read_json(stage.run_dir / MANIFEST)
+        for stage in plan.stages
+        if states[stage.name].status == "done"
+    }
     finetunes = [stage for stage in plan.stages if stage.kind == "finetune"]
     config = plan.config
     command = "python tools/run_pipeline.py run --config-file " + shlex.join(
@@ -31,24 +42,22 @@ def collect(plan: Plan) -> ReportData:
         pipeline=config.name,
         backbones=tuple(backbone.name for backbone in config.backbones),
         tasks=tuple(
-            TaskInfo(
-                task.name,
-                task.title or task.name,
-                _metrics(finetunes, task.name),
-                task.reference,
-            )
-            for task in config.tasks
+            TaskInfo(t.name, t.title or t.name, _metrics(finetunes, t.name), t.reference)
+            for t in config.tasks
         ),
         baseline=next((backbone.name for backbone in config.backbones if backbone.random), None),
-        rows=tuple(_row(stage, states[stage.name], command) for stage in finetunes),
+        rows=tuple(
+            _row(stage, states[stage.name], manifests.get(stage.name, {}), command)
+            for stage in finetunes
+        ),
         probes=tuple(
-            ProbeRow(stage.backbone, stage.probe, _numbers(_manifest(stage)["metrics"]))
+            ProbeRow(stage.backbone, stage.probe, _numbers(manifests[stage.name]["metrics"]))
             for stage in plan.stages
-            if stage.probe is not None and states[stage.name].status == "done"
+            if stage.probe is not None and stage.name in manifests
         ),
         pretraining=tuple(_curve(stage) for stage in plan.stages if stage.kind == "pretrain"),
         finetuning=tuple(_curve(stage) for stage in finetunes),
-        provenance=_provenance(plan, states),
+        provenance=_provenance(manifests),
         command=command,
     )
 
@@ -58,28 +67,24 @@ def all_states(plan: Plan) -> dict[str, State]:
     states: dict[str, State] = {}
     for stage in plan.stages:
         state = read_state(stage)
-        failed_inputs = [s for s in stage.inputs.values() if states[s.name].status == "failed"]
-        if state.status != "done" and failed_inputs:
-            state = State("failed", first_broken(failed_inputs, states))
-        states[stage.name] = state
+        broken = first_broken(stage.inputs.values(), states) if state.status != "done" else None
+        states[stage.name] = state if broken is None else State("failed", broken)
     return states
 
 
 def _metrics(finetunes: list[Stage], task: str) -> tuple[str, ...]:
     """Return the columns of a task: boxes, and masks where its config has them."""
     for stage in finetunes:
-        if stage.task == task:
-            model = stage.settings["detectron2"].get("MODEL", {})
-            return (*BOX_METRICS, *(MASK_METRICS if model.get("MASK_ON") else ()))
+        if stage.task == task and stage.settings["detectron2"].get("MODEL", {}).get("MASK_ON"):
+            return (*BOX_METRICS, *MASK_METRICS)
     return BOX_METRICS
 
 
-def _row(stage: Stage, state: State, command: str) -> ResultRow:
-    manifest = _manifest(stage) if state.status == "done" else {}
-    made = manifest.get("provenance", {})
+def _row(stage: Stage, state: State, manifest: dict[str, Any], command: str) -> ResultRow:
+    provenance = manifest.get("provenance", {})
+    code = provenance.get("code", {})
     pictures = stage.run_dir / "pictures"
     done = state.status == "done"
-    code = made.get("code", {})
     assert stage.task is not None and stage.seed is not None
     return ResultRow(
         backbone=stage.backbone,
@@ -91,11 +96,11 @@ def _row(stage: Stage, state: State, command: str) -> ResultRow:
         log=failed_log(stage) if state.status == "failed" else None,
         pictures=tuple(sorted(pictures.glob("*-detections.jpg"))) if done else (),
         ground_truth=tuple(sorted(pictures.glob("*-ground_truth.jpg"))) if done else (),
-        wall_time_s=made.get("wall_time_s"),
+        wall_time_s=provenance.get("wall_time_s"),
         run_dir=str(stage.run_dir),
         dirty=bool(code.get("dirty")),
         signature=stage.signature,
-        num_gpus=len(made.get("gpus", ())),
+        num_gpus=len(provenance.get("gpus", ())),
         commit=code.get("commit"),
         command=f"{command} --only {stage.name}",
         config={"signature covers": stage.record, "settings": stage.settings},
@@ -114,43 +119,33 @@ def _curve(stage: Stage) -> Curve:
     """Return the log of a stage; what was logged of one step, at one time or two, is one point."""
     points: list[dict[str, float]] = []
     path = stage.run_dir / METRICS
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                point = _numbers(json.loads(line))
-            except ValueError:
-                continue  # the last line of a stage at work may be half-written
-            if points and "step" in point and points[-1].get("step") == point["step"]:
-                points[-1] |= point
-            else:
-                points.append(point)
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            point = _numbers(json.loads(line))
+        except ValueError:
+            continue  # the last line of a stage at work may be half-written
+        if points and "step" in point and points[-1].get("step") == point["step"]:
+            points[-1] |= point
+        else:
+            points.append(point)
     return Curve(stage.slug, stage.backbone, stage.task, stage.seed, tuple(points))
 
 
-def _provenance(plan: Plan, states: dict[str, State]) -> dict[str, Any]:
-    made = {
-        stage.name: _manifest(stage).get("provenance", {})
-        for stage in plan.stages
-        if states[stage.name].status == "done"
-    }
-    keys = ("host", "cpu", "num_cpus", "gpus", "system", "python", "packages")
+def _provenance(manifests: Manifests) -> dict[str, Any]:
+    origins = {name: manifest.get("provenance", {}) for name, manifest in manifests.items()}
     machines: list[dict[str, Any]] = []
-    for entry in made.values():
-        machine = {key: entry.get(key) for key in keys}
+    for origin in origins.values():
+        machine = {key: origin.get(key) for key in MACHINE}
         if machine not in machines:
             machines.append(machine)
-    commits = sorted({str(entry.get("code", {}).get("commit")) for entry in made.values()})
     return {
         "report_made_from": code_state(),
-        "commits_of_results": commits,
+        "commits_of_results": sorted(
+            {str(origin.get("code", {}).get("commit")) for origin in origins.values()}
+        ),
         "machines": machines,
-        "wall_time_s": {name: entry.get("wall_time_s") for name, entry in made.items()},
+        "wall_time_s": {name: origin.get("wall_time_s") for name, origin in origins.items()},
     }
-
-
-def _manifest(stage: Stage) -> dict[str, Any]:
-    content: dict[str, Any] = read_json(stage.run_dir / MANIFEST)
-    return content
 
 
 def _numbers(entry: dict[str, Any]) -> dict[str, float]:
@@ -159,15 +154,12 @@ def _numbers(entry: dict[str, Any]) -> dict[str, float]:
 
 def report_key(plan: Plan) -> list[list[str | None]]:
     """Return what a report depends on, to tell whether one that exists is up to date."""
-    states = all_states(plan)
-    return [
-        [stage.name, state.status, state.reason, _made(stage) if state.status == "done" else None]
-        for stage, state in ((stage, states[stage.name]) for stage in plan.stages)
-    ] + [[task.name, task.title] for task in plan.config.tasks]
-
-
-def _made(stage: Stage) -> str:
-    return sha256_of(stage.run_dir / MANIFEST)
+    states, key = all_states(plan), []
+    for stage in plan.stages:
+        state = states[stage.name]
+        sha256 = sha256_of(stage.run_dir / MANIFEST) if state.status == "done" else None
+        key.append([stage.name, state.status, state.reason, sha256])
+    return key + [[task.name, task.title] for task in plan.config.tasks]
 
 
 def report_dir(plan: Plan) -> Path:

@@ -11,8 +11,9 @@ from pydantic import ValidationError
 
 from pipeline.report.collect import MADE_FROM
 from pipeline.report.data import Results
-from pipeline.report.statistics import Difference, Spread, difference, paired_p, spread
-from pipeline.report.text import difference_text, md, metric_label, p_text, spread_text
+from pipeline.report.statistics import SIGNIFICANT, Difference, Spread, difference, paired_p, spread
+from pipeline.report.tables import bullets, grid, md
+from pipeline.report.text import difference_text, metric_label, p_text, spread_text
 from pipeline.stages.files import read_json, sha256_of
 from pipeline.stages.signature import differences
 
@@ -79,51 +80,43 @@ def _run_dirs(folder: Path) -> Iterable[tuple[str, Path]]:
 
 def number_changes(a: Results, b: Results) -> list[NumberChange]:
     """Return every metric of the summaries that both or one of the pipelines have."""
-    keys = dict.fromkeys((e.backbone, e.task, e.metric) for e in (*a.summary, *b.summary))
-    return [_number_change(a, b, *key) for key in keys]
-
-
-def _number_change(a: Results, b: Results, backbone: str, task: str, metric: str) -> NumberChange:
-    values_a, values_b = (_values(results, backbone, task, metric) for results in (a, b))
-    return NumberChange(
-        backbone,
-        task,
-        metric,
-        spread(values_a.values()),
-        spread(values_b.values()),
-        difference(values_b, values_a),
-        paired_p(values_b, values_a),
-        identical=values_a == values_b,
-    )
+    changes = []
+    for key in dict.fromkeys((e.backbone, e.task, e.metric) for e in (*a.summary, *b.summary)):
+        values_a, values_b = _values(a, *key), _values(b, *key)
+        change = NumberChange(
+            *key,
+            spread(values_a.values()),
+            spread(values_b.values()),
+            difference(values_b, values_a),
+            paired_p(values_b, values_a),
+            identical=values_a == values_b,
+        )
+        changes.append(change)
+    return changes
 
 
 def _values(results: Results, backbone: str, task: str, metric: str) -> dict[int, float]:
-    found = {
-        row.seed: row.metrics.get(metric)
+    return {
+        row.seed: value
         for row in results.rows
         if (row.backbone, row.task) == (backbone, task)
+        and (value := row.metrics.get(metric)) is not None
     }
-    return {seed: value for seed, value in found.items() if value is not None}
 
 
 def config_changes(a: Finished, b: Finished) -> list[str]:
     """Return what differs in the stages' configs; a difference of several stages is told once."""
     lines = [
-        f"{found.folder}: the folders of its stages are gone, and their configs with them"
-        for found in (a, b)
-        if found.results.rows and not found.configs
+        f"{side.folder}: the folders of its stages are gone, and their configs with them"
+        for side in (a, b)
+        if side.results.rows and not side.configs
     ]
-    lines += [
-        f"only in {found.folder}: {name}"
-        for found, other in ((a, b), (b, a))
-        for name in found.configs
-        if name not in other.configs
-    ]
+    for side, other in ((a, b), (b, a)):
+        gone = [name for name in side.configs if name not in other.configs]
+        lines += [f"only in {side.folder}: {name}" for name in gone]
     stages: dict[str, list[str]] = {}
-    for name, config in a.configs.items():
-        for text in (
-            differences(config, b.configs[name], names=("A", "B")) if name in b.configs else []
-        ):
+    for name in [name for name in a.configs if name in b.configs]:
+        for text in differences(a.configs[name], b.configs[name], names=("A", "B")):
             if not text.startswith("inputs"):  # told by the stage that is the input
                 stages.setdefault(text, []).append(name)
     return lines + [f"{', '.join(names)}: {text}" for text, names in stages.items()]
@@ -131,31 +124,25 @@ def config_changes(a: Finished, b: Finished) -> list[str]:
 
 def provenance_changes(a: Finished, b: Finished) -> list[str]:
     """Return how commits, versions and machines differ between the two."""
+    readers: dict[str, Callable[[dict[str, Any]], str]] = {
+        "commit": _commit,
+        "host": lambda origin: str(origin.get("host")),
+        "packages": lambda origin: ", ".join(
+            f"{name} {version}" for name, version in origin.get("packages", {}).items()
+        ),
+    }
     lines = []
-    for what, read in READERS.items():
-        texts = [
-            "; ".join(sorted({read(made) for made in found.provenance.values()})) or "unknown"
-            for found in (a, b)
-        ]
-        if texts[0] != texts[1]:
-            lines.append(f"{what}: A {texts[0]}, B {texts[1]}")
+    for what, read in readers.items():
+        sides = [sorted(set(map(read, side.provenance.values()))) for side in (a, b)]
+        text_a, text_b = ("; ".join(values) or "unknown" for values in sides)
+        if text_a != text_b:
+            lines.append(f"{what}: A {text_a}, B {text_b}")
     return lines
 
 
-def _commit(made: dict[str, Any]) -> str:
-    code = made.get("code", {})
+def _commit(origin: dict[str, Any]) -> str:
+    code = origin.get("code", {})
     return f"{code.get('commit')}{' with changes' if code.get('dirty') else ''}"
-
-
-def _packages(made: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {version}" for name, version in made.get("packages", {}).items())
-
-
-READERS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "commit": _commit,
-    "host": lambda made: str(made.get("host")),
-    "packages": _packages,
-}
 
 
 def compare(folder_a: Path, folder_b: Path) -> str:
@@ -165,31 +152,29 @@ def compare(folder_a: Path, folder_b: Path) -> str:
     changed = [change for change in changes if not change.identical]
     parts = [
         f"# {md(str(folder_a))} (A) and {md(str(folder_b))} (B)",
-        _verdict(changes, changed),
-        _list("What they were made from", config_changes(a, b), "no stage's config differs"),
-        _list("What they were made with", provenance_changes(a, b), "the same"),
+        _outcome(changes, changed),
+        "## What they were made from",
+        bullets(config_changes(a, b) or ["no stage's config differs"]),
+        "## What they were made with",
+        bullets(provenance_changes(a, b) or ["the same"]),
     ]
     if changed:
-        head = ["Backbone", "Task", "Metric", "A", "B", "B − A", "p"]
-        rows = [head, ["---"] * 3 + ["---:"] * 4, *map(_row, changed)]
-        parts += ["## Numbers that changed", "\n".join(f"| {' | '.join(row)} |" for row in rows)]
+        headings = ["Backbone", "Task", "Metric", "A", "B", "B − A", "p"]
+        parts += ["## Numbers that changed", grid(headings, map(_row, changed), num_names=3)]
     return "\n\n".join(parts) + "\n"
 
 
-def _verdict(changes: list[NumberChange], changed: list[NumberChange]) -> str:
+def _outcome(changes: list[NumberChange], changed: list[NumberChange]) -> str:
     if not changes:
         return "Neither has a result yet."
     if not changed:
         return f"All {len(changes)} numbers are identical."
-    significant = sum(change.p is not None and change.p < 0.05 for change in changed)
+    significant = sum(change.p is not None and change.p < SIGNIFICANT for change in changed)
     return (
-        f"{len(changed)} of {len(changes)} numbers changed, {significant} of them with p < 0.05 "
-        "(two-sided paired t-test over common seeds, not corrected for their number)."
+        f"{len(changed)} of {len(changes)} numbers changed, {significant} of them with "
+        f"p < {SIGNIFICANT} (two-sided paired t-test over common seeds, not corrected for their "
+        "number)."
     )
-
-
-def _list(title: str, lines: list[str], nothing: str) -> str:
-    return "\n".join([f"## {title}\n", *(f"- {md(line)}" for line in lines or [nothing])])
 
 
 def _row(change: NumberChange) -> list[str]:

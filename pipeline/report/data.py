@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -231,38 +231,37 @@ def check(data: ReportData) -> None:
     Raises:
         ValueError: every fault found, joined by `; `.
     """
-    tasks = tuple(task.name for task in data.tasks)
+    tasks = [task.name for task in data.tasks]
+    unique: dict[str, Iterable[object]] = {
+        "backbone": data.backbones,
+        "task": tasks,
+        "result": [(row.backbone, row.task, row.seed) for row in data.rows],
+        "probe result": [(row.backbone, row.probe) for row in data.probes],
+    }
+    backbones = [row.backbone for row in data.rows] + [row.backbone for row in data.probes]
+    backbones += [curve.backbone for curve in (*data.pretraining, *data.finetuning)]
+    curve_tasks = [curve.task for curve in data.finetuning if curve.task is not None]
+    backbones += [data.baseline] if data.baseline is not None else []
+    used: dict[str, tuple[list[str], Sequence[str]]] = {
+        "backbone": (backbones, data.backbones),
+        "task": ([row.task for row in data.rows] + curve_tasks, tasks),
+        "status": ([row.status for row in data.rows], get_args(Status)),
+    }
     faults = [
-        *_twice("backbone", data.backbones),
-        *_twice("task", tasks),
-        *_twice("result", [(row.backbone, row.task, row.seed) for row in data.rows]),
-        *_twice("probe result", [(row.backbone, row.probe) for row in data.probes]),
-        *(f"task {task.name!r} has no metrics" for task in data.tasks if not task.metrics),
+        f"{what} {name!r} given {n} times, wanted once"
+        for what, names in unique.items()
+        for name, n in Counter(names).items()
+        if n > 1
     ]
-    names = [row.backbone for row in data.rows] + [row.backbone for row in data.probes]
-    names += [curve.backbone for curve in (*data.pretraining, *data.finetuning)]
-    names += [data.baseline] if data.baseline is not None else []
-    faults += _unknown("backbone", names, data.backbones)
-    used = [row.task for row in data.rows]
-    used += [curve.task for curve in data.finetuning if curve.task is not None]
-    faults += _unknown("task", used, tasks)
-    faults += _unknown("status", [row.status for row in data.rows], get_args(Status))
-    if faults:
-        raise ValueError(f"report data of pipeline {data.pipeline!r}: {'; '.join(faults)}")
-
-
-def _twice(what: str, names: Iterable[object]) -> list[str]:
-    counts = Counter(names)
-    return [f"{what} {name!r} given {n} times, wanted once" for name, n in counts.items() if n > 1]
-
-
-def _unknown(what: str, names: Iterable[str], known: tuple[str, ...]) -> list[str]:
-    known_text = ", ".join(known) or "none"
-    return [
-        f"unknown {what} {name!r}; known: {known_text}"
+    faults += [f"task {task.name!r} has no metrics" for task in data.tasks if not task.metrics]
+    faults += [
+        f"unknown {what} {name!r}; known: {', '.join(known) or 'none'}"
+        for what, (names, known) in used.items()
         for name in dict.fromkeys(names)
         if name not in known
     ]
+    if faults:
+        raise ValueError(f"report data of pipeline {data.pipeline!r}: {'; '.join(faults)}")
 
 
 # --- results.json -----------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 from pipeline.report.data import ReportData, TaskSummary, main_metrics, summarise
 from pipeline.report.statistics import Spread, finite, rank_correlation
@@ -41,28 +42,26 @@ class Prediction:
 
 def predictors(data: ReportData) -> dict[str, dict[str, float]]:
     """Return {predictor: {backbone: value}}: probes, and the indicators at pretraining's end."""
-    found: dict[str, dict[str, float]] = {}
-    for row in data.probes:
-        for metric, value in row.metrics.items():
-            if finite(value) is not None:
-                found.setdefault(f"{row.probe} {metric}", {})[row.backbone] = value
+    named = [
+        (f"{row.probe} {metric}", row.backbone, value)
+        for row in data.probes
+        for metric, value in row.metrics.items()
+    ]
     for curve in data.pretraining:
         last = curve.points[-1] if curve.points else {}
-        for key, value in last.items():
-            if "rank" in key and finite(value) is not None:
-                found.setdefault(key, {})[curve.backbone] = value
-    return found
+        named += [(key, curve.backbone, value) for key, value in last.items() if "rank" in key]
+    values: dict[str, dict[str, float]] = {}
+    for name, backbone, value in named:
+        if finite(value) is not None:
+            values.setdefault(name, {})[backbone] = value
+    return values
 
 
 def predictions(data: ReportData) -> list[Prediction]:
     """Return every predictor against every task's main metric, two backbones at least."""
-    known = predictors(data)
-    return [
-        found
-        for summary in summarise(data)
-        for name, values in known.items()
-        if len((found := _prediction(summary, name, values)).places) >= 2
-    ]
+    pairs = product(summarise(data), predictors(data).items())
+    made = [_prediction(summary, name, values) for summary, (name, values) in pairs]
+    return [prediction for prediction in made if len(prediction.places) >= 2]
 
 
 def _prediction(summary: TaskSummary, name: str, values: dict[str, float]) -> Prediction:
@@ -79,9 +78,9 @@ def _prediction(summary: TaskSummary, name: str, values: dict[str, float]) -> Pr
     return Prediction(name, summary.task.title, metric_label(metric), places, correlation)
 
 
-def answer(found: list[Prediction]) -> str:
+def answer(made: list[Prediction]) -> str:
     """Return one sentence on whether anything here predicts transfer."""
-    ranked = [entry for entry in found if entry.correlation is not None]
+    ranked = [entry for entry in made if entry.correlation is not None]
     if not ranked:
         return "Fewer than three backbones have a cheap number and a result: nothing to rank yet."
     best = max(ranked, key=lambda entry: abs(entry.correlation or 0.0))

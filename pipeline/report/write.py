@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import secrets
-from collections.abc import Mapping
-from io import StringIO
+from contextlib import ExitStack
 from pathlib import Path
 
 from pipeline.plan.build import Plan
 from pipeline.report.collect import MADE_FROM, collect, report_dir, report_key
 from pipeline.report.data import ReportData, results_json, schema_json
 from pipeline.report.html import html
-from pipeline.report.paper import latex, paper_markdown
-from pipeline.report.statistics import finite
-from pipeline.report.text import markdown
-from pipeline.stages.files import read_json, write_json
+from pipeline.report.tables import latex, markdown, results_csv
+from pipeline.stages.files import atomic_path, read_json, write_json
 
 
 def make_report(plan: Plan) -> None:
@@ -46,54 +41,18 @@ def write_report(data: ReportData, directory: Path) -> Path:
         "results.schema.json": schema_json(),
         "table.tex": latex(data),
         "results.csv": results_csv(data),
-        "report.md": markdown(data, paper_markdown(data)),
+        "report.md": markdown(data),
         "index.html": html(data),
     }
-    write_files(directory, {name: encode(text) for name, text in texts.items()})
+    # a lone surrogate (a file name that is no UTF-8) becomes a question mark
+    contents = {name: text.encode("utf-8", errors="replace") for name, text in texts.items()}
+    write_files(directory, contents)
     return directory / "index.html"
 
 
-def encode(text: str) -> bytes:
-    """UTF-8; a lone surrogate (a file name that is no UTF-8) becomes a question mark."""
-    return text.encode("utf-8", errors="replace")
-
-
-def write_files(directory: Path, files: Mapping[str, bytes]) -> None:
+def write_files(directory: Path, files: dict[str, bytes]) -> None:
     """Write all files under temporary names beside their places, then rename them."""
     directory.mkdir(parents=True, exist_ok=True)
-    suffix = f".{secrets.token_hex(4)}.tmp"
-    written = {directory / f".{name}{suffix}": directory / name for name in files}
-    try:
-        for temporary, target in written.items():
-            _write(temporary, target, files[target.name])
-        for temporary, target in written.items():
-            temporary.replace(target)
-    finally:
-        for temporary in written:
-            temporary.unlink(missing_ok=True)
-
-
-def _write(temporary: Path, target: Path, content: bytes) -> None:
-    try:
-        temporary.write_bytes(content)
-    except OSError as error:  # a write, unlike an open, does not say which file it was
-        raise OSError(error.errno, error.strerror, str(target)) from error
-
-
-def _finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    return {name: finite(value) for name, value in metrics.items()}
-
-
-def results_csv(data: ReportData) -> str:
-    """One line per planned fine-tuning; metric columns are empty where nothing was measured."""
-    columns = dict.fromkeys(metric for task in data.tasks for metric in task.metrics)
-    columns |= dict.fromkeys(name for row in data.rows for name in sorted(row.metrics))
-    buffer = StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["backbone", "task", "seed", "status", *columns])
-    for row in data.rows:
-        metrics = _finite(row.metrics) if row.status == "done" else {}
-        values = [metrics.get(name) for name in columns]
-        cells = ["" if value is None else value for value in values]
-        writer.writerow([row.backbone, row.task, row.seed, row.status, *cells])
-    return buffer.getvalue()
+    with ExitStack() as renames:
+        for name in reversed(files):  # the stack renames the last one first
+            renames.enter_context(atomic_path(directory / name)).write_bytes(files[name])

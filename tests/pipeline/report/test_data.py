@@ -1,4 +1,10 @@
+"""Summaries of tasks, contradictions, and results.json."""
+
+import json
 import math
+import runpy
+from operator import itemgetter
+from pathlib import Path
 
 import pytest
 
@@ -8,15 +14,21 @@ from pipeline.report.data import (
     ProbeRow,
     ReportData,
     ResultRow,
+    Results,
     TaskInfo,
     TaskSummary,
     check,
+    further_summaries,
     main_metrics,
+    results_json,
+    schema_json,
     summarise,
 )
-from pipeline.report.statistics import Difference, Spread, difference, spread, verdict
+from pipeline.report.statistics import Difference, Spread
 
 VOC = TaskInfo("voc", "VOC", ("bbox/AP50", "bbox/AP"))
+CASES = runpy.run_path(str(Path(__file__).with_name("cases.py")))
+case, paper_case, PUBLISHED_VOC = itemgetter("case", "paper_case", "PUBLISHED_VOC")(CASES)
 
 
 def row(backbone, seed, ap=None, *, status="done", task="voc", dirty=False):
@@ -34,67 +46,6 @@ def data(*rows, backbones=("random", "ours"), baseline="random", tasks=(VOC,), *
 def cell(summary: TaskSummary, backbone: str, metric: str = "bbox/AP") -> Cell:
     line = next(line for line in summary.backbones if line.backbone == backbone)
     return next(cell for cell in line.cells if cell.metric == metric)
-
-
-def test_spread_is_mean_and_sample_standard_deviation():
-    found = spread([10.0, 12.0, 17.0])
-    assert found == Spread(13.0, pytest.approx(math.sqrt((9 + 1 + 16) / 2)), 3)
-
-
-def test_one_value_has_no_standard_deviation_and_none_no_spread():
-    assert spread([4.0]) == Spread(4.0, None, 1)
-    assert spread([]) is None
-
-
-def test_difference_is_paired_by_seed_not_by_position():
-    ours = {2: 30.0, 0: 20.0, 1: 25.0}
-    base = {0: 10.0, 1: 14.0, 2: 21.0}
-    # 20-10, 25-14, 30-21
-    assert difference(ours, base) == Difference(10.0, pytest.approx(1.0), 3, paired=True)
-
-
-def test_difference_uses_common_seeds_only():
-    ours = {0: 20.0, 1: 26.0, 7: 900.0}
-    base = {0: 10.0, 1: 14.0, 5: -900.0}
-    assert difference(ours, base) == Difference(11.0, pytest.approx(math.sqrt(2)), 2, paired=True)
-
-
-def test_one_common_seed_gives_a_difference_without_spread():
-    assert difference({0: 5.0, 1: 9.0}, {0: 3.0, 2: 1.0}) == Difference(2.0, None, 1, paired=True)
-
-
-def test_without_common_seeds_the_variances_add():
-    # means 12 and 2, variances 8 and 2
-    found = difference({0: 10.0, 1: 14.0}, {2: 1.0, 3: 3.0})
-    assert found == Difference(10.0, pytest.approx(math.sqrt(10)), 2, paired=False)
-    assert difference({0: 10.0}, {2: 1.0, 3: 3.0}) == Difference(8.0, None, 1, paired=False)
-    assert difference({}, {2: 1.0}) is None
-
-
-@pytest.mark.parametrize(
-    ("diff", "ours", "base", "wanted"),
-    [
-        ((3.1, 3.0), 1.0, 1.0, "yes"),
-        ((3.0, 3.0), 1.0, 1.0, "no"),  # equal is not more
-        ((3.1, 0.1), 3.2, 1.0, "no"),  # our own seeds scatter more
-        ((3.1, 0.1), 1.0, 3.2, "no"),  # the baseline's seeds scatter more
-        ((-3.1, 3.0), 1.0, 1.0, "worse"),
-        ((-2.9, 3.0), 1.0, 1.0, "no"),
-        ((3.1, None), 1.0, 1.0, "n/a"),
-        ((3.1, 0.1), None, 1.0, "n/a"),
-        ((3.1, 0.1), 1.0, None, "n/a"),
-    ],
-)
-def test_verdict_wants_more_than_every_spread(diff, ours, base, wanted):
-    found = verdict(
-        Difference(diff[0], diff[1], 2, paired=True), Spread(9.0, ours, 2), Spread(6.0, base, 2)
-    )
-    assert found == wanted
-
-
-def test_verdict_of_nothing_is_not_available():
-    assert verdict(None, Spread(1.0, 1.0, 2), Spread(1.0, 1.0, 2)) == "n/a"
-    assert verdict(Difference(1.0, 0.1, 2, paired=True), None, None) == "n/a"
 
 
 def test_summary_of_a_complete_task():
@@ -192,3 +143,72 @@ def test_check_lists_every_fault_at_once():
     assert "unknown task 'coco'; known: voc" in text
     assert "unknown status 'lost'; known: done, failed" in text
     assert "\n" not in text
+
+
+def test_sizes_and_classes_have_tables_of_their_own():
+    found = further_summaries(paper_case(), PUBLISHED_VOC)
+    assert found["By object size"].task.metrics == ("bbox/APs", "bbox/APm")
+    assert found["By class"].task.metrics == ("bbox/AP-cat", "bbox/AP-dog")
+
+
+# --- results.json
+
+
+def test_results_json_keeps_the_contract():
+    found = json.loads(results_json(case()))
+    assert found["rows"][0] == {
+        "backbone": "random",
+        "task": "voc",
+        "seed": 0,
+        "metrics": {"bbox/AP50": 30.0, "bbox/AP": 16.0, "bbox/AP75": 14.0},
+    }
+    assert [(r["backbone"], r["task"], r["seed"]) for r in found["rows"]] == [
+        ("random", "voc", 0),
+        ("random", "voc", 1),
+        ("cw-rgp", "voc", 0),
+        ("cw-rgp", "voc", 1),
+        ("random", "coco", 0),
+        ("random", "coco", 1),
+        ("cw-rgp", "coco", 0),
+    ]
+    assert all(set(r) == {"backbone", "task", "seed", "metrics"} for r in found["rows"])
+    assert found["probes"] == [{"backbone": "cw-rgp", "probe": "knn", "metrics": {"top1": 71.25}}]
+    assert found["unfinished"] == [
+        {
+            "backbone": "cw-rgp",
+            "task": "coco",
+            "seed": 1,
+            "status": "failed",
+            "reason": "out of memory",
+            "log": "runs/demo/log.txt",
+        }
+    ]
+
+
+def test_results_json_has_null_for_nan():
+    def refuse(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    found = json.loads(results_json(case()), parse_constant=refuse)
+    assert found["rows"][-1]["metrics"] == {"bbox/AP": 20.0, "segm/AP": None}
+
+
+def test_results_json_summary_holds_the_paired_difference():
+    found = json.loads(results_json(case()))["summary"]
+    [ap] = [
+        e for e in found if (e["backbone"], e["metric"], e["task"]) == ("cw-rgp", "bbox/AP", "voc")
+    ]
+    # 27-16 and 29-17
+    assert (ap["mean"], ap["n"], ap["planned"], ap["verdict"]) == (28.0, 2, 2, "yes")
+    assert ap["difference"] == {
+        "mean": 11.5,
+        "std": pytest.approx(math.sqrt(0.5)),
+        "n": 2,
+        "paired": True,
+    }
+
+
+def test_results_follow_their_schema():
+    Results.model_validate_json(results_json(paper_case()))
+    schema = json.loads(schema_json())
+    assert set(schema["required"]) == set(json.loads(results_json(paper_case())))

@@ -1,12 +1,79 @@
-"""Tests and correlations against values worked out by hand."""
+"""Spreads, differences, tests and correlations against values worked out by hand."""
 
 import math
 
 import pytest
 
-from pipeline.report.data import Curve, ProbeRow, ReportData, ResultRow, TaskInfo
-from pipeline.report.prediction import answer, predictions, predictors
-from pipeline.report.statistics import paired_p, rank_correlation
+from pipeline.report.statistics import (
+    Difference,
+    Spread,
+    difference,
+    paired_p,
+    rank_correlation,
+    spread,
+    verdict,
+)
+
+
+def test_spread_is_mean_and_sample_standard_deviation():
+    found = spread([10.0, 12.0, 17.0])
+    assert found == Spread(13.0, pytest.approx(math.sqrt((9 + 1 + 16) / 2)), 3)
+
+
+def test_one_value_has_no_standard_deviation_and_none_no_spread():
+    assert spread([4.0]) == Spread(4.0, None, 1)
+    assert spread([]) is None
+
+
+def test_difference_is_paired_by_seed_not_by_position():
+    ours = {2: 30.0, 0: 20.0, 1: 25.0}
+    base = {0: 10.0, 1: 14.0, 2: 21.0}
+    # 20-10, 25-14, 30-21
+    assert difference(ours, base) == Difference(10.0, pytest.approx(1.0), 3, paired=True)
+
+
+def test_difference_uses_common_seeds_only():
+    ours = {0: 20.0, 1: 26.0, 7: 900.0}
+    base = {0: 10.0, 1: 14.0, 5: -900.0}
+    assert difference(ours, base) == Difference(11.0, pytest.approx(math.sqrt(2)), 2, paired=True)
+
+
+def test_one_common_seed_gives_a_difference_without_spread():
+    assert difference({0: 5.0, 1: 9.0}, {0: 3.0, 2: 1.0}) == Difference(2.0, None, 1, paired=True)
+
+
+def test_without_common_seeds_the_variances_add():
+    # means 12 and 2, variances 8 and 2
+    found = difference({0: 10.0, 1: 14.0}, {2: 1.0, 3: 3.0})
+    assert found == Difference(10.0, pytest.approx(math.sqrt(10)), 2, paired=False)
+    assert difference({0: 10.0}, {2: 1.0, 3: 3.0}) == Difference(8.0, None, 1, paired=False)
+    assert difference({}, {2: 1.0}) is None
+
+
+@pytest.mark.parametrize(
+    ("diff", "ours", "base", "wanted"),
+    [
+        ((3.1, 3.0), 1.0, 1.0, "yes"),
+        ((3.0, 3.0), 1.0, 1.0, "no"),  # equal is not more
+        ((3.1, 0.1), 3.2, 1.0, "no"),  # our own seeds scatter more
+        ((3.1, 0.1), 1.0, 3.2, "no"),  # the baseline's seeds scatter more
+        ((-3.1, 3.0), 1.0, 1.0, "worse"),
+        ((-2.9, 3.0), 1.0, 1.0, "no"),
+        ((3.1, None), 1.0, 1.0, "n/a"),
+        ((3.1, 0.1), None, 1.0, "n/a"),
+        ((3.1, 0.1), 1.0, None, "n/a"),
+    ],
+)
+def test_verdict_wants_more_than_every_spread(diff, ours, base, wanted):
+    found = verdict(
+        Difference(diff[0], diff[1], 2, paired=True), Spread(9.0, ours, 2), Spread(6.0, base, 2)
+    )
+    assert found == wanted
+
+
+def test_verdict_of_nothing_is_not_available():
+    assert verdict(None, Spread(1.0, 1.0, 2), Spread(1.0, 1.0, 2)) == "n/a"
+    assert verdict(Difference(1.0, 0.1, 2, paired=True), None, None) == "n/a"
 
 
 def test_p_of_two_seeds_is_that_of_students_t_with_one_degree_of_freedom():
@@ -41,49 +108,3 @@ def test_rank_correlation_is_of_ranks():
     assert rank_correlation([1, 1, 9], [1, 2, 3]) == pytest.approx(math.sqrt(3) / 2)
     assert rank_correlation([1, 2], [1, 2]) is None
     assert rank_correlation([1, 1, 1], [1, 2, 3]) is None
-
-
-VOC = TaskInfo("voc", "VOC", ("bbox/AP",))
-
-
-def row(backbone, value):
-    return ResultRow(
-        backbone, "voc", 0, "done", {"bbox/AP": value}, None, None, (), (), None, "run", False, "0"
-    )
-
-
-def report(*, probes=(), pretraining=(), values=(10.0, 20.0, 30.0)):
-    names = ("random", "a", "b")[: len(values)]
-    rows = tuple(row(name, value) for name, value in zip(names, values, strict=True))
-    return ReportData(
-        "demo", names, (VOC,), "random", rows, tuple(probes), tuple(pretraining), (), {}, "run"
-    )
-
-
-def test_predictors_are_probes_and_the_last_indicators():
-    points = ({"step": 1.0, "encoding/rank": 3.0, "loss": 1.0}, {"step": 2.0, "encoding/rank": 9.0})
-    data = report(
-        probes=[ProbeRow("random", "knn", {"top1": 0.3}), ProbeRow("a", "knn", {"top1": math.nan})],
-        pretraining=[Curve("a", "a", None, None, points)],
-    )
-    assert predictors(data) == {"knn top1": {"random": 0.3}, "encoding/rank": {"a": 9.0}}
-
-
-def test_prediction_pairs_the_number_with_the_mean_ap_and_ranks_them():
-    values = {"random": 0.3, "a": 0.2, "b": 0.9}
-    data = report(probes=[ProbeRow(name, "knn", {"top1": v}) for name, v in values.items()])
-    (found,) = predictions(data)
-    assert {name: (x, y.mean) for name, (x, y) in found.places.items()} == {
-        "random": (0.3, 10.0), "a": (0.2, 20.0), "b": (0.9, 30.0),
-    }  # fmt: skip
-    assert found.correlation == pytest.approx(0.5) and found.shown
-    assert found.note == "rank correlation +0.50 over 3 backbones"
-    assert "knn top1 with Box AP of VOC" in answer([found]) and "are few" in answer([found])
-
-
-def test_two_backbones_are_shown_and_not_ranked():
-    values = {"random": 0.3, "a": 0.2}
-    probes = [ProbeRow(name, "knn", {"top1": v}) for name, v in values.items()]
-    (found,) = predictions(report(probes=probes, values=(10.0, 20.0)))
-    assert found.correlation is None and found.note == "2 backbones: too few to rank"
-    assert "nothing to rank yet" in answer([found])

@@ -1,0 +1,384 @@
+"""The tables of a report: one model, filled once, and a thin writer for every format."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from io import StringIO
+
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from pipeline.report.data import Cell, ReportData, TaskSummary, summarise
+from pipeline.report.published import PUBLISHED
+from pipeline.report.statistics import SIGNIFICANT, Verdict, finite
+from pipeline.report.text import (
+    DASH,
+    NOT_DONE,
+    difference_text,
+    failure_text,
+    findings,
+    legend,
+    metric_label,
+    number,
+    one_line,
+    p_text,
+    provenance,
+    task_decimals,
+    verdict_heading,
+    verdict_text,
+)
+
+MARK = "‡"
+LATEX_SPECIAL = str.maketrans({
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
+    "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "†": r"\dag{}", MARK: r"\ddag{}", "±": r"$\pm$", "−": "$-$", "<": r"\textless{}",
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TableCell:
+    """A number as printed, and what may stand beside it; `n` is 0 where no seeds are behind it."""
+
+    mean: str = DASH
+    std: str | None = None
+    n: int = 0
+    best: bool = False
+    difference: str = ""
+    p: str = ""
+    verdict: Verdict = "n/a"
+    significant: bool = False
+
+    @property
+    def text(self) -> str:
+        """`23.9 ± 0.4`; the mean alone where it is not one over seeds."""
+        return f"{self.mean} ± {self.std or DASH}" if self.n else self.mean
+
+
+@dataclass(frozen=True)
+class Line:
+    """A backbone; `state` is what became of unfinished seeds, `source` marks a published line."""
+
+    name: str
+    cells: tuple[TableCell, ...]
+    seeds: str = ""
+    done: int = 0
+    state: str = ""
+    verdict: str = ""
+    dirty: bool = False
+    source: str = ""
+    source_number: int = 0
+
+    @property
+    def marked(self) -> str:
+        """The name with its marks: † modified code, [1] the source it is from."""
+        source = f" [{self.source_number}]" if self.source else ""
+        return f"{self.name}{source}{' †' if self.dirty else ''}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """`headings` are those of the cells; `groups` holds (heading, labels of its columns)."""
+
+    title: str
+    headings: tuple[str, ...]
+    lines: tuple[Line, ...]
+    verdict_heading: str = ""
+    failures: tuple[str, ...] = ()
+    groups: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def task_table(summary: TaskSummary, baseline: str | None, kind: str | None = None) -> Table:
+    """Return a task's table; with `kind` (bbox, segm) of these metrics alone."""
+    task, decimals = summary.task, task_decimals(summary)
+    if kind is not None:
+        metrics = tuple(metric for metric in task.metrics if metric.partition("/")[0] == kind)
+        task = replace(task, metrics=metrics)
+    lines = [
+        Line(
+            name=line.backbone,
+            cells=tuple(_cell(c, decimals) for c in line.cells if c.metric in task.metrics),
+            seeds=str(line.done) if line.done == line.planned else f"{line.done} of {line.planned}",
+            done=line.done,
+            state=", ".join(f"{line.counts[s]} {NOT_DONE[s]}" for s in line.counts if s != "done"),
+            verdict=verdict_text(task, line),
+            dirty=line.dirty,
+        )
+        for line in summary.backbones
+    ]
+    rows = [row for line in summary.backbones for row in line.rows]
+    return Table(
+        title=task.title,
+        headings=tuple(map(metric_label, task.metrics)),
+        lines=tuple(lines),
+        verdict_heading="" if baseline is None else verdict_heading(baseline),
+        failures=tuple(failure_text(row) for row in rows if row.status == "failed"),
+    )
+
+
+def _cell(cell: Cell, decimals: int) -> TableCell:
+    spread = cell.spread
+    return TableCell(
+        mean=number(spread.mean if spread else None, decimals),
+        std=number(spread.std, decimals) if spread and spread.std is not None else None,
+        n=spread.n if spread else 0,
+        best=cell.best,
+        difference=difference_text(cell.difference, decimals) if cell.difference else "",
+        p=p_text(cell.p),
+        verdict=cell.verdict,
+        significant=cell.p is not None and cell.p < SIGNIFICANT,
+    )
+
+
+def probe_table(data: ReportData) -> Table:
+    """Return what the probes measured; backbones without any are left out."""
+    pairs = [(row.probe, metric) for row in data.probes for metric in row.metrics]
+    columns = sorted(dict.fromkeys(pairs), key=lambda pair: [p for p, _ in pairs].index(pair[0]))
+    measured = {(row.backbone, row.probe): row.metrics for row in data.probes}
+    probed = {row.backbone for row in data.probes}
+    cells: dict[str, list[TableCell]] = {name: [] for name in data.backbones if name in probed}
+    for probe, metric in columns:
+        values = {n: finite(measured.get((n, probe), {}).get(metric)) for n in cells}
+        largest = max((abs(v) for v in values.values() if v is not None), default=0.0)
+        for name, value in values.items():
+            cells[name].append(TableCell(number(value, 1 if largest >= 10 else 3)))
+    headings = tuple(f"{probe} {metric_label(metric)}" for probe, metric in columns)
+    return Table("Probes", headings, tuple(Line(name, tuple(c)) for name, c in cells.items()))
+
+
+def paper_table(data: ReportData) -> Table:
+    """Return all tasks side by side, as the papers print them, published rows below."""
+    tables = [task_table(summary, data.baseline) for summary in summarise(data)]
+    groups: list[tuple[str, tuple[str, ...]]] = []
+    for table in tables:
+        kinds: dict[str, list[str]] = {}
+        for label in table.headings:
+            kinds.setdefault(label.rpartition(" ")[0], []).append(label.rpartition(" ")[2])
+        groups += [
+            (f"{table.title}, {kind.lower()}" if kind else table.title, tuple(labels))
+            for kind, labels in kinds.items()
+        ]
+    lines = []
+    for i, name in enumerate(data.backbones):
+        parts = [table.lines[i] for table in tables]
+        done = [str(part.done) for part in parts]
+        seeds = done[0] if len(set(done)) == 1 else "/".join(done)
+        cells = tuple(cell for part in parts for cell in part.cells)
+        lines.append(Line(name, cells, seeds, dirty=any(part.dirty for part in parts)))
+    published = _published_lines(data)
+    notes = []
+    if data.baseline is not None:
+        notes.append(
+            f"{MARK} differs from {data.baseline} with p < {SIGNIFICANT}: two-sided paired t-test, "
+            "same seed against same seed, not corrected for the number of comparisons."
+        )
+    if published:
+        sources = dict.fromkeys(f"[{line.source_number}] {line.source}" for line in published)
+        notes.append(f"Published numbers, not measured here: {'; '.join(sources)}.")
+    headings = tuple(f"{heading} {label}" for heading, labels in groups for label in labels)
+    return Table("", headings, (*lines, *published), groups=tuple(groups), notes=tuple(notes))
+
+
+def _published_lines(data: ReportData) -> list[Line]:
+    """Return the published lines of every task's reference; one name and source share a line."""
+    published: dict[tuple[str, str], dict[tuple[str, str], tuple[float, float | None]]] = {}
+    for task in data.tasks:
+        for row in PUBLISHED[task.reference] if task.reference else ():
+            values = published.setdefault((row.backbone, row.source), {})
+            values |= {(task.name, metric): value for metric, value in row.metrics.items()}
+    columns = [(task.name, metric) for task in data.tasks for metric in task.metrics]
+    sources = list(dict.fromkeys(source for _, source in published))
+    lines = []
+    for (name, source), values in published.items():
+        cells = []
+        for column in columns:
+            mean, std = values.get(column, (None, None))
+            cells.append(TableCell(number(mean, 1), None if std is None else number(std, 2)))
+        number_of_source = sources.index(source) + 1
+        lines.append(Line(name, tuple(cells), source=source, source_number=number_of_source))
+    return lines
+
+
+# --- Markdown ---------------------------------------------------------------------------------
+
+
+def markdown(data: ReportData) -> str:
+    """Return the report's tables in GitHub's Markdown."""
+    parts = [f"# {md(data.pipeline)}: transfer to detection", bullets(findings(data))]
+    paper = paper_table(data)
+    parts += [_markdown_table(paper, _text_and_mark), bullets(paper.notes)]
+    for summary in summarise(data):
+        parts += _markdown_task(task_table(summary, data.baseline), data.baseline)
+    if data.probes:
+        table = probe_table(data)
+        body = [[md(line.name), *(cell.text for cell in line.cells)] for line in table.lines]
+        parts += ["## Probes", grid(["Backbone", *map(md, table.headings)], body)]
+    parts += ["## How to read it", bullets(legend(data)), "## Provenance"]
+    origins = [f"command: {data.command}"]
+    for entry in provenance(data):
+        text = entry.text or ", ".join(f"{key} {value}" for key, value in entry.pairs)
+        origins += [f"{entry.name}: {text}"] if not entry.folded else []
+    return "\n\n".join(part for part in [*parts, bullets(origins)] if part) + "\n"
+
+
+def _markdown_task(table: Table, baseline: str | None) -> list[str]:
+    parts = [f"## {md(table.title)}", _markdown_table(table, _text_and_n)]
+    if baseline is not None:
+        body = []
+        for line in table.lines:
+            if line.name != baseline:
+                texts = (", ".join(filter(None, [c.difference or DASH, c.p])) for c in line.cells)
+                body.append([md(line.name), *map(md, texts)])
+        parts.append(grid([f"Difference to {md(baseline)}", *map(md, table.headings)], body))
+    return [*parts, "\n".join(f"- **failed**: {md(text)}" for text in table.failures)]
+
+
+def _text_and_n(cell: TableCell) -> str:
+    return f"{cell.text} ({cell.n})" if cell.n else DASH
+
+
+def _text_and_mark(cell: TableCell) -> str:
+    spread = "" if cell.std is None else f" ± {cell.std}"
+    return f"{cell.mean}{spread}{' ' + MARK if cell.significant else ''}"
+
+
+def _markdown_table(table: Table, show: Callable[[TableCell], str]) -> str:
+    """Return backbones, seeds, the cells as `show` has them, and verdicts where there are any."""
+    verdicts = [md(table.verdict_heading)] if table.verdict_heading else []
+    body = []
+    for line in table.lines:
+        name, seeds = md(line.marked), f"{line.seeds} ({line.state})" if line.state else line.seeds
+        cells = [f"**{show(cell)}**" if cell.best else show(cell) for cell in line.cells]
+        if line.source:
+            name, seeds = f"*{name}*", "published"
+            cells = [text if text == DASH else f"*{text}*" for text in cells]
+        body.append([name, seeds, *cells, *([md(line.verdict)] if verdicts else [])])
+    return grid(["Backbone", "Seeds", *map(md, table.headings), *verdicts], body)
+
+
+def bullets(texts: Iterable[str]) -> str:
+    """Return untrusted texts as a list."""
+    return "\n".join(f"- {md(text)}" for text in texts)
+
+
+def grid(headings: Sequence[str], body: Iterable[Sequence[str]], num_names: int = 1) -> str:
+    """Return a table of Markdown cells; all columns but the first `num_names` hold numbers."""
+    align = ["---"] * num_names + ["---:"] * (len(headings) - num_names)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [headings, align, *body])
+
+
+def md(text: str) -> str:
+    """Return untrusted text as one line of literal Markdown: no markup, HTML or cell borders."""
+    escaped = one_line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*|\[\]])", r"\\\1", escaped)
+
+
+# --- terminal ---------------------------------------------------------------------------------
+
+
+def rich_tables(data: ReportData) -> list[RichTable]:
+    """Return the tables for a terminal; a task with many metrics gives one per kind (box, mask)."""
+    tables = []
+    for summary in summarise(data):
+        metrics = summary.task.metrics
+        kinds = dict.fromkeys(metric.partition("/")[0] for metric in metrics)
+        for kind in kinds if len(metrics) > 3 else [None]:
+            table = task_table(summary, data.baseline, kind)
+            verdicts = ["Beyond\nspread"] if table.verdict_heading else []
+            tables.append(_rich_table(table, ["Backbone", "Seeds", *table.headings, *verdicts]))
+        failures = "\n".join(f"failed: {text}" for text in table.failures)
+        tables[-1].caption = Text(failures, style="red") if failures else None
+    if data.probes:
+        table = probe_table(data)
+        headings = ["Backbone", *(re.sub("[ /]", "\n", heading) for heading in table.headings)]
+        tables.append(_rich_table(table, headings))
+    return tables
+
+
+def _rich_table(table: Table, headings: Sequence[str]) -> RichTable:
+    rich = RichTable(
+        title=Text(one_line(table.title)), title_justify="left", caption_justify="left"
+    )
+    rich.add_column(Text(headings[0]), overflow="fold", min_width=len(headings[0]))
+    for heading in headings[1:]:
+        rich.add_column(Text(heading), justify="right", no_wrap=True)
+    for line in table.lines:
+        cells = []
+        for cell in line.cells:
+            cells.append(Text(cell.text, style="bold" if cell.best else ""))
+            if cell.difference:
+                cells[-1].append(f"\n{cell.difference}", style="dim not bold")
+        seeds = [Text("\n".join(filter(None, [line.seeds, line.state])))] if line.seeds else []
+        verdict = [Text(line.verdict)] if table.verdict_heading else []
+        rich.add_row(Text(one_line(line.marked)), *seeds, *cells, *verdict)
+    return rich
+
+
+# --- LaTeX and CSV ----------------------------------------------------------------------------
+
+
+def latex(data: ReportData) -> str:
+    """Return the comparison for a paper; it needs the package booktabs."""
+    table = paper_table(data)
+    sizes = [len(labels) for _, labels in table.groups]
+    starts = [3 + sum(sizes[:i]) for i in range(len(sizes))]
+    rules = (rf"\cmidrule(lr){{{a}-{a + n - 1}}}" for a, n in zip(starts, sizes, strict=True))
+    heads = (rf"\multicolumn{{{len(labels)}}}{{c}}{{{tex(h)}}}" for h, labels in table.groups)
+    labels = [tex(label) for _, group in table.groups for label in group]
+    published = [_latex_line(line) for line in table.lines if line.source]
+    caption = "Transfer to detection: mean ± standard deviation over seeds, best mean in bold."
+    lines = [
+        r"% \usepackage{booktabs}",
+        r"\begin{table}",
+        r"\centering",
+        rf"\begin{{tabular}}{{lr{'r' * sum(sizes)}}}",
+        r"\toprule",
+        rf" & & {' & '.join(heads)} \\",
+        " ".join(rules),
+        rf"Backbone & Seeds & {' & '.join(labels)} \\",
+        r"\midrule",
+        *(_latex_line(line) for line in table.lines if not line.source),
+        *([r"\midrule"] if published else []),
+        *published,
+        r"\bottomrule",
+        r"\end{tabular}",
+        rf"\caption{{{tex(' '.join([caption, *table.notes]))}}}",
+        rf"\label{{tab:{''.join(c if c.isalnum() else '-' for c in data.pipeline)}}}",
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _latex_line(line: Line) -> str:
+    name = tex(line.marked)
+    cells = [rf"\textit{{{name}}}" if line.source else name, line.seeds]
+    for cell in line.cells:
+        mean = cell.mean.replace("−", "-")
+        mean = rf"\mathbf{{{mean}}}" if cell.best else mean
+        spread = "" if cell.std is None else rf" \pm {cell.std}"
+        mark = tex(MARK) if cell.significant else ""
+        cells.append("--" if cell.mean == DASH else f"${mean}{spread}${mark}")
+    return rf"{' & '.join(cells)} \\"
+
+
+def tex(text: str) -> str:
+    """Return untrusted text for LaTeX: every special character escaped."""
+    return text.translate(LATEX_SPECIAL)
+
+
+def results_csv(data: ReportData) -> str:
+    """Return one line per planned fine-tuning; empty where nothing was measured."""
+    columns = dict.fromkeys(metric for task in data.tasks for metric in task.metrics)
+    columns |= dict.fromkeys(name for row in data.rows for name in sorted(row.metrics))
+    buffer = StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["backbone", "task", "seed", "status", *columns])
+    for row in data.rows:
+        values = row.metrics if row.status == "done" else {}
+        cells = (finite(values.get(name)) for name in columns)
+        writer.writerow([row.backbone, row.task, row.seed, row.status, *cells])
+    return buffer.getvalue()

@@ -1,0 +1,136 @@
+"""The tables in every format: marks, published rows, and names that try to break them."""
+
+import json
+import runpy
+from dataclasses import replace
+from io import StringIO
+from operator import itemgetter
+from pathlib import Path
+
+from rich.console import Console
+
+from pipeline.report.data import ProbeRow, results_json
+from pipeline.report.published import PUBLISHED
+from pipeline.report.tables import TableCell, latex, markdown, paper_table, results_csv, rich_tables
+
+CASES = runpy.run_path(str(Path(__file__).with_name("cases.py")))
+case, row, paper_case, VOC, COCO = itemgetter("case", "row", "paper_case", "VOC", "COCO")(CASES)
+
+
+def test_markdown_tables():
+    text = markdown(case())
+    assert "| random | 2 | 31.0 ± 1.4 (2) | 16.5 ± 0.7 (2) | 14.5 ± 0.7 (2) | baseline |" in text
+    assert (
+        "| cw-rgp † | 2 | **51.5 ± 2.1 (2)** | **28.0 ± 1.4 (2)** | **25.5 ± 0.7 (2)** | yes |"
+    ) in text
+    assert "| cw-rgp | +20.5 ± 0.7, p = 0.016 | +11.5 ± 0.7, p = 0.028 | +11.0 ± 0.0 |" in text
+    assert "| cw-rgp | 1 of 2 (1 failed) | **20.0 ± – (1)** | – | n/a |" in text
+    assert "- **failed**: cw-rgp, seed 1: out of memory (log: runs/demo/log.txt)" in text
+    assert "| cw-rgp | 71.2 |" in text or "| cw-rgp | 71.3 |" in text
+
+
+def test_markdown_names_cannot_break_the_table():
+    text = markdown(case(ours="a|b\n| <i>`*"))
+    assert r"| a\|b \| &lt;i&gt;\`\* † | 2 |" in text
+
+
+def test_a_small_spread_is_not_printed_as_zero():
+    rows = (row("random", COCO, 0, (10.0, 9.0)), row("random", COCO, 1, (10.02, 9.0)))
+    assert "10.01 ± 0.01 (2)" in markdown(replace(case(), rows=rows))
+
+
+def test_unpaired_differences_are_marked():
+    rows = (
+        row("random", COCO, 0, (10.0, 9.0)),
+        row("random", COCO, 1, (14.0, 9.0)),
+        row("cw-rgp", COCO, 2, (21.0, 9.0)),
+        row("cw-rgp", COCO, 3, (23.0, 9.0)),
+    )
+    assert "| cw-rgp | +10.0 ± 3.2* | 0.0 ± 0.0* |".replace("*", r"\*") in markdown(
+        replace(case(), rows=rows)
+    )
+
+
+def test_tables_on_the_terminal():
+    voc, coco, probes = (shown(table) for table in rich_tables(case(ours="[b]x[/b]")))
+    for part in ("[b]x[/b] †", "28.0 ± 1.4", "+11.5 ± 0.7", "baseline", "yes"):
+        assert part in voc
+    for part in ("1 of 2", "1 failed", "failed: [b]x[/b], seed 1: out of memory"):
+        assert part in coco
+    assert "[b]x[/b]" in probes
+    assert max(len(line) for line in voc.splitlines()) <= 80
+
+
+def test_several_probes_keep_the_names_of_the_backbones_on_the_terminal():
+    found = {
+        f"{kind}/top{k}": 90.0 + k for kind in ("knn", "weighted_knn", "linear") for k in (1, 5)
+    }
+    probes = shown(rich_tables(replace(case(), probes=(ProbeRow("cw-rgp", "crops", found),)))[-1])
+    assert "cw-rgp" in probes and "Backbone" in probes and "weighted_knn" in probes
+    assert probes.count("91.0") == probes.count("95.0") == 3 and "…" not in probes
+
+
+def shown(table):
+    """A table as an 80-column terminal shows it."""
+    console = Console(width=80, file=StringIO())
+    console.print(table)
+    return console.file.getvalue()
+
+
+def test_results_csv_is_wide_with_one_line_per_planned_run():
+    lines = results_csv(case()).splitlines()
+    assert lines[0] == "backbone,task,seed,status,bbox/AP50,bbox/AP,bbox/AP75,segm/AP"
+    assert lines[1] == "random,voc,0,done,30.0,16.0,14.0,"
+    assert lines[7] == "cw-rgp,coco,0,done,,20.0,,"
+    assert lines[8] == "cw-rgp,coco,1,failed,,,,"
+    assert len(lines) == 9
+
+
+# --- all tasks side by side
+
+
+def test_columns_are_all_tasks_side_by_side():
+    assert paper_table(paper_case()).groups == (
+        ("VOC, box", ("AP50", "AP", "AP75")),
+        ("COCO, box", ("AP50", "AP", "AP75")),
+        ("COCO, mask", ("AP50", "AP", "AP75")),
+    )
+
+
+def test_own_lines_then_published_ones_with_their_source():
+    table = paper_table(paper_case())
+    names = [line.marked for line in table.lines]
+    assert names[:3] == ["random", "ours", "supervised ImageNet [1]"]
+    assert names[-1] == "CW-RGP 4, 200 epochs [2]" and len(names) == 7
+    shared = table.lines[-1].cells  # one line for both tasks
+    assert [cell.mean for cell in shared] == [
+        "82.2", "57.2", "63.8", "60.5", "40.7", "44.1", "57.3", "35.5", "37.9",
+    ]  # fmt: skip
+    assert all(cell == TableCell() for cell in table.lines[2].cells[3:])
+
+
+def test_significance_is_of_the_paired_test():
+    # differences 10 and 11: t = 10.5 / 0.5 = 21, p = 0.03
+    assert paper_table(paper_case()).lines[1].cells[0].significant
+    text = markdown(paper_case())
+    assert "| ours | 2 | **31.0 ± 1.4 ‡** | " in text
+    assert "two-sided paired t-test" in text
+    assert "| *supervised ImageNet \\[1\\]* | published | *81.3* |" in text
+
+
+def test_latex_table_is_complete():
+    text = latex(paper_case("a_b & 50% {x}"))
+    assert r"a\_b \& 50\% \{x\} & 2 & $\mathbf{31.0} \pm 1.4$\ddag{}" in text
+    assert r"\multicolumn{3}{c}{VOC, box} & \multicolumn{3}{c}{COCO, box}" in text
+    assert r"\cmidrule(lr){3-5} \cmidrule(lr){6-8} \cmidrule(lr){9-11}" in text
+    body = [
+        line for line in text.splitlines() if line.endswith(r"\\") and "multicolumn" not in line
+    ]
+    assert len(body) == 8 and {line.count(" & ") for line in body} == {10}
+
+
+def test_published_numbers_are_never_among_the_results():
+    found = json.loads(results_json(paper_case()))
+    assert {entry["backbone"] for entry in found["rows"]} == {"random", "ours"}
+    assert {entry["backbone"] for entry in found["summary"]} == {"random", "ours"}
+    assert all(row.source for rows in PUBLISHED.values() for row in rows)
