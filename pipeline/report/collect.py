@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.plan.build import Plan
-from pipeline.report.data import Curve, ProbeRow, ReportData, ResultRow, TaskInfo
+from pipeline.report.data import AP_METRICS, Curve, ProbeRow, ReportData, ResultRow, TaskInfo
 from pipeline.stages.files import read_json, sha256_of
 from pipeline.stages.provenance import code_state
 from pipeline.stages.run_folder import LOG, MANIFEST, METRICS, State, first_broken, read_state
 from pipeline.stages.stage import Stage
 
 MADE_FROM = "made_from.json"
-BOX_METRICS = ("bbox/AP50", "bbox/AP", "bbox/AP75")
-MASK_METRICS = ("segm/AP50", "segm/AP", "segm/AP75")
 MACHINE = ("host", "cpu", "num_cpus", "gpus", "system", "python", "packages")
 
 Manifests = dict[str, dict[str, Any]]
@@ -34,6 +32,7 @@ def collect(plan: Plan) -> ReportData:
         if states[stage.name].status == "done"
     }
     finetunes = [stage for stage in plan.stages if stage.kind == "finetune"]
+    models = {stage.task: stage.settings["detectron2"].get("MODEL", {}) for stage in finetunes}
     config = plan.config
     command = "python tools/run_pipeline.py run --config-file " + shlex.join(
         [str(plan.config_file), *plan.overrides]
@@ -42,8 +41,13 @@ def collect(plan: Plan) -> ReportData:
         pipeline=config.name,
         backbones=tuple(backbone.name for backbone in config.backbones),
         tasks=tuple(
-            TaskInfo(t.name, t.title or t.name, _metrics(finetunes, t.name), t.reference)
-            for t in config.tasks
+            TaskInfo(
+                task.name,
+                task.title or task.name,
+                AP_METRICS if models.get(task.name, {}).get("MASK_ON") else AP_METRICS[:3],
+                task.reference,
+            )
+            for task in config.tasks
         ),
         baseline=next((backbone.name for backbone in config.backbones if backbone.random), None),
         rows=tuple(
@@ -70,14 +74,6 @@ def all_states(plan: Plan) -> dict[str, State]:
         broken = first_broken(stage.inputs.values(), states) if state.status != "done" else None
         states[stage.name] = state if broken is None else State("failed", broken)
     return states
-
-
-def _metrics(finetunes: list[Stage], task: str) -> tuple[str, ...]:
-    """Return the columns of a task: boxes, and masks where its config has them."""
-    for stage in finetunes:
-        if stage.task == task and stage.settings["detectron2"].get("MODEL", {}).get("MASK_ON"):
-            return (*BOX_METRICS, *MASK_METRICS)
-    return BOX_METRICS
 
 
 def _row(stage: Stage, state: State, manifest: dict[str, Any], command: str) -> ResultRow:

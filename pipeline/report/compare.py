@@ -1,4 +1,4 @@
-"""Two pipelines side by side: what changed in what they were made from, and whether numbers did."""
+"""Two pipelines side by side: configs, origins and numbers that differ."""
 
 from __future__ import annotations
 
@@ -83,15 +83,9 @@ def number_changes(a: Results, b: Results) -> list[NumberChange]:
     changes = []
     for key in dict.fromkeys((e.backbone, e.task, e.metric) for e in (*a.summary, *b.summary)):
         values_a, values_b = _values(a, *key), _values(b, *key)
-        change = NumberChange(
-            *key,
-            spread(values_a.values()),
-            spread(values_b.values()),
-            difference(values_b, values_a),
-            paired_p(values_b, values_a),
-            identical=values_a == values_b,
-        )
-        changes.append(change)
+        spreads = spread(values_a.values()), spread(values_b.values())
+        diff, p = difference(values_b, values_a), paired_p(values_b, values_a)
+        changes.append(NumberChange(*key, *spreads, diff, p, identical=values_a == values_b))
     return changes
 
 
@@ -160,7 +154,17 @@ def compare(folder_a: Path, folder_b: Path) -> str:
     ]
     if changed:
         headings = ["Backbone", "Task", "Metric", "A", "B", "B − A", "p"]
-        parts += ["## Numbers that changed", grid(headings, map(_row, changed), num_names=3)]
+        rows = [
+            [
+                *(md(name) for name in (change.backbone, change.task, metric_label(change.metric))),
+                spread_text(change.a, 2),
+                spread_text(change.b, 2),
+                difference_text(change.difference, 2),
+                p_text(change.p).removeprefix("p = ").removeprefix("p "),
+            ]
+            for change in changed
+        ]
+        parts += ["## Numbers that changed", grid(headings, rows, num_names=3)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -175,15 +179,3 @@ def _outcome(changes: list[NumberChange], changed: list[NumberChange]) -> str:
         f"p < {SIGNIFICANT} (two-sided paired t-test over common seeds, not corrected for their "
         "number)."
     )
-
-
-def _row(change: NumberChange) -> list[str]:
-    return [
-        md(change.backbone),
-        md(change.task),
-        md(metric_label(change.metric)),
-        spread_text(change.a, 2),
-        spread_text(change.b, 2),
-        difference_text(change.difference, 2),
-        p_text(change.p).removeprefix("p = ").removeprefix("p "),
-    ]

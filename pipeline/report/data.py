@@ -1,4 +1,4 @@
-"""The data of a report, its summary by task and backbone, and the same as results.json.
+"""The data of a report, its summary by task and backbone, and both as results.json.
 
 A value that is not finite (COCO's AP over no objects is NaN) counts as not measured: it enters no
 mean, lowers the n of its cell, and is written as null.
@@ -25,6 +25,8 @@ from pipeline.report.statistics import (
     spread,
     verdict,
 )
+
+AP_METRICS = ("bbox/AP50", "bbox/AP", "bbox/AP75", "segm/AP50", "segm/AP", "segm/AP75")
 
 Status = Literal["done", "failed", "missing", "running", "queued"]
 
@@ -177,11 +179,9 @@ def further_summaries(data: ReportData, task: TaskInfo) -> dict[str, TaskSummary
 
 
 def _summarise_task(data: ReportData, task: TaskInfo) -> TaskSummary:
-    rows: dict[str, tuple[ResultRow, ...]] = {}
-    for name in data.backbones:
-        own = (row for row in data.rows if row.task == task.name and row.backbone == name)
-        rows[name] = tuple(sorted(own, key=lambda row: row.seed))
-    seeds = tuple(sorted({row.seed for entries in rows.values() for row in entries}))
+    of_task = sorted((row for row in data.rows if row.task == task.name), key=lambda row: row.seed)
+    rows = {name: tuple(r for r in of_task if r.backbone == name) for name in data.backbones}
+    seeds = tuple(dict.fromkeys(row.seed for row in of_task))
     columns = [_column(rows, metric, data.baseline) for metric in task.metrics]
     lines = []
     for name in data.backbones:
@@ -197,14 +197,11 @@ def _column(
     rows: Mapping[str, tuple[ResultRow, ...]], metric: str, baseline: str | None
 ) -> dict[str, Cell]:
     """A metric of every backbone, by backbone."""
-    values = {
-        name: {
-            row.seed: value
-            for row in entries
-            if row.status == "done" and (value := finite(row.metrics.get(metric))) is not None
-        }
-        for name, entries in rows.items()
-    }
+    values: dict[str, dict[int, float]] = {name: {} for name in rows}
+    for row in (row for entries in rows.values() for row in entries):
+        value = finite(row.metrics.get(metric))
+        if row.status == "done" and value is not None:
+            values[row.backbone][row.seed] = value
     spreads = {name: spread(by_seed.values()) for name, by_seed in values.items()}
     means = [measured.mean for measured in spreads.values() if measured is not None]
     top = max(means) if len(means) > 1 else None
@@ -352,7 +349,7 @@ def results_json(data: ReportData) -> str:
         for line in task.backbones
         for cell in line.cells
     ]
-    results = Results.model_validate(
+    content = Results.model_validate(
         {
             "pipeline": data.pipeline,
             "baseline": data.baseline,
@@ -362,8 +359,7 @@ def results_json(data: ReportData) -> str:
             "summary": summary,
         },
         from_attributes=True,
-    )
-    content = results.model_dump(mode="json")
+    ).model_dump(mode="json")
     return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,21 @@ from PIL import Image
 from pipeline.report.data import (
     Curve,
     ReportData,
+    ResultRow,
     TaskSummary,
     further_summaries,
     summarise,
 )
 from pipeline.report.plots import (
     CSS_NAMES,
+    Palette,
     bar_plot,
     colours,
     curve_series,
     line_plot,
     scatter_plot,
 )
-from pipeline.report.prediction import Prediction, answer, predictions
+from pipeline.report.prediction import answer, predictions
 from pipeline.report.statistics import finite
 from pipeline.report.tables import MARK, paper_table, probe_table, task_table
 from pipeline.report.text import (
@@ -62,9 +64,13 @@ def html(data: ReportData) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    summaries = summarise(data)
     palette = colours(data.backbones, data.baseline)
     predicted = predictions(data)
+    scatters: dict[str, list[Plot]] = {"shown": [], "folded": []}
+    for entry in predicted:
+        label = f"{entry.predictor} and {entry.metric}, {entry.task}"
+        svg = scatter_plot(entry.places, palette, (entry.predictor, entry.metric))
+        scatters["shown" if entry.shown else "folded"].append(_plot(label, svg, entry.note))
     page = environment.get_template("report.html.j2").render(
         data=data,
         findings=findings(data),
@@ -72,12 +78,8 @@ def html(data: ReportData) -> str:
         swatches={name: CSS_NAMES[colour] for name, colour in palette.items()},
         paper=paper_table(data),
         significant=MARK,
-        tasks=[task_context(data, summary, palette) for summary in summaries],
-        prediction={
-            "answer": answer(predicted),
-            "shown": [_scatter(entry, palette) for entry in predicted if entry.shown],
-            "folded": [_scatter(entry, palette) for entry in predicted if not entry.shown],
-        },
+        tasks=[task_context(data, summary, palette) for summary in summarise(data)],
+        prediction={"answer": answer(predicted), **scatters},
         probes=probe_table(data),
         pretraining=curve_plots(data.pretraining, pretraining_keys, palette),
         pretrained={curve.backbone for curve in data.pretraining},
@@ -90,7 +92,7 @@ def html(data: ReportData) -> str:
     return page + "\n"
 
 
-def task_context(data: ReportData, summary: TaskSummary, palette: Mapping[str, str]) -> Plot:
+def task_context(data: ReportData, summary: TaskSummary, palette: Palette) -> Plot:
     """A task's tables, plots and pictures."""
     task, decimals = summary.task, task_decimals(summary)
     curves = [curve for curve in data.finetuning if curve.task == task.name]
@@ -122,15 +124,10 @@ def _plot(label: str, svg: bytes, note: str = "", spoken: str = "") -> Plot:
     return {"label": label, "note": note, "svg": inline_svg(svg, spoken or label)}
 
 
-def _scatter(entry: Prediction, palette: Mapping[str, str]) -> Plot:
-    svg = scatter_plot(entry.places, palette, (entry.predictor, entry.metric))
-    return _plot(f"{entry.predictor} and {entry.metric}, {entry.task}", svg, entry.note)
-
-
 def curve_plots(
     curves: Sequence[Curve],
     order: Callable[[list[str]], tuple[list[str], list[str]]],
-    palette: Mapping[str, str],
+    palette: Palette,
 ) -> dict[str, list[Plot]]:
     """Plots of everything the curves hold, one per key: those shown, and those folded away."""
     logged = {key for curve in curves for point in curve.points for key in point}
@@ -159,8 +156,7 @@ def finetuning_keys(keys: list[str], metrics: Sequence[str]) -> tuple[list[str],
 
 def inline_svg(svg: bytes, label: str) -> Markup:
     """A plot's SVG as an element of an HTML page, scaled by the page's style."""
-    text = svg.decode("utf-8")
-    text = text[text.index("<svg") :]
+    text = "<svg" + svg.decode("utf-8").partition("<svg")[2]
     text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>\s*", "", text, count=1, flags=re.DOTALL)
     opening, rest = text.split(">", 1)
     box = re.search(r'viewBox="[-0-9. ]+"', opening)
@@ -174,14 +170,13 @@ def inline_svg(svg: bytes, label: str) -> Markup:
 
 def pictures(summary: TaskSummary) -> list[dict[str, Any]]:
     """Strips of validation pictures: ground truth, then each backbone's first finished seed."""
-    first = [
-        next((r for r in line.rows if r.status == "done" and r.pictures), None)
-        for line in summary.backbones
-    ]
-    rows = [row for row in first if row is not None]
-    truth = next((row.ground_truth for row in rows if row.ground_truth), ())[:MAX_PICTURES]
+    rows: dict[str, ResultRow] = {}
+    for row in (row for line in summary.backbones for row in line.rows):
+        if row.status == "done" and row.pictures:
+            rows.setdefault(row.backbone, row)
+    truth = next((row.ground_truth for row in rows.values() if row.ground_truth), ())[:MAX_PICTURES]
     strips = [_strip("Ground truth", truth, truth)] if truth else []
-    for row in rows:
+    for row in rows.values():
         label = f"{row.backbone}, seed {row.seed}"
         strips.append(_strip(label, row.pictures, truth or row.pictures[:MAX_PICTURES]))
     return strips

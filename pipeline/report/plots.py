@@ -49,6 +49,8 @@ NOT_STYLE = ("backend", "backend_fallback", "date.epoch", "interactive", "toolba
 NO_METADATA: dict[str, Any] = {"Date": None, "Creator": None, "Format": None, "Type": None}
 MAX_POINTS = 240
 
+Palette = Mapping[str, str]
+
 
 @dataclass(frozen=True)
 class Series:
@@ -66,7 +68,7 @@ def colours(backbones: Sequence[str], baseline: str | None) -> dict[str, str]:
     return {name: palette.get(name, BASELINE) for name in backbones}
 
 
-def bar_plot(cells: Mapping[str, Cell], palette: Mapping[str, str]) -> bytes:
+def bar_plot(cells: Mapping[str, Cell], palette: Palette) -> bytes:
     """One bar per backbone: mean, whiskers of one standard deviation, a dot per seed."""
     with _axes(3.6, 0.55 + 0.42 * len(cells)) as (figure, axes):
         for i, (name, cell) in enumerate(cells.items()):
@@ -112,9 +114,7 @@ def line_plot(series: Sequence[Series]) -> bytes:
 
 
 def scatter_plot(
-    places: Mapping[str, tuple[float, Spread]],
-    palette: Mapping[str, str],
-    labels: tuple[str, str],
+    places: Mapping[str, tuple[float, Spread]], palette: Palette, labels: tuple[str, str]
 ) -> bytes:
     """One dot per backbone at (predictor, mean of the metric), whiskers of one standard deviation.
 
@@ -157,18 +157,15 @@ def label_heights(dots: Sequence[tuple[float, float, str]]) -> list[float]:
     return heights
 
 
-def curve_series(
-    curves: Sequence[Curve], key: str, palette: Mapping[str, str]
-) -> tuple[list[Series], int]:
+def curve_series(curves: Sequence[Curve], key: str, palette: Palette) -> tuple[list[Series], int]:
     """The lines of one measured key, and how many points at most were averaged into one."""
     lines, most = [], 1
     for curve in curves:
         x, y = points(curve, key)
-        size = -(-len(x) // MAX_POINTS)
-        if not x:
-            continue
-        most = max(most, size)
-        lines.append(Series(thin(x, size), thin(y, size), palette[curve.backbone]))
+        if x:
+            size = -(-len(x) // MAX_POINTS)
+            most = max(most, size)
+            lines.append(Series(thin(x, size), thin(y, size), palette[curve.backbone]))
     return lines, most
 
 

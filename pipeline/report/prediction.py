@@ -1,11 +1,11 @@
-"""Can a cheap number without boxes predict transfer? Indicators and probes against detection AP."""
+"""Numbers that need no boxes, indicators and probes, ranked against detection AP."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
 
-from pipeline.report.data import ReportData, TaskSummary, main_metrics, summarise
+from pipeline.report.data import ReportData, main_metrics, summarise
 from pipeline.report.statistics import Spread, finite, rank_correlation
 from pipeline.report.text import metric_label
 
@@ -59,23 +59,20 @@ def predictors(data: ReportData) -> dict[str, dict[str, float]]:
 
 def predictions(data: ReportData) -> list[Prediction]:
     """Return every predictor against every task's main metric, two backbones at least."""
-    pairs = product(summarise(data), predictors(data).items())
-    made = [_prediction(summary, name, values) for summary, (name, values) in pairs]
-    return [prediction for prediction in made if len(prediction.places) >= 2]
-
-
-def _prediction(summary: TaskSummary, name: str, values: dict[str, float]) -> Prediction:
-    metric = main_metrics(summary.task)[0]
-    places = {
-        line.backbone: (values[line.backbone], cell.spread)
-        for line in summary.backbones
-        for cell in line.cells
-        if cell.metric == metric and cell.spread is not None and line.backbone in values
-    }
-    x = [value for value, _ in places.values()]
-    y = [spread.mean for _, spread in places.values()]
-    correlation = rank_correlation(x, y)
-    return Prediction(name, summary.task.title, metric_label(metric), places, correlation)
+    made = []
+    for summary, (name, values) in product(summarise(data), predictors(data).items()):
+        metric = main_metrics(summary.task)[0]
+        places = {
+            line.backbone: (values[line.backbone], cell.spread)
+            for line in summary.backbones
+            for cell in line.cells
+            if cell.metric == metric and cell.spread is not None and line.backbone in values
+        }
+        x, y = [x for x, _ in places.values()], [spread.mean for _, spread in places.values()]
+        title, label = summary.task.title, metric_label(metric)
+        if len(places) >= 2:
+            made.append(Prediction(name, title, label, places, rank_correlation(x, y)))
+    return made
 
 
 def answer(made: list[Prediction]) -> str:

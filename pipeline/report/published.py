@@ -10,15 +10,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pipeline.report.data import AP_METRICS
+
 CW_RGP = "README of github.com/winci-ai/CW-RGP"
 MOCO = "detection/README of github.com/facebookresearch/moco, commit 7397dfe, mean of 5 trials"
-
-METRICS = ("bbox/AP50", "bbox/AP", "bbox/AP75", "segm/AP50", "segm/AP", "segm/AP75")
 
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """A line of somebody else's table; means and standard deviations in the order of METRICS."""
+    """A line of somebody else's table; means and standard deviations in the order of AP_METRICS."""
 
     backbone: str
     source: str
@@ -29,7 +29,7 @@ class PublishedRow:
     def metrics(self) -> dict[str, tuple[float, float | None]]:
         """Mean, and standard deviation where it is given, by metric."""
         stds = self.stds or (None,) * len(self.means)
-        return dict(zip(METRICS, zip(self.means, stds, strict=True), strict=False))
+        return dict(zip(AP_METRICS, zip(self.means, stds, strict=True), strict=False))
 
 
 PUBLISHED: dict[str, tuple[PublishedRow, ...]] = {

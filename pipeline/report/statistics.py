@@ -44,9 +44,7 @@ class Difference:
 
 def finite(value: float | None) -> float | None:
     """`value` as a float, or None where it is absent, NaN or infinite."""
-    if value is None or not math.isfinite(value):
-        return None
-    return float(value)
+    return None if value is None or not math.isfinite(value) else float(value)
 
 
 def spread(values: Iterable[float]) -> Spread | None:

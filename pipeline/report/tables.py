@@ -16,7 +16,7 @@ from pipeline.report.published import PUBLISHED
 from pipeline.report.statistics import SIGNIFICANT, Verdict, finite
 from pipeline.report.text import (
     DASH,
-    NOT_DONE,
+    STATUS_TEXT,
     difference_text,
     failure_text,
     findings,
@@ -104,7 +104,9 @@ def task_table(summary: TaskSummary, baseline: str | None, kind: str | None = No
             cells=tuple(_cell(c, decimals) for c in line.cells if c.metric in task.metrics),
             seeds=str(line.done) if line.done == line.planned else f"{line.done} of {line.planned}",
             done=line.done,
-            state=", ".join(f"{line.counts[s]} {NOT_DONE[s]}" for s in line.counts if s != "done"),
+            state=", ".join(
+                f"{n} {STATUS_TEXT.get(s, s)}" for s, n in line.counts.items() if s != "done"
+            ),
             verdict=verdict_text(task, line),
             dirty=line.dirty,
         )
@@ -153,15 +155,13 @@ def probe_table(data: ReportData) -> Table:
 def paper_table(data: ReportData) -> Table:
     """Return all tasks side by side, as the papers print them, published rows below."""
     tables = [task_table(summary, data.baseline) for summary in summarise(data)]
-    groups: list[tuple[str, tuple[str, ...]]] = []
-    for table in tables:
-        kinds: dict[str, list[str]] = {}
+    labels: dict[tuple[int, str], list[str]] = {}
+    for i, table in enumerate(tables):
         for label in table.headings:
-            kinds.setdefault(label.rpartition(" ")[0], []).append(label.rpartition(" ")[2])
-        groups += [
-            (f"{table.title}, {kind.lower()}" if kind else table.title, tuple(labels))
-            for kind, labels in kinds.items()
-        ]
+            kind, _, name = label.rpartition(" ")
+            heading = f"{table.title}, {kind.lower()}" if kind else table.title
+            labels.setdefault((i, heading), []).append(name)
+    groups = tuple((heading, tuple(names)) for (_, heading), names in labels.items())
     lines = []
     for i, name in enumerate(data.backbones):
         parts = [table.lines[i] for table in tables]
@@ -179,8 +179,8 @@ def paper_table(data: ReportData) -> Table:
     if published:
         sources = dict.fromkeys(f"[{line.source_number}] {line.source}" for line in published)
         notes.append(f"Published numbers, not measured here: {'; '.join(sources)}.")
-    headings = tuple(f"{heading} {label}" for heading, labels in groups for label in labels)
-    return Table("", headings, (*lines, *published), groups=tuple(groups), notes=tuple(notes))
+    headings = tuple(f"{heading} {name}" for heading, names in groups for name in names)
+    return Table("", headings, (*lines, *published), groups=groups, notes=tuple(notes))
 
 
 def _published_lines(data: ReportData) -> list[Line]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from pipeline.report.data import (
     BackboneSummary,
     ReportData,
     ResultRow,
+    Status,
     TaskInfo,
     TaskSummary,
     main_metrics,
@@ -21,12 +22,7 @@ from pipeline.report.statistics import Difference, Spread, Verdict, finite
 DASH = "–"
 MAX_REASON = 400
 KINDS = {"bbox": "Box", "segm": "Mask", "keypoints": "Keypoint"}
-NOT_DONE = {
-    "failed": "failed",
-    "missing": "not run",
-    "running": "still running",
-    "queued": "queued",
-}
+STATUS_TEXT = {"missing": "not run", "running": "still running"}  # others as they are
 FINDINGS: dict[Verdict, str] = {
     "yes": "more than the seed spread",
     "no": "within the seed spread",
@@ -45,10 +41,7 @@ def number(value: float | None, decimals: int) -> str:
     """A fixed-point number with a true minus sign, a dash for None."""
     if value is None:
         return DASH
-    text = f"{value:.{decimals}f}"
-    if float(text) == 0:
-        text = text.lstrip("-")
-    return text.replace("-", "−")
+    return f"{value:z.{decimals}f}".replace("-", "−")
 
 
 def spread_text(spread: Spread | None, decimals: int) -> str:
@@ -171,7 +164,9 @@ def _finding(summary: TaskSummary, baseline: str | None) -> str:
 def warnings(data: ReportData) -> list[str]:
     """What a reader must know before the numbers."""
     counts = {
-        text: sum(row.status == status for row in data.rows) for status, text in NOT_DONE.items()
+        STATUS_TEXT.get(status, status): sum(row.status == status for row in data.rows)
+        for status in get_args(Status)
+        if status != "done"
     }
     counts["from modified (uncommitted) code, marked †"] = sum(
         row.dirty and row.status == "done" for row in data.rows

@@ -20,7 +20,6 @@ def make_report(plan: Plan) -> None:
     marker = folder / MADE_FROM
     if marker.exists() and (folder / "index.html").exists() and read_json(marker) == key:
         return
-    folder.mkdir(parents=True, exist_ok=True)
     marker.unlink(missing_ok=True)
     write_report(collect(plan), folder)
     write_json(marker, key)
