@@ -22,7 +22,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from benchmarks.rows import print_rows
-from pretrain.config.pretrain import AugmentConfig, PretrainConfig
+from pretrain.config.data import AugmentConfig
+from pretrain.config.pretrain import PretrainConfig
 from pretrain.data.images import ImageArrays, ImageFiles, Images, open_images
 from pretrain.views.loader import ViewLoader
 

@@ -15,10 +15,10 @@ from torch import nn
 
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.config.probe import ProbeConfig
-from pretrain.models.backbone_file import InputConvention, read_own
+from pretrain.models.backbone_file import BACKBONE, InputConvention, read_backbone_file
 from pretrain.probes.features import FrozenEncoder, frozen
-from pretrain.probes.probe import RESULT, device, random_backbone, run_probe, write_json
-from pretrain.runtime.checkpoint import BACKBONE
+from pretrain.probes.probe import RESULT, device, random_backbone, run_probe
+from pretrain.runtime.files import write_json
 from pretrain.train import pretrain
 
 PIXELS, RANDOM = "raw pixels", "random features"
@@ -76,7 +76,7 @@ def run_study(
 
 def _pretrained(config: PretrainConfig, folder: Path) -> FrozenEncoder:
     pretrain(config, folder)
-    return frozen(*read_own(folder / BACKBONE), device())
+    return frozen(*read_backbone_file(folder / BACKBONE), device())
 
 
 def _kept(

@@ -9,6 +9,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 TORCH_FREE = {
+    "pretrain.config.base",
+    "pretrain.config.data",
     "pretrain.config.pretrain",
     "pretrain.data.splits",
     "pretrain.data.file_index",

@@ -6,11 +6,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from pretrain.config.base import IDENTITY_IF_GIVEN
+
 LossName = Literal["w-mse", "cw-rgp", "whitening", "batch-norm", "none"]
 Axis = Literal["batch", "channels"]
 Method = Literal["cholesky", "zca", "pca", "newton"]
 
-IDENTITY_IF_GIVEN: dict[str, Any] = {"identity": "if given"}  # for settings that came later
 _WHITENING_FIELDS = {"sub_batch", "iterations", "over", "method", "groups", "random_partition"}
 _COVARIANCE_FIELDS = {"covariance_weight", "covariance_batch"}
 _REFUSED: dict[str, set[str]] = {

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pretrain.config.loss import LossConfig
 from pretrain.losses.inputs import check_views, computed, refuse
 from pretrain.losses.pairwise_mse import pair_distance
-from pretrain.runtime.distributed import gather_with_gradient, world_size
+from pretrain.runtime.distributed import all_gather_with_grad, world_size
 from pretrain.whitening.functional import full_precision
 
 
@@ -30,7 +30,7 @@ class BatchNormLoss(nn.Module):
         """Return the scalar loss of `embeddings` [V, N, D]; nothing is drawn."""
         check_views(embeddings)
         with full_precision(embeddings.device):
-            x = gather_with_gradient(computed(embeddings), 1)
+            x = all_gather_with_grad(computed(embeddings), 1)
             refuse(self.config.check(x.shape[1], x.shape[2]))
             centred = x - x.mean(1, keepdim=True)
             variance = centred.square().mean(1, keepdim=True) + self.config.eps

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from pretrain.config.loss import LossConfig, sub_batch_faults, whitening_faults
 from pretrain.losses.inputs import check_views, computed, refuse
 from pretrain.losses.whitened_pairs import Plan, whitened_pair_distance
-from pretrain.runtime.distributed import broadcast_from_first, gather_with_gradient
+from pretrain.runtime.distributed import all_gather_with_grad, broadcast
 from pretrain.whitening.channel_groups import Arrangement
 from pretrain.whitening.functional import Whitening, full_precision, refuse_no_permutation, whiten
 
@@ -80,7 +80,7 @@ class WhiteningLoss(nn.Module):
             if self.covariance_weight:
                 penalty = self._penalty(x)
             if self._over == "batch":
-                x = gather_with_gradient(x, 1)
+                x = all_gather_with_grad(x, 1)
             _, N, D = x.shape
             faults = sub_batch_faults(self.sub_batch, N, self._over) + whitening_faults(
                 self._over, self.sub_batch, D, self.config.groups, self.config.eps
@@ -106,7 +106,7 @@ class WhiteningLoss(nn.Module):
             ValueError: if the sizes cannot work.
         """
         if self._over == "batch":
-            embedding = gather_with_gradient(embedding, 0)
+            embedding = all_gather_with_grad(embedding, 0)
         N, D = embedding.shape
         size = min(self.sub_batch, N)
         parts = embedding[: N - N % size].view(-1, size, D)
@@ -125,7 +125,7 @@ class WhiteningLoss(nn.Module):
         """Return the mean covariance penalty of parts of the batch, or that of the global batch."""
         size = self.config.covariance_batch
         if size is None:
-            return covariance_penalty(gather_with_gradient(x, 1))
+            return covariance_penalty(all_gather_with_grad(x, 1))
         _, N, D = x.shape
         if N % size:
             refuse([f"batch of {N} images is not divisible by covariance_batch {size}"])
@@ -159,7 +159,7 @@ class WhiteningLoss(nn.Module):
 
     def _shared(self, drawn: Tensor, device: torch.device) -> Tensor:
         """Return `drawn` on `device`, the same on all ranks where they share a batch."""
-        return broadcast_from_first(drawn, device) if self._over == "batch" else drawn.to(device)
+        return broadcast(drawn, device) if self._over == "batch" else drawn.to(device)
 
 
 class _CovariancePenalty(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""A `backbone.pth` back into the network it came from, read from the shapes of its tensors.
+"""The file `backbone.pth`: written from an encoder, and read back by its tensors' shapes.
 
 torchvision's own blocks, so every ResNet, ResNeXt and wide ResNet under torchvision's names is
 built, also those that torchvision has no name for.
@@ -6,7 +6,6 @@ built, also those that torchvision has no name for.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,11 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from pretrain.runtime.checkpoint import load_state
+from pretrain.config.pretrain import PretrainConfig
+from pretrain.runtime.checkpoint import load_state, save_atomically
+from pretrain.runtime.files import one_line
 
+BACKBONE = "backbone.pth"
 COUNTER = "num_batches_tracked"
 NO_POOL = "small-no-pool"
 CAFFE2_SUFFIX = "_stride_in_1x1"  # of the name of an architecture, as the converter writes it
@@ -70,7 +72,9 @@ def build_from(weights: Weights, *, stride_in_1x1: bool = False, maxpool: bool =
     try:
         missing, unexpected = encoder.load_state_dict(dict(weights), strict=False)
     except RuntimeError as error:
-        raise ValueError(f"not a ResNet under torchvision's names: {_one_line(error)}") from None
+        raise ValueError(
+            f"not a ResNet under torchvision's names: {one_line(error)[:300]}"
+        ) from None
     missing = [name for name in missing if not name.endswith(COUNTER)]
     if missing or unexpected:
         raise ValueError(f"not a ResNet: lacks {missing[:3]}, has besides {unexpected[:3]}")
@@ -119,24 +123,32 @@ def convention_of(stated: Any) -> InputConvention:
         ValueError: it is not `{format: RGB or BGR, pixel_mean: [3], pixel_std: [3]}`.
     """
     try:
-        found = InputConvention(
-            stated["format"],
-            tuple(float(value) for value in stated["pixel_mean"]),
-            tuple(float(value) for value in stated["pixel_std"]),
-        )
+        mean, std = (tuple(map(float, stated[key])) for key in ("pixel_mean", "pixel_std"))
+        if stated["format"] in ("RGB", "BGR") and len(mean) == len(std) == 3 and min(std) > 0:
+            return InputConvention(stated["format"], mean, std)
     except (KeyError, TypeError, ValueError):
-        found = None
-    if (
-        found is None
-        or found.format not in ("RGB", "BGR")
-        or (len(found.pixel_mean), len(found.pixel_std)) != (3, 3)
-        or not min(found.pixel_std) > 0
-    ):
-        raise ValueError("its `input` is not {format: RGB or BGR, pixel_mean: [3], pixel_std: [3]}")
-    return found
+        pass
+    raise ValueError("its `input` is not {format: RGB or BGR, pixel_mean: [3], pixel_std: [3]}")
 
 
-def is_own(path: Path) -> bool:
+def save_backbone(encoder: nn.Module, config: PretrainConfig, path: Path) -> None:
+    """Write `backbone.pth`: torchvision's names without `fc`, its stem, and its input."""
+    state = {name: value.detach().cpu().clone() for name, value in encoder.state_dict().items()}
+    content = {
+        "state_dict": state,
+        "arch": config.model.arch,
+        "stem": config.model.stem,
+        "method": config.method,
+        "input": {
+            "format": "RGB",
+            "pixel_mean": [round(255 * value, 6) for value in config.augment.mean],
+            "pixel_std": [round(255 * value, 6) for value in config.augment.std],
+        },
+    }
+    save_atomically(content, path)
+
+
+def is_backbone_file(path: Path) -> bool:
     """Return whether the file looks like a `backbone.pth` of this project."""
     try:
         content = load_state(path) or {}
@@ -145,7 +157,7 @@ def is_own(path: Path) -> bool:
     return {"state_dict", "arch", "method", "input"} <= content.keys()
 
 
-def read_own(path: Path) -> tuple[Encoder, InputConvention]:
+def read_backbone_file(path: Path) -> tuple[Encoder, InputConvention]:
     """Return the encoder and the input convention of a `backbone.pth`.
 
     Raises:
@@ -166,7 +178,3 @@ def read_own(path: Path) -> tuple[Encoder, InputConvention]:
         return encoder, convention_of(content["input"])
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-
-
-def _one_line(error: Exception) -> str:
-    return re.sub(r"\s+", " ", str(error))[:300]

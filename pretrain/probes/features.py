@@ -1,4 +1,4 @@
-"""What a frozen encoder makes of labelled images.
+"""Features that a frozen encoder gives of labelled images.
 
 Legend: N images, F features; images are [3, H, W] uint8 RGB until they meet their encoder.
 """
@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode, v2
 
-from pretrain.config.pretrain import DataConfig
+from pretrain.config.data import DataConfig
 from pretrain.config.probe import ImageConfig, ProbeConfig
-from pretrain.data.images import Images, open_images
+from pretrain.data.images import Images, from_workers, open_images
 from pretrain.data.splits import Split
-from pretrain.data.workers import plain_faults
 from pretrain.models.backbone_file import InputConvention
 from pretrain.runtime.rng import derived_seed
 from pretrain.runtime.signals import leave_signals_to_parent
@@ -122,11 +121,11 @@ class FrozenEncoder:
         Raises:
             ValueError: a feature is NaN or infinite.
         """
-        found: Tensor = self.encoder(self.normalise(images.to(self.device, non_blocking=True)))
-        found = found.flatten(1).float()
-        if not bool(torch.isfinite(found).all()):
+        features: Tensor = self.encoder(self.normalise(images.to(self.device, non_blocking=True)))
+        features = features.flatten(1).float()
+        if not bool(torch.isfinite(features).all()):
             raise ValueError("the encoder's features are NaN or infinite on these images")
-        return found
+        return features
 
 
 def frozen(encoder: nn.Module, convention: InputConvention, device: torch.device) -> FrozenEncoder:
@@ -154,7 +153,7 @@ def batches(
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=leave_signals_to_parent,
     )
-    return plain_faults(loader)
+    return from_workers(loader)
 
 
 def feature_chunks(

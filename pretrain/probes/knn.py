@@ -1,4 +1,4 @@
-"""k-nearest neighbours over more pairs than memory holds distances of.
+"""The k nearest neighbours, of more pairs than memory holds distances of, and their votes.
 
 Legend: Q queries, B images of the bank, F features, k neighbours, C classes.
 
@@ -51,13 +51,13 @@ class Neighbours:
             for start in range(0, len(self.queries), self.height):
                 part = slice(start, start + self.height)
                 keys = _keys(self.queries[part], rows, self.seen)
-                found = keys.topk(min(self.k, len(rows)), largest=False).values
-                both = torch.cat([self.best[part], found], dim=1)
+                nearest = keys.topk(min(self.k, len(rows)), largest=False).values
+                both = torch.cat([self.best[part], nearest], dim=1)
                 self.best[part] = both.topk(self.k, largest=False).values
             self.seen += len(rows)
         self.labels.append(labels.to(self.queries.device))
 
-    def found(self) -> tuple[Tensor, Tensor]:
+    def nearest(self) -> tuple[Tensor, Tensor]:
         """Return squared distances and labels [Q, k], nearest first.
 
         Raises:
@@ -113,9 +113,9 @@ def accuracy(scores: Tensor, targets: Tensor) -> dict[str, float]:
     if bool(scores.isnan().any()):
         raise ValueError("the classifier's scores are NaN")
     targets = targets.to(scores.device)
-    own = scores.gather(1, targets[:, None])
+    right = scores.gather(1, targets[:, None])
     lower = torch.arange(scores.shape[1], device=scores.device) < targets[:, None]
-    rank = ((scores > own) | ((scores == own) & lower)).sum(1)
-    named = own[:, 0] > -math.inf
+    rank = ((scores > right) | ((scores == right) & lower)).sum(1)
+    named = right[:, 0] > -math.inf
     levels = (1, 5) if scores.shape[1] > 5 else (1,)
     return {f"top{n}": 100 * float(((rank < n) & named).double().mean()) for n in levels}

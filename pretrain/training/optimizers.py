@@ -53,13 +53,13 @@ class LARS(torch.optim.Optimizer):
         return value
 
     def _update(self, weight: torch.Tensor, group: dict[str, Any]) -> None:
-        decay, slope = group["weight_decay"], weight.grad
-        assert slope is not None
-        direction = slope.add(weight, alpha=decay)
+        decay, grad = group["weight_decay"], weight.grad
+        assert grad is not None
+        direction = grad.add(weight, alpha=decay)
         if weight.dim() > 1:
-            weight_norm, slope_norm = weight.norm(), slope.norm()
-            ratio = group["trust_coefficient"] * weight_norm / (slope_norm + decay * weight_norm)
-            usable = (weight_norm > 0) & (slope_norm > 0)
+            weight_norm, grad_norm = weight.norm(), grad.norm()
+            ratio = group["trust_coefficient"] * weight_norm / (grad_norm + decay * weight_norm)
+            usable = (weight_norm > 0) & (grad_norm > 0)
             direction.mul_(torch.where(usable, ratio, torch.ones_like(ratio)))
         state = self.state[weight]
         if "velocity" not in state:

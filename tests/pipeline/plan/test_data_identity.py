@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.plan.data_identity import image_identity
-from pretrain.config.pretrain import DataConfig
+from pretrain.config.data import DataConfig
 from pretrain.data import file_index
 from pretrain.data.file_index import file_sha256, folder_names, folder_summary
 

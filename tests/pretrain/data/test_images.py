@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from pretrain.config.pretrain import DataConfig
+from pretrain.config.data import DataConfig
 from pretrain.data.images import Images, open_images, read_image
 
 _SPEC = importlib.util.spec_from_file_location(

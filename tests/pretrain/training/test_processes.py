@@ -78,8 +78,8 @@ def compare(rank: int, port: int, folder: Path, cases: list[tuple[PretrainConfig
             assert own_loss == pytest.approx(loss, rel=1e-5)
             for own, wanted in zip(own_slopes, slopes, strict=True):
                 torch.testing.assert_close(own, wanted, rtol=1e-3, atol=1e-6)
-        assert processes.collect(rank) == ([0, 1] if rank == 0 else [])
-        assert processes.from_first(f"of {rank}") == "of 0"
+        assert processes.gather(rank) == ([0, 1] if rank == 0 else [])
+        assert processes.broadcast(f"of {rank}") == "of 0"
 
 
 def test_two_processes_have_the_loss_and_gradients_of_one(tiny: Make, tmp_path: Path) -> None:
@@ -106,6 +106,6 @@ def test_half_set_variables_are_refused(monkeypatch: pytest.MonkeyPatch) -> None
 def test_one_process_of_torchrun_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "1")
     with joined_processes() as processes:
-        assert (processes.rank, processes.size, processes.is_first) == (0, 1, True)
-        assert processes.exchange([1.0, 2.0]) == [[1.0, 2.0]]
-        assert processes.collect("x") == ["x"] and processes.from_first("y") == "y"
+        assert (processes.rank, processes.size, processes.is_main) == (0, 1, True)
+        assert processes.all_gather([1.0, 2.0]) == [[1.0, 2.0]]
+        assert processes.gather("x") == ["x"] and processes.broadcast("y") == "y"

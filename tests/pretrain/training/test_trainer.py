@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.losses.whitening import WhiteningLoss
+from pretrain.models.backbone_file import BACKBONE
 from pretrain.models.encoder import SelfSupervisedModel
-from pretrain.runtime.checkpoint import BACKBONE, LAST, PREVIOUS
+from pretrain.runtime.checkpoint import LAST, PREVIOUS
 from pretrain.runtime.distributed import Processes
 from pretrain.runtime.signals import EXIT_INTERRUPTED
 from pretrain.train import check_stage, pretrain
-from pretrain.training import resume
 from pretrain.training.divergence import DIVERGENCE, DivergedError
 from pretrain.training.metrics import METRICS
-from pretrain.training.trainer import Output, Trainer, regularized_count
+from pretrain.training.trainer import Output, Trainer
 
 Make = Callable[..., PretrainConfig]
 pytestmark = pytest.mark.usefixtures("small_net")
@@ -105,10 +105,10 @@ def test_ridges_are_logged_and_counted_on_after_a_resume(
 class TwoProcesses(Processes):
     """Rank 0 of two; the other one says 5 whatever it is asked, and has counted 5 ridges."""
 
-    def exchange(self, values: Sequence[float]) -> list[list[float]]:
+    def all_gather(self, values: Sequence[float]) -> list[list[float]]:
         return [list(values), [5.0] * len(values)]
 
-    def collect(self, entry: dict[str, object]) -> list[object]:  # type: ignore[override]
+    def gather(self, entry: dict[str, object]) -> list[object]:  # type: ignore[override]
         return [entry, {**entry, "loss": {"num_regularized": torch.tensor(5)}}]
 
 
@@ -126,8 +126,8 @@ def test_ridges_of_channel_whitening_are_added_over_processes_and_kept_apart(
         trainer = Trainer(tiny(**sections[over]), tmp_path, TwoProcesses(torch.device("cpu")))
         assert isinstance(trainer.loss, WhiteningLoss)
         trainer.loss.num_regularized += 2
-        assert regularized_count(trainer) == wanted
-        resume.save(trainer)
+        assert trainer.regularized_count() == wanted
+        trainer.save()
         ranks = torch.load(tmp_path / LAST, weights_only=True)["ranks"]
         assert [int(own["loss"]["num_regularized"]) for own in ranks] == [2, 5]
 
@@ -136,9 +136,9 @@ def test_every_process_waits_for_what_the_first_does_after_an_epoch(
     tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[str] = []
-    monkeypatch.setattr(Processes, "wait_for_all", lambda _: order.append("wait"))
+    monkeypatch.setattr(Processes, "barrier", lambda _: order.append("wait"))
 
-    def after_epoch(trainer: Trainer) -> dict[str, float]:
+    def after_epoch(*_: object) -> dict[str, float]:
         order.append("hook")
         return {}
 
@@ -290,11 +290,11 @@ def test_every_second_epoch_is_kept_and_hooks_see_each(tiny: Make, tmp_path: Pat
     config = tiny(max_steps=7, keep_every_epochs=2)  # 2 steps an epoch
     seen: list[int] = []
 
-    def after_epoch(trainer: Trainer) -> dict[str, float]:
-        seen.append(trainer.epoch)
-        trainer.model.eval()
+    def after_epoch(epoch: int, encoder: nn.Module, _: object) -> dict[str, float]:
+        seen.append(epoch)
+        encoder.eval()
         torch.rand(3)
-        return {"probe/knn": 10.0 * trainer.epoch}
+        return {"probe/knn": 10.0 * epoch}
 
     for hook in (None, after_epoch):
         folder = tmp_path / ("plain" if hook is None else "hooked")

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from pretrain.config.pretrain import AugmentConfig, PretrainConfig
+from pretrain.config.data import AugmentConfig
+from pretrain.config.pretrain import PretrainConfig
 from pretrain.data.images import open_images
 from pretrain.views.batched import cut_view, cut_views, finish_views
 from pretrain.views.loader import ViewLoader
-from pretrain.views.parameters import ViewDraw
+from pretrain.views.parameters import ViewParams
 from pretrain.views.per_image import build_view
 
 CPU = torch.device("cpu")
@@ -83,11 +84,11 @@ def test_the_loader_leaves_the_runs_random_numbers_alone(tiny: Make) -> None:
 def test_a_draw_cuts_turns_and_mirrors() -> None:
     image = torch.arange(3 * 6 * 8, dtype=torch.uint8).view(3, 6, 8)
     config = AugmentConfig(size=4)
-    draw = ViewDraw(0.0, top=1, left=3, height=4, width=4, flip=False, colour=())
+    draw = ViewParams(0.0, top=1, left=3, height=4, width=4, flip=False, colour=())
     assert torch.equal(cut_view(image, draw, config), image[:, 1:5, 3:7])
-    mirrored = ViewDraw(0.0, top=1, left=3, height=4, width=4, flip=True, colour=())
+    mirrored = ViewParams(0.0, top=1, left=3, height=4, width=4, flip=True, colour=())
     assert torch.equal(cut_view(image, mirrored, config), image[:, 1:5, 3:7].flip(-1))
-    turned = ViewDraw(180.0, top=0, left=0, height=4, width=4, flip=False, colour=())
+    turned = ViewParams(180.0, top=0, left=0, height=4, width=4, flip=False, colour=())
     assert torch.equal(cut_view(image, turned, config), image.flip(-1, -2)[:, :4, :4])
 
 

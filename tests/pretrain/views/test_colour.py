@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
-from pretrain.config.pretrain import AugmentConfig
+from pretrain.config.data import AugmentConfig
 from pretrain.views import colour
 from pretrain.views.parameters import (
     BLUR_SIGMA,
