@@ -16,7 +16,7 @@ from torch import nn
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.config.probe import ProbeConfig
 from pretrain.models.backbone_file import BACKBONE, InputConvention, read_backbone_file
-from pretrain.probes.features import FrozenEncoder, frozen
+from pretrain.probes.features import FrozenEncoder
 from pretrain.probes.probe import RESULT, device, random_backbone, run_probe
 from pretrain.runtime.files import write_json
 from pretrain.train import pretrain
@@ -30,7 +30,7 @@ Results = dict[str, dict[int, dict[str, float]]]  # by row and seed
 def raw_pixels() -> FrozenEncoder:
     """Return what hands the pixels on as features, in [0, 1]."""
     convention = InputConvention("RGB", (0.0, 0.0, 0.0), (255.0, 255.0, 255.0))
-    return frozen(nn.Flatten(), convention, device())
+    return FrozenEncoder(nn.Flatten(), convention, device())
 
 
 def run_study(
@@ -76,7 +76,7 @@ def run_study(
 
 def _pretrained(config: PretrainConfig, folder: Path) -> FrozenEncoder:
     pretrain(config, folder)
-    return frozen(*read_backbone_file(folder / BACKBONE), device())
+    return FrozenEncoder(*read_backbone_file(folder / BACKBONE), device())
 
 
 def _kept(

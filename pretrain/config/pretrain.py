@@ -68,17 +68,13 @@ class OptimizerConfig(Section):
         return values
 
     @model_validator(mode="after")
-    def _drops_and_schedule(self) -> Self:
+    def _agree(self) -> Self:
         drops = bool(self.drop_at or self.drop_epochs_before_end)
         if drops != (self.schedule == "step"):
             raise ValueError(
                 "drop_at or drop_epochs_before_end go with schedule 'step', and it needs one of "
                 f"them; got schedule {self.schedule!r} and {'drops' if drops else 'no drops'}"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _one_learning_rate(self) -> Self:
         if (self.lr is None) == (self.lr_per_256 is None):
             raise ValueError("give exactly one of lr and lr_per_256")
         return self

@@ -103,7 +103,7 @@ def _cifar_pickle(path: Path, data_format: str) -> tuple[NDArray[np.uint8], Labe
 
 
 class _ByteArray:
-    """What a pickled numpy array of bytes becomes; anything else in its place is refused."""
+    """Stands for a pickled numpy array of bytes; anything else in its place is refused."""
 
     array: NDArray[np.uint8]
 
@@ -116,7 +116,7 @@ class _ByteArray:
 
 
 class _ByteType:
-    """What numpy's description of unsigned bytes becomes."""
+    """Stands for numpy's description of unsigned bytes."""
 
     def __init__(self, name: str | bytes, *_: object) -> None:
         if name not in ("u1", b"u1"):
@@ -124,10 +124,6 @@ class _ByteType:
 
     def __setstate__(self, state: object) -> None:
         del state
-
-
-def _empty_array(*_: object) -> _ByteArray:
-    return _ByteArray()
 
 
 def _latin1(text: str, encoding: str) -> bytes:
@@ -139,8 +135,8 @@ def _latin1(text: str, encoding: str) -> bytes:
 _STAND_INS: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): _ByteArray,
     ("numpy", "dtype"): _ByteType,
-    ("numpy.core.multiarray", "_reconstruct"): _empty_array,
-    ("numpy._core.multiarray", "_reconstruct"): _empty_array,
+    ("numpy.core.multiarray", "_reconstruct"): lambda *_: _ByteArray(),
+    ("numpy._core.multiarray", "_reconstruct"): lambda *_: _ByteArray(),
     ("_codecs", "encode"): _latin1,
 }
 

@@ -44,9 +44,7 @@ def folder_summary(root: Path) -> FolderSummary:
     Raises:
         ValueError: the folder is missing or cannot be listed.
     """
-    header = _valid_header(root)
-    if header is None:
-        header, _ = _build(root)
+    header = _valid_header(root) or _build(root)[0]
     return FolderSummary(header["num_files"], header["digest"])
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -30,27 +30,6 @@ VAL_ANNOTATIONS = "val_annotations.txt"  # Tiny ImageNet as it is distributed
 Batch = TypeVar("Batch")
 
 
-class Images(Protocol):
-    """Images by index; `labels` is an int64 tensor [len] counting from 0, or None."""
-
-    @property
-    def labels(self) -> Tensor | None:
-        """Return the class of each image, if the data have classes."""
-        ...
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        ...
-
-    def read(self, index: int) -> Tensor:
-        """Return image `index` as `[3, H, W]` uint8.
-
-        Raises:
-            ValueError: it is not a whole image.
-        """
-        ...
-
-
 @dataclass(frozen=True, eq=False)
 class ImageFiles:
     """Image files below a folder, decoded when asked for."""
@@ -68,7 +47,11 @@ class ImageFiles:
         return self.root / name.decode(errors="surrogateescape")
 
     def read(self, index: int) -> Tensor:
-        """Return image `index` as `[3, H, W]` uint8."""
+        """Return image `index` as `[3, H, W]` uint8.
+
+        Raises:
+            ValueError: it is not a whole image.
+        """
         return read_image(self.path(index))
 
 
@@ -89,6 +72,9 @@ class ImageArrays:
                 return torch.from_numpy(np.array(part[index], order="C"))
             index -= len(part)
         raise IndexError(index)
+
+
+Images = ImageFiles | ImageArrays  # `labels` are int64 [len] and count from 0
 
 
 def open_images(data: DataConfig, split: Split = "pretrain") -> Images:

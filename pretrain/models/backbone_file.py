@@ -6,6 +6,7 @@ built, also those that torchvision has no name for.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,20 +36,8 @@ class InputConvention:
     pixel_std: tuple[float, ...] = (58.395, 57.12, 57.375)
 
 
-class Encoder(nn.Module):
+class Encoder(nn.Sequential):
     """A ResNet up to its average pooling: images [N, 3, H, W] to features [N, F]."""
-
-    def __init__(self, stem: list[nn.Module], layers: list[nn.Sequential]) -> None:
-        super().__init__()
-        self.conv1, self.bn1, self.relu, self.maxpool = stem
-        self.layer1, self.layer2, self.layer3, self.layer4 = layers
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the features after average pooling."""
-        out = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        out = self.layer4(self.layer3(self.layer2(self.layer1(out))))
-        features: Tensor = out.mean((2, 3))
-        return features
 
 
 def build_from(weights: Weights, *, stride_in_1x1: bool = False, maxpool: bool = True) -> Encoder:
@@ -84,24 +73,26 @@ def build_from(weights: Weights, *, stride_in_1x1: bool = False, maxpool: bool =
 def _empty(weights: Weights, stride_in_1x1: bool, maxpool: bool) -> Encoder:
     channels, _, side, _ = weights["conv1.weight"].shape
     stride = 2 if side == 7 else 1
-    conv1 = nn.Conv2d(3, channels, side, stride=stride, padding=side // 2, bias=False)
-    pool = nn.MaxPool2d(3, stride=2, padding=1) if maxpool else nn.Identity()
-    layers = []
+    parts: dict[str, nn.Module] = {
+        "conv1": nn.Conv2d(3, channels, side, stride=stride, padding=side // 2, bias=False),
+        "bn1": nn.BatchNorm2d(channels),
+        "relu": nn.ReLU(inplace=True),
+        "maxpool": nn.MaxPool2d(3, stride=2, padding=1) if maxpool else nn.Identity(),
+    }
     for number in range(1, 5):
         blocks: list[nn.Module] = []
         while f"layer{number}.{len(blocks)}.conv1.weight" in weights:
             stride = 2 if number > 1 and not blocks else 1
-            block, channels = _block(weights, f"layer{number}.{len(blocks)}", stride)
+            block = _block(weights, f"layer{number}.{len(blocks)}", stride)
             if stride_in_1x1 and stride == 2 and isinstance(block, Bottleneck):
                 block.conv1.stride, block.conv2.stride = (2, 2), (1, 1)
             blocks.append(block)
-        layers.append(nn.Sequential(*blocks))
-    stem = [conv1, nn.BatchNorm2d(conv1.out_channels), nn.ReLU(inplace=True), pool]
-    return Encoder(stem, layers)
+        parts[f"layer{number}"] = nn.Sequential(*blocks)
+    parts |= {"avgpool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten()}
+    return Encoder(OrderedDict(parts))
 
 
-def _block(weights: Weights, name: str, stride: int) -> tuple[nn.Module, int]:
-    """Return the block called `name` and the channels it puts out."""
+def _block(weights: Weights, name: str, stride: int) -> BasicBlock | Bottleneck:
     width, inputs = weights[f"{name}.conv1.weight"].shape[:2]
     bottleneck = f"{name}.conv3.weight" in weights
     out = weights[f"{name}.conv3.weight"].shape[0] if bottleneck else width
@@ -110,10 +101,10 @@ def _block(weights: Weights, name: str, stride: int) -> tuple[nn.Module, int]:
         conv = nn.Conv2d(inputs, out, 1, stride=stride, bias=False)
         shortcut = nn.Sequential(conv, nn.BatchNorm2d(out))
     if not bottleneck:
-        return BasicBlock(inputs, out, stride, shortcut), out
+        return BasicBlock(inputs, out, stride, shortcut)
     groups = width // weights[f"{name}.conv2.weight"].shape[1]
     base_width = width * 64 // (groups * (out // 4))  # torchvision: width = planes base/64 groups
-    return Bottleneck(inputs, out // 4, stride, shortcut, groups, base_width), out
+    return Bottleneck(inputs, out // 4, stride, shortcut, groups, base_width)
 
 
 def convention_of(stated: Any) -> InputConvention:

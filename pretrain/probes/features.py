@@ -86,33 +86,24 @@ def central_view(config: ImageConfig) -> v2.Transform:
     return v2.Compose([resize, v2.CenterCrop(config.size)])
 
 
-class Normalise(nn.Module):
-    """Bring uint8 RGB images [N, 3, H, W] into the convention of an encoder."""
+class FrozenEncoder:
+    """An encoder in evaluation mode on `device`, and the convention of its input."""
 
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, convention: InputConvention) -> None:
-        super().__init__()
+    def __init__(
+        self, encoder: nn.Module, convention: InputConvention, device: torch.device
+    ) -> None:
+        self.encoder = encoder.to(device).eval()
+        self.device = device
         self.flip = convention.format == "BGR"
-        self.register_buffer("mean", torch.tensor(convention.pixel_mean).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor(convention.pixel_std).view(3, 1, 1))
+        self.mean = torch.tensor(convention.pixel_mean, device=device).view(3, 1, 1)
+        self.std = torch.tensor(convention.pixel_std, device=device).view(3, 1, 1)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return float32 images, channels in the encoder's order."""
-        images = images.float()
+    def normalise(self, images: Tensor) -> Tensor:
+        """Return uint8 RGB images [N, 3, H, W] as float32, in the encoder's order of channels."""
+        images = images.to(self.device, non_blocking=True).float()
         if self.flip:
             images = images.flip(1)
         return (images - self.mean) / self.std
-
-
-@dataclass(frozen=True)
-class FrozenEncoder:
-    """An encoder, how its input is normalised, and where it computes."""
-
-    encoder: nn.Module
-    normalise: Normalise
-    device: torch.device
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
@@ -121,17 +112,10 @@ class FrozenEncoder:
         Raises:
             ValueError: a feature is NaN or infinite.
         """
-        features: Tensor = self.encoder(self.normalise(images.to(self.device, non_blocking=True)))
-        features = features.flatten(1).float()
+        features: Tensor = self.encoder(self.normalise(images)).flatten(1).float()
         if not bool(torch.isfinite(features).all()):
             raise ValueError("the encoder's features are NaN or infinite on these images")
         return features
-
-
-def frozen(encoder: nn.Module, convention: InputConvention, device: torch.device) -> FrozenEncoder:
-    """Return the encoder in evaluation mode on `device`."""
-    encoder = encoder.to(device).eval()
-    return FrozenEncoder(encoder, Normalise(convention).to(device), device)
 
 
 def batches(

@@ -24,7 +24,8 @@ class Neighbours:
     """The k nearest of a bank to each query [Q, F]; the bank comes in chunks, none of them kept.
 
     Beside the queries and one chunk, at most about `chunk_bytes` are used, however large the bank
-    is. `cosine` compares the features scaled to length 1. Distances are squared and of float32; of
+    is. `cosine` compares the features scaled to length 1, whose squared distance is
+    2 (1 - cosine). Distances are squared and of float32; of
     features that are shifted by the queries' mean, which keeps digits where all have a large common
     part.
     """
@@ -34,7 +35,7 @@ class Neighbours:
     ) -> None:
         self.k = k
         self.cosine = cosine
-        queries = unit(queries) if cosine else queries.float()
+        queries = F.normalize(queries.float(), dim=1) if cosine else queries.float()
         self.origin = queries.mean(0)
         self.queries = queries - self.origin
         self.height = max(1, chunk_bytes // (BYTES_PER_PAIR * BANK_ROWS))
@@ -46,8 +47,8 @@ class Neighbours:
     def add(self, features: Tensor, labels: Tensor) -> None:
         """Compare the queries with the next images of the bank, features [n, F], labels [n]."""
         for part_of_bank in torch.split(features.to(self.queries.device), self.width):
-            rows = unit(part_of_bank) if self.cosine else part_of_bank.float()
-            rows = rows - self.origin
+            rows = part_of_bank.float()
+            rows = (F.normalize(rows, dim=1) if self.cosine else rows) - self.origin
             for start in range(0, len(self.queries), self.height):
                 part = slice(start, start + self.height)
                 keys = _keys(self.queries[part], rows, self.seen)
@@ -78,11 +79,6 @@ def _keys(queries: Tensor, rows: Tensor, first: int) -> Tensor:
     distances.add_(queries.square().sum(1, keepdim=True)).clamp_(min=0)
     places = torch.arange(first, first + len(rows), device=rows.device)
     return distances.view(torch.int32).to(torch.int64).bitwise_left_shift_(32).add_(places)
-
-
-def unit(features: Tensor) -> Tensor:
-    """Return the features scaled to length 1, whose squared distance is 2 (1 - cosine)."""
-    return F.normalize(features.float(), dim=1)
 
 
 def votes(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pretrain.config.pretrain import PretrainConfig, TrainingProbeConfig
 from pretrain.config.probe import KnnConfig, ProbeConfig
 from pretrain.models.backbone_file import InputConvention
-from pretrain.probes.features import Labelled, feature_chunks, frozen
+from pretrain.probes.features import FrozenEncoder, Labelled, feature_chunks
 from pretrain.probes.probe import joined, measure_knn, open_sets
 from pretrain.runtime.signals import StopRequest
 
@@ -72,7 +72,7 @@ class TrainingProbe:
 
         modes = [(module, module.training) for module in encoder.modules()]
         try:
-            backbone = frozen(encoder, self.convention, next(encoder.parameters()).device)
+            backbone = FrozenEncoder(encoder, self.convention, next(encoder.parameters()).device)
             queries = joined(features(self.test))
             bank = features(self.train)
             return measure_knn(bank, queries, self.num_classes, {"knn": self.config.knn})

@@ -5,9 +5,9 @@ The features are the encoder's, after average pooling and in evaluation mode, ne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Protocol, get_args
+from typing import Any, get_args
 
 import torch
 from rich.console import Console
@@ -28,7 +28,7 @@ from pretrain.models.backbone_file import (
     read_backbone_file,
 )
 from pretrain.models.encoder import build_encoder
-from pretrain.probes.features import FrozenEncoder, Labelled, feature_chunks, frozen, open_labelled
+from pretrain.probes.features import FrozenEncoder, Labelled, feature_chunks, open_labelled
 from pretrain.probes.knn import Neighbours, accuracy, votes
 from pretrain.probes.linear import AugmentedTraining, fit_linear
 from pretrain.runtime.files import write_json
@@ -121,29 +121,13 @@ def _named(name: str, accuracies: dict[str, float]) -> dict[str, float]:
     return {f"{name}/{key}": value for key, value in accuracies.items()}
 
 
-class ForeignBackbone(Protocol):
-    """A checkpoint of somebody else, as the converter reads it."""
-
-    @property
-    def state_dict(self) -> Mapping[str, Tensor]:
-        """The tensors under torchvision's names."""
-        ...
-
-    @property
-    def input(self) -> Mapping[str, Any]:
-        """Order of the channels, mean and deviation, 0-255."""
-        ...
-
-    @property
-    def architecture(self) -> Any:
-        """Says with `stride_in_1x1` where a stage halves its map."""
-        ...
-
-
 def open_backbone(
-    name: str, config: ProbeConfig, read_foreign: Callable[[Path], ForeignBackbone]
+    name: str, config: ProbeConfig, read_foreign: Callable[[Path], Any]
 ) -> FrozenEncoder:
     """Return the encoder in a file, by `read_foreign` where it is none of ours, or `random:ARCH`.
+
+    What `read_foreign` returns has the tensors under torchvision's names as `state_dict`, the
+    convention as `input`, and says by `architecture.stride_in_1x1` where a stage halves its map.
 
     Raises:
         ValueError: there is no such file or architecture, or no backbone in the file.
@@ -162,7 +146,7 @@ def open_backbone(
         convention = convention_of(foreign.input)
         caffe2 = bool(foreign.architecture.stride_in_1x1)
         encoder = build_from(foreign.state_dict, stride_in_1x1=caffe2)
-    return frozen(encoder, convention, device())
+    return FrozenEncoder(encoder, convention, device())
 
 
 def random_backbone(arch: str, seed: int) -> FrozenEncoder:
@@ -170,7 +154,7 @@ def random_backbone(arch: str, seed: int) -> FrozenEncoder:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derived_seed(seed))
         encoder, _ = build_encoder(ModelConfig.model_validate({"arch": arch}))
-    return frozen(encoder, InputConvention(), device())
+    return FrozenEncoder(encoder, InputConvention(), device())
 
 
 def probe_and_write(backbone: FrozenEncoder, config: ProbeConfig, output: Path | None) -> None:
@@ -205,7 +189,7 @@ def run_stage(
     settings = ProbeConfig.model_validate(config)
     if "backbone" in inputs:
         encoder, convention = read_backbone_file(inputs["backbone"].with_name(BACKBONE))
-        backbone = frozen(encoder, convention, device())
+        backbone = FrozenEncoder(encoder, convention, device())
     else:
         assert settings.random_arch is not None, "the plan has checked it"
         backbone = random_backbone(settings.random_arch, settings.seed)

@@ -31,12 +31,12 @@ class LARS(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         trust_coefficient: float = 0.001,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "weight_decay": weight_decay,
-            "trust_coefficient": trust_coefficient,
-        }
+        defaults = dict(
+            lr=lr,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            trust_coefficient=trust_coefficient,
+        )
         super().__init__(params, defaults)
 
     @torch.no_grad()
@@ -68,32 +68,6 @@ class LARS(torch.optim.Optimizer):
         weight.sub_(velocity)
 
 
-def _adam(groups: Groups, config: OptimizerConfig) -> torch.optim.Optimizer:
-    return torch.optim.Adam(groups, lr=0.0, weight_decay=config.weight_decay)
-
-
-def _sgd(groups: Groups, config: OptimizerConfig) -> torch.optim.Optimizer:
-    return torch.optim.SGD(
-        groups, lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay
-    )
-
-
-def _lars(groups: Groups, config: OptimizerConfig) -> torch.optim.Optimizer:
-    return LARS(
-        groups,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        trust_coefficient=config.trust_coefficient,
-    )
-
-
-_OPTIMIZERS: dict[str, Callable[[Groups, OptimizerConfig], torch.optim.Optimizer]] = {
-    "adam": _adam,
-    "lars": _lars,
-    "sgd": _sgd,
-}
-
-
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> Groups:
     """Return all parameters in one group, or biases and norms in a second one without decay."""
     parameters = list(model.parameters())
@@ -107,4 +81,12 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> Groups:
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     """Return the optimiser that `config` names, its learning rate still 0."""
-    return _OPTIMIZERS[config.name](parameter_groups(model, config), config)
+    momentum = {"momentum": config.momentum}
+    kinds: dict[str, tuple[Callable[..., torch.optim.Optimizer], dict[str, float]]] = {
+        "adam": (torch.optim.Adam, {}),
+        "lars": (LARS, {**momentum, "trust_coefficient": config.trust_coefficient}),
+        "sgd": (torch.optim.SGD, momentum),
+    }
+    kind, settings = kinds[config.name]
+    groups = parameter_groups(model, config)
+    return kind(groups, lr=0.0, weight_decay=config.weight_decay, **settings)

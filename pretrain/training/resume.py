@@ -11,13 +11,16 @@ from pretrain.runtime.distributed import Processes
 State = dict[str, Any]
 
 
-def newest_on_all(folder: Path, processes: Processes) -> tuple[Path, State] | None:
-    """Return the newest whole state in `folder` and its file, on every rank; None without one.
+def state_to_resume(
+    folder: Path, processes: Processes, config: dict[str, Any], num_images: int
+) -> State | None:
+    """Return the newest whole state in `folder`, on every rank; None without one.
 
     What rank 0 reads has to reach all ranks: file system caches differ.
 
     Raises:
-        ValueError: all states are damaged.
+        ValueError: it belongs to another config, number of images or number of processes, or
+            all states are damaged.
     """
     fault, newest = None, None
     if processes.is_main:
@@ -29,18 +32,10 @@ def newest_on_all(folder: Path, processes: Processes) -> tuple[Path, State] | No
     fault, newest = processes.broadcast((fault, newest))
     if fault is not None:
         raise ValueError(fault)
-    return newest  # type: ignore[no-any-return]
-
-
-def refuse_another_run(
-    path: Path, state: State, *, config: State, num_images: int, num_processes: int
-) -> None:
-    """Raise ValueError unless the state in `path` is of this run.
-
-    Raises:
-        ValueError: it belongs to another config, number of images or number of processes, or
-            another version of this program wrote it.
-    """
+    if newest is None:
+        return None
+    path: Path = newest[0]
+    state: State = newest[1]
     missing = {"config", "num_images", "ranks", "scaler"} - state.keys()
     missing |= {"loss"} - next(iter(state.get("ranks", [])), {}).keys()
     if missing:
@@ -56,13 +51,14 @@ def refuse_another_run(
         )
     for what, stored, actual in (
         ("images", state["num_images"], num_images),
-        ("processes", len(state["ranks"]), num_processes),
+        ("processes", len(state["ranks"]), processes.size),
     ):
         if stored != actual:
             raise ValueError(
                 f"{path}: was written by a run over {stored} {what}, this one has {actual}; "
                 f"give it {stored} {what} or use another output folder"
             )
+    return state
 
 
 def _differing(stored: Any, actual: Any, place: str = "") -> list[str]:

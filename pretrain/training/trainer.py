@@ -26,10 +26,10 @@ from pretrain.runtime.distributed import Processes, all_gather_with_grad
 from pretrain.runtime.rng import derived_seed, random_states, restore_random_states, seed_process
 from pretrain.runtime.signals import EXIT_INTERRUPTED, StopRequest
 from pretrain.training import precision
-from pretrain.training.divergence import DivergedError, describe, save_dump
+from pretrain.training.divergence import DivergedError, describe, dump_path
 from pretrain.training.metrics import METRICS, Report, final_metrics
 from pretrain.training.optimizers import build_optimizer
-from pretrain.training.resume import newest_on_all, refuse_another_run
+from pretrain.training.resume import state_to_resume
 from pretrain.training.schedule import Length, covariance_weight, lr_factor
 from pretrain.views.loader import ShardedViews
 
@@ -101,7 +101,12 @@ class Trainer:
         """
         config, main, total = self.config, self.processes.is_main, self.length.total_steps
         with self.stop:
-            self._resume()
+            identity, num_images = config.identity(), self.views.num_images
+            state = state_to_resume(self.output_dir, self.processes, identity, num_images)
+            if state is not None:
+                self.load_state_dict(state)
+                if main:
+                    logger.info("resumed at step %d of %d", self.step, total)
             parallel = precision.parallel(self.model, self.processes)
             with Report(config, self.output_dir, self.step, total, main=main) as report:
                 for views in self._batches():
@@ -152,20 +157,6 @@ class Trainer:
         state = self.state_dict()
         if self.processes.is_main:
             save_atomically(state, self.output_dir / name)
-
-    def _resume(self) -> None:
-        newest = newest_on_all(self.output_dir, self.processes)
-        if newest is None:
-            return
-        refuse_another_run(
-            *newest,
-            config=self.config.identity(),
-            num_images=self.views.num_images,
-            num_processes=self.processes.size,
-        )
-        self.load_state_dict(newest[1])
-        if self.processes.is_main:
-            logger.info("resumed at step %d of %d", self.step, self.length.total_steps)
 
     def _batches(self) -> Iterator[Tensor]:
         """Yield views `[V, N, 3, H, W]` from the current step to the last."""
@@ -243,7 +234,7 @@ class Trainer:
         }
         if rank == 0:
             content["model"] = self.model.state_dict()
-        save_dump(content, self.output_dir, rank)
+        save_atomically(content, dump_path(self.output_dir, rank))
         self.processes.barrier()
         total = self.length.total_steps
         raise DivergedError(describe(losses, norms, self.step, total, lr, self.output_dir))

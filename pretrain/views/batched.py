@@ -5,8 +5,8 @@ V views, N images, M = V N, S side.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from random import Random
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,17 +23,12 @@ from pretrain.views.parameters import NUM_COLUMNS, ViewParams, draw_view
 CPU_VALUES = 2**17  # changed at once on a CPU: small enough for its caches
 
 
-@dataclass
-class RawViews:
+class RawViews(NamedTuple):
     """Views before their colours: uint8 `[V, N, 3, S, S]`, rows `[V, N, 10]`, seeds `[N]`."""
 
     views: Tensor
     rows: Tensor
     seeds: Tensor
-
-    def pin_memory(self) -> RawViews:
-        """Return the same in memory that a GPU copies from at once."""
-        return RawViews(self.views.pin_memory(), self.rows, self.seeds)
 
 
 def cut_views(

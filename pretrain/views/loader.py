@@ -71,8 +71,8 @@ class ViewLoader:
         self.places[:] = [[(epoch, index) for index in batch] for batch in indices]
         for batch in from_workers(self.loader):
             if isinstance(batch, RawViews):
-                batch.views = batch.views.to(self.device, non_blocking=True)
-                yield finish_views(batch, self.config.augment)
+                views = batch.views.to(self.device, non_blocking=True)
+                yield finish_views(batch._replace(views=views), self.config.augment)
             else:
                 yield batch.to(self.device, non_blocking=True)
 

@@ -16,18 +16,6 @@ from pretrain.data.images import Images
 from pretrain.runtime.rng import derived_seed
 
 
-class GaussianNoise(nn.Module):
-    """Add noise of a standard deviation given in units of the [0, 1] image."""
-
-    def __init__(self, std: float) -> None:
-        super().__init__()
-        self.std = std
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Return the noisy image, not clipped."""
-        return image + self.std * torch.randn_like(image)
-
-
 def build_view(config: AugmentConfig) -> v2.Transform:
     """Return the transform `[3, H, W] uint8 -> [3, size, size] float32, normalised`.
 
@@ -61,7 +49,7 @@ def build_view(config: AugmentConfig) -> v2.Transform:
         steps.append(v2.RandomApply([blur], p=config.blur_probability))
     steps.append(v2.ToDtype(torch.float32, scale=True))
     if config.noise_std:
-        steps.append(GaussianNoise(config.noise_std))
+        steps.append(v2.GaussianNoise(sigma=config.noise_std, clip=False))
     steps.append(v2.Normalize(config.mean, config.std))
     return v2.Compose(steps)
 

@@ -11,10 +11,8 @@ from pretrain.config.probe import ImageConfig, ProbeConfig
 from pretrain.models.backbone_file import InputConvention
 from pretrain.probes.features import (
     FrozenEncoder,
-    Normalise,
     central_view,
     feature_chunks,
-    frozen,
     open_labelled,
 )
 from pretrain.probes.linear import AugmentedTraining
@@ -59,7 +57,7 @@ def colours(tmp_path: Path) -> Callable[..., ProbeConfig]:
 
 @pytest.fixture
 def mean_colour() -> FrozenEncoder:
-    return frozen(MeanColour(), InputConvention(), CPU)
+    return FrozenEncoder(MeanColour(), InputConvention(), CPU)
 
 
 def test_every_measure_tells_colours_apart(
@@ -90,10 +88,12 @@ def test_labels_are_what_is_learnt(
 
 def test_the_encoder_gets_the_input_it_was_trained_with() -> None:
     pixels = torch.tensor([10, 20, 30], dtype=torch.uint8).view(1, 3, 1, 1)
-    bgr = Normalise(InputConvention("BGR", (1.0, 2.0, 3.0), (1.0, 1.0, 9.0)))
-    assert bgr(pixels).flatten().tolist() == [29.0, 18.0, pytest.approx(7 / 9)]
-    unit = Normalise(InputConvention("RGB", (0.0, 0.0, 0.0), (255.0, 255.0, 255.0)))
-    assert torch.allclose(unit(pixels).flatten() * 255, torch.tensor([10.0, 20.0, 30.0]))
+    bgr = InputConvention("BGR", (1.0, 2.0, 3.0), (1.0, 1.0, 9.0))
+    normalised = FrozenEncoder(nn.Flatten(), bgr, CPU).normalise(pixels)
+    assert normalised.flatten().tolist() == [29.0, 18.0, pytest.approx(7 / 9)]
+    unit = InputConvention("RGB", (0.0, 0.0, 0.0), (255.0, 255.0, 255.0))
+    normalised = FrozenEncoder(nn.Flatten(), unit, CPU).normalise(pixels)
+    assert torch.allclose(normalised.flatten() * 255, torch.tensor([10.0, 20.0, 30.0]))
 
 
 def test_the_middle_of_the_image_is_shown() -> None:
@@ -158,7 +158,7 @@ def test_broken_features_are_no_result(colours: Callable[..., ProbeConfig]) -> N
             return images.mean((2, 3)) / 0
 
     with pytest.raises(ValueError, match="features are NaN or infinite"):
-        run_probe(frozen(Broken(), InputConvention(), CPU), colours())
+        run_probe(FrozenEncoder(Broken(), InputConvention(), CPU), colours())
 
 
 def test_the_stage_writes_its_numbers(colours: Callable[..., ProbeConfig], tmp_path: Path) -> None:
