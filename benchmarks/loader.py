@@ -129,8 +129,10 @@ def loader_rates(
     return {name: 1 / statistics.median(values) for name, values in seconds.items()}
 
 
-def loader_config(case: LoaderCase, way: str, workers: int, root: Path) -> PretrainConfig:
-    """Return a config whose data and augmentation are the case's."""
+def loader_config(
+    case: LoaderCase, way: str, workers: int, root: Path, **changes: Any
+) -> PretrainConfig:
+    """Return a config whose data and augmentation are the case's, with `changes`."""
     return PretrainConfig.model_validate(
         {
             "method": "none",
@@ -141,6 +143,7 @@ def loader_config(case: LoaderCase, way: str, workers: int, root: Path) -> Pretr
             "num_views": case.num_views,
             "batch_size": BATCH,
             "max_steps": 1,
+            **changes,
         }
     )
 

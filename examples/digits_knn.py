@@ -58,8 +58,16 @@ def run_study(
     }
 
     def measured(name: str, config: dict[str, Any], backbone: Backbone) -> dict[str, float]:
-        wanted = {"config": config, "probe": probe.model_dump(mode="json")}
-        return _kept(output_dir / name / RESULT, wanted, lambda: run_probe(backbone(), probe))
+        identity = {"config": config, "probe": probe.model_dump(mode="json")}
+        path = output_dir / name / RESULT
+        if path.exists():
+            stored = json.loads(path.read_text("utf-8"))
+            if {key: stored.get(key) for key in identity} == identity:
+                return dict(stored["metrics"])
+        metrics = run_probe(backbone(), probe)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json({"metrics": metrics, **identity}, path)
+        return metrics
 
     results: Results = {PIXELS: {0: measured("pixels", {}, raw_pixels)}, RANDOM: {}}
     for seed in seeds:
@@ -68,30 +76,15 @@ def run_study(
     for (name, seed), config in configs.items():
         folder = f"{name}-seed{seed}"
         train = partial(_pretrained, config, output_dir / folder)
-        found = measured(folder, config.model_dump(mode="json"), train)
-        results.setdefault(name, {})[seed] = found
-        logger.info("%s, seed %d: %s", name, seed, found)
+        metrics = measured(folder, config.model_dump(mode="json"), train)
+        results.setdefault(name, {})[seed] = metrics
+        logger.info("%s, seed %d: %s", name, seed, metrics)
     return results
 
 
 def _pretrained(config: PretrainConfig, folder: Path) -> FrozenEncoder:
     pretrain(config, folder)
     return FrozenEncoder(*read_backbone_file(folder / BACKBONE), device())
-
-
-def _kept(
-    path: Path, wanted: dict[str, Any], measure: Callable[[], dict[str, float]]
-) -> dict[str, float]:
-    """Return the metrics in `path` if they are of what is wanted, else measure and keep them."""
-    if path.exists():
-        stored = json.loads(path.read_text("utf-8"))
-        if {key: stored.get(key) for key in wanted} == wanted:
-            metrics: dict[str, float] = stored["metrics"]
-            return metrics
-    metrics = measure()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json({"metrics": metrics, **wanted}, path)
-    return metrics
 
 
 def study_table(results: Results) -> Table:

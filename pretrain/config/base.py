@@ -1,4 +1,4 @@
-"""The frozen base of every config section, and marks of fields. Imports no torch.
+"""The frozen base of config sections, and types and marks of fields. Imports no torch.
 
 Fields marked with `NOT_IDENTITY` cannot change the result and stay out of a run's signature; those
 marked with `IDENTITY_IF_GIVEN` came later and are part of it only where they are given.

@@ -107,7 +107,7 @@ class ComputeConfig(Section):
     """How the steps are computed, on whatever machine.
 
     `sync_batchnorm` takes BatchNorm's statistics over all processes. `accumulate` cuts each
-    process's batch into parts that are held in memory one after the other; BatchNorm then sees one
+    process's batch into parts that are in memory one after the other; BatchNorm then sees one
     part at a time. `channels_last` and `compile` change speed and rounding only.
     """
 

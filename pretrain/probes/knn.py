@@ -84,10 +84,22 @@ def _keys(queries: Tensor, rows: Tensor, first: int) -> Tensor:
 def votes(
     distances: Tensor, labels: Tensor, num_classes: int, temperature: float | None = None
 ) -> Tensor:
-    """Return the votes [Q, C] of the neighbours [Q, k]; minus infinity for a class without one.
+    """Return the votes [Q, C] of the neighbours; minus infinity for a class without one.
 
-    One each, or with a `temperature` exp(cosine / temperature), from squared distances of unit
-    vectors; relative to the nearest's, which changes no order and cannot underflow there.
+    Args:
+        distances: [Q, k], squared, the nearest first.
+        labels: [Q, k] int64, the neighbours' classes from 0 to C - 1.
+        num_classes: C.
+        temperature: Above 0; a neighbour then votes with exp(cosine / temperature), where
+            distances are those of unit vectors, relative to the nearest's vote, which changes no
+            order and cannot underflow there. Without it each has one vote.
+
+    Example:
+        >>> neighbours = Neighbours(torch.tensor([[0.0, 0.0]]), k=3)
+        >>> bank = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 3.0]])
+        >>> neighbours.add(bank, torch.tensor([1, 0, 1]))
+        >>> votes(*neighbours.nearest(), num_classes=3)
+        tensor([[1., 2., -inf]])
     """
     weights = torch.ones_like(distances)
     if temperature is not None:
@@ -98,13 +110,21 @@ def votes(
 
 
 def accuracy(scores: Tensor, targets: Tensor) -> dict[str, float]:
-    """Return top-1 and, with more than 5 classes, top-5 in percent; `scores [Q, C]`.
+    """Return `top1` and, with more than 5 classes, `top5` in percent.
 
     Of classes with equal scores the lower label comes first. A class with score minus infinity was
     not named at all and is never right.
 
+    Args:
+        scores: [Q, C], of any unit: votes, logits.
+        targets: [Q] int64, the right classes.
+
     Raises:
-        ValueError: a score is NaN.
+        ValueError: A score is NaN.
+
+    Example:
+        >>> accuracy(torch.tensor([[1.0, 2.0, -math.inf], [3.0, 0.0, 3.0]]), torch.tensor([1, 2]))
+        {'top1': 50.0}
     """
     if bool(scores.isnan().any()):
         raise ValueError("the classifier's scores are NaN")

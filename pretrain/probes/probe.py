@@ -1,4 +1,4 @@
-"""Stage `probe`: how well classes can be told apart by what a frozen encoder makes of images.
+"""Stage `probe`: the accuracy of classifiers on the features that a frozen encoder gives.
 
 The features are the encoder's, after average pooling and in evaluation mode, never the projector's.
 """

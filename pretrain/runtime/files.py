@@ -1,7 +1,4 @@
-"""Files written whole or not at all, and errors in one line. Imports no torch.
-
-Tested in tests/pretrain/runtime/test_checkpoint.py and test_files.py.
-"""
+"""Files written whole or not at all, and errors in one line. Imports no torch."""
 
 from __future__ import annotations
 

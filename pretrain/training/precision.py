@@ -1,4 +1,4 @@
-"""How a model runs on a device: precision, memory format, compilation, several processes."""
+"""The model on its device: precision, memory format, compilation, several processes."""
 
 from __future__ import annotations
 

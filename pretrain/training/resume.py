@@ -1,4 +1,4 @@
-"""The state that a run goes on from: found by the first process, the same on all, of this run."""
+"""The state that a run goes on from: read by the first process, sent to all, of this run."""
 
 from __future__ import annotations
 

@@ -1,3 +1,4 @@
+import doctest
 import math
 from collections import Counter
 
@@ -9,6 +10,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pretrain.probes import knn
 from pretrain.probes.knn import Neighbours, accuracy, votes
 
 
@@ -181,3 +183,8 @@ def test_an_image_is_its_own_nearest_at_no_negative_distance() -> None:
     distances, found = search(features, features, labels, 2)
     assert torch.equal(found[:, 0], labels)
     assert float(distances.min()) >= 0 and float(distances[:, 0].max()) < 1e-4
+
+
+def test_the_examples_of_the_docstrings() -> None:
+    result = doctest.testmod(knn)
+    assert result.attempted and not result.failed
