@@ -46,14 +46,14 @@ def note(metrics: dict[str, float]) -> str:
     return "  ".join(f"{name} {metrics[name]:.4g}" for name in SHOWN if name in metrics)
 
 
-class TrainingProgress:
+class TrainingProgress(bars.Progress):
     """Shows the step, the time left, and the metrics as they are logged."""
 
     def __init__(self, total_steps: int, step: int, console: Console | None = None) -> None:
         self.total_steps = total_steps
         self.last_line = time.monotonic()
         console = console or Console(stderr=True)
-        self.bars = bars.Progress(
+        super().__init__(
             bars.TextColumn("step"),
             bars.MofNCompleteColumn(),
             bars.BarColumn(bar_width=16),
@@ -62,24 +62,17 @@ class TrainingProgress:
             console=console,
             disable=not console.is_terminal,
         )
-        self.task = self.bars.add_task("step", total=total_steps, completed=step, note="")
-
-    def __enter__(self) -> TrainingProgress:
-        self.bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bars.stop()
+        self.step_bar = self.add_task("step", total=total_steps, completed=step, note="")
 
     def stepped(self, step: int) -> None:
         """A step is over."""
-        self.bars.update(self.task, completed=step)
+        self.update(self.step_bar, completed=step)
 
     def logged(self, metrics: dict[str, float]) -> None:
         """Show what has just been logged."""
-        self.bars.update(self.task, note=note(metrics))
+        self.update(self.step_bar, note=note(metrics))
         now = time.monotonic()
-        if self.bars.disable and now - self.last_line > LINE_EVERY_S:
+        if self.disable and now - self.last_line > LINE_EVERY_S:
             self.last_line = now
             logger.info("step %d of %d: %s", metrics["step"], self.total_steps, note(metrics))
 

@@ -36,9 +36,6 @@ class ViewsDataset(Dataset[Any]):
         self.config = config
         self.view = build_view(config.augment)
 
-    def __len__(self) -> int:
-        return len(self.images)
-
     def __getitems__(self, places: list[Place]) -> Tensor | RawViews:
         """Return the batch of the images at `places`."""
         config, augment = self.config, self.config.augment
