@@ -20,8 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from pretrain.config.batch_split import split_faults
-from pretrain.config.loss import IDENTITY_IF_GIVEN, LossConfig
+from pretrain.config.loss import IDENTITY_IF_GIVEN, LossConfig, split_faults
 
 NOT_IDENTITY: dict[str, Any] = {"identity": False}
 Fraction = Annotated[float, Field(ge=0, le=1)]

@@ -3,7 +3,7 @@ import threading
 import pytest
 import torch
 
-from pretrain.losses.build import CWRGPLoss
+from pretrain.losses import CWRGPLoss
 from pretrain.runtime.cpu import in_parts, transposed
 
 
