@@ -18,7 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pretrain.runtime.cpu import in_parts, on_one_core
+from pretrain.runtime.cpu import on_one_core
 from pretrain.whitening.backward import (
     PCA,
     ZCA,
@@ -86,13 +86,13 @@ def _spoil(tensor: Tensor, broken: Tensor | None) -> Tensor:
 def _eigen(covariance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return U, s (ascending) of S = U diag(s²) Uᵀ, and how many members needed a ridge."""
     covariance, broken = _without_non_finite(covariance)
-    parts = in_parts(torch.linalg.eigh, covariance)
-    values, vectors = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    with on_one_core():
+        values, vectors = torch.linalg.eigh(covariance)
     singular = values[:, 0] <= _tolerance(covariance) * values[:, -1]
     ridge = torch.where(singular, _ridge(covariance), torch.zeros_like(values[:, 0]))
     values = values.clamp(min=0) + ridge[:, None]
     count = singular.sum() if broken is None else (singular | broken).sum()
-    return vectors, _spoil(values.sqrt(), broken), count
+    return vectors.contiguous(), _spoil(values.sqrt(), broken), count
 
 
 def _zca(covariance: Tensor) -> InverseSqrt:
