@@ -9,7 +9,7 @@ returns a scalar. Non-finite embeddings give NaN.
 Several processes: `embeddings` are this rank's [V, N / world, D]. What depends on the whole batch
 (batch whitening, BatchNorm, the covariance term) gathers it with gradients. The convention is
 that of DistributedDataParallel: after its mean over ranks the parameters' gradients are those of
-one process holding the whole batch. Channel whitening treats each sub-batch on its own, so its
+one process holding the whole batch. Channel whitening treats each sub-batch apart, so its
 sub-batches stay within a rank and nothing is gathered; each rank returns the loss of its part,
 whose mean over ranks is the loss of the whole.
 """

@@ -30,8 +30,8 @@ class WhiteningLoss(nn.Module):
     """Mean squared distance between the whitened views of an image, over all pairs of views.
 
     Each of T rounds shuffles the batch, cuts it into sub-batches (the same images in every view),
-    whitens every sub-batch of every view on its own and compares the views. With a random
-    partition the channels are dealt to the groups anew for every round, sub-batch and view.
+    whitens every sub-batch of every view apart and compares the views. With a random
+    partition the channels are put into groups anew for every round, sub-batch and view.
 
     `regularized_count` counts the factorisations that needed a ridge (see
     `pretrain.whitening.inverse_sqrt`); it is part of the state dict.

@@ -5,7 +5,7 @@ Legend: B matrices in the batch, k variables that are whitened.
 Every exact method finds W with W S Wᵀ = I for a symmetric positive definite S [B, k, k]; how W acts
 and its derivative are in `pretrain.whitening.backward`.
 
-A matrix that is singular to working precision gets a ridge relative to its own scale,
+A matrix that is singular to working precision gets a ridge relative to its scale,
 `RIDGE * trace / k` (1 for a zero matrix), and is counted. Its neighbours in the batch keep
 their exact values. The ridge is a constant for the derivative. A non-finite matrix has W = NaN.
 """
@@ -40,14 +40,14 @@ def _tolerance(covariance: Tensor) -> float:
 
 
 def _ridge(covariance: Tensor) -> Tensor:
-    """Return the ridge [B] that a singular member of `covariance` gets, from its own scale."""
+    """Return the ridge [B] that a singular matrix of `covariance` gets, from its scale."""
     info = torch.finfo(covariance.dtype)
     scale = covariance.diagonal(dim1=-2, dim2=-1).mean(-1)
     return torch.where(scale > info.tiny**0.75, scale * RIDGE, torch.ones_like(scale))
 
 
 def _without_non_finite(covariance: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return `covariance` with I for non-finite members, and which are non-finite [B] (or None)."""
+    """Return `covariance` with I for non-finite matrices, and which those are [B] (or None)."""
     if bool(covariance.sum().isfinite()):
         return covariance, None
     broken = ~covariance.isfinite().all(-1).all(-1)
@@ -77,14 +77,14 @@ def _add_ridge(covariance: Tensor, singular: Tensor) -> Tensor:
 
 
 def _spoil(tensor: Tensor, broken: Tensor | None) -> Tensor:
-    """Return `tensor` [B, ...] with NaN in its broken members."""
+    """Return `tensor` [B, ...] with NaN where `broken` [B]."""
     if broken is None:
         return tensor
     return torch.where(broken.reshape(-1, *[1] * (tensor.dim() - 1)), torch.nan, tensor)
 
 
 def _eigen(covariance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return U, s (ascending) of S = U diag(s²) Uᵀ, and how many members needed a ridge."""
+    """Return U, s (ascending) of S = U diag(s²) Uᵀ, and how many matrices needed a ridge."""
     covariance, broken = _without_non_finite(covariance)
     with on_one_core():
         values, vectors = torch.linalg.eigh(covariance)
@@ -110,7 +110,7 @@ def _pca(covariance: Tensor) -> PCA:
 
 
 def _by_matmul(covariance: Tensor) -> InverseSqrt:
-    """Return ZCA by matrix products; members that do not converge are done exactly."""
+    """Return ZCA by matrix products; matrices that do not converge are done exactly."""
     weight, converged = inverse_sqrt_by_matmul(covariance, _tolerance(covariance))
     if bool(converged.all()):
         return NewtonSchulz(converged.new_zeros((), dtype=torch.int64), weight)

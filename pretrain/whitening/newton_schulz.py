@@ -40,10 +40,10 @@ def _spectral_bound(matrix: Tensor) -> Tensor:
 
 
 def inverse_sqrt_by_matmul(covariance: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
-    """Return S^(-1/2) of `covariance` [B, k, k], and for which members it has converged [B].
+    """Return S^(-1/2) of `covariance` [B, k, k], and for which matrices it has converged [B].
 
     Converged: the root mean square of the eigenvalues of W S W - I is within 3 sqrt(eps), which
-    a member with a smaller eigenvalue than `tolerance` times the bound of its largest one misses.
+    a matrix with a smaller eigenvalue than `tolerance` times the bound of its largest one misses.
     """
     bound = _spectral_bound(covariance)
     square = covariance / bound
