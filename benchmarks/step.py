@@ -23,7 +23,7 @@ from benchmarks.loader import LoaderCase, drawn_images, loader_config
 from benchmarks.rows import print_rows
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.data.images import Images
-from pretrain.losses.build import build_loss
+from pretrain.losses import build_loss
 from pretrain.models.encoder import SelfSupervisedModel
 from pretrain.training.optimizers import build_optimizer
 from pretrain.views.loader import ViewLoader

@@ -15,9 +15,8 @@ from pretrain.config.base import (
     Side,
     identity,
 )
-from pretrain.config.batch_split import split_faults
 from pretrain.config.data import AugmentConfig, DataConfig
-from pretrain.config.loss import LossConfig
+from pretrain.config.loss import LossConfig, split_faults
 
 
 class ModelConfig(Section):

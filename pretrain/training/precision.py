@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pretrain.config.batch_split import split_faults
+from pretrain.config.loss import split_faults
 from pretrain.config.pretrain import ComputeConfig, PretrainConfig
 from pretrain.runtime.distributed import Processes
 

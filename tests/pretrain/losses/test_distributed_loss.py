@@ -10,7 +10,7 @@ import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 from pretrain.config.loss import LossConfig
-from pretrain.losses.build import build_loss
+from pretrain.losses import build_loss
 from pretrain.runtime.distributed import all_gather_with_grad, is_distributed, rank, world_size
 
 V, N, D = 2, 32, 12

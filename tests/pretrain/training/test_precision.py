@@ -10,8 +10,6 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from pretrain.config.batch_split import split_faults
-from pretrain.config.loss import LossConfig
 from pretrain.config.pretrain import ComputeConfig, PretrainConfig
 from pretrain.runtime.distributed import Processes
 from pretrain.training import precision
@@ -85,30 +83,6 @@ def test_accumulation_is_refused_where_images_of_other_parts_matter(
 ) -> None:
     with pytest.raises(ValidationError, match=rf"compute.accumulate 2: {words}.*set it to 1"):
         tiny(**changes, compute={"accumulate": 2})
-
-
-def test_a_batch_that_cannot_be_cut_is_refused_with_numbers() -> None:
-    w_mse = LossConfig(name="w-mse", sub_batch=128)
-    cw_rgp = LossConfig(name="cw-rgp", sub_batch=64, groups=2)
-    assert split_faults(512, w_mse, 8) == []
-    assert split_faults(512, w_mse, 3) == [
-        "batch_size 512 is not divisible by 3 processes; choose a multiple of 3, such as 513"
-    ]
-    assert split_faults(512, cw_rgp, 4, 2) == []
-    assert split_faults(512, cw_rgp, 8, 2) == [
-        "batch_size 512 over 8 processes x 2 parts is 32 images each, not divisible by sub_batch "
-        "64; choose a multiple of 1024, such as 1024"
-    ]
-    with_term = cw_rgp.model_copy(update={"covariance_weight": 0.1, "covariance_batch": 96})
-    assert split_faults(384, with_term, 2, 1) == split_faults(384 * 4, with_term, 2, 4) == []
-    assert split_faults(256, with_term, 2) == [
-        "batch_size 256 over 2 processes is 128 images each, not divisible by sub_batch 64 and "
-        "covariance_batch 96; choose a multiple of 384, such as 384"
-    ]
-    assert split_faults(4, LossConfig(name="none"), 4) == [
-        "batch_size 4 over 4 processes leaves one image for BatchNorm; "
-        "choose a multiple of 4, such as 8"
-    ]
 
 
 def test_what_this_machine_cannot_do_is_refused(tiny: Make) -> None:
