@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from pretrain.config.pretrain import ComputeConfig, PretrainConfig
@@ -67,24 +66,6 @@ def test_accumulated_gradients_of_channel_whitening_are_those_of_the_whole(
     assert max(float(slope.abs().max()) for slope in found[1]) > 1e-3
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({}, "batch whitening takes its covariance from images of the whole batch"),
-        ({"loss": {"name": "batch-norm"}}, "the loss standardises over the whole batch"),
-        (
-            {**CW_RGP, "loss": {**CW_RGP["loss"], "covariance_weight": 0.1}},
-            "covariance_weight compares all pairs of images",
-        ),
-    ],
-)
-def test_accumulation_is_refused_where_images_of_other_parts_matter(
-    tiny: Make, changes: dict[str, object], words: str
-) -> None:
-    with pytest.raises(ValidationError, match=rf"compute.accumulate 2: {words}.*set it to 1"):
-        tiny(**changes, compute={"accumulate": 2})
-
-
 def test_what_this_machine_cannot_do_is_refused(tiny: Make) -> None:
     two = TwoProcesses(torch.device("cpu"))
     assert precision.machine_faults(tiny(), CPU) == []
@@ -127,15 +108,6 @@ def test_channels_last_and_compile_reach_the_model(
     assert compiled == [trainer.model]
     assert tiny(compute=settings).identity() == tiny().identity()
     assert tiny(compute={"precision": "bf16"}).identity() != tiny().identity()
-
-
-def test_a_setting_that_came_later_is_identity_only_where_it_is_given(tiny: Make) -> None:
-    loss = {**CW_RGP["loss"], "covariance_weight": 0.1}
-    size = loss["sub_batch"]
-    without = tiny(**CW_RGP | {"loss": loss})
-    given = tiny(**CW_RGP | {"loss": {**loss, "covariance_batch": size}})
-    assert "covariance_batch" not in without.identity()["loss"]
-    assert given.identity()["loss"]["covariance_batch"] == size
 
 
 @pytest.fixture
