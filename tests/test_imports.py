@@ -23,6 +23,11 @@ FORBIDDEN = {
     "transfer": {"pretrain", "pipeline", "submitit"},
     "pipeline": {"torch", "torchvision", "detectron2", "tools"},
 }
+FOLDERS = {  # from the bottom; a folder imports what stands before it
+    "pretrain": (
+        "config", "runtime", "data", "views", "models", "whitening", "losses", "training", "probes",
+    ),
+}  # fmt: skip
 
 
 def imported_modules(path: Path) -> set[str]:
@@ -42,6 +47,18 @@ def test_package_imports_only_what_the_layout_allows(package: str) -> None:
     for path in files:
         for name in imported_modules(path):
             assert name.partition(".")[0] not in FORBIDDEN[package], f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("package", sorted(FOLDERS))
+def test_folders_import_only_what_stands_below(package: str) -> None:
+    order = FOLDERS[package]
+    for path in sorted((ROOT / package).glob("*/**/*.py")):
+        folder = path.relative_to(ROOT / package).parts[0]
+        for name in imported_modules(path):
+            if name.startswith(f"{package}."):
+                other = name.split(".")[1]
+                above = other in order and order.index(other) > order.index(folder)
+                assert not above, f"{path} imports {name}"
 
 
 def test_pipeline_takes_only_config_classes_from_the_stages() -> None:

@@ -41,13 +41,12 @@ def read_cifar(files: list[Path], data_format: str) -> tuple[Pixels, Labels | No
     return tuple(pixels.reshape(-1, 3, 32, 32) for pixels, _ in parts), labels
 
 
-def read_stl10(files: list[Path], data_format: str) -> tuple[Pixels, Labels | None]:
+def read_stl10(files: list[Path]) -> tuple[Pixels, Labels | None]:
     """Return pixels [n, 3, 96, 96] of each `_X` file, and the labels if a `_y` file is given.
 
     Raises:
         ValueError: a file is damaged, or labels do not fit the images.
     """
-    del data_format
     images = [path for path in files if path.stem.endswith("_X")]
     parts = tuple(
         _mapped(path, STL_BYTES).reshape(-1, 3, 96, 96).swapaxes(2, 3)  # columns come first

@@ -86,8 +86,7 @@ def open_images(data: DataConfig, split: Split = "pretrain") -> Images:
     if data.format in ("folder", "imagefolder"):
         return _open_folder(data, split)
     files = split_files(data, split)
-    read = read_stl10 if data.format == "stl10" else read_cifar
-    parts, labels = read(files, data.format)
+    parts, labels = read_stl10(files) if data.format == "stl10" else read_cifar(files, data.format)
     return ImageArrays(parts, None if labels is None else torch.from_numpy(labels))
 
 

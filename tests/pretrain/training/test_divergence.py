@@ -37,16 +37,16 @@ def nan_loss(trainer: Trainer, output: Output) -> Output:
     return output._replace(loss=output.loss * float("nan"))
 
 
-def infinite_slope(trainer: Trainer, output: Output) -> Output:
-    slope = next(trainer.model.parameters()).grad
-    assert slope is not None
-    slope.view(-1)[0] = float("inf")
+def infinite_grad(trainer: Trainer, output: Output) -> Output:
+    grad = next(trainer.model.parameters()).grad
+    assert grad is not None
+    grad.view(-1)[0] = float("inf")
     return output
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [(nan_loss, "loss became nan"), (infinite_slope, "norm of the gradient became (inf|nan)")],
+    [(nan_loss, "loss became nan"), (infinite_grad, "norm of the gradient became (inf|nan)")],
 )
 def test_what_is_not_finite_stops_the_run_and_is_kept(
     tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

@@ -37,7 +37,7 @@ def without_batchnorm(module: nn.Module) -> None:
         without_batchnorm(child)
 
 
-def slopes(trainer: Trainer, views: Tensor) -> list[Tensor]:
+def grads(trainer: Trainer, views: Tensor) -> list[Tensor]:
     trainer.gradients(trainer.model, views)
     return [p.grad.clone() for p in trainer.model.parameters() if p.grad is not None]
 
@@ -60,10 +60,10 @@ def test_accumulated_gradients_of_channel_whitening_are_those_of_the_whole(
             return value
 
         trainer.loss.forward = in_order  # type: ignore[method-assign, assignment]
-        found[accumulate] = slopes(trainer, views)
+        found[accumulate] = grads(trainer, views)
     for whole, parts in zip(found[1], found[2], strict=True):
         torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-6)
-    assert max(float(slope.abs().max()) for slope in found[1]) > 1e-3
+    assert max(float(grad.abs().max()) for grad in found[1]) > 1e-3
 
 
 def test_what_this_machine_cannot_do_is_refused(tiny: Make) -> None:
@@ -130,8 +130,8 @@ def test_fp16_scales_the_loss_and_not_the_step(scaled: Callable[[str], Trainer])
     views = torch.randn(2, 8, 3, 32, 32)
     plain, trainer = scaled("float32"), scaled("fp16")
     assert trainer.scaler.get_scale() == 2**16
-    for own, scaled_slope in zip(slopes(plain, views), slopes(trainer, views), strict=True):
-        torch.testing.assert_close(scaled_slope / 2**16, own, rtol=1e-3, atol=1e-6)
+    for own, scaled_grad in zip(grads(plain, views), grads(trainer, views), strict=True):
+        torch.testing.assert_close(scaled_grad / 2**16, own, rtol=1e-3, atol=1e-6)
     plain.update()
     trainer.update()
     for own, other in zip(plain.model.parameters(), trainer.model.parameters(), strict=True):
