@@ -22,7 +22,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from benchmarks.rows import print_rows
-from pretrain.config.pretrain import AugmentConfig, PretrainConfig
+from pretrain.config.data import AugmentConfig
+from pretrain.config.pretrain import PretrainConfig
 from pretrain.data.images import ImageArrays, ImageFiles, Images, open_images
 from pretrain.views.loader import ViewLoader
 
@@ -128,8 +129,10 @@ def loader_rates(
     return {name: 1 / statistics.median(values) for name, values in seconds.items()}
 
 
-def loader_config(case: LoaderCase, way: str, workers: int, root: Path) -> PretrainConfig:
-    """Return a config whose data and augmentation are the case's."""
+def loader_config(
+    case: LoaderCase, way: str, workers: int, root: Path, **changes: Any
+) -> PretrainConfig:
+    """Return a config whose data and augmentation are the case's, with `changes`."""
     return PretrainConfig.model_validate(
         {
             "method": "none",
@@ -140,6 +143,7 @@ def loader_config(case: LoaderCase, way: str, workers: int, root: Path) -> Pretr
             "num_views": case.num_views,
             "batch_size": BATCH,
             "max_steps": 1,
+            **changes,
         }
     )
 

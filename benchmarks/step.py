@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: data, encoder, projector, loss, optimiser.
+"""The time of a training step by part: data, encoder, projector, loss, optimiser.
 
 V views, N images, S side.
 """
@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.loader import LoaderCase, drawn_images
+from benchmarks.loader import LoaderCase, drawn_images, loader_config
 from benchmarks.rows import print_rows
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.data.images import Images
-from pretrain.losses.build import build_loss
+from pretrain.losses import build_loss
 from pretrain.models.encoder import SelfSupervisedModel
 from pretrain.training.optimizers import build_optimizer
 from pretrain.views.loader import ViewLoader
@@ -103,19 +103,17 @@ def step_ms(case: StepCase, rounds: int, workers: int, device: torch.device) -> 
 
 def step_config(case: StepCase, workers: int, root: Path) -> PretrainConfig:
     """Return the whole config of a case."""
-    model = {"arch": case.config["arch"], "embedding_dim": case.config["embedding_dim"]}
-    return PretrainConfig.model_validate(
-        {
-            "method": case.config["loss"]["name"],
-            "data": {"name": "drawn", "root": root, "num_workers": workers},
-            "augment": case.images.augment,
-            "model": model,
-            "loss": case.config["loss"],
-            "optimizer": {"lr": 1e-3},
-            "num_views": case.images.num_views,
-            "batch_size": case.batch,
-            "max_steps": 1,
-        }
+    names = ("arch", "embedding_dim")
+    return loader_config(
+        case.images,
+        "on_device",
+        workers,
+        root,
+        method=case.config["loss"]["name"],
+        model={name: case.config[name] for name in names},
+        loss=case.config["loss"],
+        optimizer={"lr": 1e-3},
+        batch_size=case.batch,
     )
 
 

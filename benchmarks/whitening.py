@@ -1,4 +1,4 @@
-"""Timings of this package's parts against plain references; `tools/benchmark.py` prints them.
+"""Timings of the whitening losses against the published loops; `tools/benchmark.py` prints them.
 
 Legend: V views, N batch, D embedding dimension, G groups, n sub-batch.
 """
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from benchmarks.published_loops import plain_loss
 from pretrain.config.loss import LossConfig
-from pretrain.losses.build import build_loss
+from pretrain.losses import build_loss
 
 Step = Callable[[], None]
 

@@ -15,10 +15,10 @@ from torch import nn
 
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.config.probe import ProbeConfig
-from pretrain.models.backbone_file import InputConvention, read_own
-from pretrain.probes.features import FrozenEncoder, frozen
-from pretrain.probes.probe import RESULT, device, random_backbone, run_probe, write_json
-from pretrain.runtime.checkpoint import BACKBONE
+from pretrain.models.backbone_file import BACKBONE, InputConvention, read_backbone_file
+from pretrain.probes.features import FrozenEncoder
+from pretrain.probes.probe import RESULT, device, random_backbone, run_probe
+from pretrain.runtime.files import write_json
 from pretrain.train import pretrain
 
 PIXELS, RANDOM = "raw pixels", "random features"
@@ -30,7 +30,7 @@ Results = dict[str, dict[int, dict[str, float]]]  # by row and seed
 def raw_pixels() -> FrozenEncoder:
     """Return what hands the pixels on as features, in [0, 1]."""
     convention = InputConvention("RGB", (0.0, 0.0, 0.0), (255.0, 255.0, 255.0))
-    return frozen(nn.Flatten(), convention, device())
+    return FrozenEncoder(nn.Flatten(), convention, device())
 
 
 def run_study(
@@ -58,8 +58,16 @@ def run_study(
     }
 
     def measured(name: str, config: dict[str, Any], backbone: Backbone) -> dict[str, float]:
-        wanted = {"config": config, "probe": probe.model_dump(mode="json")}
-        return _kept(output_dir / name / RESULT, wanted, lambda: run_probe(backbone(), probe))
+        identity = {"config": config, "probe": probe.model_dump(mode="json")}
+        path = output_dir / name / RESULT
+        if path.exists():
+            stored = json.loads(path.read_text("utf-8"))
+            if {key: stored.get(key) for key in identity} == identity:
+                return dict(stored["metrics"])
+        metrics = run_probe(backbone(), probe)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json({"metrics": metrics, **identity}, path)
+        return metrics
 
     results: Results = {PIXELS: {0: measured("pixels", {}, raw_pixels)}, RANDOM: {}}
     for seed in seeds:
@@ -68,30 +76,15 @@ def run_study(
     for (name, seed), config in configs.items():
         folder = f"{name}-seed{seed}"
         train = partial(_pretrained, config, output_dir / folder)
-        found = measured(folder, config.model_dump(mode="json"), train)
-        results.setdefault(name, {})[seed] = found
-        logger.info("%s, seed %d: %s", name, seed, found)
+        metrics = measured(folder, config.model_dump(mode="json"), train)
+        results.setdefault(name, {})[seed] = metrics
+        logger.info("%s, seed %d: %s", name, seed, metrics)
     return results
 
 
 def _pretrained(config: PretrainConfig, folder: Path) -> FrozenEncoder:
     pretrain(config, folder)
-    return frozen(*read_own(folder / BACKBONE), device())
-
-
-def _kept(
-    path: Path, wanted: dict[str, Any], measure: Callable[[], dict[str, float]]
-) -> dict[str, float]:
-    """Return the metrics in `path` if they are of what is wanted, else measure and keep them."""
-    if path.exists():
-        stored = json.loads(path.read_text("utf-8"))
-        if {key: stored.get(key) for key in wanted} == wanted:
-            metrics: dict[str, float] = stored["metrics"]
-            return metrics
-    metrics = measure()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json({"metrics": metrics, **wanted}, path)
-    return metrics
+    return FrozenEncoder(*read_backbone_file(folder / BACKBONE), device())
 
 
 def study_table(results: Results) -> Table:

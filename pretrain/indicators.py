@@ -13,15 +13,30 @@ from torch import Tensor
 def spectrum_indicators(features: Tensor) -> dict[str, float]:
     """Return the ranks of `features` [N, D], as they are (not centred).
 
-    The keys are `rank`, `stable_rank`, `normalized_stable_rank` and `effective_rank`. With
-    singular values s_1 >= s_2 >= ...:
+    With singular values s_1 >= s_2 >= ...:
     rank counts s_i > max(N, D) * eps * s_1, with the features' own eps, at most float32's;
-    stable rank is sum(s_i^2) / s_1^2, in [1, rank]; normalised by D it is in (0, 1];
+    stable rank is sum(s_i^2) / s_1^2, in [1, rank]; normalised by D it is in (0, 1] (Weng et al.,
+    arXiv 2210.03586, section 3);
     effective rank is exp(entropy of s_i / sum(s)) (Roy and Vetterli, 2007), in [1, rank].
     All are 0 for a zero matrix.
 
+    Args:
+        features: matrix [N samples, D dimensions], of any dtype, on any device.
+
+    Returns:
+        The keys `rank`, `stable_rank`, `normalized_stable_rank` and `effective_rank`.
+
     Raises:
         ValueError: if `features` is not a non-empty matrix, or has non-finite entries.
+
+    Example:
+        >>> ranks = spectrum_indicators(torch.diag(torch.tensor([2.0, 2.0, 1.0, 0.0])))
+        >>> for name, value in ranks.items():
+        ...     print(name, round(value, 4))
+        rank 3.0
+        stable_rank 2.25
+        normalized_stable_rank 0.5625
+        effective_rank 2.8717
     """
     if features.dim() != 2 or 0 in features.shape:
         raise ValueError(f"indicators want features [N, D], got {list(features.shape)}")
@@ -50,16 +65,13 @@ def centred_indicators(features: dict[str, Tensor]) -> dict[str, float]:
     The convention of the training log and of `examples.collapse`: a common offset of all images,
     as every ReLU makes, says nothing about how many dimensions tell them apart.
     """
-    return {
-        f"{name}/{indicator}": value
-        for name, x in features.items()
-        for indicator, value in spectrum_indicators(_centred(x)).items()
-    }
-
-
-def _centred(x: Tensor) -> Tensor:
-    wide = x.detach().double()  # equal samples become zero, not rounding
-    return (wide - wide.mean(0)).to(x.dtype)
+    indicators = {}
+    for name, x in features.items():
+        wide = x.detach().double()  # equal samples become zero, not rounding
+        centred = (wide - wide.mean(0)).to(x.dtype)
+        for indicator, value in spectrum_indicators(centred).items():
+            indicators[f"{name}/{indicator}"] = value
+    return indicators
 
 
 def _finite(features: Tensor) -> Tensor:

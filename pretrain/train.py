@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.config.pretrain import PretrainConfig
-from pretrain.data.images import ImageFiles, open_images
-from pretrain.probes.online import TrainingProbe, after_epoch
-from pretrain.runtime.checkpoint import BACKBONE, save_backbone
+from pretrain.data.images import open_images, unreadable
+from pretrain.models.backbone_file import BACKBONE, save_backbone
+from pretrain.probes.online import TrainingProbe
 from pretrain.runtime.distributed import joined_processes
 from pretrain.training.trainer import Trainer
-from pretrain.views.sharded import too_few_images
-
-FULL_CHECK_LIMIT = 20_000
+from pretrain.views.loader import too_few_images
 
 
 def pretrain(config: PretrainConfig, output_dir: Path) -> dict[str, float]:
@@ -21,12 +19,42 @@ def pretrain(config: PretrainConfig, output_dir: Path) -> dict[str, float]:
 
     Writes `backbone.pth`, `last.pth`, `metrics.jsonl` and TensorBoard events. In one process, or
     in each of those that torchrun's variables name; all but the first return no metrics.
+
+    Args:
+        config: The run. Its `batch_size` counts the images of all processes together.
+        output_dir: The folder of this run, made if need be; one run a folder.
+
+    Raises:
+        ValueError: The data, the machine or what the folder holds does not fit the config.
+        DivergedError: The loss or its gradient is not finite.
+        SystemExit: A signal asked to stop; the state is saved, the code is 75.
+
+    Example:
+        >>> import logging, tempfile
+        >>> from PIL import Image
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> images, run = Path(folder.name, "images"), Path(folder.name, "run")
+        >>> images.mkdir()
+        >>> for level in range(8):
+        ...     Image.effect_noise((32, 32), 9 * level + 9).save(images / f"{level}.png")
+        >>> config = PretrainConfig.model_validate({
+        ...     "method": "w-mse", "data": {"name": "noise", "root": images},
+        ...     "augment": {"size": 32}, "model": {"embedding_dim": 2},
+        ...     "loss": {"name": "w-mse", "sub_batch": 4}, "optimizer": {"lr": 0.001},
+        ...     "batch_size": 4, "max_steps": 1,
+        ... })
+        >>> sorted(pretrain(config, run))[:2]
+        ['embedding/effective_rank', 'embedding/normalized_stable_rank']
+        >>> sorted(path.name for path in run.iterdir())
+        ['backbone.pth', 'last.pth', 'metrics.jsonl', 'tensorboard']
+        >>> folder.cleanup()
     """
     with joined_processes() as processes:
         output_dir.mkdir(parents=True, exist_ok=True)
-        trainer = Trainer(config, output_dir, processes, after_epoch(config))
+        probe = None if config.probe is None else TrainingProbe(config, config.probe)
+        trainer = Trainer(config, output_dir, processes, probe)
         metrics = trainer.train()
-        if processes.is_first:
+        if processes.is_main:
             save_backbone(trainer.model.encoder, config, output_dir / BACKBONE)
         return metrics
 
@@ -49,16 +77,10 @@ def check_stage(config: dict[str, Any]) -> list[str]:
         images = open_images(settings.data)
     except ValueError as error:
         return [str(error)]
-    faults = [fault] if (fault := too_few_images(settings, len(images))) else []
+    faults = too_few_images(settings, len(images))
     if settings.probe is not None:
         try:
             TrainingProbe(settings, settings.probe)
         except ValueError as error:
             faults.append(f"probe: {error}")
-    if isinstance(images, ImageFiles) and len(images) <= FULL_CHECK_LIMIT:
-        for index in range(len(images)):
-            try:
-                images.read(index)
-            except ValueError as error:
-                faults.append(str(error))
-    return faults
+    return faults + unreadable(images)

@@ -19,7 +19,7 @@ from rich.console import Console
 from examples.digits_knn import run_study, study_table
 from pipeline.config.yaml_files import apply_overrides, faults_of, load_yaml
 from pretrain.config.probe import ProbeConfig
-from pretrain.probes.probe import write_json
+from pretrain.runtime.files import write_json
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "pretrain"
 METHODS = {

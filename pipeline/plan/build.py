@@ -19,7 +19,8 @@ from pipeline.plan.data_sets import dataset_names, unknown_set
 from pipeline.stages.files import sha256_of
 from pipeline.stages.signature import identity_of
 from pipeline.stages.stage import Stage
-from pretrain.config.pretrain import DataConfig, PretrainConfig
+from pretrain.config.data import DataConfig
+from pretrain.config.pretrain import PretrainConfig
 from pretrain.config.probe import ProbeConfig
 from pretrain.data.splits import Split
 from transfer.config.convert import ConvertConfig

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pretrain.config.pretrain import DataConfig
+from pretrain.config.data import DataConfig
 from pretrain.data.file_index import file_sha256, folder_summary, kept_digest
 from pretrain.data.splits import Split, split_files, split_folder
 from transfer.config.data import CocoData, VocData

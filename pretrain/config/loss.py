@@ -1,16 +1,21 @@
-"""Settings of a pretraining loss; importable without torch, so that plans can be validated."""
+"""Settings of a pretraining loss, and the batch sizes that it can work with.
+
+Importable without torch, so that plans can be validated.
+"""
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pretrain.config.base import IDENTITY_IF_GIVEN
 
 LossName = Literal["w-mse", "cw-rgp", "whitening", "batch-norm", "none"]
 Axis = Literal["batch", "channels"]
 Method = Literal["cholesky", "zca", "pca", "newton"]
 
-IDENTITY_IF_GIVEN: dict[str, Any] = {"identity": "if given"}  # for settings that came later
 _WHITENING_FIELDS = {"sub_batch", "iterations", "over", "method", "groups", "random_partition"}
 _COVARIANCE_FIELDS = {"covariance_weight", "covariance_batch"}
 _REFUSED: dict[str, set[str]] = {
@@ -151,6 +156,19 @@ class LossConfig(BaseModel):
 _UNSET = {name: field.default for name, field in LossConfig.model_fields.items()}
 
 
+def loss_config(**settings: Any) -> LossConfig:
+    """Return the config with these settings; all faults in one line.
+
+    Raises:
+        ValueError: naming each setting and what is wrong with it.
+    """
+    try:
+        return LossConfig(**settings)
+    except ValidationError as error:
+        faults = (f"{'.'.join(map(str, e['loc']))} {e['msg']}".strip() for e in error.errors())
+        raise ValueError("; ".join(faults)) from None
+
+
 def sub_batch_faults(
     sub_batch: int, batch_size: int, over: str | None, num_ranks: int = 1
 ) -> list[str]:
@@ -190,3 +208,49 @@ def whitening_faults(over: str, num_samples: int, dim: int, groups: int, eps: fl
             f"embedding, more groups, or eps > 0"
         ]
     return []
+
+
+def split_faults(
+    batch_size: int, loss: LossConfig, num_ranks: int = 1, accumulate: int = 1
+) -> list[str]:
+    """Return why a global batch cannot be cut into `num_ranks` x `accumulate` parts, or [].
+
+    Gradients of parts add up to the gradient of the whole only for a loss that treats parts of the
+    batch apart. Channel whitening does (its sub-batches stay within a part); what mixes images of
+    the whole batch does so over processes, by gathering, but not over parts that are gone.
+    """
+    if accumulate > 1 and (reason := _reason_against_accumulation(loss)):
+        return [f"compute.accumulate {accumulate}: {reason}; set it to 1 and use more processes"]
+    parts = num_ranks * accumulate
+    among = f"{num_ranks} processes" + (f" x {accumulate} parts" if accumulate > 1 else "")
+    unit = math.lcm(loss.sub_batch or 1, loss.covariance_batch or 1)
+    step = parts * unit if loss.over == "channels" else parts
+    fitting = max(2 * parts, -(-batch_size // step) * step)
+    nearest = f"choose a multiple of {step}, such as {fitting}"
+    if batch_size % parts:
+        return [f"batch_size {batch_size} is not divisible by {among}; {nearest}"]
+    size = batch_size // parts
+    if loss.over == "channels" and size % unit:
+        units = f"sub_batch {loss.sub_batch}"
+        if loss.covariance_batch:
+            units += f" and covariance_batch {loss.covariance_batch}"
+        return [
+            f"batch_size {batch_size} over {among} is {size} images each, not divisible by "
+            f"{units}; {nearest}"
+        ]
+    if size < 2:
+        return [f"batch_size {batch_size} over {among} leaves one image for BatchNorm; {nearest}"]
+    return []
+
+
+def _reason_against_accumulation(loss: LossConfig) -> str | None:
+    if loss.over == "batch":
+        return (
+            "batch whitening takes its covariance from images of the whole batch, "
+            "which accumulation never holds at once"
+        )
+    if loss.name == "batch-norm":
+        return "the loss standardises over the whole batch, which accumulation never holds at once"
+    if loss.covariance_weight and not loss.covariance_batch:
+        return "covariance_weight compares all pairs of images of the batch"
+    return None

@@ -1,112 +1,22 @@
-"""What a pretraining run is made of. Imports no torch, so that a plan can be checked anywhere.
-
-Fields marked with `NOT_IDENTITY` cannot change the result and stay out of a run's signature.
-"""
+"""Settings of a pretraining run. Imports no torch, so that a plan can be checked anywhere."""
 
 from __future__ import annotations
 
-import math
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PositiveFloat,
-    PositiveInt,
-    ValidationInfo,
-    field_validator,
-    model_validator,
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from pretrain.config.base import (
+    NOT_IDENTITY,
+    Architecture,
+    Fraction,
+    NonNegative,
+    Section,
+    Side,
+    identity,
 )
-
-from pretrain.config.batch_split import split_faults
-from pretrain.config.loss import IDENTITY_IF_GIVEN, LossConfig
-
-NOT_IDENTITY: dict[str, Any] = {"identity": False}
-Fraction = Annotated[float, Field(ge=0, le=1)]
-NonNegative = Annotated[float, Field(ge=0)]
-Range = tuple[NonNegative, NonNegative]
-Side = Annotated[int, Field(ge=1, le=8192)]
-
-
-class Section(BaseModel):
-    """A frozen part of a config that refuses unknown keys, and yes and no where a number goes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_bool_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        kind = cls.model_fields[str(info.field_name)].annotation
-        if isinstance(value, bool) and bool not in (kind, *get_args(kind)):
-            raise ValueError("wanted no true or false here")
-        return value
-
-
-def range_faults(name: str, limits: Range, highest: float = math.inf) -> list[str]:
-    """Return what is wrong with a range to draw from, which has to lie above 0."""
-    low, high = limits
-    if 0 < low <= high <= highest:
-        return []
-    return [f"{name}: {low:g} to {high:g}, wanted two numbers above 0 in rising order"]
-
-
-class DataConfig(Section):
-    """Images on disk; `name` and the content identify them.
-
-    `folder` is any folder of images without labels; `imagefolder` has one folder per class below
-    `train` and `val`; the others are the layouts that torchvision knows by these names.
-    """
-
-    name: str
-    root: Path = Field(json_schema_extra=NOT_IDENTITY)
-    format: Literal["folder", "imagefolder", "cifar10", "cifar100", "stl10"] = "folder"
-    num_workers: int = Field(default=0, ge=0, json_schema_extra=NOT_IDENTITY)
-
-
-class AugmentConfig(Section):
-    """How a view is drawn from an image (strengths as in torchvision's transforms).
-
-    `colours` says where colour jitter, grayscale, blur and noise are done: `in_loader` for many
-    views at once in the loader's workers; `on_device` for the whole batch on the training device,
-    the fastest on a GPU and slow on a CPU; `by_view` with torchvision's transforms, one view after
-    the other, slow everywhere. The first two draw the same views; all three draw from the same
-    distributions.
-    """
-
-    colours: Literal["by_view", "in_loader", "on_device"] = "in_loader"
-    size: Side = 224
-    crop_scale: Range = (0.2, 1.0)
-    crop_ratio: Range = (3 / 4, 4 / 3)
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-    flip: Fraction = 0.5
-    rotation_degrees: NonNegative = 0.0
-    jitter: tuple[NonNegative, NonNegative, NonNegative, NonNegative] = (0.4, 0.4, 0.4, 0.1)
-    jitter_probability: Fraction = 0.8
-    grayscale: Fraction = 0.2
-    blur_probability: Fraction = 0.0
-    blur_sigma: Range = (0.1, 2.0)
-    noise_std: NonNegative = 0.0
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
-
-    @model_validator(mode="after")
-    def _can_be_drawn(self) -> Self:
-        faults = [*range_faults("crop_scale", self.crop_scale, 1.0)]
-        faults += range_faults("crop_ratio", self.crop_ratio)
-        if self.blur_probability:
-            faults += range_faults("blur_sigma", self.blur_sigma)
-        if self.jitter[3] > 0.5:
-            faults.append(f"jitter: hue {self.jitter[3]:g}, wanted 0 to 0.5")
-        if faults:
-            raise ValueError("; ".join(faults))
-        return self
-
-    @property
-    def blur_kernel(self) -> int:
-        """Return the odd side of the blur's kernel: a tenth of the view, as SimCLR."""
-        return 2 * max(1, round(0.05 * self.size)) + 1
+from pretrain.config.data import AugmentConfig, DataConfig
+from pretrain.config.loss import LossConfig, split_faults
 
 
 class ModelConfig(Section):
@@ -118,7 +28,7 @@ class ModelConfig(Section):
     all views together.
     """
 
-    arch: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet18"
+    arch: Architecture = "resnet18"
     stem: Literal["imagenet", "small", "small-no-pool"] = "imagenet"
     encoder_batchnorm: Literal["per-view", "all-views"] = "per-view"
     zero_init_residual: bool = False
@@ -157,17 +67,13 @@ class OptimizerConfig(Section):
         return values
 
     @model_validator(mode="after")
-    def _drops_and_schedule(self) -> Self:
+    def _agree(self) -> Self:
         drops = bool(self.drop_at or self.drop_epochs_before_end)
         if drops != (self.schedule == "step"):
             raise ValueError(
                 "drop_at or drop_epochs_before_end go with schedule 'step', and it needs one of "
                 f"them; got schedule {self.schedule!r} and {'drops' if drops else 'no drops'}"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _one_learning_rate(self) -> Self:
         if (self.lr is None) == (self.lr_per_256 is None):
             raise ValueError("give exactly one of lr and lr_per_256")
         return self
@@ -200,7 +106,7 @@ class ComputeConfig(Section):
     """How the steps are computed, on whatever machine.
 
     `sync_batchnorm` takes BatchNorm's statistics over all processes. `accumulate` cuts each
-    process's batch into parts that are held in memory one after the other; BatchNorm then sees one
+    process's batch into parts that are in memory one after the other; BatchNorm then sees one
     part at a time. `channels_last` and `compile` change speed and rounding only.
     """
 
@@ -267,15 +173,4 @@ class PretrainConfig(Section):
 
     def identity(self) -> dict[str, Any]:
         """Return the config without what cannot change a result, as JSON."""
-        return _identity(self)
-
-
-def _identity(section: BaseModel) -> dict[str, Any]:
-    whole = section.model_dump(mode="json")
-    content: dict[str, Any] = {}
-    for name, field in type(section).model_fields.items():
-        value = getattr(section, name)
-        unset = field.json_schema_extra == IDENTITY_IF_GIVEN and value is None
-        if field.json_schema_extra != NOT_IDENTITY and not unset:
-            content[name] = _identity(value) if isinstance(value, BaseModel) else whole[name]
-    return content
+        return identity(self)

@@ -1,4 +1,4 @@
-"""What a probe of a backbone is made of. Imports no torch, so that a plan can be checked anywhere.
+"""Settings of a probe of a backbone. Imports no torch, so that a plan can be checked anywhere.
 
 Every accuracy is in percent; a section that is left out (null) is not measured, `{}` measures it
 with its defaults.
@@ -10,9 +10,9 @@ from typing import Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from pretrain.config.pretrain import (
+from pretrain.config.base import (
     NOT_IDENTITY,
-    DataConfig,
+    Architecture,
     Fraction,
     NonNegative,
     Range,
@@ -20,9 +20,9 @@ from pretrain.config.pretrain import (
     Side,
     range_faults,
 )
+from pretrain.config.data import DataConfig
 
 MEASURES = ("knn", "weighted_knn", "linear", "augmented_linear")
-Architecture = Literal["resnet18", "resnet34", "resnet50", "resnet101"]
 
 
 class ImageConfig(Section):

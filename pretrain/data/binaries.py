@@ -41,13 +41,12 @@ def read_cifar(files: list[Path], data_format: str) -> tuple[Pixels, Labels | No
     return tuple(pixels.reshape(-1, 3, 32, 32) for pixels, _ in parts), labels
 
 
-def read_stl10(files: list[Path], data_format: str) -> tuple[Pixels, Labels | None]:
+def read_stl10(files: list[Path]) -> tuple[Pixels, Labels | None]:
     """Return pixels [n, 3, 96, 96] of each `_X` file, and the labels if a `_y` file is given.
 
     Raises:
         ValueError: a file is damaged, or labels do not fit the images.
     """
-    del data_format
     images = [path for path in files if path.stem.endswith("_X")]
     parts = tuple(
         _mapped(path, STL_BYTES).reshape(-1, 3, 96, 96).swapaxes(2, 3)  # columns come first
@@ -103,7 +102,7 @@ def _cifar_pickle(path: Path, data_format: str) -> tuple[NDArray[np.uint8], Labe
 
 
 class _ByteArray:
-    """What a pickled numpy array of bytes becomes; anything else in its place is refused."""
+    """Stands for a pickled numpy array of bytes; anything else in its place is refused."""
 
     array: NDArray[np.uint8]
 
@@ -116,7 +115,7 @@ class _ByteArray:
 
 
 class _ByteType:
-    """What numpy's description of unsigned bytes becomes."""
+    """Stands for numpy's description of unsigned bytes."""
 
     def __init__(self, name: str | bytes, *_: object) -> None:
         if name not in ("u1", b"u1"):
@@ -124,10 +123,6 @@ class _ByteType:
 
     def __setstate__(self, state: object) -> None:
         del state
-
-
-def _empty_array(*_: object) -> _ByteArray:
-    return _ByteArray()
 
 
 def _latin1(text: str, encoding: str) -> bytes:
@@ -139,8 +134,8 @@ def _latin1(text: str, encoding: str) -> bytes:
 _STAND_INS: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): _ByteArray,
     ("numpy", "dtype"): _ByteType,
-    ("numpy.core.multiarray", "_reconstruct"): _empty_array,
-    ("numpy._core.multiarray", "_reconstruct"): _empty_array,
+    ("numpy.core.multiarray", "_reconstruct"): lambda *_: _ByteArray(),
+    ("numpy._core.multiarray", "_reconstruct"): lambda *_: _ByteArray(),
     ("_codecs", "encode"): _latin1,
 }
 

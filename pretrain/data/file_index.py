@@ -1,4 +1,4 @@
-"""What lies below a folder: names, and a digest of names and sizes. Imports no torch.
+"""Names of the files below a folder, and a digest of names and sizes. Imports no torch.
 
 Listing a million files takes half a minute on a network disk, so the index of a folder of at least
 20,000 files is kept in `$XDG_CACHE_HOME/whitening-transfer-benchmark` (`~/.cache` by default). A
@@ -18,6 +18,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pretrain.runtime.files import whole_file
 
 CACHED_FROM = 20_000
 DIGEST_CACHED_FROM = 2_000
@@ -42,9 +44,7 @@ def folder_summary(root: Path) -> FolderSummary:
     Raises:
         ValueError: the folder is missing or cannot be listed.
     """
-    header = _valid_header(root)
-    if header is None:
-        header, _ = _build(root)
+    header = _valid_header(root) or _build(root)[0]
     return FolderSummary(header["num_files"], header["digest"])
 
 
@@ -97,27 +97,18 @@ def kept_digest(sources: list[Path], num_files: int, compute: Callable[[], str])
     return digest
 
 
-def cache_folder() -> Path:
-    """Return the folder of kept indexes."""
-    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(home) / "whitening-transfer-benchmark"
-
-
 def _write_whole(path: Path, content: bytes) -> None:
-    """Write through a temporary name; where the folder cannot be written nothing is kept."""
+    """Write the whole file; where the folder cannot be written nothing is kept."""
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
+        with whole_file(path) as temporary:
             temporary.write_bytes(content)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 def _cache_file(root: Path, kind: str) -> Path:
     key = hashlib.sha256(os.fsencode(str(root.absolute()))).hexdigest()[:24]
-    return cache_folder() / f"{key}.{kind}"
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home, "whitening-transfer-benchmark", f"{key}.{kind}")
 
 
 def _build(root: Path) -> tuple[dict[str, Any], list[str]]:
@@ -149,14 +140,14 @@ def _build(root: Path) -> tuple[dict[str, Any], list[str]]:
 
 def _scan(folder: Path, prefix: str, folders: dict[str, int]) -> list[Entry]:
     folders[prefix] = folder.stat().st_mtime_ns
-    found: list[Entry] = []
+    files: list[Entry] = []
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_dir():
-                found += _scan(Path(entry.path), f"{prefix}{entry.name}/", folders)
+                files += _scan(Path(entry.path), f"{prefix}{entry.name}/", folders)
             else:
-                found.append((prefix + entry.name, entry.stat().st_size))
-    return found
+                files.append((prefix + entry.name, entry.stat().st_size))
+    return files
 
 
 def _valid_header(root: Path) -> dict[str, Any] | None:

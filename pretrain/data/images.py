@@ -5,9 +5,10 @@ H height, W width; pixels are uint8 RGB.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,35 +17,17 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from pretrain.config.pretrain import DataConfig
+from pretrain.config.data import DataConfig
 from pretrain.data.binaries import read_cifar, read_stl10
 from pretrain.data.file_index import folder_names
 from pretrain.data.splits import Split, split_files, split_folder
+from pretrain.runtime.files import one_line
 
 SUFFIXES = frozenset({"jpg", "jpeg", "png", "bmp", "webp"})
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF")  # whatever the suffix; EPS would start a program
+FULL_CHECK_LIMIT = 20_000
 VAL_ANNOTATIONS = "val_annotations.txt"  # Tiny ImageNet as it is distributed
-
-
-class Images(Protocol):
-    """Images by index; `labels` is an int64 tensor [len] counting from 0, or None."""
-
-    @property
-    def labels(self) -> Tensor | None:
-        """Return the class of each image, if the data have classes."""
-        ...
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        ...
-
-    def read(self, index: int) -> Tensor:
-        """Return image `index` as `[3, H, W]` uint8.
-
-        Raises:
-            ValueError: it is not a whole image.
-        """
-        ...
+Batch = TypeVar("Batch")
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +47,11 @@ class ImageFiles:
         return self.root / name.decode(errors="surrogateescape")
 
     def read(self, index: int) -> Tensor:
-        """Return image `index` as `[3, H, W]` uint8."""
+        """Return image `index` as `[3, H, W]` uint8.
+
+        Raises:
+            ValueError: it is not a whole image.
+        """
         return read_image(self.path(index))
 
 
@@ -87,6 +74,9 @@ class ImageArrays:
         raise IndexError(index)
 
 
+Images = ImageFiles | ImageArrays  # `labels` are int64 [len] and count from 0
+
+
 def open_images(data: DataConfig, split: Split = "pretrain") -> Images:
     """Return the images of a split; labels of `train` and `test` count the same classes.
 
@@ -96,8 +86,7 @@ def open_images(data: DataConfig, split: Split = "pretrain") -> Images:
     if data.format in ("folder", "imagefolder"):
         return _open_folder(data, split)
     files = split_files(data, split)
-    read = read_stl10 if data.format == "stl10" else read_cifar
-    parts, labels = read(files, data.format)
+    parts, labels = read_stl10(files) if data.format == "stl10" else read_cifar(files, data.format)
     return ImageArrays(parts, None if labels is None else torch.from_numpy(labels))
 
 
@@ -124,8 +113,31 @@ def read_image(path: Path) -> Tensor:
             pixels: Tensor = pil_to_tensor(image.convert("RGB"))
             return pixels
     except Exception as error:  # noqa: BLE001  (decoders raise many types for damage)
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{path}: not a readable image ({reason})") from None
+        raise ValueError(f"{path}: not a readable image ({one_line(error)})") from None
+
+
+def unreadable(images: Images) -> list[str]:
+    """Return a line for every image file that cannot be decoded; over 20,000 are not tried."""
+    faults: list[str] = []
+    if isinstance(images, ImageFiles) and len(images) <= FULL_CHECK_LIMIT:
+        for index in range(len(images)):
+            try:
+                images.read(index)
+            except ValueError as error:
+                faults.append(str(error))
+    return faults
+
+
+def from_workers(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Yield what a DataLoader yields.
+
+    Raises:
+        ValueError: a worker raised it; in the worker's own words, without its traceback.
+    """
+    try:
+        yield from batches
+    except ValueError as error:
+        raise ValueError(str(error).rstrip().rpartition("\nValueError: ")[2]) from None
 
 
 def _open_folder(data: DataConfig, split: Split) -> ImageFiles:
@@ -138,17 +150,17 @@ def _open_folder(data: DataConfig, split: Split) -> ImageFiles:
     classes = _classes(train, names if train == folder else list_images(train))
     if split == "test" and (folder / VAL_ANNOTATIONS).is_file():
         class_of = _annotated_classes(folder / VAL_ANNOTATIONS)
-        found = [class_of.get(Path(name).name, name) for name in names]
+        image_classes = [class_of.get(Path(name).name, name) for name in names]
     else:
-        found = [name.partition("/")[0] for name in names]
+        image_classes = [name.partition("/")[0] for name in names]
     numbers = {name: number for number, name in enumerate(classes)}
-    unknown = sorted(set(found) - numbers.keys())
+    unknown = sorted(set(image_classes) - numbers.keys())
     if unknown:
         raise ValueError(
             f"{folder}: {len(unknown)} classes are not among the {len(classes)} in {train}, "
             f"such as {unknown[0]!r}; wanted images in folders by class, the same in both"
         )
-    return ImageFiles(folder, packed, torch.tensor([numbers[name] for name in found]))
+    return ImageFiles(folder, packed, torch.tensor([numbers[name] for name in image_classes]))
 
 
 def _classes(folder: Path, names: list[str]) -> list[str]:

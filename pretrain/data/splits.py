@@ -1,4 +1,4 @@
-"""Where each data format keeps its splits. Imports no torch, so that plans are checked anywhere.
+"""The files and folders of each data format's splits. Imports no torch.
 
 Splits: `pretrain` is what a pretraining sees (for STL-10 its labelled training images and the
 unlabelled ones, as published; elsewhere the training images), `train` and `test` are the labelled
@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pretrain.config.pretrain import DataConfig
+from pretrain.config.data import DataConfig
 
 Split = Literal["pretrain", "train", "test"]
 TEST_FOLDERS = ("val", "test")  # Tiny ImageNet has both, and labels only in val

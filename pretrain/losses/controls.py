@@ -11,9 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from pretrain.config.loss import LossConfig
-from pretrain.losses.inputs import check_views, computed, refuse
-from pretrain.losses.pairwise_mse import pair_distance
-from pretrain.runtime.distributed import gather_with_gradient, world_size
+from pretrain.losses.pairwise_mse import checked_views, pairwise_mse, refuse
+from pretrain.runtime.distributed import all_gather_with_grad, world_size
 from pretrain.whitening.functional import full_precision
 
 
@@ -28,13 +27,13 @@ class BatchNormLoss(nn.Module):
 
     def forward(self, embeddings: Tensor, **_: Any) -> Tensor:
         """Return the scalar loss of `embeddings` [V, N, D]; nothing is drawn."""
-        check_views(embeddings)
-        with full_precision(embeddings.device):
-            x = gather_with_gradient(computed(embeddings), 1)
+        x = checked_views(embeddings)
+        with full_precision(x.device):
+            x = all_gather_with_grad(x, 1)
             refuse(self.config.check(x.shape[1], x.shape[2]))
             centred = x - x.mean(1, keepdim=True)
             variance = centred.square().mean(1, keepdim=True) + self.config.eps
-            return pair_distance(centred * variance.rsqrt(), normalize=self.config.normalize)
+            return pairwise_mse(centred * variance.rsqrt(), normalize=self.config.normalize)
 
 
 class PlainLoss(nn.Module):
@@ -48,7 +47,7 @@ class PlainLoss(nn.Module):
 
     def forward(self, embeddings: Tensor, **_: Any) -> Tensor:
         """Return the scalar loss of `embeddings` [V, N, D], of this rank's part only."""
-        check_views(embeddings)
-        refuse(self.config.check(embeddings.shape[1] * world_size(), embeddings.shape[2]))
-        with full_precision(embeddings.device):
-            return pair_distance(computed(embeddings), normalize=self.config.normalize)
+        x = checked_views(embeddings)
+        refuse(self.config.check(x.shape[1] * world_size(), x.shape[2]))
+        with full_precision(x.device):
+            return pairwise_mse(x, normalize=self.config.normalize)

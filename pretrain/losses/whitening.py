@@ -13,19 +13,25 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from pretrain.config.loss import LossConfig, sub_batch_faults, whitening_faults
-from pretrain.losses.inputs import check_views, computed, refuse
-from pretrain.losses.whitened_pairs import Plan, whitened_pair_distance
-from pretrain.runtime.distributed import broadcast_from_first, gather_with_gradient
-from pretrain.whitening.channel_groups import Arrangement
-from pretrain.whitening.functional import Whitening, full_precision, refuse_no_permutation, whiten
+from pretrain.losses.pairwise_mse import checked_views, pairwise_mse, refuse
+from pretrain.runtime.cpu import keep_freed_memory
+from pretrain.runtime.distributed import all_gather_with_grad, broadcast
+from pretrain.whitening.backward import WhiteningSettings
+from pretrain.whitening.channel_groups import ChannelGroups, inverse_permutation
+from pretrain.whitening.functional import (
+    full_precision,
+    refuse_no_permutation,
+    whiten,
+    whiten_grouped,
+)
 
 
 class WhiteningLoss(nn.Module):
     """Mean squared distance between the whitened views of an image, over all pairs of views.
 
     Each of T rounds shuffles the batch, cuts it into sub-batches (the same images in every view),
-    whitens every sub-batch of every view on its own and compares the views. With a random
-    partition the channels are dealt to the groups anew for every round, sub-batch and view.
+    whitens every sub-batch of every view apart and compares the views. With a random
+    partition the channels are put into groups anew for every round, sub-batch and view.
 
     `regularized_count` counts the factorisations that needed a ridge (see
     `pretrain.whitening.inverse_sqrt`); it is part of the state dict.
@@ -40,7 +46,7 @@ class WhiteningLoss(nn.Module):
         self.sub_batch = config.sub_batch
         self.covariance_weight = config.covariance_weight
         self._over = config.over
-        self._whitening = Whitening(config.method, config.eps, config.newton_iterations)
+        self._settings = WhiteningSettings(config.method, config.eps, config.newton_iterations)
         self.num_regularized: Tensor
         self.register_buffer("num_regularized", torch.zeros((), dtype=torch.int64))
 
@@ -73,26 +79,31 @@ class WhiteningLoss(nn.Module):
         Raises:
             ValueError: if the sizes cannot work.
         """
-        check_views(embeddings)
-        with full_precision(embeddings.device):
-            x = computed(embeddings)
-            penalty = None
-            if self.covariance_weight:
-                penalty = self._penalty(x)
+        x = checked_views(embeddings)
+        if x.device.type == "cpu":
+            keep_freed_memory()
+        with full_precision(x.device):
+            penalty = self._penalty(x) if self.covariance_weight else None
             if self._over == "batch":
-                x = gather_with_gradient(x, 1)
-            _, N, D = x.shape
+                x = all_gather_with_grad(x, 1)
+            V, N, D = x.shape
             faults = sub_batch_faults(self.sub_batch, N, self._over) + whitening_faults(
                 self._over, self.sub_batch, D, self.config.groups, self.config.eps
             )
             refuse(faults)
-            plan = self._plan(
-                x,
-                self._permutation(x, batch_permutation, generator),
-                self._partition(x, channel_partition, generator),
-            )
-            loss, count = whitened_pair_distance(x, plan)
+            permutation = self._permutation(x, batch_permutation, generator)
+            partition = self._partition(x, channel_partition, generator)
+            if partition is not None:
+                partition = partition.permute(2, 0, 1, 3).reshape(-1, D)
+            groups = ChannelGroups(self._over, self.config.groups, partition)
+            samples = _Shuffle.apply(x, permutation).view(-1, self.sub_batch, D)
+            white, count = whiten_grouped(samples, groups, self._settings)
             self.num_regularized = self.num_regularized.to(count.device).add_(count)
+            loss = pairwise_mse(
+                white.view(V, -1, *white.shape[1:]),
+                normalize=self.config.normalize,
+                dim=groups.channel_dim,
+            )
             return loss if penalty is None else loss + self.covariance_weight * penalty
 
     @torch.no_grad()
@@ -106,18 +117,17 @@ class WhiteningLoss(nn.Module):
             ValueError: if the sizes cannot work.
         """
         if self._over == "batch":
-            embedding = gather_with_gradient(embedding, 0)
+            embedding = all_gather_with_grad(embedding, 0)
         N, D = embedding.shape
         size = min(self.sub_batch, N)
         parts = embedding[: N - N % size].view(-1, size, D)
-        setting = self._whitening
         output = whiten(
             parts,
             over=self._over,
-            method=setting.method,
+            method=self._settings.method,
             groups=self.config.groups,
-            eps=setting.eps,
-            newton_iterations=setting.newton_iterations,
+            eps=self._settings.eps,
+            newton_iterations=self._settings.newton_iterations,
         )
         return output.view(-1, D)
 
@@ -125,18 +135,11 @@ class WhiteningLoss(nn.Module):
         """Return the mean covariance penalty of parts of the batch, or that of the global batch."""
         size = self.config.covariance_batch
         if size is None:
-            return covariance_penalty(gather_with_gradient(x, 1))
+            return covariance_penalty(all_gather_with_grad(x, 1))
         _, N, D = x.shape
         if N % size:
             refuse([f"batch of {N} images is not divisible by covariance_batch {size}"])
         return covariance_penalty(x.reshape(-1, size, D)) * (size / N)
-
-    def _plan(self, x: Tensor, permutation: Tensor, partition: Tensor | None) -> Plan:
-        rows = permutation.view(permutation.shape[0], -1, self.sub_batch)
-        if partition is not None:
-            partition = partition.permute(2, 0, 1, 3).reshape(-1, x.shape[-1])
-        arrangement = Arrangement(self._over, self.config.groups, partition)
-        return Plan(rows, arrangement, self._whitening, self.config.normalize)
 
     def _permutation(
         self, x: Tensor, given: Tensor | None, generator: torch.Generator | None
@@ -159,7 +162,25 @@ class WhiteningLoss(nn.Module):
 
     def _shared(self, drawn: Tensor, device: torch.device) -> Tensor:
         """Return `drawn` on `device`, the same on all ranks where they share a batch."""
-        return broadcast_from_first(drawn, device) if self._over == "batch" else drawn.to(device)
+        return broadcast(drawn, device) if self._over == "batch" else drawn.to(device)
+
+
+class _Shuffle(torch.autograd.Function):
+    """Images of x [V, N, D] in T orders `permutation` [T, N], as [V, T N, D]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, permutation: Tensor) -> Tensor:
+        ctx.save_for_backward(permutation)
+        return x.index_select(1, permutation.flatten())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        back = inverse_permutation(ctx.saved_tensors[0])
+        T, N = back.shape
+        back += N * torch.arange(T, device=back.device)[:, None]
+        grad = grad.index_select(1, back.flatten())
+        return grad if T == 1 else grad.view(len(grad), T, N, -1).sum(1), None
 
 
 class _CovariancePenalty(torch.autograd.Function):
@@ -178,8 +199,8 @@ class _CovariancePenalty(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor]:
-        (slope,) = ctx.saved_tensors
-        return (slope * grad,)
+        (grad_embeddings,) = ctx.saved_tensors
+        return (grad_embeddings * grad,)
 
 
 def covariance_penalty(embeddings: Tensor) -> Tensor:

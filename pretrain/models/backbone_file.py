@@ -1,4 +1,4 @@
-"""A `backbone.pth` back into the network it came from, read from the shapes of its tensors.
+"""The file `backbone.pth`: written from an encoder, and read back by its tensors' shapes.
 
 torchvision's own blocks, so every ResNet, ResNeXt and wide ResNet under torchvision's names is
 built, also those that torchvision has no name for.
@@ -6,7 +6,7 @@ built, also those that torchvision has no name for.
 
 from __future__ import annotations
 
-import re
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,11 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from pretrain.runtime.checkpoint import load_state
+from pretrain.config.pretrain import PretrainConfig
+from pretrain.runtime.checkpoint import load_state, save_atomically
+from pretrain.runtime.files import one_line
 
+BACKBONE = "backbone.pth"
 COUNTER = "num_batches_tracked"
 NO_POOL = "small-no-pool"
 CAFFE2_SUFFIX = "_stride_in_1x1"  # of the name of an architecture, as the converter writes it
@@ -33,20 +36,8 @@ class InputConvention:
     pixel_std: tuple[float, ...] = (58.395, 57.12, 57.375)
 
 
-class Encoder(nn.Module):
+class Encoder(nn.Sequential):
     """A ResNet up to its average pooling: images [N, 3, H, W] to features [N, F]."""
-
-    def __init__(self, stem: list[nn.Module], layers: list[nn.Sequential]) -> None:
-        super().__init__()
-        self.conv1, self.bn1, self.relu, self.maxpool = stem
-        self.layer1, self.layer2, self.layer3, self.layer4 = layers
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the features after average pooling."""
-        out = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        out = self.layer4(self.layer3(self.layer2(self.layer1(out))))
-        features: Tensor = out.mean((2, 3))
-        return features
 
 
 def build_from(weights: Weights, *, stride_in_1x1: bool = False, maxpool: bool = True) -> Encoder:
@@ -70,7 +61,9 @@ def build_from(weights: Weights, *, stride_in_1x1: bool = False, maxpool: bool =
     try:
         missing, unexpected = encoder.load_state_dict(dict(weights), strict=False)
     except RuntimeError as error:
-        raise ValueError(f"not a ResNet under torchvision's names: {_one_line(error)}") from None
+        raise ValueError(
+            f"not a ResNet under torchvision's names: {one_line(error)[:300]}"
+        ) from None
     missing = [name for name in missing if not name.endswith(COUNTER)]
     if missing or unexpected:
         raise ValueError(f"not a ResNet: lacks {missing[:3]}, has besides {unexpected[:3]}")
@@ -80,24 +73,26 @@ def build_from(weights: Weights, *, stride_in_1x1: bool = False, maxpool: bool =
 def _empty(weights: Weights, stride_in_1x1: bool, maxpool: bool) -> Encoder:
     channels, _, side, _ = weights["conv1.weight"].shape
     stride = 2 if side == 7 else 1
-    conv1 = nn.Conv2d(3, channels, side, stride=stride, padding=side // 2, bias=False)
-    pool = nn.MaxPool2d(3, stride=2, padding=1) if maxpool else nn.Identity()
-    layers = []
+    parts: dict[str, nn.Module] = {
+        "conv1": nn.Conv2d(3, channels, side, stride=stride, padding=side // 2, bias=False),
+        "bn1": nn.BatchNorm2d(channels),
+        "relu": nn.ReLU(inplace=True),
+        "maxpool": nn.MaxPool2d(3, stride=2, padding=1) if maxpool else nn.Identity(),
+    }
     for number in range(1, 5):
         blocks: list[nn.Module] = []
         while f"layer{number}.{len(blocks)}.conv1.weight" in weights:
             stride = 2 if number > 1 and not blocks else 1
-            block, channels = _block(weights, f"layer{number}.{len(blocks)}", stride)
+            block = _block(weights, f"layer{number}.{len(blocks)}", stride)
             if stride_in_1x1 and stride == 2 and isinstance(block, Bottleneck):
                 block.conv1.stride, block.conv2.stride = (2, 2), (1, 1)
             blocks.append(block)
-        layers.append(nn.Sequential(*blocks))
-    stem = [conv1, nn.BatchNorm2d(conv1.out_channels), nn.ReLU(inplace=True), pool]
-    return Encoder(stem, layers)
+        parts[f"layer{number}"] = nn.Sequential(*blocks)
+    parts |= {"avgpool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten()}
+    return Encoder(OrderedDict(parts))
 
 
-def _block(weights: Weights, name: str, stride: int) -> tuple[nn.Module, int]:
-    """Return the block called `name` and the channels it puts out."""
+def _block(weights: Weights, name: str, stride: int) -> BasicBlock | Bottleneck:
     width, inputs = weights[f"{name}.conv1.weight"].shape[:2]
     bottleneck = f"{name}.conv3.weight" in weights
     out = weights[f"{name}.conv3.weight"].shape[0] if bottleneck else width
@@ -106,10 +101,10 @@ def _block(weights: Weights, name: str, stride: int) -> tuple[nn.Module, int]:
         conv = nn.Conv2d(inputs, out, 1, stride=stride, bias=False)
         shortcut = nn.Sequential(conv, nn.BatchNorm2d(out))
     if not bottleneck:
-        return BasicBlock(inputs, out, stride, shortcut), out
+        return BasicBlock(inputs, out, stride, shortcut)
     groups = width // weights[f"{name}.conv2.weight"].shape[1]
     base_width = width * 64 // (groups * (out // 4))  # torchvision: width = planes base/64 groups
-    return Bottleneck(inputs, out // 4, stride, shortcut, groups, base_width), out
+    return Bottleneck(inputs, out // 4, stride, shortcut, groups, base_width)
 
 
 def convention_of(stated: Any) -> InputConvention:
@@ -119,24 +114,32 @@ def convention_of(stated: Any) -> InputConvention:
         ValueError: it is not `{format: RGB or BGR, pixel_mean: [3], pixel_std: [3]}`.
     """
     try:
-        found = InputConvention(
-            stated["format"],
-            tuple(float(value) for value in stated["pixel_mean"]),
-            tuple(float(value) for value in stated["pixel_std"]),
-        )
+        mean, std = (tuple(map(float, stated[key])) for key in ("pixel_mean", "pixel_std"))
+        if stated["format"] in ("RGB", "BGR") and len(mean) == len(std) == 3 and min(std) > 0:
+            return InputConvention(stated["format"], mean, std)
     except (KeyError, TypeError, ValueError):
-        found = None
-    if (
-        found is None
-        or found.format not in ("RGB", "BGR")
-        or (len(found.pixel_mean), len(found.pixel_std)) != (3, 3)
-        or not min(found.pixel_std) > 0
-    ):
-        raise ValueError("its `input` is not {format: RGB or BGR, pixel_mean: [3], pixel_std: [3]}")
-    return found
+        pass
+    raise ValueError("its `input` is not {format: RGB or BGR, pixel_mean: [3], pixel_std: [3]}")
 
 
-def is_own(path: Path) -> bool:
+def save_backbone(encoder: nn.Module, config: PretrainConfig, path: Path) -> None:
+    """Write `backbone.pth`: torchvision's names without `fc`, its stem, and its input."""
+    state = {name: value.detach().cpu().clone() for name, value in encoder.state_dict().items()}
+    content = {
+        "state_dict": state,
+        "arch": config.model.arch,
+        "stem": config.model.stem,
+        "method": config.method,
+        "input": {
+            "format": "RGB",
+            "pixel_mean": [round(255 * value, 6) for value in config.augment.mean],
+            "pixel_std": [round(255 * value, 6) for value in config.augment.std],
+        },
+    }
+    save_atomically(content, path)
+
+
+def is_backbone_file(path: Path) -> bool:
     """Return whether the file looks like a `backbone.pth` of this project."""
     try:
         content = load_state(path) or {}
@@ -145,7 +148,7 @@ def is_own(path: Path) -> bool:
     return {"state_dict", "arch", "method", "input"} <= content.keys()
 
 
-def read_own(path: Path) -> tuple[Encoder, InputConvention]:
+def read_backbone_file(path: Path) -> tuple[Encoder, InputConvention]:
     """Return the encoder and the input convention of a `backbone.pth`.
 
     Raises:
@@ -166,7 +169,3 @@ def read_own(path: Path) -> tuple[Encoder, InputConvention]:
         return encoder, convention_of(content["input"])
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-
-
-def _one_line(error: Exception) -> str:
-    return re.sub(r"\s+", " ", str(error))[:300]

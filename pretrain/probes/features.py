@@ -1,4 +1,4 @@
-"""What a frozen encoder makes of labelled images.
+"""Features that a frozen encoder gives of labelled images.
 
 Legend: N images, F features; images are [3, H, W] uint8 RGB until they meet their encoder.
 """
@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode, v2
 
-from pretrain.config.pretrain import DataConfig
+from pretrain.config.data import DataConfig
 from pretrain.config.probe import ImageConfig, ProbeConfig
-from pretrain.data.images import Images, open_images
+from pretrain.data.images import Images, from_workers, open_images
 from pretrain.data.splits import Split
-from pretrain.data.workers import plain_faults
 from pretrain.models.backbone_file import InputConvention
 from pretrain.runtime.rng import derived_seed
 from pretrain.runtime.signals import leave_signals_to_parent
@@ -87,33 +86,24 @@ def central_view(config: ImageConfig) -> v2.Transform:
     return v2.Compose([resize, v2.CenterCrop(config.size)])
 
 
-class Normalise(nn.Module):
-    """Bring uint8 RGB images [N, 3, H, W] into the convention of an encoder."""
+class FrozenEncoder:
+    """An encoder in evaluation mode on `device`, and the convention of its input."""
 
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, convention: InputConvention) -> None:
-        super().__init__()
+    def __init__(
+        self, encoder: nn.Module, convention: InputConvention, device: torch.device
+    ) -> None:
+        self.encoder = encoder.to(device).eval()
+        self.device = device
         self.flip = convention.format == "BGR"
-        self.register_buffer("mean", torch.tensor(convention.pixel_mean).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor(convention.pixel_std).view(3, 1, 1))
+        self.mean = torch.tensor(convention.pixel_mean, device=device).view(3, 1, 1)
+        self.std = torch.tensor(convention.pixel_std, device=device).view(3, 1, 1)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return float32 images, channels in the encoder's order."""
-        images = images.float()
+    def normalise(self, images: Tensor) -> Tensor:
+        """Return uint8 RGB images [N, 3, H, W] as float32, in the encoder's order of channels."""
+        images = images.to(self.device, non_blocking=True).float()
         if self.flip:
             images = images.flip(1)
         return (images - self.mean) / self.std
-
-
-@dataclass(frozen=True)
-class FrozenEncoder:
-    """An encoder, how its input is normalised, and where it computes."""
-
-    encoder: nn.Module
-    normalise: Normalise
-    device: torch.device
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
@@ -122,17 +112,10 @@ class FrozenEncoder:
         Raises:
             ValueError: a feature is NaN or infinite.
         """
-        found: Tensor = self.encoder(self.normalise(images.to(self.device, non_blocking=True)))
-        found = found.flatten(1).float()
-        if not bool(torch.isfinite(found).all()):
+        features: Tensor = self.encoder(self.normalise(images)).flatten(1).float()
+        if not bool(torch.isfinite(features).all()):
             raise ValueError("the encoder's features are NaN or infinite on these images")
-        return found
-
-
-def frozen(encoder: nn.Module, convention: InputConvention, device: torch.device) -> FrozenEncoder:
-    """Return the encoder in evaluation mode on `device`."""
-    encoder = encoder.to(device).eval()
-    return FrozenEncoder(encoder, Normalise(convention).to(device), device)
+        return features
 
 
 def batches(
@@ -154,7 +137,7 @@ def batches(
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=leave_signals_to_parent,
     )
-    return plain_faults(loader)
+    return from_workers(loader)
 
 
 def feature_chunks(

@@ -1,4 +1,4 @@
-"""k-nearest neighbours over more pairs than memory holds distances of.
+"""The k nearest neighbours, of more pairs than memory holds distances of, and their votes.
 
 Legend: Q queries, B images of the bank, F features, k neighbours, C classes.
 
@@ -24,7 +24,8 @@ class Neighbours:
     """The k nearest of a bank to each query [Q, F]; the bank comes in chunks, none of them kept.
 
     Beside the queries and one chunk, at most about `chunk_bytes` are used, however large the bank
-    is. `cosine` compares the features scaled to length 1. Distances are squared and of float32; of
+    is. `cosine` compares the features scaled to length 1, whose squared distance is
+    2 (1 - cosine). Distances are squared and of float32; of
     features that are shifted by the queries' mean, which keeps digits where all have a large common
     part.
     """
@@ -34,7 +35,7 @@ class Neighbours:
     ) -> None:
         self.k = k
         self.cosine = cosine
-        queries = unit(queries) if cosine else queries.float()
+        queries = F.normalize(queries.float(), dim=1) if cosine else queries.float()
         self.origin = queries.mean(0)
         self.queries = queries - self.origin
         self.height = max(1, chunk_bytes // (BYTES_PER_PAIR * BANK_ROWS))
@@ -46,18 +47,18 @@ class Neighbours:
     def add(self, features: Tensor, labels: Tensor) -> None:
         """Compare the queries with the next images of the bank, features [n, F], labels [n]."""
         for part_of_bank in torch.split(features.to(self.queries.device), self.width):
-            rows = unit(part_of_bank) if self.cosine else part_of_bank.float()
-            rows = rows - self.origin
+            rows = part_of_bank.float()
+            rows = (F.normalize(rows, dim=1) if self.cosine else rows) - self.origin
             for start in range(0, len(self.queries), self.height):
                 part = slice(start, start + self.height)
                 keys = _keys(self.queries[part], rows, self.seen)
-                found = keys.topk(min(self.k, len(rows)), largest=False).values
-                both = torch.cat([self.best[part], found], dim=1)
+                nearest = keys.topk(min(self.k, len(rows)), largest=False).values
+                both = torch.cat([self.best[part], nearest], dim=1)
                 self.best[part] = both.topk(self.k, largest=False).values
             self.seen += len(rows)
         self.labels.append(labels.to(self.queries.device))
 
-    def found(self) -> tuple[Tensor, Tensor]:
+    def nearest(self) -> tuple[Tensor, Tensor]:
         """Return squared distances and labels [Q, k], nearest first.
 
         Raises:
@@ -80,18 +81,25 @@ def _keys(queries: Tensor, rows: Tensor, first: int) -> Tensor:
     return distances.view(torch.int32).to(torch.int64).bitwise_left_shift_(32).add_(places)
 
 
-def unit(features: Tensor) -> Tensor:
-    """Return the features scaled to length 1, whose squared distance is 2 (1 - cosine)."""
-    return F.normalize(features.float(), dim=1)
-
-
 def votes(
     distances: Tensor, labels: Tensor, num_classes: int, temperature: float | None = None
 ) -> Tensor:
-    """Return the votes [Q, C] of the neighbours [Q, k]; minus infinity for a class without one.
+    """Return the votes [Q, C] of the neighbours; minus infinity for a class without one.
 
-    One each, or with a `temperature` exp(cosine / temperature), from squared distances of unit
-    vectors; relative to the nearest's, which changes no order and cannot underflow there.
+    Args:
+        distances: [Q, k], squared, the nearest first.
+        labels: [Q, k] int64, the neighbours' classes from 0 to C - 1.
+        num_classes: C.
+        temperature: Above 0; a neighbour then votes with exp(cosine / temperature), where
+            distances are those of unit vectors, relative to the nearest's vote, which changes no
+            order and cannot underflow there. Without it each has one vote.
+
+    Example:
+        >>> neighbours = Neighbours(torch.tensor([[0.0, 0.0]]), k=3)
+        >>> bank = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 3.0]])
+        >>> neighbours.add(bank, torch.tensor([1, 0, 1]))
+        >>> votes(*neighbours.nearest(), num_classes=3)
+        tensor([[1., 2., -inf]])
     """
     weights = torch.ones_like(distances)
     if temperature is not None:
@@ -102,20 +110,28 @@ def votes(
 
 
 def accuracy(scores: Tensor, targets: Tensor) -> dict[str, float]:
-    """Return top-1 and, with more than 5 classes, top-5 in percent; `scores [Q, C]`.
+    """Return `top1` and, with more than 5 classes, `top5` in percent.
 
     Of classes with equal scores the lower label comes first. A class with score minus infinity was
     not named at all and is never right.
 
+    Args:
+        scores: [Q, C], of any unit: votes, logits.
+        targets: [Q] int64, the right classes.
+
     Raises:
-        ValueError: a score is NaN.
+        ValueError: A score is NaN.
+
+    Example:
+        >>> accuracy(torch.tensor([[1.0, 2.0, -math.inf], [3.0, 0.0, 3.0]]), torch.tensor([1, 2]))
+        {'top1': 50.0}
     """
     if bool(scores.isnan().any()):
         raise ValueError("the classifier's scores are NaN")
     targets = targets.to(scores.device)
-    own = scores.gather(1, targets[:, None])
+    right = scores.gather(1, targets[:, None])
     lower = torch.arange(scores.shape[1], device=scores.device) < targets[:, None]
-    rank = ((scores > own) | ((scores == own) & lower)).sum(1)
-    named = own[:, 0] > -math.inf
+    rank = ((scores > right) | ((scores == right) & lower)).sum(1)
+    named = right[:, 0] > -math.inf
     levels = (1, 5) if scores.shape[1] > 5 else (1,)
     return {f"top{n}": 100 * float(((rank < n) & named).double().mean()) for n in levels}

@@ -1,9 +1,9 @@
-"""k-NN accuracy of an encoder while it trains, without a trace in the training."""
+"""The k-NN accuracy of an encoder while it trains, without a trace in the training."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from pretrain.config.pretrain import PretrainConfig, TrainingProbeConfig
 from pretrain.config.probe import KnnConfig, ProbeConfig
 from pretrain.models.backbone_file import InputConvention
-from pretrain.probes.features import Labelled, feature_chunks, frozen
+from pretrain.probes.features import FrozenEncoder, Labelled, feature_chunks
 from pretrain.probes.probe import joined, measure_knn, open_sets
-from pretrain.training.trainer import Trainer
+from pretrain.runtime.signals import StopRequest
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +24,8 @@ class _StoppedError(Exception):
 
 class TrainingProbe:
     """The images of a probe, opened once, and how the run that is probed normalises its input.
+
+    A trainer calls it after every epoch.
 
     Raises:
         ValueError: the data cannot be opened, have no labels, or are too few.
@@ -37,6 +39,7 @@ class TrainingProbe:
             raise ValueError(
                 f"{data.root}: {len(self.train)} images are fewer than probe.k = {settings.k}"
             )
+        self.every_epochs = settings.every_epochs
         self.config = ProbeConfig.model_validate(
             {
                 "data": data.model_dump(),
@@ -49,25 +52,27 @@ class TrainingProbe:
             "RGB", tuple(255 * value for value in mean), tuple(255 * value for value in std)
         )
 
-    def measure(
-        self, encoder: nn.Module, device: torch.device, stopped: Callable[[], bool] = lambda: False
-    ) -> dict[str, float]:
+    def __call__(self, epoch: int, encoder: nn.Module, stop: StopRequest) -> dict[str, float]:
+        """Return what is measured after epoch number `epoch`, from 1; of most epochs nothing."""
+        return {} if epoch % self.every_epochs else self.measure(encoder, stop)
+
+    def measure(self, encoder: nn.Module, stop: StopRequest) -> dict[str, float]:
         """Return `knn/top1` (and top5) of the encoder as it is, in evaluation mode.
 
         Random states, running statistics and the mode of every module are as before. Returns
-        nothing once `stopped` says so, within a batch.
+        nothing once `stop` is requested, within a batch.
         """
         assert isinstance(self.config.knn, KnnConfig)
 
         def features(images: Labelled) -> Iterator[tuple[Tensor, Tensor]]:
             for chunk in feature_chunks(backbone, images, self.config):
-                if stopped():
+                if stop.number:
                     raise _StoppedError
                 yield chunk
 
         modes = [(module, module.training) for module in encoder.modules()]
         try:
-            backbone = frozen(encoder, self.convention, device)
+            backbone = FrozenEncoder(encoder, self.convention, next(encoder.parameters()).device)
             queries = joined(features(self.test))
             bank = features(self.train)
             return measure_knn(bank, queries, self.num_classes, {"knn": self.config.knn})
@@ -77,27 +82,6 @@ class TrainingProbe:
         finally:
             for module, mode in modes:
                 module.training = mode
-
-
-def after_epoch(config: PretrainConfig) -> Callable[[Trainer], dict[str, float]] | None:
-    """Return what a trainer calls after every epoch, None where the config has no probe.
-
-    The first process measures, of however many there are; the others wait for it.
-
-    Raises:
-        ValueError: the probe's data are at fault.
-    """
-    if config.probe is None:
-        return None
-    probe, period = TrainingProbe(config, config.probe), config.probe.every_epochs
-
-    def measure(trainer: Trainer) -> dict[str, float]:
-        if trainer.epoch % period or not trainer.processes.is_first:
-            return {}
-        device, stop = trainer.processes.device, trainer.stop
-        return probe.measure(trainer.model.encoder, device, lambda: stop.number != 0)
-
-    return measure
 
 
 def evenly(images: Labelled, limit: int) -> Labelled:

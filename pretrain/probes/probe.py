@@ -1,46 +1,41 @@
-"""Stage `probe`: how well classes can be told apart by what a frozen encoder makes of images.
+"""Stage `probe`: the accuracy of classifiers on the features that a frozen encoder gives.
 
 The features are the encoder's, after average pooling and in evaluation mode, never the projector's.
 """
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Protocol, get_args
+from typing import Any, get_args
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from pretrain.config.pretrain import DataConfig, ModelConfig
-from pretrain.config.probe import (
-    MEASURES,
-    Architecture,
-    KnnConfig,
-    ProbeConfig,
-    WeightedKnnConfig,
-)
-from pretrain.data.images import ImageFiles, Images
+from pretrain.config.base import Architecture
+from pretrain.config.data import DataConfig
+from pretrain.config.pretrain import ModelConfig
+from pretrain.config.probe import MEASURES, KnnConfig, ProbeConfig, WeightedKnnConfig
+from pretrain.data.images import unreadable
 from pretrain.models.backbone_file import (
+    BACKBONE,
     InputConvention,
     build_from,
     convention_of,
-    is_own,
-    read_own,
+    is_backbone_file,
+    read_backbone_file,
 )
 from pretrain.models.encoder import build_encoder
-from pretrain.probes.features import FrozenEncoder, Labelled, feature_chunks, frozen, open_labelled
+from pretrain.probes.features import FrozenEncoder, Labelled, feature_chunks, open_labelled
 from pretrain.probes.knn import Neighbours, accuracy, votes
 from pretrain.probes.linear import AugmentedTraining, fit_linear
+from pretrain.runtime.files import write_json
 from pretrain.runtime.rng import derived_seed
 
 RESULT = "probes.json"
 STATE = "augmented_linear.pth"
-FULL_CHECK_LIMIT = 20_000
 Chunks = Iterable[tuple[Tensor, Tensor]]
 
 
@@ -81,7 +76,7 @@ def measure_knn(
     metrics: dict[str, float] = {}
     for name, config in measures.items():
         temperature = config.temperature if isinstance(config, WeightedKnnConfig) else None
-        scores = votes(*searches[name].found(), num_classes, temperature)
+        scores = votes(*searches[name].nearest(), num_classes, temperature)
         metrics |= _named(name, accuracy(scores, targets))
     return metrics
 
@@ -105,9 +100,9 @@ def run_probe(
         with torch.no_grad():
             metrics |= _named("linear", accuracy(classifier(queries[0]), queries[1]))
     measures = {"knn": config.knn, "weighted_knn": config.weighted_knn}
-    wanted = {name: entry for name, entry in measures.items() if entry is not None}
-    if wanted:
-        metrics = measure_knn(bank, queries, num_classes, wanted) | metrics
+    given = {name: entry for name, entry in measures.items() if entry is not None}
+    if given:
+        metrics = measure_knn(bank, queries, num_classes, given) | metrics
     if config.augmented_linear is not None:
         classifier = AugmentedTraining(backbone, train, num_classes, config).run(state_path)
         with torch.no_grad():
@@ -122,33 +117,17 @@ def joined(chunks: Chunks) -> tuple[Tensor, Tensor]:
     return torch.cat(features), torch.cat(labels)
 
 
-def _named(name: str, found: dict[str, float]) -> dict[str, float]:
-    return {f"{name}/{key}": value for key, value in found.items()}
-
-
-class ForeignBackbone(Protocol):
-    """What the converter makes of somebody's checkpoint."""
-
-    @property
-    def state_dict(self) -> Mapping[str, Tensor]:
-        """The tensors under torchvision's names."""
-        ...
-
-    @property
-    def input(self) -> Mapping[str, Any]:
-        """Order of the channels, mean and deviation, 0-255."""
-        ...
-
-    @property
-    def architecture(self) -> Any:
-        """Says with `stride_in_1x1` where a stage halves its map."""
-        ...
+def _named(name: str, accuracies: dict[str, float]) -> dict[str, float]:
+    return {f"{name}/{key}": value for key, value in accuracies.items()}
 
 
 def open_backbone(
-    name: str, config: ProbeConfig, read_foreign: Callable[[Path], ForeignBackbone]
+    name: str, config: ProbeConfig, read_foreign: Callable[[Path], Any]
 ) -> FrozenEncoder:
     """Return the encoder in a file, by `read_foreign` where it is none of ours, or `random:ARCH`.
+
+    What `read_foreign` returns has the tensors under torchvision's names as `state_dict`, the
+    convention as `input`, and says by `architecture.stride_in_1x1` where a stage halves its map.
 
     Raises:
         ValueError: there is no such file or architecture, or no backbone in the file.
@@ -160,14 +139,14 @@ def open_backbone(
             raise ValueError(f"unknown architecture {arch!r}; known: {', '.join(known)}")
         return random_backbone(arch, config.seed)
     path = Path(name)
-    if path.is_file() and is_own(path):
-        encoder, convention = read_own(path)
+    if path.is_file() and is_backbone_file(path):
+        encoder, convention = read_backbone_file(path)
     else:
-        found = read_foreign(path)
-        convention = convention_of(found.input)
-        caffe2 = bool(found.architecture.stride_in_1x1)
-        encoder = build_from(found.state_dict, stride_in_1x1=caffe2)
-    return frozen(encoder, convention, device())
+        foreign = read_foreign(path)
+        convention = convention_of(foreign.input)
+        caffe2 = bool(foreign.architecture.stride_in_1x1)
+        encoder = build_from(foreign.state_dict, stride_in_1x1=caffe2)
+    return FrozenEncoder(encoder, convention, device())
 
 
 def random_backbone(arch: str, seed: int) -> FrozenEncoder:
@@ -175,7 +154,7 @@ def random_backbone(arch: str, seed: int) -> FrozenEncoder:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derived_seed(seed))
         encoder, _ = build_encoder(ModelConfig.model_validate({"arch": arch}))
-    return frozen(encoder, InputConvention(), device())
+    return FrozenEncoder(encoder, InputConvention(), device())
 
 
 def probe_and_write(backbone: FrozenEncoder, config: ProbeConfig, output: Path | None) -> None:
@@ -200,16 +179,6 @@ def probe_and_write(backbone: FrozenEncoder, config: ProbeConfig, output: Path |
         state.unlink(missing_ok=True)
 
 
-def write_json(content: Any, path: Path) -> None:
-    """Write `content` as JSON, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", "utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def run_stage(
     config: dict[str, Any], inputs: dict[str, Path], output_dir: Path
 ) -> dict[str, float]:
@@ -219,8 +188,8 @@ def run_stage(
     """
     settings = ProbeConfig.model_validate(config)
     if "backbone" in inputs:
-        encoder, convention = read_own(inputs["backbone"].with_name("backbone.pth"))
-        backbone = frozen(encoder, convention, device())
+        encoder, convention = read_backbone_file(inputs["backbone"].with_name(BACKBONE))
+        backbone = FrozenEncoder(encoder, convention, device())
     else:
         assert settings.random_arch is not None, "the plan has checked it"
         backbone = random_backbone(settings.random_arch, settings.seed)
@@ -244,18 +213,4 @@ def check_stage(config: dict[str, Any]) -> list[str]:
         for name, entry in (("knn", settings.knn), ("weighted_knn", settings.weighted_knn))
         if entry is not None and entry.k > len(train)
     ]
-    for images in (train.images, test.images):
-        if isinstance(images, ImageFiles) and len(images) <= FULL_CHECK_LIMIT:
-            faults += unreadable(images)
-    return faults
-
-
-def unreadable(images: Images) -> list[str]:
-    """Return a line for every image that cannot be decoded."""
-    faults = []
-    for index in range(len(images)):
-        try:
-            images.read(index)
-        except ValueError as error:
-            faults.append(str(error))
-    return faults
+    return faults + unreadable(train.images) + unreadable(test.images)

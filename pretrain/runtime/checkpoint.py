@@ -7,33 +7,27 @@ import os
 import re
 import zipfile
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
-from torch import nn
 
-from pretrain.config.pretrain import PretrainConfig
+from pretrain.runtime.files import whole_file
 
 LAST = "last.pth"
 PREVIOUS = "previous.pth"
 DAMAGED = "damaged.pth"
-BACKBONE = "backbone.pth"
 logger = logging.getLogger(__name__)
 
 
 def save_atomically(content: dict[str, Any], path: Path) -> None:
     """Write with `torch.save` under a temporary name in the same folder, then rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with whole_file(path) as temporary:
         with temporary.open("wb") as file:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
         if path.name == LAST and path.exists():
             path.replace(path.with_name(PREVIOUS))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def drop_unfinished(folder: Path) -> None:
@@ -82,7 +76,11 @@ def load_state(path: Path) -> dict[str, Any]:
     """
     try:
         with path.open("rb") as file:
-            content = _checked_content(file)
+            with zipfile.ZipFile(file) as archive:
+                if (broken := archive.testzip()) is not None:
+                    raise ValueError(f"checksum of {broken} does not match")
+            file.seek(0)
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except (FileNotFoundError, PermissionError, IsADirectoryError):
         raise
     except Exception as error:  # noqa: BLE001  (torch and zipfile raise many types for damage)
@@ -91,28 +89,3 @@ def load_state(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds a {type(content).__name__}, wanted a checkpoint")
     return content
-
-
-def _checked_content(file: BinaryIO) -> Any:
-    with zipfile.ZipFile(file) as archive:
-        if (broken := archive.testzip()) is not None:
-            raise ValueError(f"checksum of {broken} does not match")
-    file.seek(0)
-    return torch.load(file, map_location="cpu", weights_only=True)
-
-
-def save_backbone(encoder: nn.Module, config: PretrainConfig, path: Path) -> None:
-    """Write `backbone.pth`: torchvision's names without `fc`, its stem, and its input."""
-    state = {name: value.detach().cpu().clone() for name, value in encoder.state_dict().items()}
-    content = {
-        "state_dict": state,
-        "arch": config.model.arch,
-        "stem": config.model.stem,
-        "method": config.method,
-        "input": {
-            "format": "RGB",
-            "pixel_mean": [round(255 * value, 6) for value in config.augment.mean],
-            "pixel_std": [round(255 * value, 6) for value in config.augment.std],
-        },
-    }
-    save_atomically(content, path)

@@ -28,7 +28,7 @@ class Processes:
 
     @property
     def rank(self) -> int:
-        """Return this process's number; 0 writes files and talks."""
+        """Return this process's number."""
         return rank()
 
     @property
@@ -37,28 +37,28 @@ class Processes:
         return world_size()
 
     @property
-    def is_first(self) -> bool:
-        """Return whether this is process 0."""
+    def is_main(self) -> bool:
+        """Return whether this is process 0, which writes files and talks."""
         return self.rank == 0
 
-    def exchange(self, values: Sequence[float]) -> list[list[float]]:
+    def all_gather(self, values: Sequence[float]) -> list[list[float]]:
         """Return the `values` of every rank, in rank order."""
         if self.control is None:
             return [list(values)]
-        own = torch.tensor(values, dtype=torch.float64)
-        rows = [torch.empty_like(own) for _ in range(self.size)]
-        dist.all_gather(rows, own, group=self.control)
+        row = torch.tensor(values, dtype=torch.float64)
+        rows = [torch.empty_like(row) for _ in range(self.size)]
+        dist.all_gather(rows, row, group=self.control)
         return [row.tolist() for row in rows]
 
-    def collect(self, entry: Any) -> list[Any]:
+    def gather(self, entry: Any) -> list[Any]:
         """Return the `entry` of every rank, in rank order, on rank 0; elsewhere nothing."""
         if self.control is None:
             return [entry]
-        entries: list[Any] = [None] * self.size if self.is_first else []
-        dist.gather_object(entry, entries if self.is_first else None, group=self.control)
+        entries: list[Any] = [None] * self.size if self.is_main else []
+        dist.gather_object(entry, entries if self.is_main else None, group=self.control)
         return entries
 
-    def from_first(self, entry: Any) -> Any:
+    def broadcast(self, entry: Any) -> Any:
         """Return rank 0's `entry`."""
         if self.control is None:
             return entry
@@ -66,9 +66,9 @@ class Processes:
         dist.broadcast_object_list(entries, group=self.control)
         return entries[0]
 
-    def wait_for_all(self) -> None:
+    def barrier(self) -> None:
         """Return when every rank has come here."""
-        self.exchange([0.0])
+        self.all_gather([0.0])
 
 
 @contextmanager
@@ -89,7 +89,7 @@ def joined_processes() -> Iterator[Processes]:
             f"WORLD_SIZE is {os.environ['WORLD_SIZE']} but {', '.join(missing)} not set; "
             "start with torchrun, or unset WORLD_SIZE for a single process"
         )
-    device = _own_device(int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]))
+    device = _device(int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]))
     if device.type == "cuda":
         torch.cuda.set_device(device)
         dist.init_process_group("nccl", device_id=device)
@@ -103,7 +103,7 @@ def joined_processes() -> Iterator[Processes]:
         dist.destroy_process_group()
 
 
-def _own_device(local_rank: int, local_size: int) -> torch.device:
+def _device(local_rank: int, local_size: int) -> torch.device:
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if num_gpus == 0:
         return torch.device("cpu")
@@ -146,11 +146,10 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        own = grad.narrow(ctx.dim, rank() * ctx.size, ctx.size)
-        return own * world_size(), None
+        return grad.narrow(ctx.dim, rank() * ctx.size, ctx.size) * world_size(), None
 
 
-def gather_with_gradient(part: Tensor, dim: int = 0) -> Tensor:
+def all_gather_with_grad(part: Tensor, dim: int = 0) -> Tensor:
     """Return the parts of all ranks, which have equal shapes, joined along `dim` in rank order.
 
     Made for a loss that every rank computes on the whole and that has the same value on all of
@@ -162,7 +161,7 @@ def gather_with_gradient(part: Tensor, dim: int = 0) -> Tensor:
     return _Gather.apply(part, dim) if is_distributed() else part
 
 
-def broadcast_from_first(tensor: Tensor, device: torch.device) -> Tensor:
+def broadcast(tensor: Tensor, device: torch.device) -> Tensor:
     """Return rank 0's `tensor` on `device`, the same on every rank."""
     tensor = tensor.to(device)
     if is_distributed():

@@ -1,11 +1,11 @@
-"""A loss or gradient that is not finite: what is kept of it, and what is said."""
+"""The error for a loss or gradient that is not finite: its words, and where the step is kept."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Any
 
-from pretrain.runtime.checkpoint import LAST, PREVIOUS, save_atomically
+from pretrain.runtime.checkpoint import LAST, PREVIOUS
 
 DIVERGENCE = "divergence.pth"
 
@@ -15,22 +15,18 @@ class DivergedError(ArithmeticError):
 
 
 def dump_path(output_dir: Path, rank: int) -> Path:
-    """Return where a rank keeps the step that went wrong."""
+    """Return the file in which a rank keeps the step that went wrong, as plain tensors."""
     return output_dir / (DIVERGENCE if rank == 0 else f"divergence.rank{rank}.pth")
-
-
-def save_dump(content: dict[str, Any], output_dir: Path, rank: int) -> None:
-    """Write the step that went wrong: tensors and plain values only, read by `torch.load`."""
-    save_atomically(content, dump_path(output_dir, rank))
 
 
 def describe(
     losses: list[float], norms: list[float], step: int, total_steps: int, lr: float, folder: Path
 ) -> str:
     """Return one line: what, at which step and rate, what was kept, what to try."""
-    what, values = ("loss", losses) if any(map(_bad, losses)) else ("norm of the gradient", norms)
-    ranks = [str(rank) for rank, value in enumerate(values) if _bad(value)]
-    worst = next(value for value in values if _bad(value))
+    finite = all(map(math.isfinite, losses))
+    what, values = ("norm of the gradient", norms) if finite else ("loss", losses)
+    ranks = [str(rank) for rank, value in enumerate(values) if not math.isfinite(value)]
+    worst = values[int(ranks[0])]
     among = f" (processes {', '.join(ranks)} of {len(values)})" if len(values) > 1 else ""
     kept = [folder / name for name in (LAST, PREVIOUS) if (folder / name).exists()]
     good = f"last good state is {kept[0]}" if kept else "nothing was saved before"
@@ -39,7 +35,3 @@ def describe(
         f"{lr:.3g}; {good}; the batch, embeddings and weights are in "
         f"{dump_path(folder, 0)}; try a smaller learning rate or a longer warm-up"
     )
-
-
-def _bad(value: float) -> bool:
-    return not abs(value) < float("inf")

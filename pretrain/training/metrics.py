@@ -1,15 +1,26 @@
-"""What a run logs: `metrics.jsonl` and TensorBoard events."""
+"""The report of a run: `metrics.jsonl`, TensorBoard events, and a bar or lines for a person."""
 
 from __future__ import annotations
 
 import json
-import os
+import logging
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
+from rich import progress as bars
+from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
+
+from pretrain.config.pretrain import PretrainConfig
+from pretrain.runtime.files import whole_file
 
 METRICS = "metrics.jsonl"
 ON_THE_WAY = frozenset({"max_steps", "images_per_s"})
+LINE_EVERY_S = 30.0
+SHOWN = ("loss", "lr", "images_per_s", "embedding/rank", "embedding/effective_rank", "knn/top1")
+logger = logging.getLogger(__name__)
 
 
 def _entries(path: Path) -> list[dict[str, float]]:
@@ -30,30 +41,84 @@ def final_metrics(path: Path) -> dict[str, float]:
     return {key: value for key, value in merged.items() if key not in ON_THE_WAY}
 
 
-class MetricsLog:
-    """Appends entries; those after the resumed step are dropped first."""
+def note(metrics: dict[str, float]) -> str:
+    """Return the metrics that are shown, in one line."""
+    return "  ".join(f"{name} {metrics[name]:.4g}" for name in SHOWN if name in metrics)
 
-    def __init__(self, output_dir: Path, resumed_step: int) -> None:
-        path = output_dir / METRICS
-        kept = [entry for entry in _entries(path) if entry["step"] <= resumed_step]
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_text("".join(json.dumps(e) + "\n" for e in kept), encoding="utf-8")
-        temporary.replace(path)
-        self.file = path.open("a", encoding="utf-8")
-        self.board = SummaryWriter(str(output_dir / "tensorboard"), purge_step=resumed_step + 1)
 
-    def __enter__(self) -> MetricsLog:
-        return self
+class TrainingProgress(bars.Progress):
+    """Shows the step, the time left, and the metrics as they are logged."""
 
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
-        self.board.close()
+    def __init__(self, total_steps: int, step: int, console: Console | None = None) -> None:
+        self.total_steps = total_steps
+        self.last_line = time.monotonic()
+        console = console or Console(stderr=True)
+        super().__init__(
+            bars.TextColumn("step"),
+            bars.MofNCompleteColumn(),
+            bars.BarColumn(bar_width=16),
+            bars.TimeRemainingColumn(),
+            bars.TextColumn("{task.fields[note]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.step_bar = self.add_task("step", total=total_steps, completed=step, note="")
 
-    def write(self, entry: dict[str, float]) -> None:
-        """Append one entry, which has a `step`, and flush it."""
-        self.file.write(json.dumps(entry) + "\n")
-        self.file.flush()
-        step = int(entry["step"])
-        for name, value in entry.items():
+    def stepped(self, step: int) -> None:
+        """A step is over."""
+        self.update(self.step_bar, completed=step)
+
+    def logged(self, metrics: dict[str, float]) -> None:
+        """Show what has just been logged."""
+        self.update(self.step_bar, note=note(metrics))
+        now = time.monotonic()
+        if self.disable and now - self.last_line > LINE_EVERY_S:
+            self.last_line = now
+            logger.info("step %d of %d: %s", metrics["step"], self.total_steps, note(metrics))
+
+
+class Report(ExitStack):
+    """The log and the progress bar of the main process; other ranks only help to compute.
+
+    Of the log of a run that is resumed, entries after the resumed step are dropped first.
+    """
+
+    def __init__(
+        self, config: PretrainConfig, output_dir: Path, step: int, total_steps: int, *, main: bool
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.total_steps = total_steps
+        self.main = main
+        if main:
+            path = output_dir / METRICS
+            kept = [json.dumps(e) + "\n" for e in _entries(path) if e["step"] <= step]
+            with whole_file(path) as temporary:
+                temporary.write_text("".join(kept), encoding="utf-8")
+            self.log = self.enter_context(path.open("a", encoding="utf-8"))
+            board = SummaryWriter(str(output_dir / "tensorboard"), purge_step=step + 1)
+            self.board = self.enter_context(board)
+            self.bar = self.enter_context(TrainingProgress(total_steps, step))
+        self.started, self.num_steps = time.perf_counter(), 0
+
+    def stepped(self, step: int, metrics: Callable[[], dict[str, float]]) -> None:
+        """Count a step, and log `metrics()` where the config says so; every rank has to call it."""
+        self.num_steps += 1
+        if self.main:
+            self.bar.stepped(step)
+        if step % self.config.log_every and step != self.total_steps:
+            return
+        rate = self.num_steps * self.config.batch_size / (time.perf_counter() - self.started)
+        self.write({**metrics(), "max_steps": self.total_steps, "images_per_s": rate})
+        self.started, self.num_steps = time.perf_counter(), 0
+
+    def write(self, metrics: dict[str, float]) -> None:
+        """Log and show `metrics`, which have a `step`."""
+        if not self.main:
+            return
+        self.log.write(json.dumps(metrics) + "\n")
+        self.log.flush()
+        for name, value in metrics.items():
             if name not in ("step", "max_steps"):
-                self.board.add_scalar(name, value, step)
+                self.board.add_scalar(name, value, int(metrics["step"]))
+        self.bar.logged(metrics)

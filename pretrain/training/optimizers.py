@@ -31,12 +31,12 @@ class LARS(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         trust_coefficient: float = 0.001,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "weight_decay": weight_decay,
-            "trust_coefficient": trust_coefficient,
-        }
+        defaults = dict(
+            lr=lr,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            trust_coefficient=trust_coefficient,
+        )
         super().__init__(params, defaults)
 
     @torch.no_grad()
@@ -53,45 +53,19 @@ class LARS(torch.optim.Optimizer):
         return value
 
     def _update(self, weight: torch.Tensor, group: dict[str, Any]) -> None:
-        decay, slope = group["weight_decay"], weight.grad
-        assert slope is not None
-        direction = slope.add(weight, alpha=decay)
+        decay, grad = group["weight_decay"], weight.grad
+        assert grad is not None
+        direction = grad.add(weight, alpha=decay)
         if weight.dim() > 1:
-            weight_norm, slope_norm = weight.norm(), slope.norm()
-            ratio = group["trust_coefficient"] * weight_norm / (slope_norm + decay * weight_norm)
-            usable = (weight_norm > 0) & (slope_norm > 0)
+            weight_norm, grad_norm = weight.norm(), grad.norm()
+            ratio = group["trust_coefficient"] * weight_norm / (grad_norm + decay * weight_norm)
+            usable = (weight_norm > 0) & (grad_norm > 0)
             direction.mul_(torch.where(usable, ratio, torch.ones_like(ratio)))
         state = self.state[weight]
         if "velocity" not in state:
             state["velocity"] = torch.zeros_like(weight)
         velocity = state["velocity"].mul_(group["momentum"]).add_(direction, alpha=group["lr"])
         weight.sub_(velocity)
-
-
-def _adam(groups: Groups, config: OptimizerConfig) -> torch.optim.Optimizer:
-    return torch.optim.Adam(groups, lr=0.0, weight_decay=config.weight_decay)
-
-
-def _sgd(groups: Groups, config: OptimizerConfig) -> torch.optim.Optimizer:
-    return torch.optim.SGD(
-        groups, lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay
-    )
-
-
-def _lars(groups: Groups, config: OptimizerConfig) -> torch.optim.Optimizer:
-    return LARS(
-        groups,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        trust_coefficient=config.trust_coefficient,
-    )
-
-
-_OPTIMIZERS: dict[str, Callable[[Groups, OptimizerConfig], torch.optim.Optimizer]] = {
-    "adam": _adam,
-    "lars": _lars,
-    "sgd": _sgd,
-}
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> Groups:
@@ -107,4 +81,12 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> Groups:
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     """Return the optimiser that `config` names, its learning rate still 0."""
-    return _OPTIMIZERS[config.name](parameter_groups(model, config), config)
+    momentum = {"momentum": config.momentum}
+    kinds: dict[str, tuple[Callable[..., torch.optim.Optimizer], dict[str, float]]] = {
+        "adam": (torch.optim.Adam, {}),
+        "lars": (LARS, {**momentum, "trust_coefficient": config.trust_coefficient}),
+        "sgd": (torch.optim.SGD, momentum),
+    }
+    kind, settings = kinds[config.name]
+    groups = parameter_groups(model, config)
+    return kind(groups, lr=0.0, weight_decay=config.weight_decay, **settings)

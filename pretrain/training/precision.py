@@ -1,4 +1,4 @@
-"""How a model runs on a device: precision, memory format, compilation, several processes."""
+"""The model on its device: precision, memory format, compilation, several processes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pretrain.config.batch_split import split_faults
+from pretrain.config.loss import split_faults
 from pretrain.config.pretrain import ComputeConfig, PretrainConfig
 from pretrain.runtime.distributed import Processes
 
@@ -37,9 +37,7 @@ def machine_faults(config: PretrainConfig, processes: Processes) -> list[str]:
 
 def warn_of_slowness(compute: ComputeConfig, device: torch.device) -> None:
     """Warn where bf16 is emulated: about 50 times slower than float32."""
-    if compute.precision != "bf16" or device.type != "cpu":
-        return
-    if not has_fast_bf16():
+    if compute.precision == "bf16" and device.type == "cpu" and not has_fast_bf16():
         logger.warning(
             "compute.precision bf16: this CPU has no bf16 instructions, which makes steps about "
             "50 times slower; use float32"

@@ -10,7 +10,7 @@ from pretrain.config.pretrain import OptimizerConfig, PretrainConfig
 
 @dataclass(frozen=True)
 class Length:
-    """How long a run is; steps and epochs count from 0."""
+    """The steps of a run and of an epoch; both count from 0."""
 
     total_steps: int
     steps_per_epoch: int

@@ -7,37 +7,38 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.indicators import centred_indicators
 from pretrain.losses.build import build_loss
 from pretrain.losses.whitening import WhiteningLoss
 from pretrain.models.encoder import SelfSupervisedModel
-from pretrain.runtime.distributed import Processes, gather_with_gradient
-from pretrain.runtime.random_state import seed_process
+from pretrain.runtime.checkpoint import LAST, save_atomically
+from pretrain.runtime.distributed import Processes, all_gather_with_grad
+from pretrain.runtime.rng import derived_seed, random_states, restore_random_states, seed_process
 from pretrain.runtime.signals import EXIT_INTERRUPTED, StopRequest
-from pretrain.training import precision, resume
-from pretrain.training.divergence import DivergedError, describe, save_dump
-from pretrain.training.metrics import METRICS, MetricsLog, final_metrics
+from pretrain.training import precision
+from pretrain.training.divergence import DivergedError, describe, dump_path
+from pretrain.training.metrics import METRICS, Report, final_metrics
 from pretrain.training.optimizers import build_optimizer
-from pretrain.training.progress import TrainingProgress
+from pretrain.training.resume import state_to_resume
 from pretrain.training.schedule import Length, covariance_weight, lr_factor
-from pretrain.views.loader import derived_seed
-from pretrain.views.sharded import build_views
+from pretrain.views.loader import ShardedViews
 
+AfterEpoch = Callable[[int, nn.Module, StopRequest], dict[str, float]]
 logger = logging.getLogger(__name__)
 
 
 class Output(NamedTuple):
-    """What this process's part of a batch gave, detached."""
+    """Loss and features of this process's part of a batch, detached."""
 
     loss: Tensor
     encoding: Tensor  # [V, N, F]
@@ -47,9 +48,10 @@ class Output(NamedTuple):
 class Trainer:
     """State of one run, and the loop over it; every process of the run has one.
 
-    `after_epoch` is called by every process at the end of each epoch, before its state is saved;
-    what it returns on rank 0 is logged. It may leave the model in either mode, and what it draws
-    from the global random states is undone. It should return soon once `stop.number` is not 0.
+    `after_epoch` is called on rank 0 with the number of epochs that are over, the encoder and the
+    request to stop, before the state is saved; what it returns is logged. It may leave the encoder
+    in either mode, and what it draws from the global random states is undone. It should return
+    soon once the request's `number` is not 0.
     """
 
     def __init__(
@@ -57,7 +59,7 @@ class Trainer:
         config: PretrainConfig,
         output_dir: Path,
         processes: Processes,
-        after_epoch: Callable[[Trainer], dict[str, float]] | None = None,
+        after_epoch: AfterEpoch | None = None,
     ) -> None:
         if faults := precision.machine_faults(config, processes):
             raise ValueError("; ".join(faults))
@@ -66,7 +68,7 @@ class Trainer:
         self.output_dir = output_dir
         self.processes = processes
         self.after_epoch = after_epoch
-        self.views = build_views(config, processes)
+        self.views = ShardedViews(config, processes)
         self.length = Length.of(config, self.views.num_images)
         torch.manual_seed(derived_seed(config.seed))
         self.model = SelfSupervisedModel(config.model)
@@ -74,8 +76,8 @@ class Trainer:
         self.loss = build_loss(config.loss).to(processes.device)
         self.optimizer = build_optimizer(self.model, config.optimizer)
         self.scaler = precision.grad_scaler(config.compute, processes.device)
-        own = (processes.rank,) if processes.rank else ()
-        self.generator = torch.Generator().manual_seed(derived_seed(config.seed, 2, *own))
+        parts = (config.seed, 2, processes.rank) if processes.rank else (config.seed, 2)
+        self.generator = torch.Generator().manual_seed(derived_seed(*parts))
         seed_process(config.seed, processes.rank)
         self.stop = StopRequest()
         self.step = 0
@@ -97,20 +99,64 @@ class Trainer:
             DivergedError: the loss or its gradient is not finite.
             SystemExit: a signal asked to stop; the state is saved, the code is 75.
         """
-        with ExitStack() as stack:
-            stack.enter_context(self.stop)
-            resume.resume(self)
+        config, main, total = self.config, self.processes.is_main, self.length.total_steps
+        with self.stop:
+            identity, num_images = config.identity(), self.views.num_images
+            state = state_to_resume(self.output_dir, self.processes, identity, num_images)
+            if state is not None:
+                self.load_state_dict(state)
+                if main:
+                    logger.info("resumed at step %d of %d", self.step, total)
             parallel = precision.parallel(self.model, self.processes)
-            report = Report(self, stack)
-            for views in self._batches():
-                self._set_rates()
-                output = self.gradients(parallel, views)
-                loss, signal = self._agree(output, views, self.stop.number)
-                self.update()
-                self.step += 1
-                report.stepped(output, loss)
-                self._after_step(report, signal)
-        return final_metrics(self.output_dir / METRICS) if self.processes.is_first else {}
+            with Report(config, self.output_dir, self.step, total, main=main) as report:
+                for views in self._batches():
+                    self._set_rates()
+                    output = self.gradients(parallel, views)
+                    loss, signal = self._agree(output, views, self.stop.number)
+                    self.update()
+                    self.step += 1
+                    report.stepped(self.step, partial(self._metrics, output, loss))
+                    self._after_step(report, signal)
+        return final_metrics(self.output_dir / METRICS) if main else {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that a resumed run needs to go on bit by bit; every rank has to call this.
+
+        The schedule has no state: it follows from the step. `ranks` is whole on rank 0 alone.
+        """
+        rank_state = {
+            "random": random_states(),
+            "loss_generator": self.generator.get_state(),
+            "loss": {name: value.cpu() for name, value in self.loss.state_dict().items()},
+        }
+        return {
+            "step": self.step,
+            "epoch": self.epoch,
+            "step_in_epoch": self.step_in_epoch,
+            "num_images": self.views.num_images,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ranks": self.processes.gather(rank_state),
+            "config": self.config.identity(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what `state_dict` returned on rank 0."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        rank_state = state["ranks"][self.processes.rank]
+        self.loss.load_state_dict(rank_state["loss"])
+        self.generator.set_state(rank_state["loss_generator"])
+        restore_random_states(rank_state["random"])
+        self.step = state["step"]
+
+    def save(self, name: str = LAST) -> None:
+        """Write the state of all ranks under `name`; every rank has to call this."""
+        state = self.state_dict()
+        if self.processes.is_main:
+            save_atomically(state, self.output_dir / name)
 
     def _batches(self) -> Iterator[Tensor]:
         """Yield views `[V, N, 3, H, W]` from the current step to the last."""
@@ -128,7 +174,7 @@ class Trainer:
         if isinstance(self.loss, WhiteningLoss):
             self.loss.covariance_weight = covariance_weight(self.step, self.length, config)
 
-    def gradients(self, parallel: torch.nn.Module, views: Tensor) -> Output:
+    def gradients(self, parallel: nn.Module, views: Tensor) -> Output:
         """Leave the gradients of the global batch in the parameters, fp16's scaled."""
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
@@ -163,9 +209,11 @@ class Trainer:
         if self.scaler.is_enabled():
             norm += math.inf if self.scaler.get_scale() < precision.LEAST_SCALE else 0
         else:
-            slopes = [p.grad for p in self.model.parameters() if p.grad is not None]
-            norm = torch.nn.utils.get_total_norm(slopes).to(output.loss.dtype)
-        rows = self.processes.exchange([*torch.stack([output.loss, norm]).tolist(), float(signal)])
+            grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(grads).to(output.loss.dtype)
+        rows = self.processes.all_gather(
+            [*torch.stack([output.loss, norm]).tolist(), float(signal)]
+        )
         losses, norms, signals = (list(column) for column in zip(*rows, strict=True))
         if not all(map(math.isfinite, losses + norms)):
             self._stop_diverged(output, views, losses, norms)
@@ -186,8 +234,8 @@ class Trainer:
         }
         if rank == 0:
             content["model"] = self.model.state_dict()
-        save_dump(content, self.output_dir, rank)
-        self.processes.wait_for_all()
+        save_atomically(content, dump_path(self.output_dir, rank))
+        self.processes.barrier()
         total = self.length.total_steps
         raise DivergedError(describe(losses, norms, self.step, total, lr, self.output_dir))
 
@@ -197,83 +245,48 @@ class Trainer:
         if self.step_in_epoch == 0:
             self._end_epoch(report)
         if signal or at_end or self.step % config.checkpoint_every == 0:
-            resume.save(self)
+            self.save()
         if signal and not at_end:
-            self.processes.wait_for_all()  # none ends before rank 0 has saved
-            if self.processes.is_first:
+            self.processes.barrier()  # none ends before rank 0 has saved
+            if self.processes.is_main:
                 logger.warning("signal %d: saved at step %d", signal, self.step)
             raise SystemExit(EXIT_INTERRUPTED)
 
     def _end_epoch(self, report: Report) -> None:
         if self.after_epoch is not None:
-            devices = [self.processes.device] if self.processes.device.type == "cuda" else []
-            with torch.random.fork_rng(devices=devices):
-                found = self.after_epoch(self)
-            self.processes.wait_for_all()  # here and not in nccl, which gives up sooner
-            if found:
-                total = self.length.total_steps
-                report.write({"step": float(self.step), "max_steps": total, **found})
+            if self.processes.is_main:
+                devices = [self.processes.device] if self.processes.device.type == "cuda" else []
+                with torch.random.fork_rng(devices=devices):
+                    metrics = self.after_epoch(self.epoch, self.model.encoder, self.stop)
+                if metrics:
+                    step = {"step": float(self.step), "max_steps": self.length.total_steps}
+                    report.write({**step, **metrics})
+            self.processes.barrier()  # here and not in nccl, which gives up sooner
         every = self.config.keep_every_epochs
         if every is not None and self.epoch % every == 0:
-            resume.save(self, f"epoch_{self.epoch:04d}.pth")
+            self.save(f"epoch_{self.epoch:04d}.pth")
 
+    def _metrics(self, output: Output, loss: float) -> dict[str, float]:
+        """Return what is logged of a step; indicators are of the first view, over all processes."""
+        metrics = {
+            "step": float(self.step),
+            "loss": loss,
+            "lr": float(self.optimizer.param_groups[0]["lr"]),
+            "regularized": self.regularized_count(),
+        }
+        first_view = {"encoding": output.encoding[0], "embedding": output.embedding[0]}
+        features = {name: all_gather_with_grad(x.float()) for name, x in first_view.items()}
+        if isinstance(self.loss, WhiteningLoss):
+            whitened = self.loss.whitened(first_view["embedding"])
+            if self.config.loss.over == "channels":
+                whitened = all_gather_with_grad(whitened)
+            features["whitened"] = whitened
+        return metrics | (centred_indicators(features) if self.processes.is_main else {})
 
-class Report:
-    """The log and the progress bar of rank 0; the other ranks only help to compute."""
+    def regularized_count(self) -> float:
+        """Return the ridges of all processes so far; every rank has to call this.
 
-    def __init__(self, trainer: Trainer, stack: ExitStack) -> None:
-        self.trainer = trainer
-        self.log: MetricsLog | None = None
-        self.progress: TrainingProgress | None = None
-        if trainer.processes.is_first:
-            self.log = stack.enter_context(MetricsLog(trainer.output_dir, trainer.step))
-            progress = TrainingProgress(trainer.length.total_steps, trainer.step)
-            self.progress = stack.enter_context(progress)
-        self.started, self.num_images = time.perf_counter(), 0
-
-    def stepped(self, output: Output, loss: float) -> None:
-        """Count a step, and log it where the config says so; every rank has to call this."""
-        trainer = self.trainer
-        self.num_images += trainer.config.batch_size
-        if self.progress is not None:
-            self.progress.stepped(trainer.step)
-        total = trainer.length.total_steps
-        if trainer.step % trainer.config.log_every and trainer.step != total:
-            return
-        rate = self.num_images / (time.perf_counter() - self.started)
-        metrics = step_metrics(trainer, output, loss)
-        self.write({**metrics, "max_steps": total, "images_per_s": rate})
-        self.started, self.num_images = time.perf_counter(), 0
-
-    def write(self, metrics: dict[str, float]) -> None:
-        """Log and show `metrics`."""
-        if self.log is not None and self.progress is not None:
-            self.log.write(metrics)
-            self.progress.logged(metrics)
-
-
-def step_metrics(trainer: Trainer, output: Output, loss: float) -> dict[str, float]:
-    """Return what is logged of a step; indicators are of the first view, over all processes."""
-    metrics = {
-        "step": float(trainer.step),
-        "loss": loss,
-        "lr": float(trainer.optimizer.param_groups[0]["lr"]),
-        "regularized": regularized_count(trainer),
-    }
-    own = {"encoding": output.encoding[0], "embedding": output.embedding[0]}
-    features = {name: gather_with_gradient(x.float()) for name, x in own.items()}
-    if isinstance(trainer.loss, WhiteningLoss):
-        whitened = trainer.loss.whitened(own["embedding"])
-        if trainer.config.loss.over == "channels":
-            whitened = gather_with_gradient(whitened)
-        features["whitened"] = whitened
-    return metrics | (centred_indicators(features) if trainer.processes.is_first else {})
-
-
-def regularized_count(trainer: Trainer) -> float:
-    """Return the ridges of all processes so far; every rank has to call this.
-
-    Under batch whitening each counts those of the global batch, else those of its own part.
-    """
-    counts = trainer.processes.exchange([float(getattr(trainer.loss, "regularized_count", 0))])
-    return counts[0][0] if trainer.config.loss.over == "batch" else sum(own for (own,) in counts)
+        Under batch whitening each counts those of the global batch, else those of its own part.
+        """
+        counts = self.processes.all_gather([float(getattr(self.loss, "regularized_count", 0))])
+        return counts[0][0] if self.config.loss.over == "batch" else sum(n for (n,) in counts)

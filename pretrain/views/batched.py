@@ -5,8 +5,8 @@ V views, N images, M = V N, S side.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from random import Random
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,26 +14,21 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import rotate
 
-from pretrain.config.pretrain import AugmentConfig
+from pretrain.config.data import AugmentConfig
 from pretrain.data.images import Images
 from pretrain.runtime.rng import derived_seed
 from pretrain.views.colour import change_colours
-from pretrain.views.parameters import NUM_COLUMNS, ViewDraw, draw_view
+from pretrain.views.parameters import NUM_COLUMNS, ViewParams, draw_view
 
 CPU_VALUES = 2**17  # changed at once on a CPU: small enough for its caches
 
 
-@dataclass
-class RawViews:
+class RawViews(NamedTuple):
     """Views before their colours: uint8 `[V, N, 3, S, S]`, rows `[V, N, 10]`, seeds `[N]`."""
 
     views: Tensor
     rows: Tensor
     seeds: Tensor
-
-    def pin_memory(self) -> RawViews:
-        """Return the same in memory that a GPU copies from at once."""
-        return RawViews(self.views.pin_memory(), self.rows, self.seeds)
 
 
 def cut_views(
@@ -51,22 +46,22 @@ def cut_views(
         seeds[n] = derived_seed(seed, epoch, index, 3)
         chance = Random(int(seeds[n]))
         height, width = image.shape[1:]
-        draws = [draw_view(chance, height, width, config) for _ in range(num_views)]
-        for v, draw in enumerate(draws):
-            views[v, n] = cut_view(image, draw, config)
-        rows[:, n] = torch.tensor([draw.colour for draw in draws])
+        params = [draw_view(chance, height, width, config) for _ in range(num_views)]
+        for v, view in enumerate(params):
+            views[v, n] = cut_view(image, view, config)
+        rows[:, n] = torch.tensor([view.colour for view in params])
     return RawViews(views, rows, seeds)
 
 
-def cut_view(image: Tensor, draw: ViewDraw, config: AugmentConfig) -> Tensor:
-    """Return the part of `image [3, H, W]` that `draw` names as uint8 `[3, S, S]`."""
-    if draw.angle:
-        image = rotate(image, draw.angle, interpolation=InterpolationMode.BILINEAR)
-    rows = slice(draw.top, draw.top + draw.height)
-    part = image[:, rows, draw.left : draw.left + draw.width].unsqueeze(0)
+def cut_view(image: Tensor, params: ViewParams, config: AugmentConfig) -> Tensor:
+    """Return the part of `image [3, H, W]` that `params` name as uint8 `[3, S, S]`."""
+    if params.angle:
+        image = rotate(image, params.angle, interpolation=InterpolationMode.BILINEAR)
+    rows = slice(params.top, params.top + params.height)
+    part = image[:, rows, params.left : params.left + params.width].unsqueeze(0)
     size = (config.size, config.size)
     view: Tensor = F.interpolate(part, size, mode=config.interpolation, antialias=True)[0]
-    return view.flip(-1) if draw.flip else view
+    return view.flip(-1) if params.flip else view
 
 
 def finish_views(raw: RawViews, config: AugmentConfig) -> Tensor:
@@ -87,14 +82,10 @@ def finish_views(raw: RawViews, config: AugmentConfig) -> Tensor:
         torch.addcmul(bias, views, scale, out=finished[part])
     finished = finished.view(V, N, *finished.shape[1:])
     if config.noise_std:
-        _add_noise(finished, raw.seeds, config.noise_std * scale)
+        generator = torch.Generator(finished.device)
+        for n, seed in enumerate(raw.seeds.tolist()):
+            generator.manual_seed(seed)
+            views = finished[:, n]
+            noise = torch.randn(views.shape, generator=generator, device=views.device)
+            views.addcmul_(noise, config.noise_std * scale)
     return finished
-
-
-def _add_noise(views: Tensor, seeds: Tensor, std: Tensor) -> None:
-    """Add noise to each image's views, drawn from its own seed."""
-    generator = torch.Generator(views.device)
-    for n, seed in enumerate(seeds.tolist()):
-        generator.manual_seed(seed)
-        noise = torch.randn(views[:, n].shape, generator=generator, device=views.device)
-        views[:, n].addcmul_(noise, std)

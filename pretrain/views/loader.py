@@ -1,11 +1,11 @@
-"""The loader: from images to batches of views on the training device.
+"""Batches of views on the training device, in the order and the share of this process.
 
-V views, N images, S side.
+V views, N images of this process, S side.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,71 +13,36 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pretrain.config.pretrain import PretrainConfig
-from pretrain.data.images import Images
-from pretrain.data.workers import plain_faults
+from pretrain.data.images import Images, from_workers, open_images
 from pretrain.runtime.cpu import keep_freed_memory
-from pretrain.runtime.rng import derived_seed, epoch_order
+from pretrain.runtime.distributed import Processes
+from pretrain.runtime.rng import epoch_order
 from pretrain.runtime.signals import leave_signals_to_parent
 from pretrain.views.batched import RawViews, cut_views, finish_views
-from pretrain.views.per_image import build_view
+from pretrain.views.per_image import build_view, draw_views
 
-__all__ = ["ViewLoader", "ViewsDataset", "derived_seed", "epoch_order"]
 Place = tuple[int, int]  # epoch and index
 
 
-class ViewsDataset(Dataset[Tensor]):
-    """Several random views of each image: item (epoch, index) is `[V, 3, S, S]` float32.
+class ViewsDataset(Dataset[Any]):
+    """Whole batches at once: float32 `[V, N, 3, S, S]`, or raw for the device to finish.
 
-    The randomness of an item comes from (seed, epoch, index) alone, so neither the number of
-    workers nor a resumed run changes what is drawn.
+    The views of an image are drawn from (seed, epoch, index) alone, so neither the number of
+    workers nor a resumed run changes them.
     """
-
-    def __init__(
-        self, images: Images, view: Callable[[Tensor], Tensor], num_views: int, seed: int
-    ) -> None:
-        self.images = images
-        self.view = view
-        self.num_views = num_views
-        self.seed = seed
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, place: Place) -> Tensor:
-        image = self.images.read(place[1])
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(derived_seed(self.seed, *place, 1))
-            return torch.stack([self.view(image) for _ in range(self.num_views)])
-
-
-class BatchedViewsDataset(Dataset[Any]):
-    """Whole batches at once: float32 `[V, N, 3, S, S]`, or raw for the device to finish."""
 
     def __init__(self, images: Images, config: PretrainConfig) -> None:
         self.images = images
         self.config = config
-
-    def __len__(self) -> int:
-        return len(self.images)
+        self.view = build_view(config.augment)
 
     def __getitems__(self, places: list[Place]) -> Tensor | RawViews:
         """Return the batch of the images at `places`."""
-        config = self.config
-        raw = cut_views(self.images, places, config.num_views, config.seed, config.augment)
-        return finish_views(raw, config.augment) if config.augment.colours == "in_loader" else raw
-
-
-class _Places:
-    """The sampler: batches of places, exchanged between epochs while the workers live on."""
-
-    def __init__(self) -> None:
-        self.batches: list[list[Place]] = []
-
-    def __iter__(self) -> Iterator[list[Place]]:
-        return iter(self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)
+        config, augment = self.config, self.config.augment
+        if augment.colours == "by_view":
+            return draw_views(self.images, places, config.num_views, config.seed, self.view)
+        raw = cut_views(self.images, places, config.num_views, config.seed, augment)
+        return finish_views(raw, augment) if augment.colours == "in_loader" else raw
 
 
 class ViewLoader:
@@ -86,16 +51,12 @@ class ViewLoader:
     def __init__(self, config: PretrainConfig, images: Images, device: torch.device) -> None:
         self.config = config
         self.device = device
-        self.places = _Places()
-        by_view = config.augment.colours == "by_view"
-        view = build_view(config.augment)
+        self.places: list[list[Place]] = []  # batches of this epoch; replaced while workers live
         self.loader: DataLoader[Any] = DataLoader(
-            ViewsDataset(images, view, config.num_views, config.seed)
-            if by_view
-            else BatchedViewsDataset(images, config),
+            ViewsDataset(images, config),
             batch_sampler=self.places,
             num_workers=config.data.num_workers,
-            collate_fn=None if by_view else _as_it_is,
+            collate_fn=_as_it_is,
             pin_memory=device.type == "cuda",
             persistent_workers=config.data.num_workers > 0,
             worker_init_fn=_start_worker,
@@ -104,15 +65,13 @@ class ViewLoader:
 
     def batches(self, epoch: int, indices: list[list[int]]) -> Iterator[Tensor]:
         """Yield views `[V, N, 3, S, S]` of the images of each batch in `indices`."""
-        self.places.batches = [[(epoch, index) for index in batch] for batch in indices]
-        for batch in plain_faults(self.loader):
+        self.places[:] = [[(epoch, index) for index in batch] for batch in indices]
+        for batch in from_workers(self.loader):
             if isinstance(batch, RawViews):
-                batch.views = batch.views.to(self.device, non_blocking=True)
-                yield finish_views(batch, self.config.augment)
+                views = batch.views.to(self.device, non_blocking=True)
+                yield finish_views(batch._replace(views=views), self.config.augment)
             else:
-                views: Tensor = batch.to(self.device, non_blocking=True)
-                in_order = self.config.augment.colours != "by_view"
-                yield views if in_order else views.transpose(0, 1)
+                yield batch.to(self.device, non_blocking=True)
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -122,3 +81,41 @@ def _as_it_is(batch: Any) -> Any:
 def _start_worker(number: int) -> None:
     leave_signals_to_parent(number)
     keep_freed_memory()
+
+
+def too_few_images(config: PretrainConfig, num_images: int) -> list[str]:
+    """Return why the images do not fill a batch, or []."""
+    if num_images >= config.batch_size:
+        return []
+    return [
+        f"{config.data.root}: {num_images} images are less than one batch of {config.batch_size}; "
+        "lower batch_size or add images"
+    ]
+
+
+class ShardedViews:
+    """This rank's part of every global batch of the config's images.
+
+    The images of a step and what is drawn for them follow from (seed, epoch, step), so that a
+    resumed run gets the same; a step's images go to the ranks in rank order.
+
+    Raises:
+        ValueError: the images are missing or too few.
+    """
+
+    def __init__(self, config: PretrainConfig, processes: Processes) -> None:
+        self.config = config
+        self.processes = processes
+        images = open_images(config.data)
+        self.num_images = len(images)
+        if faults := too_few_images(config, self.num_images):
+            raise ValueError(*faults)
+        self.loader = ViewLoader(config, images, processes.device)
+
+    def batches(self, epoch: int, first_step: int) -> Iterator[Tensor]:
+        """Yield `[V, N, 3, S, S]` on the device for each step of `epoch` from `first_step` on."""
+        config, processes = self.config, self.processes
+        order = torch.tensor(epoch_order(self.num_images, config.seed, epoch))
+        whole = self.num_images // config.batch_size * config.batch_size
+        steps = order[:whole].view(-1, processes.size, config.batch_size // processes.size)
+        return self.loader.batches(epoch, steps[first_step:, processes.rank].tolist())

@@ -1,8 +1,8 @@
-"""What chance decides about a view, drawn ahead of the work on its pixels.
+"""The random parameters of a view, drawn ahead of the work on its pixels.
 
 The distributions are those of torchvision's RandomResizedCrop, RandomRotation,
-RandomHorizontalFlip, ColorJitter, RandomGrayscale and GaussianBlur; a draw costs microseconds, so
-that colours can be changed for many views at once, wherever they are.
+RandomHorizontalFlip, ColorJitter, RandomGrayscale and GaussianBlur; drawing them costs
+microseconds, so that colours can be changed for many views at once, wherever they are.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from random import Random
 
-from pretrain.config.pretrain import AugmentConfig
+from pretrain.config.data import AugmentConfig
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # columns of a colour row, and the ops' numbers
 ORDER = slice(4, 8)  # the ops in the order in which they are applied, -1 where there is none
@@ -22,7 +22,7 @@ CROP_TRIES = 10
 
 
 @dataclass(frozen=True)
-class ViewDraw:
+class ViewParams:
     """One view: how it is cut out, and its row of colour settings."""
 
     angle: float
@@ -34,12 +34,12 @@ class ViewDraw:
     colour: tuple[float, ...]
 
 
-def draw_view(chance: Random, height: int, width: int, config: AugmentConfig) -> ViewDraw:
+def draw_view(chance: Random, height: int, width: int, config: AugmentConfig) -> ViewParams:
     """Return the next view of an image of `height` x `width` pixels."""
     angle = uniform(chance, -config.rotation_degrees, config.rotation_degrees)
     box = draw_crop(chance, height, width, config)
     flip = chance.random() < config.flip
-    return ViewDraw(angle, *box, flip, draw_colour(chance, config))
+    return ViewParams(angle, *box, flip, draw_colour(chance, config))
 
 
 def draw_crop(

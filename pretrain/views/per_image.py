@@ -1,24 +1,19 @@
-"""The random view of an image, from torchvision.transforms.v2."""
+"""Views drawn one after the other, by transforms of torchvision.transforms.v2.
+
+V views, N images, S side.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 
-from pretrain.config.pretrain import AugmentConfig
-
-
-class GaussianNoise(nn.Module):
-    """Add noise of a standard deviation given in units of the [0, 1] image."""
-
-    def __init__(self, std: float) -> None:
-        super().__init__()
-        self.std = std
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Return the noisy image, not clipped."""
-        return image + self.std * torch.randn_like(image)
+from pretrain.config.data import AugmentConfig
+from pretrain.data.images import Images
+from pretrain.runtime.rng import derived_seed
 
 
 def build_view(config: AugmentConfig) -> v2.Transform:
@@ -54,6 +49,26 @@ def build_view(config: AugmentConfig) -> v2.Transform:
         steps.append(v2.RandomApply([blur], p=config.blur_probability))
     steps.append(v2.ToDtype(torch.float32, scale=True))
     if config.noise_std:
-        steps.append(GaussianNoise(config.noise_std))
+        steps.append(v2.GaussianNoise(sigma=config.noise_std, clip=False))
     steps.append(v2.Normalize(config.mean, config.std))
     return v2.Compose(steps)
+
+
+def draw_views(
+    images: Images,
+    chosen: list[tuple[int, int]],
+    num_views: int,
+    seed: int,
+    view: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Return `num_views` of each image in `chosen`, given as pairs of epoch and index.
+
+    float32 `[V, N, 3, S, S]`. What is drawn for an image depends on (seed, epoch, index) alone.
+    """
+    batch = []
+    for epoch, index in chosen:
+        image = images.read(index)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(derived_seed(seed, epoch, index, 1))
+            batch.append(torch.stack([view(image) for _ in range(num_views)]))
+    return torch.stack(batch, dim=1)

@@ -1,4 +1,4 @@
-"""How W of a factorised batch acts on variables, and how a gradient comes back through it.
+"""Action of W on variables, and the gradient that comes back through it, by method.
 
 Legend: B matrices in the batch, k variables that are whitened, n observations.
 
@@ -9,19 +9,32 @@ the centred variables [B, k, n], S = scale A Aᵀ + const and Y = W A, they shar
 
 where the symmetric X is made from M and is all that differs between the methods. (Write
 dY = W dA - C(E) Y with E = W dS Wᵀ; then C(E) + C(E)ᵀ = E, and X / 2 is the adjoint of C at M.)
-No eigenvalue gap is divided by, except for PCA, whose axes do turn infinitely fast where two
+No eigenvalue gap is divided by, except for PCA, whose axes do rotate infinitely fast where two
 eigenvalues meet.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from pretrain.whitening.newton_schulz import iter_norm_weight, lyapunov_by_matmul
-from pretrain.whitening.triangular import Triangle
+
+
+@dataclass(frozen=True)
+class WhiteningSettings:
+    """By which W: `method`, shrinkage `eps`, and IterNorm's number of steps, if fixed."""
+
+    method: str
+    eps: float = 0.0
+    newton_iterations: int | None = None
+
+    def scale(self, num_observations: int) -> float:
+        """Return the factor of A Aᵀ in S = (1 - eps) A Aᵀ / (n - 1) + eps I."""
+        return (1.0 - self.eps) / (num_observations - 1)
 
 
 def times(matrix: Tensor, variables: Tensor) -> Tensor:
@@ -31,17 +44,22 @@ def times(matrix: Tensor, variables: Tensor) -> Tensor:
     return matrix @ variables
 
 
-def add_times_(total: Tensor, matrix: Tensor, variables: Tensor, scale: float) -> Tensor:
-    """Add `scale * matrix @ variables`, for a symmetric matrix, to `total` in place; return it."""
+def add_times(total: Tensor, matrix: Tensor, variables: Tensor, scale: float) -> Tensor:
+    """Return `total + scale * matrix @ variables` for a symmetric matrix, in total's order."""
     if total.mT.is_contiguous():
-        return total.mT.baddbmm_(variables.mT, matrix, alpha=scale).mT
-    return total.baddbmm_(matrix, variables, alpha=scale)
+        return torch.baddbmm(total.mT, variables.mT, matrix, alpha=scale).mT
+    return torch.baddbmm(total, matrix, variables, alpha=scale)
 
 
-class InverseRoot:
-    """One factorised batch: how W acts, and how a gradient comes back through it."""
+@dataclass(frozen=True)
+class InverseSqrt:
+    """W of a batch of covariances: how it acts, and how a gradient comes back through it.
 
-    needs_variables = False
+    The fields are tensors, so that autograd can keep them for the backward pass.
+    """
+
+    needs_variables: ClassVar[bool] = False
+
     num_regularized: Tensor
 
     def apply(self, variables: Tensor) -> Tensor:
@@ -56,32 +74,52 @@ class InverseRoot:
         """Return X [B, k, k] for M = (dL/dY) Yᵀ."""
         raise NotImplementedError
 
-    def pull_back(
-        self, grad: Tensor, output: Tensor, variables: Tensor | None, scale: float
+    def backward(
+        self, grad: Tensor, output: Tensor, variables: Tensor | None, settings: WhiteningSettings
     ) -> Tensor:
-        """Return dL/dA for `grad` dL/dY, `output` Y, and A where `needs_variables`.
-
-        May overwrite `grad`.
-        """
+        """Return dL/dA for `grad` dL/dY, `output` Y, and A where `needs_variables`."""
         del variables
         symmetric = self.symmetric_part(grad @ output.mT)
-        return self.apply_transposed(add_times_(grad, symmetric, output, -scale))
+        scale = settings.scale(output.shape[-1])
+        return self.apply_transposed(add_times(grad, symmetric, output, -scale))
 
 
 @dataclass(frozen=True)
-class CholeskyRoot(InverseRoot):
-    """W = L⁻¹ with S = L Lᵀ; applied by triangular solves."""
+class Cholesky(InverseSqrt):
+    """W = L⁻¹ with S = L Lᵀ, where L = [[L1, 0], [C, L2]] is cut in halves.
 
-    factor: Triangle
-    num_regularized: Tensor
+    y1 = L1⁻¹ a1 and y2 = L2⁻¹ (a2 - C y1): only the halves are inverted, the rest is products. A
+    triangular solve of LAPACK with many vectors takes three times as long on one core; errors stay
+    within twice its.
+    """
+
+    inverse1: Tensor
+    corner: Tensor
+    inverse2: Tensor
+
+    @classmethod
+    def of(cls, lower: Tensor, num_regularized: Tensor) -> Cholesky:
+        """Return L⁻¹ of L `lower` [B, k, k]."""
+        half = lower.shape[-1] // 2
+        inverses = []
+        for block in (lower[:, :half, :half], lower[:, half:, half:]):
+            eye = torch.eye(block.shape[-1], dtype=lower.dtype, device=lower.device)
+            inverses.append(torch.linalg.solve_triangular(block, eye, upper=False, left=False))
+        return cls(num_regularized, inverses[0], lower[:, half:, :half], inverses[1])
 
     def apply(self, variables: Tensor) -> Tensor:
         """Return L⁻¹ A."""
-        return self.factor.solve(variables.mT).mT
+        rows, width = variables.mT, self.corner.shape[-1]
+        first = rows[..., :width] @ self.inverse1.mT
+        rest = torch.baddbmm(rows[..., width:], first, self.corner.mT, alpha=-1)
+        return torch.cat((first, rest @ self.inverse2.mT), -1).mT
 
     def apply_transposed(self, grad: Tensor) -> Tensor:
         """Return L⁻ᵀ H."""
-        return self.factor.solve_transposed(grad.mT).mT
+        rows, width = grad.mT, self.corner.shape[-1]
+        second = rows[..., width:] @ self.inverse2
+        rest = torch.baddbmm(rows[..., :width], second, self.corner, alpha=-1)
+        return torch.cat((rest @ self.inverse1, second), -1).mT
 
     def symmetric_part(self, product: Tensor) -> Tensor:
         """Return the symmetric matrix that has the lower triangle of M."""
@@ -90,11 +128,40 @@ class CholeskyRoot(InverseRoot):
 
 
 @dataclass(frozen=True)
-class SymmetricRoot(InverseRoot):
-    """A root with W = Wᵀ, kept as a matrix."""
+class PCA(InverseSqrt):
+    """W = diag(1/s) Uᵀ: variables come out as components, largest variance first.
+
+    The sign of a component is arbitrary. Where two eigenvalues agree to working precision their
+    components may rotate freely within their plane; the derivative then takes the mean,
+    X = (M+Mᵀ)/2.
+    """
 
     weight: Tensor
-    num_regularized: Tensor
+    roots: Tensor
+
+    def apply(self, variables: Tensor) -> Tensor:
+        """Return diag(1/s) Uᵀ A."""
+        return times(self.weight, variables)
+
+    def apply_transposed(self, grad: Tensor) -> Tensor:
+        """Return U diag(1/s) H."""
+        return times(self.weight.mT, grad)
+
+    def symmetric_part(self, product: Tensor) -> Tensor:
+        """Return X_ij = (λ_j M_ij - λ_i M_ji) / (λ_j - λ_i), X_ii = M_ii."""
+        values = self.roots.square()
+        column, row = values[:, None, :], values[:, :, None]
+        gap, total = column - row, column + row
+        distinct = gap.abs() > total * (8 * torch.finfo(values.dtype).eps)
+        half_ratio = torch.where(distinct, 0.5 * total / torch.where(distinct, gap, 1.0), 0.0)
+        return 0.5 * (product + product.mT) + half_ratio * (product - product.mT)
+
+
+@dataclass(frozen=True)
+class Symmetric(InverseSqrt):
+    """W = Wᵀ, kept as a matrix."""
+
+    weight: Tensor
 
     def apply(self, variables: Tensor) -> Tensor:
         """Return W A."""
@@ -106,7 +173,7 @@ class SymmetricRoot(InverseRoot):
 
 
 @dataclass(frozen=True)
-class ZCARoot(SymmetricRoot):
+class ZCA(Symmetric):
     """W = U diag(1/s) Uᵀ with S = U diag(s²) Uᵀ."""
 
     vectors: Tensor
@@ -121,38 +188,8 @@ class ZCARoot(SymmetricRoot):
 
 
 @dataclass(frozen=True)
-class PCARoot(InverseRoot):
-    """W = diag(1/s) Uᵀ: variables come out as components, largest variance first.
-
-    The sign of a component is arbitrary. Where two eigenvalues agree to working precision their
-    components may turn freely within their plane; the derivative then takes the mean, X = (M+Mᵀ)/2.
-    """
-
-    vectors: Tensor
-    roots: Tensor
-    num_regularized: Tensor
-
-    def apply(self, variables: Tensor) -> Tensor:
-        """Return diag(1/s) Uᵀ A."""
-        return times((self.vectors / self.roots[:, None, :]).mT, variables)
-
-    def apply_transposed(self, grad: Tensor) -> Tensor:
-        """Return U diag(1/s) H."""
-        return times(self.vectors / self.roots[:, None, :], grad)
-
-    def symmetric_part(self, product: Tensor) -> Tensor:
-        """Return X_ij = (λ_j M_ij - λ_i M_ji) / (λ_j - λ_i), X_ii = M_ii."""
-        values = self.roots.square()
-        column, row = values[:, None, :], values[:, :, None]
-        gap, total = column - row, column + row
-        distinct = gap.abs() > total * (8 * torch.finfo(values.dtype).eps)
-        half_slope = torch.where(distinct, 0.5 * total / torch.where(distinct, gap, 1.0), 0.0)
-        return 0.5 * (product + product.mT) + half_slope * (product - product.mT)
-
-
-@dataclass(frozen=True)
-class MatmulRoot(SymmetricRoot):
-    """W = S^(-1/2) by matrix products alone; equal to `ZCARoot` within the checked tolerance."""
+class NewtonSchulz(Symmetric):
+    """W = S^(-1/2) by matrix products alone; equal to `ZCA` within the checked tolerance."""
 
     def symmetric_part(self, product: Tensor) -> Tensor:
         """Return X with W X + X W = W M + Mᵀ W, by matrix products."""
@@ -161,23 +198,23 @@ class MatmulRoot(SymmetricRoot):
 
 
 @dataclass(frozen=True)
-class IterNormRoot(SymmetricRoot):
+class IterNorm(Symmetric):
     """W = P_T(S / tr S) / sqrt(tr S), T Newton steps (IterNorm, Huang et al., arXiv 1904.03441).
 
     Stops short of whitening: small eigenvalues are lifted only part of the way.
     """
 
     covariance: Tensor
-    iterations: int
     needs_variables = True
 
-    def pull_back(
-        self, grad: Tensor, output: Tensor, variables: Tensor | None, scale: float
+    def backward(
+        self, grad: Tensor, output: Tensor, variables: Tensor | None, settings: WhiteningSettings
     ) -> Tensor:
         """Return dL/dA through the T steps."""
-        assert variables is not None
+        assert variables is not None and settings.newton_iterations is not None
         with torch.enable_grad():
             covariance = self.covariance.detach().requires_grad_()
-            weight = iter_norm_weight(covariance, self.iterations)
-        (slope,) = torch.autograd.grad(weight, covariance, grad @ variables.mT)
-        return add_times_(self.apply(grad), slope + slope.mT, variables, scale)
+            weight = iter_norm_weight(covariance, settings.newton_iterations)
+        (grad_covariance,) = torch.autograd.grad(weight, covariance, grad @ variables.mT)
+        symmetric, scale = grad_covariance + grad_covariance.mT, settings.scale(output.shape[-1])
+        return add_times(self.apply(grad), symmetric, variables, scale)

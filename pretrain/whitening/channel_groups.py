@@ -1,90 +1,77 @@
-"""Where the channels of whitened members stand, and which of them are whitened together.
+"""Order of channels in groups, and the variables [B, k, n] that are whitened within a group.
 
-Legend: N samples, D channels, G groups, M members, k variables, n observations.
+Legend: M batch of whitenings, N samples, D channels, G groups, B = M G matrices, k variables,
+n observations.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from pretrain.runtime.cpu import transposed
-
 
 @dataclass(frozen=True)
-class Arrangement:
-    """How M members [M, N, D] become variables [M*G, k, n], and back.
+class ChannelGroups:
+    """How samples [M, N, D] become variables [M G, k, n], and back.
 
-    Members with groups or an `order` are turned, so that channels stand by rows [M, D, N] and are
-    moved as whole rows; all others stay. `order` [M, D] lists each member's channels group by
-    group; None leaves them as they are. Variables are views of the channels dealt to groups.
+    With groups or an `order` the samples are transposed to [M, D, N], so that channels are moved as
+    whole rows. `order` [M, D] lists the channels group by group; None leaves them as they are.
     """
 
     over: str
-    groups: int
+    num_groups: int
     order: Tensor | None = None
 
     @property
-    def turned(self) -> bool:
-        """Whether members stand channels by rows."""
-        return self.groups > 1 or self.order is not None
+    def transposes(self) -> bool:
+        """Whether samples are transposed to [M, D, N]."""
+        return self.num_groups > 1 or self.order is not None
 
     @property
     def channel_dim(self) -> int:
-        """Return the dimension of the channels in a member as it stands."""
-        return -2 if self.turned else -1
+        """Return the dimension of the channels after `transpose`."""
+        return -2 if self.transposes else -1
 
-    def turn(self, x: Tensor) -> Tensor:
-        """Return members [M, N, D] as they stand, or those that stand as [M, N, D]."""
-        return transposed(x) if self.turned else x
+    def transpose(self, x: Tensor) -> Tensor:
+        """Return samples [M, N, D] as [M, D, N] in new memory if they are transposed, or back."""
+        return x.mT.clone(memory_format=torch.contiguous_format) if self.transposes else x
 
-    def centred(self, members: Tensor) -> Tensor:
-        """Return `members` as they stand less their mean over samples or over all channels."""
-        return members - members.mean(-1 if self._variables_by_rows else -2, keepdim=True)
+    def centred(self, x: Tensor) -> Tensor:
+        """Return transposed samples less their mean over samples or over all channels."""
+        return x - x.mean(-1 if self._variables_by_rows else -2, keepdim=True)
 
     @property
     def _variables_by_rows(self) -> bool:
-        """Whether rows of members as they stand are variables, and columns observations."""
-        return (self.over == "batch") == self.turned
+        """Whether rows of transposed samples are variables, and columns observations."""
+        return (self.over == "batch") == self.transposes
 
-    @cached_property
-    def _rows(self) -> Tensor:
-        """Row numbers [M*D] of all members' channels, in the order of the groups."""
-        assert self.order is not None
-        M, D = self.order.shape
-        return (self.order + D * torch.arange(M, device=self.order.device)[:, None]).flatten()
-
-    def deal(self, members: Tensor) -> Tensor:
-        """Return `members` as they stand, with their channels in the order of the groups."""
-        if self.order is None:
-            return members
-        N = members.shape[-1]
-        return members.view(-1, N).index_select(0, self._rows).view_as(members)
-
-    def undeal(self, dealt: Tensor) -> Tensor:
-        """Return `dealt` members with their channels in order: the inverse of `deal`."""
-        if self.order is None:
-            return dealt
-        rows, N = inverse_permutation(self._rows), dealt.shape[-1]
-        return dealt.view(-1, N).index_select(0, rows).view_as(dealt)
-
-    def to_variables(self, dealt: Tensor) -> Tensor:
-        """Return the variables [M*G, k, n] of `dealt` members; a view."""
-        if self.turned:
-            _, D, N = dealt.shape
-            dealt = dealt.view(-1, D // self.groups, N)
-        return dealt if self._variables_by_rows else dealt.mT
+    def to_variables(self, x: Tensor) -> Tensor:
+        """Return the variables [M G, k, n] of transposed samples, a view unless permuted."""
+        if self.order is not None:
+            x = _permute_rows(x, self.order)
+        if self.transposes:
+            _, D, N = x.shape
+            x = x.reshape(-1, D // self.num_groups, N)
+        return x if self._variables_by_rows else x.mT
 
     def from_variables(self, variables: Tensor) -> Tensor:
-        """Return the dealt members, rows first: the inverse of `to_variables`."""
-        blocks = variables if self._variables_by_rows else variables.mT
-        if self.turned:
-            width, N = blocks.shape[-2:]
-            blocks = blocks.reshape(-1, self.groups * width, N)
-        return blocks.contiguous()
+        """Return the transposed samples with channels in order: the inverse of `to_variables`."""
+        x = variables if self._variables_by_rows else variables.mT
+        if self.transposes:
+            width, N = x.shape[-2:]
+            x = x.reshape(-1, self.num_groups * width, N)
+        if self.order is None:
+            return x.contiguous()
+        return _permute_rows(x, inverse_permutation(self.order))
+
+
+def _permute_rows(x: Tensor, order: Tensor) -> Tensor:
+    """Return the rows of each `x` [M, D, N] in `order` [M, D]."""
+    M, D, N = x.shape
+    rows = order + D * torch.arange(M, device=order.device)[:, None]
+    return x.reshape(-1, N).index_select(0, rows.flatten()).view(M, D, N)
 
 
 def inverse_permutation(permutation: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Whitening of embeddings over the batch or over the channels, differentiable everywhere.
 
-Legend: N samples, D channels, G groups of w = D/G channels, B independent whitenings, k variables,
+Legend: M batch of whitenings, N samples, D channels, G groups of w = D/G channels, k variables,
 n observations.
 
 Batch whitening (W-MSE, Ermolov et al., arXiv 2007.06346, section 3) makes the D x D covariance
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,10 +20,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pretrain.config.loss import whitening_faults
-from pretrain.whitening.backward import InverseRoot
-from pretrain.whitening.channel_groups import Arrangement
-from pretrain.whitening.inverse_sqrt import METHODS, inverse_root
-from pretrain.whitening.saved import save_for_backward, saved
+from pretrain.whitening.backward import WhiteningSettings
+from pretrain.whitening.channel_groups import ChannelGroups
+from pretrain.whitening.inverse_sqrt import METHODS, inverse_sqrt
 
 AXES = ("batch", "channels")
 
@@ -50,62 +49,6 @@ def full_precision(device: torch.device) -> Iterator[None]:
                 backend.fp32_precision = allowed
 
 
-@dataclass(frozen=True)
-class Whitened:
-    """Some members whitened: Y [m*G, k, n], its factors, and A where the derivative wants it."""
-
-    root: InverseRoot
-    output: Tensor
-    variables: Tensor | None
-
-    def pull_back(self, grad: Tensor, scale: float) -> Tensor:
-        """Return dL/dA for `grad` dL/dY, which it may overwrite."""
-        return self.root.pull_back(grad, self.output, self.variables, scale)
-
-
-@dataclass(frozen=True)
-class Whitening:
-    """By which W: `method`, shrinkage `eps`, and IterNorm's number of steps, if fixed."""
-
-    method: str
-    eps: float = 0.0
-    newton_iterations: int | None = None
-
-    def scale(self, num_observations: int) -> float:
-        """Return the factor of A Aᵀ in S = (1 - eps) A Aᵀ / (n - 1) + eps I."""
-        return (1.0 - self.eps) / (num_observations - 1)
-
-    def root(self, variables: Tensor) -> InverseRoot:
-        """Return W for the covariance of `variables` [B, k, n]."""
-        covariance = variables @ variables.mT
-        covariance *= self.scale(variables.shape[-1])
-        if self.eps:
-            covariance.diagonal(dim1=-2, dim2=-1).add_(self.eps)
-        return inverse_root(covariance, self.method, self.newton_iterations)
-
-    def forward(self, x: Tensor, arrangement: Arrangement) -> tuple[Whitened, Tensor]:
-        """Return the whitened members `x` [M, N, D]: for the derivative, and as they stand.
-
-        Both may be the same memory.
-        """
-        members = arrangement.centred(arrangement.turn(x))
-        variables = arrangement.to_variables(arrangement.deal(members))
-        root = self.root(variables)
-        output = root.apply(variables)
-        whitened = Whitened(root, output, variables if root.needs_variables else None)
-        return whitened, arrangement.undeal(arrangement.from_variables(output))
-
-    def backward(self, slope: Tensor, arrangement: Arrangement, whitened: Whitened) -> Tensor:
-        """Return dL/dx [M, N, D] for the `slope` of the members as they stand.
-
-        May overwrite `slope`.
-        """
-        variables = arrangement.to_variables(arrangement.deal(slope))
-        variables = whitened.pull_back(variables, self.scale(variables.shape[-1]))
-        members = arrangement.undeal(arrangement.from_variables(variables))
-        return arrangement.turn(arrangement.centred(members))
-
-
 def refuse_no_permutation(name: str, indices: Tensor) -> None:
     """Raise ValueError unless each last dimension of int64 `indices` [..., D] is a permutation."""
     size = indices.shape[-1]
@@ -115,21 +58,43 @@ def refuse_no_permutation(name: str, indices: Tensor) -> None:
 
 
 class _Whiten(torch.autograd.Function):
-    """Whitened x [M, N, D]; the derivative is in `pretrain.whitening.backward`."""
+    """Whitened samples [M, N, D], transposed as `groups` has them, and the number of ridges."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, arrangement: Arrangement, whitening: Whitening) -> Tensor:
-        whitened, white = whitening.forward(x, arrangement)
-        save_for_backward(ctx, [arrangement, whitening, whitened])
-        return arrangement.turn(white) if arrangement.turned else white.clone()
+    def forward(
+        ctx: Any, x: Tensor, groups: ChannelGroups, settings: WhiteningSettings
+    ) -> tuple[Tensor, Tensor]:
+        variables = groups.to_variables(groups.centred(groups.transpose(x)))
+        covariance = variables @ variables.mT
+        covariance *= settings.scale(variables.shape[-1])
+        if settings.eps:
+            covariance.diagonal(dim1=-2, dim2=-1).add_(settings.eps)
+        W = inverse_sqrt(covariance, settings)
+        output = W.apply(variables)
+        ctx.groups, ctx.settings, ctx.inverse_sqrt = replace(groups, order=None), settings, type(W)
+        kept = variables if W.needs_variables else None
+        ctx.save_for_backward(groups.order, output, kept, *vars(W).values())
+        ctx.mark_non_differentiable(W.num_regularized)
+        return groups.from_variables(output), W.num_regularized
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        arrangement, whitening, whitened = saved(ctx)
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
+        order, output, variables, *factors = ctx.saved_tensors
+        groups, W = replace(ctx.groups, order=order), ctx.inverse_sqrt(*factors)
         with full_precision(grad.device):
-            slope = arrangement.turn(grad) if arrangement.turned else grad.clone()
-            return whitening.backward(slope, arrangement, whitened), None, None
+            grad = W.backward(groups.to_variables(grad), output, variables, ctx.settings)
+            return groups.transpose(groups.centred(groups.from_variables(grad))), None, None
+
+
+def whiten_grouped(
+    x: Tensor, groups: ChannelGroups, settings: WhiteningSettings
+) -> tuple[Tensor, Tensor]:
+    """Return whitened `x` [M, N, D], and how many covariances needed a ridge.
+
+    Channels are in `groups.channel_dim` of the result, which is not to be changed in place.
+    """
+    return _Whiten.apply(x, groups, settings)  # type: ignore[no-any-return]
 
 
 def whiten(  # noqa: PLR0913 - the settings of one formula
@@ -142,31 +107,52 @@ def whiten(  # noqa: PLR0913 - the settings of one formula
     eps: float = 0.0,
     newton_iterations: int | None = None,
 ) -> Tensor:
-    """Return `x` [..., N, D] whitened; every leading index is a whitening of its own.
+    """Return `x` whitened; every leading index is a whitening of its own.
 
-    `over="batch"` whitens each group's channels over the samples, `over="channels"` whitens the
-    samples over each group's channels, each sample centred over all its channels. Covariances
-    divide by the number of observations less one. `eps` shrinks them: (1 - eps) S + eps I. Group g
-    takes the channels `partition[..., g*D/G : (g+1)*D/G]`; the output keeps the input's channel
-    order (PCA over the batch puts its components where its group's channels were).
+    `over="batch"` makes the covariance between each group's channels over the samples I (W-MSE,
+    Ermolov et al., arXiv 2007.06346, eq. 6-7); `over="channels"` that between the samples over each
+    group's channels (CW-RGP, Weng et al., arXiv 2210.03586, section 4), each sample centred over
+    all its channels. Covariances divide by the number of observations less one.
 
-    `newton` iterates to convergence, which makes it `zca`, or just `newton_iterations` times, as
-    IterNorm does. Singular covariances get a ridge (see `inverse_sqrt`). Computed in
+    Singular covariances get a ridge (see `pretrain.whitening.inverse_sqrt`). Computed in
     float32, or in float64 for float64 input, whatever autocast says. Differentiable once.
+
+    Args:
+        x: embeddings [..., N samples, D channels].
+        over: batch or channels.
+        method: cholesky, zca, pca, or newton, which iterates to convergence and so is `zca`, or
+            just `newton_iterations` times, as IterNorm does.
+        groups: number G of groups of channels, at least 1; divides D.
+        partition: permutation of the channels [D] or [..., D]; group g takes the channels
+            `partition[..., g*D/G : (g+1)*D/G]`. In order unless given.
+        eps: shrinkage of the covariance S, in [0, 1]: (1 - eps) S + eps I.
+        newton_iterations: steps T of method newton, at least 1.
+
+    Returns:
+        The whitened [..., N, D] in the input's channel order (PCA over the batch puts its
+        components where its group's channels were).
 
     Raises:
         ValueError: for an unknown name, a partition that does not fit, indivisible groups, or too
             few samples for batch whitening with eps 0.
+
+    Example:
+        >>> x = torch.randn(100, 3, dtype=torch.float64) @ torch.randn(3, 3).double() + 5.0
+        >>> y = whiten(x, over="batch", method="zca")
+        >>> torch.allclose(y.T @ y / (100 - 1), torch.eye(3).double())
+        True
     """
     _check(x, over, method, groups, eps)
     *lead, N, D = x.shape
     if partition is not None:
         partition = _checked_partition(partition, x).reshape(-1, D)
-    arrangement = Arrangement(over, groups, partition)
+    channel_groups = ChannelGroups(over, groups, partition)
     with full_precision(x.device):
         flat = (x if x.dtype == torch.float64 else x.float()).reshape(-1, N, D)
-        output = _Whiten.apply(flat, arrangement, Whitening(method, eps, newton_iterations))
-    return output.view(*lead, N, D)  # type: ignore[no-any-return]
+        settings = WhiteningSettings(method, eps, newton_iterations)
+        output, _ = whiten_grouped(flat, channel_groups, settings)
+        output = channel_groups.transpose(output) if channel_groups.transposes else output.clone()
+    return output.view(*lead, N, D)
 
 
 def _check(x: Tensor, over: str, method: str, groups: int, eps: float) -> None:

@@ -1,6 +1,6 @@
 """S^(-1/2) and its derivative by matrix products alone, for devices that have slow eigensolvers.
 
-`inverse_root_by_matmul` and `lyapunov_by_matmul` use the Newton-Schulz iteration
+`inverse_sqrt_by_matmul` and `lyapunov_by_matmul` use the Newton-Schulz iteration
 x -> a x (3 - a² x²) / 2 on singular values in [l, 1] with the scaling a(l) that maps the interval
 into the shortest one below 1 (Chen and Chow, 2014). The steps follow from the smallest ratio l that
 is of interest, so no step waits for the device. `iter_norm_weight` takes a few steps, unscaled.
@@ -39,11 +39,11 @@ def _spectral_bound(matrix: Tensor) -> Tensor:
     return bound
 
 
-def inverse_root_by_matmul(covariance: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
-    """Return S^(-1/2) of `covariance` [B, k, k], and for which members it has converged [B].
+def inverse_sqrt_by_matmul(covariance: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+    """Return S^(-1/2) of `covariance` [B, k, k], and for which matrices it has converged [B].
 
     Converged: the root mean square of the eigenvalues of W S W - I is within 3 sqrt(eps), which
-    a member with a smaller eigenvalue than `tolerance` times the bound of its largest one misses.
+    a matrix with a smaller eigenvalue than `tolerance` times the bound of its largest one misses.
     """
     bound = _spectral_bound(covariance)
     square = covariance / bound

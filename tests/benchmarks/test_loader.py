@@ -16,7 +16,7 @@ from benchmarks.loader import (
     plain_view,
 )
 from benchmarks.step import CPU_CASES, GPU_CASES, PARTS, step_config, step_ms
-from pretrain.config.pretrain import AugmentConfig
+from pretrain.config.data import AugmentConfig
 from pretrain.data.images import open_images
 from pretrain.views.batched import cut_views, finish_views
 

@@ -8,8 +8,11 @@ import torch
 from PIL import Image
 
 from pretrain.config.pretrain import PretrainConfig
+from pretrain.config.probe import ProbeConfig
 from pretrain.models import encoder
-from pretrain.whitening.inverse_sqrt import _ROOTS, _by_matmul
+from pretrain.whitening.inverse_sqrt import _METHODS, _by_matmul
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 220, 30), "blue": (30, 30, 220)}
 
 
 @pytest.fixture
@@ -47,6 +50,31 @@ def small_net(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def colours(tmp_path: Path) -> Callable[..., ProbeConfig]:
+    """Return a function that makes a probe of images whose class is their colour."""
+    generator = torch.Generator().manual_seed(0)
+    for split, count in (("train", 6), ("val", 4)):
+        for name, colour in COLOURS.items():
+            folder = tmp_path / "data" / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                noise = torch.randint(-25, 26, (3,), generator=generator).tolist()
+                shade = tuple(a + b for a, b in zip(colour, noise, strict=True))
+                Image.new("RGB", (20, 16), shade).save(folder / f"{index}.png")
+
+    def make(**changes: object) -> ProbeConfig:
+        content = {
+            "data": {"name": "colours", "root": tmp_path / "data", "format": "imagefolder"},
+            "image": {"size": 8},
+            "knn": {"k": 3},
+            "batch_size": 4,
+        }
+        return ProbeConfig.model_validate(content | changes)
+
+    return make
+
+
+@pytest.fixture
 def embeddings() -> Callable[..., torch.Tensor]:
     """Return a function that makes correlated embeddings [V, N, D] of images in several views."""
 
@@ -64,4 +92,4 @@ def embeddings() -> Callable[..., torch.Tensor]:
 @pytest.fixture
 def zca_by_matmul(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let ZCA take the way it takes on a GPU, by matrix products alone."""
-    monkeypatch.setitem(_ROOTS, "zca", _by_matmul)
+    monkeypatch.setitem(_METHODS, "zca", _by_matmul)

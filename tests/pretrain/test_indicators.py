@@ -1,8 +1,10 @@
+import doctest
 import math
 
 import pytest
 import torch
 
+from pretrain import indicators
 from pretrain.indicators import centred_indicators, spectrum_indicators
 
 
@@ -77,3 +79,8 @@ def test_centred_indicators_ignore_what_all_samples_share():
     assert {key: found[f"a/{key}"] for key in want} == pytest.approx(want, rel=1e-4)
     assert {key: found[f"b/{key}"] for key in want} == dict.fromkeys(want, 0.0)
     assert len(found) == 2 * len(want)
+
+
+def test_the_example_in_the_docstring_runs():
+    result = doctest.testmod(indicators)
+    assert result.attempted and not result.failed

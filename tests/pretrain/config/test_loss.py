@@ -4,10 +4,7 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from pretrain.config.loss import LossConfig
-from pretrain.losses.build import build_loss
-from pretrain.losses.controls import BatchNormLoss, PlainLoss
-from pretrain.losses.whitening import WhiteningLoss
+from pretrain.config.loss import LossConfig, split_faults
 
 
 def test_needs_no_torch():
@@ -29,20 +26,6 @@ def test_defaults_that_depend_on_the_name_are_filled_in():
     assert newton.newton_iterations == 5
     assert LossConfig(name="batch-norm").eps == 1e-5
     assert LossConfig.model_validate(cwrgp.model_dump()) == cwrgp
-
-
-@pytest.mark.parametrize("over", ["batch", "channels"])
-@pytest.mark.parametrize("method", ["cholesky", "zca", "pca", "newton"])
-def test_the_whole_family_can_be_built(over, method):
-    config = LossConfig(name="whitening", over=over, method=method, sub_batch=8, groups=2)
-    loss = build_loss(config)
-    assert isinstance(loss, WhiteningLoss)
-    assert loss.config == config
-
-
-def test_controls_can_be_built():
-    assert isinstance(build_loss(LossConfig(name="batch-norm")), BatchNormLoss)
-    assert isinstance(build_loss(LossConfig(name="none")), PlainLoss)
 
 
 @pytest.mark.parametrize(
@@ -117,3 +100,27 @@ def test_check_knows_where_sub_batches_are_taken():
         "not divisible by 3 processes; choose a multiple of 3, such as 129"
         in (cwrgp.check(128, 256, num_ranks=3)[0])
     )
+
+
+def test_a_batch_that_cannot_be_cut_is_refused_with_numbers() -> None:
+    w_mse = LossConfig(name="w-mse", sub_batch=128)
+    cw_rgp = LossConfig(name="cw-rgp", sub_batch=64, groups=2)
+    assert split_faults(512, w_mse, 8) == []
+    assert split_faults(512, w_mse, 3) == [
+        "batch_size 512 is not divisible by 3 processes; choose a multiple of 3, such as 513"
+    ]
+    assert split_faults(512, cw_rgp, 4, 2) == []
+    assert split_faults(512, cw_rgp, 8, 2) == [
+        "batch_size 512 over 8 processes x 2 parts is 32 images each, not divisible by sub_batch "
+        "64; choose a multiple of 1024, such as 1024"
+    ]
+    with_term = cw_rgp.model_copy(update={"covariance_weight": 0.1, "covariance_batch": 96})
+    assert split_faults(384, with_term, 2, 1) == split_faults(384 * 4, with_term, 2, 4) == []
+    assert split_faults(256, with_term, 2) == [
+        "batch_size 256 over 2 processes is 128 images each, not divisible by sub_batch 64 and "
+        "covariance_batch 96; choose a multiple of 384, such as 384"
+    ]
+    assert split_faults(4, LossConfig(name="none"), 4) == [
+        "batch_size 4 over 4 processes leaves one image for BatchNorm; "
+        "choose a multiple of 4, such as 8"
+    ]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pretrain.losses.build import CWRGPLoss, WMSELoss
+from pretrain.losses import CWRGPLoss, WMSELoss
 
 
 def degenerate(x):

@@ -10,8 +10,8 @@ import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 from pretrain.config.loss import LossConfig
-from pretrain.losses.build import build_loss
-from pretrain.runtime.distributed import gather_with_gradient, is_distributed, rank, world_size
+from pretrain.losses import build_loss
+from pretrain.runtime.distributed import all_gather_with_grad, is_distributed, rank, world_size
 
 V, N, D = 2, 32, 12
 CONFIGS = {
@@ -163,7 +163,7 @@ def gather_by_hand(number, world, port):
     start(number, world, port)
     try:
         part = torch.full((1, 2), float(number + 1), requires_grad=True)
-        whole = gather_with_gradient(part, 0)
+        whole = all_gather_with_grad(part, 0)
         assert whole.tolist() == [[1.0, 1.0], [2.0, 2.0]]
         (whole * torch.tensor([[1.0, 10.0], [100.0, 1000.0]])).sum().backward()
         want = [[[2.0, 20.0]], [[200.0, 2000.0]]][number]  # own slope times two ranks
@@ -179,4 +179,4 @@ def test_gather_by_hand():
 def test_without_a_process_group_there_is_one_process():
     x = torch.randn(2, 3)
     assert (world_size(), rank(), is_distributed()) == (1, 0, False)
-    assert gather_with_gradient(x, 1) is x
+    assert all_gather_with_grad(x, 1) is x

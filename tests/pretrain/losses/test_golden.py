@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pretrain.losses.build import CWRGPLoss, WMSELoss
+from pretrain.losses import CWRGPLoss, WMSELoss
 
 GOLDEN = Path(__file__).parents[2] / "data" / "golden"
 CASES = sorted(path.stem for path in GOLDEN.glob("*.npz"))

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from pretrain.config.loss import LossConfig
-from pretrain.losses.build import CWRGPLoss, WMSELoss, build_loss
-from pretrain.losses.pairwise_mse import pair_distance
+from pretrain.losses import CWRGPLoss, WMSELoss, build_loss
+from pretrain.losses.pairwise_mse import pairwise_mse
 
 
 def close_views(dtype=torch.float64):
@@ -28,9 +28,7 @@ def test_close_views_do_not_cancel(normalize):
     for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 1e-2)):
         views = close_views(dtype)
         want = pair_by_pair(views, normalize=normalize).item()
-        assert pair_distance(views, normalize=normalize).item() == pytest.approx(
-            want, rel=tolerance
-        )
+        assert pairwise_mse(views, normalize=normalize).item() == pytest.approx(want, rel=tolerance)
 
 
 @pytest.mark.parametrize("normalize", [True, False])
@@ -38,7 +36,7 @@ def test_gradient_of_close_views(normalize):
     views = close_views().requires_grad_()
     got, want = (
         torch.autograd.grad(distance(views, normalize=normalize), views)[0]
-        for distance in (pair_distance, pair_by_pair)
+        for distance in (pairwise_mse, pair_by_pair)
     )
     assert (got - want).norm() <= 1e-8 * want.norm()
 

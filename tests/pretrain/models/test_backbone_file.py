@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -5,13 +6,17 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from pretrain.config.pretrain import PretrainConfig
 from pretrain.models.backbone_file import (
+    BACKBONE,
     InputConvention,
     build_from,
     convention_of,
-    is_own,
-    read_own,
+    is_backbone_file,
+    read_backbone_file,
 )
+from pretrain.runtime.checkpoint import LAST
+from pretrain.train import pretrain
 
 
 def source(arch: str) -> tuple[nn.Module, dict[str, Tensor]]:
@@ -86,6 +91,28 @@ def test_own_files_are_told_from_others(tmp_path: Path) -> None:
     torch.save({"state_dict": {}}, tmp_path / "other.pth")
     (tmp_path / "text.pth").write_text("no checkpoint", encoding="utf-8")
     for name in ("other.pth", "text.pth", "absent.pth"):
-        assert not is_own(tmp_path / name)
+        assert not is_backbone_file(tmp_path / name)
         with pytest.raises(ValueError, match=name):
-            read_own(tmp_path / name)
+            read_backbone_file(tmp_path / name)
+
+
+def test_backbone_file_has_torchvisions_names_and_the_input(
+    tiny: Callable[..., PretrainConfig], tmp_path: Path
+) -> None:
+    pretrain(tiny(max_steps=1), tmp_path / "run")
+    content = torch.load(tmp_path / "run" / BACKBONE, weights_only=True)
+    assert set(content) == {"state_dict", "arch", "stem", "method", "input"}
+    assert (content["arch"], content["method"]) == ("resnet18", "w-mse")
+    assert content["stem"] == "imagenet"
+    assert len(content["state_dict"]) == 120
+    assert not any(name.startswith("fc") for name in content["state_dict"])
+    assert content["input"]["pixel_mean"] == pytest.approx([123.675, 116.28, 103.53])
+    assert content["input"]["pixel_std"] == pytest.approx([58.395, 57.12, 57.375])
+    state = torch.load(tmp_path / "run" / LAST, weights_only=True)
+    trained = {
+        name.removeprefix("encoder."): value
+        for name, value in state["model"].items()
+        if name.startswith("encoder.")
+    }
+    assert content["state_dict"].keys() == trained.keys()
+    assert all(torch.equal(content["state_dict"][name], trained[name]) for name in trained)

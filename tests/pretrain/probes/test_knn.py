@@ -1,3 +1,4 @@
+import doctest
 import math
 from collections import Counter
 
@@ -9,6 +10,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pretrain.probes import knn
 from pretrain.probes.knn import Neighbours, accuracy, votes
 
 
@@ -17,7 +19,7 @@ def search(queries: Tensor, bank: Tensor, labels: Tensor, k: int, **options) -> 
     found = Neighbours(queries, k, **options)
     for features, numbers in zip(bank.split(100), labels.split(100), strict=True):
         found.add(features, numbers)
-    return found.found()
+    return found.nearest()
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +34,7 @@ def test_neighbours_by_hand() -> None:
     found = Neighbours(torch.tensor([[0.0, 0.0], [3.0, 3.0]]), 3)
     found.add(bank[:3], torch.tensor([7, 5, 6]))
     found.add(bank[3:], torch.tensor([4]))
-    distances, labels = found.found()
+    distances, labels = found.nearest()
     assert labels.tolist() == [[7, 6, 4], [5, 4, 6]]
     assert torch.allclose(distances, torch.tensor([[0.0, 1.0, 4.0], [1.0, 10.0, 13.0]]), atol=1e-5)
 
@@ -41,7 +43,7 @@ def test_at_equal_distance_the_first_of_the_bank_comes_first() -> None:
     bank = torch.tensor([[1.0], [-1.0], [1.0], [-1.0]])
     found = Neighbours(torch.tensor([[0.0]]), 2, chunk_bytes=12)
     found.add(bank, torch.tensor([3, 2, 1, 0]))
-    assert found.found()[1].tolist() == [[3, 2]]
+    assert found.nearest()[1].tolist() == [[3, 2]]
 
 
 def test_predictions_are_scikit_learns_where_the_vote_is_clear(digits: dict[str, Tensor]) -> None:
@@ -123,7 +125,7 @@ def test_no_table_of_all_distances_is_made() -> None:
         found.add(bank, torch.zeros(len(bank), dtype=torch.int64))
     assert 100 * budget < 4 * 500 * 20_000  # the whole table is out of the budget by far
     assert 0 < largest.size <= max(budget, bank.numel() * 4)
-    assert torch.equal(found.found()[0], search(queries, bank, found.labels[0], 5)[0])
+    assert torch.equal(found.nearest()[0], search(queries, bank, found.labels[0], 5)[0])
 
 
 def test_majority_vote_by_hand() -> None:
@@ -140,7 +142,7 @@ def test_weighted_vote_by_hand() -> None:
     bank = torch.tensor([[8.0, 6.0], [0.6, 0.8], [0.3, -0.4], [-1.0, 0.0]])
     found = Neighbours(torch.tensor([[2.0, 0.0]]), 3, cosine=True)
     found.add(bank, torch.tensor([0, 1, 1, 1]))
-    distances, labels = found.found()
+    distances, labels = found.nearest()
     assert torch.allclose(1 - 0.5 * distances, torch.tensor([[0.8, 0.6, 0.6]]))
     # exp(0.2 / t) against 2: the near one wins below t = 0.2 / ln 2 = 0.289
     for temperature, winner in ((0.07, 0), (0.28, 0), (0.30, 1), (10.0, 1)):
@@ -170,7 +172,7 @@ def test_refusals() -> None:
     found = Neighbours(torch.zeros(2, 3), 5)
     found.add(torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64))
     with pytest.raises(ValueError, match="4 images are fewer than the k = 5 that vote"):
-        found.found()
+        found.nearest()
     with pytest.raises(ValueError, match="scores are NaN"):
         accuracy(torch.tensor([[math.nan, 1.0]]), torch.tensor([0]))
 
@@ -181,3 +183,8 @@ def test_an_image_is_its_own_nearest_at_no_negative_distance() -> None:
     distances, found = search(features, features, labels, 2)
     assert torch.equal(found[:, 0], labels)
     assert float(distances.min()) >= 0 and float(distances[:, 0].max()) < 1e-4
+
+
+def test_the_examples_of_the_docstrings() -> None:
+    result = doctest.testmod(knn)
+    assert result.attempted and not result.failed

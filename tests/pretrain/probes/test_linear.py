@@ -1,3 +1,5 @@
+import doctest
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from pretrain.config.probe import LinearConfig
+from pretrain.probes import linear
 from pretrain.probes.linear import fit_linear
 
 
@@ -78,3 +81,8 @@ def test_a_seed_fixes_the_classifier_and_leaves_the_process_alone(
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(first, fit_linear(x, y, 10, config, seed=1).weight)
     assert not torch.equal(first, fit_linear(x, y, 10, config, seed=2).weight)
+
+
+def test_the_examples_of_the_docstrings() -> None:
+    result = doctest.testmod(linear)
+    assert result.attempted and not result.failed

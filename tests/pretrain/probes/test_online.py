@@ -13,11 +13,10 @@ from pretrain.models.encoder import SelfSupervisedModel
 from pretrain.probes.features import FrozenEncoder, open_labelled
 from pretrain.probes.online import TrainingProbe, evenly
 from pretrain.runtime.checkpoint import LAST
-from pretrain.runtime.signals import EXIT_INTERRUPTED
+from pretrain.runtime.signals import EXIT_INTERRUPTED, StopRequest
 from pretrain.train import check_stage, pretrain
 from pretrain.training.metrics import METRICS
 
-CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("small_net")
 
 
@@ -54,7 +53,7 @@ def test_an_encoder_is_left_as_it_was(
     modes = [module.training for module in model.modules()]
     before = {name: value.clone() for name, value in model.state_dict().items()}
     random_state = torch.get_rng_state()
-    found = TrainingProbe(config, config.probe).measure(model.encoder, CPU)
+    found = TrainingProbe(config, config.probe).measure(model.encoder, StopRequest())
     assert found == {"knn/top1": 100.0}
     assert torch.equal(torch.get_rng_state(), random_state)
     assert [module.training for module in model.modules()] == modes

@@ -4,25 +4,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from pretrain.config.probe import ImageConfig, ProbeConfig
+from pretrain.config.probe import ProbeConfig
 from pretrain.models.backbone_file import InputConvention
 from pretrain.probes.features import (
     FrozenEncoder,
-    Normalise,
-    central_view,
-    feature_chunks,
-    frozen,
     open_labelled,
 )
 from pretrain.probes.linear import AugmentedTraining
-from pretrain.probes.probe import check_stage, joined, random_backbone, run_probe, run_stage
+from pretrain.probes.probe import check_stage, random_backbone, run_probe, run_stage
 from transfer.checkpoints.read import read_backbone
 
 CPU = torch.device("cpu")
-COLOURS = {"red": (220, 30, 30), "green": (30, 220, 30), "blue": (30, 30, 220)}
 
 
 class MeanColour(nn.Module):
@@ -33,33 +27,8 @@ class MeanColour(nn.Module):
 
 
 @pytest.fixture
-def colours(tmp_path: Path) -> Callable[..., ProbeConfig]:
-    """Return a function that makes a probe of images whose class is their colour."""
-    generator = torch.Generator().manual_seed(0)
-    for split, count in (("train", 6), ("val", 4)):
-        for name, colour in COLOURS.items():
-            folder = tmp_path / "data" / split / name
-            folder.mkdir(parents=True)
-            for index in range(count):
-                noise = torch.randint(-25, 26, (3,), generator=generator).tolist()
-                shade = tuple(a + b for a, b in zip(colour, noise, strict=True))
-                Image.new("RGB", (20, 16), shade).save(folder / f"{index}.png")
-
-    def make(**changes: object) -> ProbeConfig:
-        content = {
-            "data": {"name": "colours", "root": tmp_path / "data", "format": "imagefolder"},
-            "image": {"size": 8},
-            "knn": {"k": 3},
-            "batch_size": 4,
-        }
-        return ProbeConfig.model_validate(content | changes)
-
-    return make
-
-
-@pytest.fixture
 def mean_colour() -> FrozenEncoder:
-    return frozen(MeanColour(), InputConvention(), CPU)
+    return FrozenEncoder(MeanColour(), InputConvention(), CPU)
 
 
 def test_every_measure_tells_colours_apart(
@@ -86,41 +55,6 @@ def test_labels_are_what_is_learnt(
     (val / "aside").rename(val / "green")
     found = run_probe(mean_colour, config)
     assert found == {name: pytest.approx(100 / 3) for name in ("knn/top1", "linear/top1")}
-
-
-def test_the_encoder_gets_the_input_it_was_trained_with() -> None:
-    pixels = torch.tensor([10, 20, 30], dtype=torch.uint8).view(1, 3, 1, 1)
-    bgr = Normalise(InputConvention("BGR", (1.0, 2.0, 3.0), (1.0, 1.0, 9.0)))
-    assert bgr(pixels).flatten().tolist() == [29.0, 18.0, pytest.approx(7 / 9)]
-    unit = Normalise(InputConvention("RGB", (0.0, 0.0, 0.0), (255.0, 255.0, 255.0)))
-    assert torch.allclose(unit(pixels).flatten() * 255, torch.tensor([10.0, 20.0, 30.0]))
-
-
-def test_the_middle_of_the_image_is_shown() -> None:
-    image = torch.zeros(3, 12, 20, dtype=torch.uint8)
-    image[:, 2:10, 6:14] = 255
-    assert bool((central_view(ImageConfig(size=8, resize=12))(image) == 255).all())
-    assert central_view(ImageConfig(size=6))(image).shape == (3, 6, 6)
-    exact = torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8)
-    assert torch.equal(central_view(ImageConfig(size=8))(exact), exact)
-
-
-def test_features_leave_modes_statistics_and_random_state_alone(
-    colours: Callable[..., ProbeConfig],
-) -> None:
-    config = colours()
-    backbone = random_backbone("resnet18", 0)
-    before = {name: value.clone() for name, value in backbone.encoder.state_dict().items()}
-    state = torch.get_rng_state()
-    features, labels = joined(feature_chunks(backbone, open_labelled(config.data, "test"), config))
-    assert features.shape == (12, 512) and labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
-    assert torch.equal(torch.get_rng_state(), state)
-    for name, value in backbone.encoder.state_dict().items():
-        assert torch.equal(value, before[name]), name
-    alone = backbone.features(  # evaluation mode: what else is in the batch does not matter
-        torch.stack([central_view(config.image)(open_labelled(config.data, "test").item(5)[0])])
-    )
-    assert torch.allclose(alone[0], features[5], atol=1e-4)
 
 
 def test_an_interrupted_classifier_goes_on_and_ends_the_same(
@@ -150,15 +84,6 @@ def test_an_interrupted_classifier_goes_on_and_ends_the_same(
     other = colours(augmented_linear=short | {"epochs": 4})
     with pytest.raises(ValueError, match="is of another probe or backbone"):
         AugmentedTraining(mean_colour, train, 3, other).run(tmp_path / "state.pth")
-
-
-def test_broken_features_are_no_result(colours: Callable[..., ProbeConfig]) -> None:
-    class Broken(nn.Module):
-        def forward(self, images: Tensor) -> Tensor:
-            return images.mean((2, 3)) / 0
-
-    with pytest.raises(ValueError, match="features are NaN or infinite"):
-        run_probe(frozen(Broken(), InputConvention(), CPU), colours())
 
 
 def test_the_stage_writes_its_numbers(colours: Callable[..., ProbeConfig], tmp_path: Path) -> None:
@@ -200,19 +125,3 @@ def test_faults_are_found_before_the_start(
     assert "has no labels" in faults(data=unlabelled)[0]
     (data / "val").rename(tmp_path / "gone")
     assert "wanted the test images there" in faults()[0]
-
-
-@pytest.mark.parametrize(
-    ("change", "expected"),
-    [
-        ({"knn": None}, "measures nothing; give at least one of knn, weighted_knn"),
-        ({"knn": {"k": 0}}, "greater than 0"),
-        ({"image": {"size": 8, "resize": 7}}, "resize 7 is below size 8"),
-        ({"linar": {}}, "Extra inputs"),
-    ],
-)
-def test_config_faults(
-    colours: Callable[..., ProbeConfig], change: dict[str, object], expected: str
-) -> None:
-    with pytest.raises(ValueError, match=expected):
-        colours(**change)

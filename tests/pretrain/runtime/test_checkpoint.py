@@ -7,9 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain.config.pretrain import PretrainConfig
 from pretrain.runtime.checkpoint import (
-    BACKBONE,
     DAMAGED,
     LAST,
     PREVIOUS,
@@ -18,7 +16,6 @@ from pretrain.runtime.checkpoint import (
     newest_state,
     save_atomically,
 )
-from pretrain.train import pretrain
 
 CONTENT = {"step": 3, "model": {"w": torch.arange(50.0)}, "ranks": [{"python": [3, None, 0.5]}]}
 
@@ -103,25 +100,3 @@ def test_nothing_in_a_checkpoint_is_executed(
     with pytest.raises(ValueError, match="damaged checkpoint"):
         load_state(tmp_path / LAST)
     assert not (tmp_path / "ran").exists()
-
-
-def test_backbone_file_has_torchvisions_names_and_the_input(
-    tiny: Callable[..., PretrainConfig], tmp_path: Path
-) -> None:
-    pretrain(tiny(max_steps=1), tmp_path / "run")
-    content = torch.load(tmp_path / "run" / BACKBONE, weights_only=True)
-    assert set(content) == {"state_dict", "arch", "stem", "method", "input"}
-    assert (content["arch"], content["method"]) == ("resnet18", "w-mse")
-    assert content["stem"] == "imagenet"
-    assert len(content["state_dict"]) == 120
-    assert not any(name.startswith("fc") for name in content["state_dict"])
-    assert content["input"]["pixel_mean"] == pytest.approx([123.675, 116.28, 103.53])
-    assert content["input"]["pixel_std"] == pytest.approx([58.395, 57.12, 57.375])
-    state = torch.load(tmp_path / "run" / LAST, weights_only=True)
-    trained = {
-        name.removeprefix("encoder."): value
-        for name, value in state["model"].items()
-        if name.startswith("encoder.")
-    }
-    assert content["state_dict"].keys() == trained.keys()
-    assert all(torch.equal(content["state_dict"][name], trained[name]) for name in trained)

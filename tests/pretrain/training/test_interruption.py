@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from pretrain.config.pretrain import PretrainConfig
-from pretrain.runtime.checkpoint import BACKBONE, LAST, PREVIOUS
+from pretrain.models.backbone_file import BACKBONE
+from pretrain.runtime.checkpoint import LAST, PREVIOUS
 from pretrain.runtime.signals import EXIT_INTERRUPTED
 
 Make = Callable[..., PretrainConfig]

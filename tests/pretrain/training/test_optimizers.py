@@ -8,9 +8,9 @@ from pretrain.config.pretrain import OptimizerConfig
 from pretrain.training.optimizers import LARS, build_optimizer
 
 
-def step(optimizer: torch.optim.Optimizer, slopes: dict[nn.Parameter, list[float]]) -> None:
-    for weight, slope in slopes.items():
-        weight.grad = torch.tensor(slope).view_as(weight)
+def step(optimizer: torch.optim.Optimizer, grads: dict[nn.Parameter, list[float]]) -> None:
+    for weight, grad in grads.items():
+        weight.grad = torch.tensor(grad).view_as(weight)
     optimizer.step()
 
 

@@ -60,8 +60,8 @@ def one_step(config: PretrainConfig, folder: Path, processes: Processes) -> Resu
     output = trainer.gradients(parallel, views)
     loss, signal = trainer._agree(output, views, 15 * processes.rank)
     assert signal == 15 * (processes.size - 1)  # every process hears of it
-    slopes = [p.grad.clone() for p in trainer.model.parameters() if p.grad is not None]
-    return loss, slopes, views
+    grads = [p.grad.clone() for p in trainer.model.parameters() if p.grad is not None]
+    return loss, grads, views
 
 
 def compare(rank: int, port: int, folder: Path, cases: list[tuple[PretrainConfig, Result]]) -> None:
@@ -72,14 +72,14 @@ def compare(rank: int, port: int, folder: Path, cases: list[tuple[PretrainConfig
     }  # fmt: skip
     with joined_processes() as processes:
         assert (processes.rank, processes.size) == (rank, 2)
-        for config, (loss, slopes, views) in cases:
-            own_loss, own_slopes, own_views = one_step(config, folder, processes)
+        for config, (loss, grads, views) in cases:
+            own_loss, own_grads, own_views = one_step(config, folder, processes)
             assert torch.equal(own_views, views[:, 4 * rank : 4 * rank + 4])
             assert own_loss == pytest.approx(loss, rel=1e-5)
-            for own, wanted in zip(own_slopes, slopes, strict=True):
+            for own, wanted in zip(own_grads, grads, strict=True):
                 torch.testing.assert_close(own, wanted, rtol=1e-3, atol=1e-6)
-        assert processes.collect(rank) == ([0, 1] if rank == 0 else [])
-        assert processes.from_first(f"of {rank}") == "of 0"
+        assert processes.gather(rank) == ([0, 1] if rank == 0 else [])
+        assert processes.broadcast(f"of {rank}") == "of 0"
 
 
 def test_two_processes_have_the_loss_and_gradients_of_one(tiny: Make, tmp_path: Path) -> None:
@@ -88,24 +88,8 @@ def test_two_processes_have_the_loss_and_gradients_of_one(tiny: Make, tmp_path: 
         (config, one_step(config, tmp_path, alone))
         for config in (tiny(), tiny(loss={"name": "none"}), tiny(**CW_RGP))
     ]
-    assert all(max(float(s.abs().max()) for s in slopes) > 1e-3 for _, (_, slopes, _) in cases)
+    assert all(max(float(s.abs().max()) for s in grads) > 1e-3 for _, (_, grads, _) in cases)
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     mp.start_processes(compare, args=(port, tmp_path, cases), nprocs=2, start_method="forkserver")
-
-
-def test_half_set_variables_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    monkeypatch.setenv("RANK", "0")
-    words = "WORLD_SIZE is 4 but LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT not set"
-    with pytest.raises(ValueError, match=words), joined_processes():
-        pass
-
-
-def test_one_process_of_torchrun_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "1")
-    with joined_processes() as processes:
-        assert (processes.rank, processes.size, processes.is_first) == (0, 1, True)
-        assert processes.exchange([1.0, 2.0]) == [[1.0, 2.0]]
-        assert processes.collect("x") == ["x"] and processes.from_first("y") == "y"

@@ -3,7 +3,6 @@
 import math
 
 import pytest
-from pydantic import ValidationError
 
 from pretrain.config.pretrain import OptimizerConfig, PretrainConfig
 from pretrain.training.schedule import Length, covariance_weight, lr_factor
@@ -70,17 +69,3 @@ def test_length_leaves_out_what_fills_no_batch() -> None:
     assert weights == [0.01, 0.01, 0.0, 0.0]
     always = config.model_copy(update={"covariance_epochs": None})
     assert covariance_weight(14, length, always) == 0.01
-
-
-def test_learning_rate_is_given_once_and_scales_with_the_batch() -> None:
-    assert OptimizerConfig(lr_per_256=0.05).base_lr(512) == pytest.approx(0.1)
-    assert OptimizerConfig(lr=0.003).base_lr(512) == 0.003
-    for both in ({}, {"lr": 1.0, "lr_per_256": 1.0}):
-        with pytest.raises(ValidationError, match="exactly one of lr and lr_per_256"):
-            OptimizerConfig.model_validate(both)
-
-
-@pytest.mark.parametrize("settings", [{"schedule": "step"}, {"drop_at": (0.5,)}])
-def test_drops_and_the_step_schedule_go_together(settings: dict[str, object]) -> None:
-    with pytest.raises(ValidationError, match="go with schedule 'step'"):
-        OptimizerConfig.model_validate({"lr": 1.0, **settings})

@@ -7,25 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from pretrain.config.pretrain import AugmentConfig, PretrainConfig
+from pretrain.config.data import AugmentConfig
+from pretrain.config.pretrain import PretrainConfig
 from pretrain.data.images import open_images
 from pretrain.views.batched import cut_view, cut_views, finish_views
-from pretrain.views.loader import ViewLoader
-from pretrain.views.parameters import ViewDraw
+from pretrain.views.parameters import ViewParams
 from pretrain.views.per_image import build_view
 
-CPU = torch.device("cpu")
 Make = Callable[..., PretrainConfig]
 FULL = {"size": 24, "blur_probability": 0.5, "grayscale": 0.3, "noise_std": 0.1}
-
-
-def in_batches(order: list[int], size: int) -> list[list[int]]:
-    return [order[start : start + size] for start in range(0, len(order), size)]
-
-
-def loaded(config: PretrainConfig, epoch: int, order: list[int], size: int) -> list[Tensor]:
-    loader = ViewLoader(config, open_images(config.data), CPU)
-    return list(loader.batches(epoch, in_batches(order, size)))
 
 
 def with_colours(make: Make, colours: str, workers: int = 0, **augment: Any) -> PretrainConfig:
@@ -34,60 +24,14 @@ def with_colours(make: Make, colours: str, workers: int = 0, **augment: Any) -> 
     return config.model_copy(update={"data": data})
 
 
-@pytest.mark.parametrize("colours", ["by_view", "in_loader", "on_device"])
-def test_batches_have_one_shape_and_depend_on_the_epoch(tiny: Make, colours: str) -> None:
-    config = with_colours(tiny, colours)
-    first, last = loaded(config, 0, [3, 1, 4, 1, 5], 3)
-    assert first.shape == (3, 3, 3, 24, 24) and last.shape == (3, 2, 3, 24, 24)
-    assert first.dtype == torch.float32
-    assert torch.equal(first[:, 1], last[:, 0])  # image 1 of epoch 0, in another batch
-    assert not torch.equal(first[0], first[1])
-    again = loaded(config, 1, [3, 1, 4], 3)[0]
-    assert not torch.equal(first, again)
-
-
-def test_loader_and_device_draw_the_same_views(tiny: Make) -> None:
-    order = list(range(12))
-    in_loader = loaded(with_colours(tiny, "in_loader"), 2, order, 8)
-    on_device = loaded(with_colours(tiny, "on_device"), 2, order, 8)
-    assert [torch.equal(a, b) for a, b in zip(in_loader, on_device, strict=True)] == [True, True]
-
-
-@pytest.mark.parametrize("colours", ["in_loader", "on_device"])
-def test_workers_change_nothing_and_serve_several_epochs(tiny: Make, colours: str) -> None:
-    config = with_colours(tiny, colours, workers=2)
-    loader = ViewLoader(config, open_images(config.data), CPU)
-    for epoch in (0, 1):
-        got = list(loader.batches(epoch, in_batches([*range(20)], 8)))
-        want = loaded(with_colours(tiny, colours), epoch, [*range(20)], 8)
-        assert len(got) == 3
-        assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
-    del loader
-
-
-def test_an_epoch_left_early_does_not_leak_into_the_next(tiny: Make) -> None:
-    config = with_colours(tiny, "in_loader", workers=2)
-    loader = ViewLoader(config, open_images(config.data), CPU)
-    next(iter(loader.batches(0, in_batches([*range(20)], 4))))
-    (batch,) = loader.batches(1, [[7, 8]])
-    assert torch.equal(batch, loaded(with_colours(tiny, "in_loader"), 1, [7, 8], 2)[0])
-
-
-def test_the_loader_leaves_the_runs_random_numbers_alone(tiny: Make) -> None:
-    before = torch.get_rng_state()
-    for colours in ("by_view", "in_loader", "on_device"):
-        loaded(with_colours(tiny, colours), 0, [1, 2], 2)
-    assert torch.equal(before, torch.get_rng_state())
-
-
 def test_a_draw_cuts_turns_and_mirrors() -> None:
     image = torch.arange(3 * 6 * 8, dtype=torch.uint8).view(3, 6, 8)
     config = AugmentConfig(size=4)
-    draw = ViewDraw(0.0, top=1, left=3, height=4, width=4, flip=False, colour=())
+    draw = ViewParams(0.0, top=1, left=3, height=4, width=4, flip=False, colour=())
     assert torch.equal(cut_view(image, draw, config), image[:, 1:5, 3:7])
-    mirrored = ViewDraw(0.0, top=1, left=3, height=4, width=4, flip=True, colour=())
+    mirrored = ViewParams(0.0, top=1, left=3, height=4, width=4, flip=True, colour=())
     assert torch.equal(cut_view(image, mirrored, config), image[:, 1:5, 3:7].flip(-1))
-    turned = ViewDraw(180.0, top=0, left=0, height=4, width=4, flip=False, colour=())
+    turned = ViewParams(180.0, top=0, left=0, height=4, width=4, flip=False, colour=())
     assert torch.equal(cut_view(image, turned, config), image.flip(-1, -2)[:, :4, :4])
 
 
@@ -125,14 +69,3 @@ def test_statistics_over_many_views_are_torchvisions(tiny: Make) -> None:
     error = (a.var(0) / count + b.var(0) / count).sqrt()
     assert bool(((a.mean(0) - b.mean(0)).abs() < 4 * error).all())
     assert torch.allclose(a.std(0), b.std(0), rtol=0.25)
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_an_image_that_cannot_be_read_is_one_line(tiny: Make, workers: int) -> None:
-    config = with_colours(tiny, "on_device", workers)
-    (config.data.root / "07.png").write_bytes(b"no image")
-    loader = ViewLoader(config, open_images(config.data), CPU)
-    batches = loader.batches(0, [[1, 2], [7, 3]])
-    assert next(batches).shape[1] == 2
-    with pytest.raises(ValueError, match=r"\A\S*07\.png: not a readable image \([^\n]*\)\Z"):
-        next(batches)

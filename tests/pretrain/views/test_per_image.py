@@ -5,10 +5,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from pretrain.config.pretrain import AugmentConfig, PretrainConfig
+from pretrain.config.data import AugmentConfig
+from pretrain.config.pretrain import PretrainConfig
 from pretrain.data.images import open_images
-from pretrain.views.loader import ViewsDataset, epoch_order
-from pretrain.views.per_image import build_view
+from pretrain.views.per_image import build_view, draw_views
 
 PLAIN = AugmentConfig(
     size=8, crop_scale=(1, 1), crop_ratio=(1, 1), flip=0, jitter_probability=0, grayscale=0
@@ -45,19 +45,11 @@ def test_views_of_an_item_differ_and_are_reproducible(
     tiny: Callable[..., PretrainConfig],
 ) -> None:
     config = tiny()
-    images = open_images(config.data)
-    data = ViewsDataset(images, build_view(config.augment), num_views=3, seed=0)
+    images, view = open_images(config.data), build_view(config.augment)
     before = torch.get_rng_state()
-    first = data[0, 4]
-    assert first.shape == (3, 3, 32, 32)
+    first = draw_views(images, [(0, 4)], 3, 0, view)
+    assert first.shape == (3, 1, 3, 32, 32)
     assert not torch.equal(first[0], first[1])
-    assert torch.equal(first, data[0, 4])
+    assert torch.equal(first, draw_views(images, [(0, 4)], 3, 0, view))
     assert torch.equal(before, torch.get_rng_state())
-    assert not torch.equal(first, data[1, 4])
-
-
-def test_an_epoch_visits_every_image_once_in_its_own_order() -> None:
-    assert sorted(epoch_order(50, 0, 0)) == list(range(50))
-    assert epoch_order(50, 0, 0) == epoch_order(50, 0, 0)
-    assert epoch_order(50, 0, 0) != epoch_order(50, 0, 1)
-    assert epoch_order(50, 0, 0) != epoch_order(50, 1, 0)
+    assert not torch.equal(first, draw_views(images, [(1, 4)], 3, 0, view))

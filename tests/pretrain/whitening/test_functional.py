@@ -1,40 +1,15 @@
-import math
+"""Whitening by hand, what it makes of covariances, its invariances, types and faults."""
+
+import doctest
 
 import pytest
 import torch
 
-from pretrain.whitening.functional import AXES, full_precision, whiten
-from pretrain.whitening.inverse_sqrt import METHODS, RIDGE, inverse_root
-from pretrain.whitening.newton_schulz import (
-    inverse_root_by_matmul,
-    lyapunov_by_matmul,
-    scaling_schedule,
-)
+from pretrain.whitening import functional, whiten
+from pretrain.whitening.functional import AXES, full_precision
+from pretrain.whitening.inverse_sqrt import METHODS
 
 D64 = torch.float64
-
-
-def features(*shape, seed=0, dtype=D64):
-    generator = torch.Generator().manual_seed(seed)
-    mix = torch.randn(shape[-1], shape[-1], generator=generator, dtype=dtype) / shape[-1] ** 0.5
-    return torch.randn(*shape, generator=generator, dtype=dtype) @ mix + 0.3
-
-
-def covariance(y, over, groups=1, partition=None):
-    """The covariance that whitening over `over` makes I: one per group, in groups' order."""
-    if partition is not None:
-        y = y[..., partition]
-    blocks = y.unflatten(-1, (groups, -1)).transpose(-3, -2)  # [..., G, N, w]
-    variables = blocks.mT if over == "batch" else blocks
-    return variables @ variables.mT / (variables.shape[-1] - 1)
-
-
-def rotation(size, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=D64))[0]
-
-
-# --- hand-computed ---------------------------------------------------------------------------
 
 
 def test_cholesky_over_the_batch_by_hand():
@@ -74,13 +49,10 @@ def test_shrinkage_by_hand():
     torch.testing.assert_close(got, x / 9.5**0.5)
 
 
-# --- what whitening is -----------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("over", AXES)
 @pytest.mark.parametrize("groups", [1, 4])
-def test_output_covariance_is_the_identity(over, method, groups):
+def test_output_covariance_is_the_identity(over, method, groups, features, covariance):
     shape = (3, 40, 16) if over == "batch" else (3, 6, 48)
     partition = torch.randperm(shape[-1], generator=torch.Generator().manual_seed(3))
     y = whiten(features(*shape), over=over, method=method, groups=groups, partition=partition)
@@ -90,7 +62,7 @@ def test_output_covariance_is_the_identity(over, method, groups):
     torch.testing.assert_close(got, torch.eye(got.shape[-1], dtype=D64).expand_as(got))
 
 
-def test_batch_whitening_centres_every_channel_and_zca_every_group_by_itself():
+def test_batch_whitening_centres_every_channel_and_zca_every_group_by_itself(features):
     y = whiten(features(40, 16), over="batch", method="zca", groups=2)
     torch.testing.assert_close(y.mean(0), torch.zeros(16, dtype=D64))
     torch.testing.assert_close(
@@ -98,15 +70,7 @@ def test_batch_whitening_centres_every_channel_and_zca_every_group_by_itself():
     )
 
 
-def test_every_leading_index_is_whitened_by_itself():
-    x = features(2, 3, 20, 8)
-    partition = torch.stack([torch.randperm(8) for _ in range(6)]).view(2, 3, 8)
-    y = whiten(x, over="batch", method="cholesky", groups=2, partition=partition)
-    alone = whiten(x[1, 2], over="batch", method="cholesky", groups=2, partition=partition[1, 2])
-    torch.testing.assert_close(y[1, 2], alone)
-
-
-def test_zca_is_the_whitening_nearest_to_its_input():
+def test_zca_is_the_whitening_nearest_to_its_input(features):
     x = features(50, 6)
     distance = {
         m: (whiten(x, over="batch", method=m) - (x - x.mean(0))).norm()
@@ -115,11 +79,8 @@ def test_zca_is_the_whitening_nearest_to_its_input():
     assert distance["zca"] < min(distance["cholesky"], distance["pca"])
 
 
-# --- invariances -----------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("method", ["zca", "newton", "cholesky"])
-def test_permuting_samples_permutes_batch_whitening(method):
+def test_permuting_samples_permutes_batch_whitening(method, features):
     x, order = features(30, 6), torch.randperm(30)
     torch.testing.assert_close(
         whiten(x[order], over="batch", method=method), whiten(x, over="batch", method=method)[order]
@@ -127,7 +88,7 @@ def test_permuting_samples_permutes_batch_whitening(method):
 
 
 @pytest.mark.parametrize("over", AXES)
-def test_zca_does_not_care_about_the_order_of_what_it_whitens_but_cholesky_does(over):
+def test_zca_does_not_care_about_the_order_of_what_it_whitens_but_cholesky_does(over, features):
     x = features(30, 6) if over == "batch" else features(6, 30)
     dim = 1 if over == "batch" else 0
     order = torch.tensor([3, 1, 5, 0, 2, 4])
@@ -141,7 +102,7 @@ def test_zca_does_not_care_about_the_order_of_what_it_whitens_but_cholesky_does(
     assert moved("cholesky") > 1e-2
 
 
-def test_rotating_features_rotates_zca_and_leaves_pca_but_changes_cholesky():
+def test_rotating_features_rotates_zca_and_leaves_pca_but_changes_cholesky(features, rotation):
     # Batch whitening of x R: S -> Rᵀ S R. ZCA's W -> Rᵀ W R, so y -> y R and all distances stay.
     # PCA's components are the same (up to sign). Cholesky's factor is another one: y changes by a
     # rotation that depends on S, thus differently in every view.
@@ -157,62 +118,14 @@ def test_rotating_features_rotates_zca_and_leaves_pca_but_changes_cholesky():
 
 @pytest.mark.parametrize("method", ["zca", "cholesky", "newton"])
 @pytest.mark.parametrize("over", AXES)
-def test_scale_and_offset_do_not_matter(over, method):
+def test_scale_and_offset_do_not_matter(over, method, features):
     x = features(24, 12) if over == "batch" else features(12, 36)
     want = whiten(x, over=over, method=method)
     torch.testing.assert_close(whiten(1e6 * x - 3.0, over=over, method=method), want)
     torch.testing.assert_close(whiten(1e-6 * x, over=over, method=method), want)
 
 
-def test_partition_of_one_group_changes_nothing_for_zca_and_undone_order_is_the_input_order():
-    x, order = features(12, 36), torch.randperm(36)
-    torch.testing.assert_close(
-        whiten(x, over="channels", method="zca", partition=order),
-        whiten(x, over="channels", method="zca"),
-    )
-    two = whiten(x, over="channels", method="zca", groups=2, partition=order)
-    by_hand = whiten(x[:, order], over="channels", method="zca", groups=2)
-    torch.testing.assert_close(two[:, order], by_hand)
-
-
-# --- derivatives -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("over", AXES)
-@pytest.mark.parametrize("eps", [0.0, 0.1])
-def test_gradcheck(over, method, eps):
-    shape = (2, 9, 4) if over == "batch" else (2, 3, 10)
-    generator = torch.Generator().manual_seed(1)
-    partition = torch.rand(2, shape[-1], generator=generator).argsort(-1)
-    x = features(*shape).requires_grad_()
-    assert torch.autograd.gradcheck(
-        lambda x: whiten(x, over=over, method=method, groups=2, partition=partition, eps=eps), x
-    )
-
-
-def test_gradcheck_of_a_few_newton_steps():
-    x = features(2, 9, 4).requires_grad_()
-    assert torch.autograd.gradcheck(
-        lambda x: whiten(x, over="batch", method="newton", newton_iterations=3), x
-    )
-
-
-@pytest.mark.parametrize("method", ["zca", "newton", "cholesky"])
-def test_equal_eigenvalues_have_the_exact_derivative(method):
-    # Orthogonal columns of equal length: S = I * c, all gaps zero; autograd through eigh is NaN.
-    x = (rotation(8)[:, :7] - rotation(8)[:, :7].mean(0)).clone()
-    x = torch.linalg.qr(x)[0][:, :4].clone().requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: whiten(x, over="batch", method=method), x)
-
-
-def test_pca_with_equal_eigenvalues_stays_finite():
-    x = torch.linalg.qr(features(8, 4) - features(8, 4).mean(0))[0].requires_grad_()
-    whiten(x, over="batch", method="pca").pow(3).sum().backward()
-    assert x.grad.isfinite().all()
-
-
-def test_newton_steps_lead_to_zca_and_stop_short_of_it():
+def test_newton_steps_lead_to_zca_and_stop_short_of_it(features):
     x = features(40, 6)
     exact = whiten(x, over="batch", method="zca")
     error = [
@@ -223,89 +136,7 @@ def test_newton_steps_lead_to_zca_and_stop_short_of_it():
     assert error[3] < 1e-9
 
 
-# --- the path without eigensolvers -----------------------------------------------------------
-
-
-@pytest.mark.parametrize("condition", [1.0, 1e2, 1e4])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-3), (D64, 1e-8)])
-def test_matmul_roots_equal_the_exact_ones(condition, dtype, tolerance):
-    turn = rotation(24)
-    values = torch.logspace(0, -math.log10(condition), 24, dtype=D64) * 5
-    weight = turn * values.rsqrt() @ turn.T
-    matrices = ((turn * values) @ turn.T).to(dtype)[None]
-    exact, by_matmul = (inverse_root(matrices, m) for m in ("zca", "newton"))
-    assert (by_matmul.weight.to(D64) - weight).norm() <= tolerance * weight.norm()
-    product = features(1, 24, 24, seed=1).to(dtype)
-    want, got = exact.symmetric_part(product), by_matmul.symmetric_part(product)
-    assert (got - want).norm() <= tolerance * want.norm()
-
-
-def test_members_that_do_not_converge_are_done_exactly():
-    good = covariance(features(40, 6, dtype=torch.float32), "batch")[0]
-    matrices = torch.stack([good, torch.diag(torch.tensor([1.0, 1, 1, 1, 1, 1e-12])), good])
-    _, converged = inverse_root_by_matmul(matrices, 1e-6)
-    assert converged.tolist() == [True, False, True]
-    root = inverse_root(matrices, "newton")
-    ridge = RIDGE * 5.0 / 6.0
-    want = torch.tensor([(1 + ridge) ** -0.5] * 5 + [ridge**-0.5])
-    torch.testing.assert_close(root.weight[1].diagonal(), want)
-    assert int(root.num_regularized) == 1
-
-
-def test_lyapunov_by_hand():
-    # diagonal P: X_ij = Q_ij / (p_i + p_j)
-    matrix, right = torch.diag(torch.tensor([1.0, 3.0])), torch.tensor([[4.0, 8.0], [8.0, 6.0]])
-    want = torch.tensor([[2.0, 2.0], [2.0, 1.0]])
-    torch.testing.assert_close(lyapunov_by_matmul(matrix[None], right[None])[0], want)
-
-
-def test_schedule_maps_the_interval_to_one():
-    values = torch.logspace(-3, 0, 50, dtype=D64)
-    for scaling in scaling_schedule(1e-3, 1e-6):
-        values = 0.5 * scaling * values * (3 - (scaling * values) ** 2)
-    assert values.min() > 1 - 1.1e-6
-    assert values.max() < 1 + 1e-12
-
-
-# --- singular and broken members -------------------------------------------------------------
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_a_singular_member_is_repaired_and_its_neighbours_are_not_touched(method):
-    x = features(3, 20, 6, dtype=torch.float32)
-    x[1, :, 5] = x[1, :, 4]
-    y = whiten(x, over="batch", method=method)
-    for member in (0, 2):
-        torch.testing.assert_close(
-            y[member], whiten(x[member], over="batch", method=method), rtol=0, atol=1e-5
-        )
-    assert y.isfinite().all()
-    matrices = covariance(x - x.mean(1, keepdim=True), "batch")[:, 0]
-    assert int(inverse_root(matrices, method).num_regularized) == 1
-
-
-def test_cholesky_counts_what_lapack_refuses_and_what_rounding_let_pass():
-    indefinite = torch.tensor([[1.0, 2.0], [2.0, 1.0]], dtype=D64)
-    almost_singular = torch.tensor([[1.0, 1.0], [1.0, 1.0 + 1e-15]], dtype=D64)
-    assert int(torch.linalg.cholesky_ex(almost_singular).info) == 0
-    matrices = torch.stack([indefinite, torch.eye(2, dtype=D64), almost_singular])
-    assert int(inverse_root(matrices, "cholesky").num_regularized) == 2
-    assert int(inverse_root(matrices[:2], "cholesky").num_regularized) == 1
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_a_non_finite_member_is_nan_and_its_neighbours_are_not(method):
-    x = features(3, 20, 6, dtype=torch.float32)
-    x[1, 3, 2] = torch.inf
-    y = whiten(x, over="batch", method=method)
-    assert not y[1].isfinite().any()
-    assert y[[0, 2]].isfinite().all()
-
-
-# --- types and faults ------------------------------------------------------------------------
-
-
-def test_float32_stays_and_half_types_are_raised_to_float32_with_autocast_off():
+def test_float32_stays_and_half_types_are_raised_to_float32_with_autocast_off(features):
     x = features(40, 8, dtype=torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = whiten(x, over="batch", method="zca")
@@ -349,28 +180,6 @@ def test_full_precision_agrees_with_the_older_switch():
     assert not switch.allow_tf32
 
 
-@pytest.mark.parametrize("groups", [1, 2])
-@pytest.mark.parametrize("over", AXES)
-@pytest.mark.parametrize("method", METHODS)
-def test_inputs_and_gradients_of_the_output_are_left_alone(method, over, groups):
-    x = features(*((20, 6) if over == "batch" else (3, 8))).requires_grad_()
-    grad = features(*x.shape, seed=1)
-    kept = x.detach().clone(), grad.clone()
-    y = whiten(x, over=over, method=method, groups=groups)
-    torch.autograd.grad(y, x, grad)
-    torch.testing.assert_close((x.detach(), grad), kept, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("over", AXES)
-@pytest.mark.parametrize("method", METHODS)
-def test_the_output_may_be_overwritten_before_the_backward_pass(method, over):
-    x = features(*((20, 6) if over == "batch" else (3, 8))).requires_grad_()
-    y = whiten(x, over=over, method=method)
-    (want,) = torch.autograd.grad(y, x, 2 * torch.ones_like(y), retain_graph=True)
-    (got,) = torch.autograd.grad(y.mul_(2.0).sum(), x)
-    torch.testing.assert_close(got, want, rtol=0, atol=0)
-
-
 @pytest.mark.parametrize(
     ("shape", "settings", "message"),
     [
@@ -390,10 +199,15 @@ def test_faults_say_what_and_what_to_do(shape, settings, message):
         whiten(torch.randn(shape), **{"over": "batch", "method": "zca", **settings})
 
 
-def test_shrinkage_allows_fewer_samples_than_channels():
+def test_shrinkage_allows_fewer_samples_than_channels(features):
     x = features(4, 8)
     got = whiten(x, over="batch", method="cholesky", eps=0.1)
     centred = x - x.mean(0)
     shrunk = 0.9 * centred.T @ centred / 3 + 0.1 * torch.eye(8, dtype=D64)
     want = torch.linalg.solve_triangular(torch.linalg.cholesky(shrunk), centred.T, upper=False).T
     torch.testing.assert_close(got, want)
+
+
+def test_the_example_in_the_docstring_runs():
+    result = doctest.testmod(functional)
+    assert result.attempted and not result.failed

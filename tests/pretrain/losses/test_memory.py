@@ -2,20 +2,19 @@
 
 import gc
 import weakref
-from dataclasses import dataclass
 
 import pytest
 import torch
 
-from pretrain.losses.build import CWRGPLoss, WMSELoss
-from pretrain.losses.pairwise_mse import pair_distance
-from pretrain.whitening.functional import METHODS, whiten
-from pretrain.whitening.saved import save_for_backward, saved
+from pretrain.losses import CWRGPLoss, WMSELoss
+from pretrain.losses.pairwise_mse import pairwise_mse
+from pretrain.whitening import whiten
+from pretrain.whitening.inverse_sqrt import METHODS
 
 USES = {
     "w-mse": lambda x: WMSELoss(16)(x, generator=torch.Generator().manual_seed(1)),
     "cw-rgp": lambda x: CWRGPLoss(4, 2)(x, generator=torch.Generator().manual_seed(1)),
-    "pairs": lambda x: pair_distance(x, normalize=True),
+    "pairs": lambda x: pairwise_mse(x, normalize=True),
     **{
         f"{method} over {over}": lambda x, method=method, over=over: whiten(
             x if over == "batch" else x.mT, over=over, method=method
@@ -113,24 +112,3 @@ def test_hooks_on_saved_tensors_see_what_is_kept(x, use):
     (want,) = torch.autograd.grad(number(USES[use](x)), x)
     assert max(kept) >= x.numel() // torch.get_num_threads()
     assert torch.equal(gradient, want)
-
-
-def test_lists_and_records_come_back_with_their_tensors():
-    class Context:
-        def save_for_backward(self, *tensors):
-            self.saved_tensors = tensors
-
-    @dataclass(frozen=True)
-    class Record:
-        name: str
-        tensor: torch.Tensor | None
-        inner: object = None
-
-    ctx, tensors = Context(), [torch.ones(1), torch.zeros(2)]
-    value = [Record("a", tensors[0], [Record("b", None), Record("c", tensors[1])]), 3]
-    save_for_backward(ctx, value)
-    assert [id(tensor) for tensor in ctx.saved_tensors] == [id(tensor) for tensor in tensors]
-    back = saved(ctx)
-    assert back[1] == 3
-    assert (back[0].name, back[0].inner[0]) == ("a", Record("b", None))
-    assert back[0].tensor is tensors[0] and back[0].inner[1].tensor is tensors[1]

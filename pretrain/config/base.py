@@ -1,0 +1,54 @@
+"""The frozen base of config sections, and types and marks of fields. Imports no torch.
+
+Fields marked with `NOT_IDENTITY` cannot change the result and stay out of a run's signature; those
+marked with `IDENTITY_IF_GIVEN` came later and are part of it only where they are given.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+NOT_IDENTITY: dict[str, Any] = {"identity": False}
+IDENTITY_IF_GIVEN: dict[str, Any] = {"identity": "if given"}
+Fraction = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+Range = tuple[NonNegative, NonNegative]
+Side = Annotated[int, Field(ge=1, le=8192)]
+Architecture = Literal["resnet18", "resnet34", "resnet50", "resnet101"]
+
+
+class Section(BaseModel):
+    """A frozen part of a config that refuses unknown keys, and yes and no where a number goes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_bool_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and bool not in (kind, *get_args(kind)):
+            raise ValueError("wanted no true or false here")
+        return value
+
+
+def range_faults(name: str, limits: Range, highest: float = math.inf) -> list[str]:
+    """Return what is wrong with a range to draw from, which has to lie above 0."""
+    low, high = limits
+    if 0 < low <= high <= highest:
+        return []
+    return [f"{name}: {low:g} to {high:g}, wanted two numbers above 0 in rising order"]
+
+
+def identity(section: BaseModel) -> dict[str, Any]:
+    """Return a section without what cannot change a result, as JSON."""
+    whole = section.model_dump(mode="json")
+    content: dict[str, Any] = {}
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        unset = field.json_schema_extra == IDENTITY_IF_GIVEN and value is None
+        if field.json_schema_extra != NOT_IDENTITY and not unset:
+            content[name] = identity(value) if isinstance(value, BaseModel) else whole[name]
+    return content

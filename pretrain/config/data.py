@@ -1,0 +1,75 @@
+"""Settings of images on disk, and of the views that are drawn of them. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, PositiveFloat, model_validator
+
+from pretrain.config.base import (
+    NOT_IDENTITY,
+    Fraction,
+    NonNegative,
+    Range,
+    Section,
+    Side,
+    range_faults,
+)
+
+
+class DataConfig(Section):
+    """Images on disk; `name` and the content identify them.
+
+    `folder` is any folder of images without labels; `imagefolder` has one folder per class below
+    `train` and `val`; the others are the layouts that torchvision knows by these names.
+    """
+
+    name: str
+    root: Path = Field(json_schema_extra=NOT_IDENTITY)
+    format: Literal["folder", "imagefolder", "cifar10", "cifar100", "stl10"] = "folder"
+    num_workers: int = Field(default=0, ge=0, json_schema_extra=NOT_IDENTITY)
+
+
+class AugmentConfig(Section):
+    """How a view is drawn from an image (strengths as in torchvision's transforms).
+
+    `colours` says where colour jitter, grayscale, blur and noise are done: `in_loader` for many
+    views at once in the loader's workers; `on_device` for the whole batch on the training device,
+    the fastest on a GPU and slow on a CPU; `by_view` with torchvision's transforms, one view after
+    the other, slow everywhere. The first two draw the same views; all three draw from the same
+    distributions.
+    """
+
+    colours: Literal["by_view", "in_loader", "on_device"] = "in_loader"
+    size: Side = 224
+    crop_scale: Range = (0.2, 1.0)
+    crop_ratio: Range = (3 / 4, 4 / 3)
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    flip: Fraction = 0.5
+    rotation_degrees: NonNegative = 0.0
+    jitter: tuple[NonNegative, NonNegative, NonNegative, NonNegative] = (0.4, 0.4, 0.4, 0.1)
+    jitter_probability: Fraction = 0.8
+    grayscale: Fraction = 0.2
+    blur_probability: Fraction = 0.0
+    blur_sigma: Range = (0.1, 2.0)
+    noise_std: NonNegative = 0.0
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
+
+    @model_validator(mode="after")
+    def _can_be_drawn(self) -> Self:
+        faults = [*range_faults("crop_scale", self.crop_scale, 1.0)]
+        faults += range_faults("crop_ratio", self.crop_ratio)
+        if self.blur_probability:
+            faults += range_faults("blur_sigma", self.blur_sigma)
+        if self.jitter[3] > 0.5:
+            faults.append(f"jitter: hue {self.jitter[3]:g}, wanted 0 to 0.5")
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+    @property
+    def blur_kernel(self) -> int:
+        """Return the odd side of the blur's kernel: a tenth of the view, as SimCLR."""
+        return 2 * max(1, round(0.05 * self.size)) + 1

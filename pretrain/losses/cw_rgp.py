@@ -1,0 +1,64 @@
+"""CW-RGP: channel whitening with random group partition (arXiv 2210.03586)."""
+
+from __future__ import annotations
+
+from pretrain.config.loss import loss_config
+from pretrain.losses.whitening import WhiteningLoss
+
+
+class CWRGPLoss(WhiteningLoss):
+    """CW-RGP (Weng et al., arXiv 2210.03586, section 4.2): channel whitening, random partition.
+
+    Method `newton` takes IterNorm's 5 steps; `build_loss` takes another `newton_iterations`.
+    In float32 the rule of `WMSELoss` holds with channels per group for samples and the sub-batch
+    for the dimension.
+
+    Args:
+        sub_batch: images n that are whitened together, at least 2; divides this process's batch.
+            D / `groups` channels should exceed it, or every covariance is singular.
+        groups: groups of channels, whitened apart and drawn anew for every round, sub-batch and
+            view; divides D.
+        iterations: shuffles T of the batch per step, at least 1.
+        normalize: whether whitened vectors are L2-normalised before the distance.
+        method: inverse square root, one of cholesky, zca, pca, newton.
+        eps: shrinkage of the covariance towards I, in [0, 1].
+        covariance_weight: weight of the squared off-diagonal covariances between images, >= 0.
+
+    Raises:
+        ValueError: naming each argument that is out of range.
+
+    Example:
+        >>> import torch
+        >>> loss = CWRGPLoss(sub_batch=16, groups=2)
+        >>> embeddings = torch.randn(2, 32, 64, requires_grad=True)  # [V views, N batch, D]
+        >>> value = loss(embeddings, generator=torch.Generator().manual_seed(0))  # in [0, 4]
+        >>> value.backward()
+        >>> embeddings.grad.shape
+        torch.Size([2, 32, 64])
+        >>> loss.regularized_count
+        0
+    """
+
+    def __init__(  # noqa: PLR0913 - the settings of one published loss
+        self,
+        sub_batch: int,
+        groups: int,
+        *,
+        iterations: int = 1,
+        normalize: bool = True,
+        method: str = "zca",
+        eps: float = 0.0,
+        covariance_weight: float = 0.0,
+    ) -> None:
+        super().__init__(
+            loss_config(
+                name="cw-rgp",
+                sub_batch=sub_batch,
+                groups=groups,
+                iterations=iterations,
+                normalize=normalize,
+                method=method,
+                eps=eps,
+                covariance_weight=covariance_weight,
+            )
+        )

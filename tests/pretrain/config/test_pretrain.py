@@ -1,0 +1,48 @@
+"""Settings of a pretraining run: what is refused, and the learning rate of a batch."""
+
+from collections.abc import Callable
+
+import pytest
+from pydantic import ValidationError
+
+from pretrain.config.pretrain import OptimizerConfig, PretrainConfig
+
+Make = Callable[..., PretrainConfig]
+
+
+CW_RGP = {
+    "loss": {"name": "cw-rgp", "sub_batch": 4, "groups": 2},
+    "model": {"projector_hidden": 16, "embedding_dim": 32},
+}
+
+
+def test_learning_rate_is_given_once_and_scales_with_the_batch() -> None:
+    assert OptimizerConfig(lr_per_256=0.05).base_lr(512) == pytest.approx(0.1)
+    assert OptimizerConfig(lr=0.003).base_lr(512) == 0.003
+    for both in ({}, {"lr": 1.0, "lr_per_256": 1.0}):
+        with pytest.raises(ValidationError, match="exactly one of lr and lr_per_256"):
+            OptimizerConfig.model_validate(both)
+
+
+@pytest.mark.parametrize("settings", [{"schedule": "step"}, {"drop_at": (0.5,)}])
+def test_drops_and_the_step_schedule_go_together(settings: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match="go with schedule 'step'"):
+        OptimizerConfig.model_validate({"lr": 1.0, **settings})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "batch whitening takes its covariance from images of the whole batch"),
+        ({"loss": {"name": "batch-norm"}}, "the loss standardises over the whole batch"),
+        (
+            {**CW_RGP, "loss": {**CW_RGP["loss"], "covariance_weight": 0.1}},
+            "covariance_weight compares all pairs of images",
+        ),
+    ],
+)
+def test_accumulation_is_refused_where_images_of_other_parts_matter(
+    tiny: Make, changes: dict[str, object], words: str
+) -> None:
+    with pytest.raises(ValidationError, match=rf"compute.accumulate 2: {words}.*set it to 1"):
+        tiny(**changes, compute={"accumulate": 2})

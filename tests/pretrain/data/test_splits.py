@@ -1,0 +1,55 @@
+"""Files and folders of the splits: what is missing is named, with its home."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+from pretrain.config.data import DataConfig
+from pretrain.data.images import Images, open_images
+
+_SPEC = importlib.util.spec_from_file_location(
+    "image_sets", Path(__file__).parents[1] / "image_sets.py"
+)
+assert _SPEC is not None and _SPEC.loader is not None
+sets = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(sets)
+
+
+def data(root: Path, data_format: str) -> DataConfig:
+    return DataConfig.model_validate({"name": "tiny", "root": root, "format": data_format})
+
+
+def labels(images: Images) -> list[int]:
+    assert images.labels is not None and images.labels.dtype == torch.int64
+    found: list[int] = images.labels.tolist()
+    return found
+
+
+def test_what_is_missing_is_named_with_its_home(tmp_path: Path) -> None:
+    for data_format, words in (
+        ("cifar10", "cs.toronto.edu"), ("stl10", "cs.stanford.edu"), ("imagefolder", "image-net"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"(?s)nowhere.*{words}.*nothing is downloaded"):
+            open_images(data(tmp_path / "nowhere", data_format))
+    with pytest.raises(ValueError, match="no such folder; wanted a folder of images"):
+        open_images(data(tmp_path / "nowhere", "folder"))
+
+
+def test_folders_without_labels_and_mixed_layouts(tmp_path: Path) -> None:
+    sets.save_png(tmp_path / "a" / "1.png", sets.some_pixels(1, 8)[0])
+    sets.save_png(tmp_path / "0.png", sets.some_pixels(1, 8)[0])
+    images = open_images(data(tmp_path, "folder"))
+    assert (len(images), images.labels) == (2, None)
+    with pytest.raises(ValueError, match="format 'folder' has no labels"):
+        open_images(data(tmp_path, "folder"), "test")
+    with pytest.raises(ValueError, match=r"1 images are in no class folder, such as 0.png"):
+        open_images(data(tmp_path, "imagefolder"))
+    (tmp_path / "0.png").unlink()
+    assert labels(open_images(data(tmp_path, "imagefolder"))) == [0]
+    with pytest.raises(ValueError, match="no folder val or test"):
+        open_images(data(tmp_path, "imagefolder"), "test")
+    (tmp_path / "val").mkdir()
+    with pytest.raises(ValueError, match="has test images but no folder train"):
+        open_images(data(tmp_path, "imagefolder"))

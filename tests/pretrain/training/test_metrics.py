@@ -1,0 +1,74 @@
+"""The report of a run: what is logged; a bar on a terminal, a line now and then elsewhere."""
+
+import io
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from pretrain.config.pretrain import PretrainConfig
+from pretrain.train import pretrain
+from pretrain.training import metrics
+from pretrain.training.metrics import METRICS, TrainingProgress, note
+
+ENTRY = {
+    "step": 30.0, "loss": 1.23456, "lr": 0.0004, "images_per_s": 81.25,
+    "embedding/rank": 32.0, "encoding/rank": 7.0,
+}  # fmt: skip
+Make = Callable[..., PretrainConfig]
+pytestmark = pytest.mark.usefixtures("small_net")
+
+
+def test_a_note_has_loss_rate_speed_and_indicators_in_this_order() -> None:
+    assert note(ENTRY) == "loss 1.235  lr 0.0004  images_per_s 81.25  embedding/rank 32"
+    assert note({"step": 2.0, "knn/top1": 51.5}) == "knn/top1 51.5"
+
+
+def shown(*, terminal: bool) -> str:
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=terminal, width=160)
+    with TrainingProgress(200, 28, console) as progress:
+        progress.stepped(30)
+        progress.logged(ENTRY)
+    return stream.getvalue()
+
+
+def test_a_terminal_shows_steps_time_left_and_the_note() -> None:
+    text = shown(terminal=True)
+    assert "30/200" in text and note(ENTRY) in text
+
+
+def test_elsewhere_a_line_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    assert shown(terminal=False) == ""
+    assert not caplog.messages  # the last line is not long ago
+    monkeypatch.setattr(metrics, "LINE_EVERY_S", -1.0)
+    assert shown(terminal=False) == ""
+    assert caplog.messages == [f"step 30 of 200: {note(ENTRY)}"]
+
+
+def logged(folder: Path) -> list[dict[str, float]]:
+    lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_a_healthy_run_logs_no_ridge_and_a_white_output(tiny: Make, tmp_path: Path) -> None:
+    pretrain(tiny(max_steps=2), tmp_path / "run")
+    for entry in logged(tmp_path / "run"):
+        assert entry["regularized"] == 0
+        assert entry["whitened/rank"] == 4
+        assert entry["whitened/stable_rank"] == pytest.approx(4, rel=1e-4)
+        assert entry["embedding/stable_rank"] < 3.99
+        assert entry["encoding/rank"] <= 7  # eight images, centred
+
+
+def test_a_loss_that_whitens_nothing_logs_no_whitened_output(tiny: Make, tmp_path: Path) -> None:
+    pretrain(tiny(max_steps=1, method="none", loss={"name": "none"}), tmp_path / "run")
+    (entry,) = logged(tmp_path / "run")
+    assert "embedding/rank" in entry
+    assert not any(name.startswith("whitened") for name in entry)
