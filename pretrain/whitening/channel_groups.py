@@ -36,7 +36,11 @@ class ChannelGroups:
 
     def transpose(self, x: Tensor) -> Tensor:
         """Return samples [M, N, D] as [M, D, N] in new memory if they are transposed, or back."""
-        return x.mT.clone(memory_format=torch.contiguous_format) if self.transposes else x
+        if not self.transposes:
+            return x
+        if x.device.type != "cpu":
+            return x.mT.clone(memory_format=torch.contiguous_format)
+        return torch.stack([matrix.t().contiguous() for matrix in x])  # by blocks: twice as fast
 
     def centred(self, x: Tensor) -> Tensor:
         """Return transposed samples less their mean over samples or over all channels."""
