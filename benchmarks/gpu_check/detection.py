@@ -27,7 +27,7 @@ from benchmarks.gpu_check.timing import (
     synchronise,
 )
 from transfer.datasets.register import register
-from transfer.detection.memory import memory_estimate
+from transfer.detection.run import memory_estimate
 from transfer.detection.trainer import Trainer, train_in_bfloat16
 
 SIZE, ROUNDS, WARM_UP = (128, 1, 0) if TINY else (800, 12, 3)

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu_check.timing import DEVICE, ON_GPU, Settings
-from pretrain.config.pretrain import AugmentConfig, ModelConfig
+from pretrain.config.data import AugmentConfig
+from pretrain.config.loss import loss_config
+from pretrain.config.pretrain import ModelConfig
 from pretrain.config.probe import KnnConfig, LinearConfig, WeightedKnnConfig
-from pretrain.losses.build import build_loss, loss_config
+from pretrain.losses import build_loss
 from pretrain.models.encoder import SelfSupervisedModel
 from pretrain.probes.knn import Neighbours, accuracy
 from pretrain.probes.linear import fit_linear
@@ -218,7 +220,7 @@ def nearest_neighbours() -> dict[str, Any]:
         search = Neighbours(queries[0], 5)
         for chunk in chunks:
             search.add(*chunk)
-        distances[name] = search.found()[0]
+        distances[name] = search.nearest()[0]
         classifier = fit_linear(data, classes, 10, LinearConfig(epochs=20), 0)
         linear = accuracy(classifier(queries[0]).detach(), queries[1])
         metrics[name] = measure_knn(chunks, queries, 10, ways) | {"linear": linear["top1"]}

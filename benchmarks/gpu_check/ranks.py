@@ -81,8 +81,8 @@ def nccl_rank(rank: int, port: str, done: Path) -> None:
     torch.cuda.set_device(device)
     join("nccl", rank, 1, port, device)
     processes = Processes(device, control_group())
-    assert processes.exchange([1.0, 2.0]) == [[1.0, 2.0]] and processes.from_first("a") == "a"
-    assert processes.collect({"b": torch.ones(2)})[0]["b"].device.type == "cpu"
+    assert processes.all_gather([1.0, 2.0]) == [[1.0, 2.0]] and processes.broadcast("a") == "a"
+    assert processes.gather({"b": torch.ones(2)})[0]["b"].device.type == "cpu"
     plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     model = nn.SyncBatchNorm.convert_sync_batchnorm(plain).to(device)  # type: ignore[no-untyped-call]
     wrapped = nn.parallel.DistributedDataParallel(model, device_ids=[0])

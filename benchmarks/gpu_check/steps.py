@@ -25,7 +25,7 @@ from benchmarks.gpu_check.timing import (
     recipe,
     trainer_of,
 )
-from pretrain.training.trainer import Trainer, step_metrics
+from pretrain.training.trainer import Trainer
 
 ROUNDS, WARM_UP = (2, 1) if TINY else (10, 3)
 BF16: Settings = {"precision": "bf16", "channels_last": True}
@@ -132,7 +132,7 @@ def step_row(case: Case) -> dict[str, Any]:
         )
         row["loss share"] = f"{row['loss alone ms'] / ms:.1%}"
         row["indicators of a logged step ms"] = milliseconds(
-            lambda: step_metrics(trainer, output, 0.0), 2, 1
+            lambda: trainer.metrics(output, 0.0), 2, 1
         )
         if case.profile:
             row["profile"] = profiled(lambda: gradients_and_update(trainer, views))

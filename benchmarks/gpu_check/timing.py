@@ -22,6 +22,7 @@ from benchmarks.loader import LoaderCase, drawn_images
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.runtime.distributed import Processes
 from pretrain.training.trainer import Trainer
+from pretrain.views.loader import ShardedViews
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ON_GPU = DEVICE.type == "cuda"
@@ -102,12 +103,11 @@ def small_images() -> Path:
     return folder
 
 
-class TimedViews:
+class TimedViews(ShardedViews):
     """The trainer's views from any source, and when the loop asked for each batch and got it."""
 
-    num_images = ENDLESS
-
     def __init__(self, source: Iterator[Tensor]) -> None:
+        self.num_images = ENDLESS
         self.source = source  # [V, N, 3, S, S] on the device
         self.asked: list[float] = []
         self.got: list[float] = []

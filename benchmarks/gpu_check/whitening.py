@@ -24,7 +24,7 @@ from benchmarks.whitening import (
     peak_mb,
 )
 from pretrain.losses.build import build_loss
-from pretrain.whitening.newton_schulz import inverse_root_by_matmul, lyapunov_by_matmul
+from pretrain.whitening.newton_schulz import inverse_sqrt_by_matmul, lyapunov_by_matmul
 
 SIZES = ((4, 32),) if TINY else ((8, 128), (16, 64), (32, 128), (64, 64), (8, 256))
 CASES = WHITENING_CASES[2:3] if TINY else WHITENING_CASES
@@ -70,10 +70,10 @@ def inverse_root_row(num_matrices: int, size: int) -> dict[str, Any]:
     a = torch.randn(num_matrices, size, 4 * size, device=DEVICE)
     covariance: Tensor = a @ a.mT / (4 * size)
     tolerance = max(8.0, size**0.5) * torch.finfo(covariance.dtype).eps  # as the losses take it
-    root, converged = inverse_root_by_matmul(covariance, tolerance)
+    root, converged = inverse_sqrt_by_matmul(covariance, tolerance)
     assert bool(converged.all())
     ways: dict[str, tuple[Callable[[], object], int]] = {
-        "matmul": (partial(inverse_root_by_matmul, covariance, tolerance), 10),
+        "matmul": (partial(inverse_sqrt_by_matmul, covariance, tolerance), 10),
         "its derivative": (partial(lyapunov_by_matmul, root, covariance), 10),
         "eigh": (partial(torch.linalg.eigh, covariance), 5),
         "svd": (partial(torch.linalg.svd, covariance), 3),
@@ -92,6 +92,6 @@ def graph_ms(covariance: Tensor, tolerance: float, root: Tensor) -> float:
     """Return milliseconds of both as one CUDA graph: what the launches cost is the difference."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        inverse_root_by_matmul(covariance, tolerance)
+        inverse_sqrt_by_matmul(covariance, tolerance)
         lyapunov_by_matmul(root, covariance)
     return milliseconds(graph.replay, 10)

@@ -115,7 +115,7 @@ class Trainer:
                     loss, signal = self._agree(output, views, self.stop.number)
                     self.update()
                     self.step += 1
-                    report.stepped(self.step, partial(self._metrics, output, loss))
+                    report.stepped(self.step, partial(self.metrics, output, loss))
                     self._after_step(report, signal)
         return final_metrics(self.output_dir / METRICS) if main else {}
 
@@ -266,7 +266,7 @@ class Trainer:
         if every is not None and self.epoch % every == 0:
             self.save(f"epoch_{self.epoch:04d}.pth")
 
-    def _metrics(self, output: Output, loss: float) -> dict[str, float]:
+    def metrics(self, output: Output, loss: float) -> dict[str, float]:
         """Return what is logged of a step; indicators are of the first view, over all processes."""
         metrics = {
             "step": float(self.step),
