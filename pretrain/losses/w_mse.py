@@ -7,7 +7,7 @@ from pretrain.losses.whitening import WhiteningLoss
 
 
 class WMSELoss(WhiteningLoss):
-    """W-MSE (Ermolov et al., arXiv 2007.06346, eq. 5-7): batch whitening, Cholesky by default.
+    """W-MSE (Ermolov et al., arXiv 2007.06346, section 3): batch whitening, Cholesky by default.
 
     Method `newton` takes IterNorm's 5 steps; `build_loss` takes another `newton_iterations`.
 

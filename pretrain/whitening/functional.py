@@ -110,7 +110,7 @@ def whiten(  # noqa: PLR0913 - the settings of one formula
     """Return `x` whitened; every leading index is a whitening of its own.
 
     `over="batch"` makes the covariance between each group's channels over the samples I (W-MSE,
-    Ermolov et al., arXiv 2007.06346, eq. 6-7); `over="channels"` that between the samples over each
+    Ermolov et al., arXiv 2007.06346, section 3); `over="channels"` that between the samples over each
     group's channels (CW-RGP, Weng et al., arXiv 2210.03586, section 4), each sample centred over
     all its channels. Covariances divide by the number of observations less one.
 
