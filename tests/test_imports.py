@@ -57,6 +57,6 @@ def test_detectron2_is_imported_only_in_transfer() -> None:
 def test_plan_and_report_work_without_torch() -> None:
     code = (
         "import sys; sys.modules['torch'] = None; sys.modules['detectron2'] = None\n"
-        "import pipeline.commands.local, pipeline.report.render, pipeline.worker"
+        "import pipeline.commands.local, pipeline.report.write, pipeline.worker"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -15,15 +15,13 @@ from pipeline.executors.progress import Progress
 from pipeline.executors.slurm.states import read_views
 from pipeline.plan.build import Plan
 from pipeline.plan.selection import select
-from pipeline.report.collect import all_states, collect, report_dir, report_key
-from pipeline.report.render import write_report
+from pipeline.report.collect import MADE_FROM, all_states, collect, report_dir
 from pipeline.report.text import rich_tables
-from pipeline.stages.files import read_json, write_json
+from pipeline.report.write import make_report
 from pipeline.stages.run_folder import State, lock
 from pipeline.stages.staleness import changed_lines
 
-REPORT_KEY = "made_from.json"
-__all__ = ["Options", "execute", "make_report", "rebuild_report", "run", "show_plan", "show_report"]
+__all__ = ["Options", "execute", "rebuild_report", "run", "show_plan", "show_report"]
 
 
 def run(plan: Plan, console: Console, only: tuple[str, ...] = ()) -> int:
@@ -85,23 +83,10 @@ def show_plan(plan: Plan, console: Console) -> int:
 
 def rebuild_report(plan: Plan, console: Console) -> int:
     """Write the report anew from whatever is done, and print its table."""
-    (report_dir(plan) / REPORT_KEY).unlink(missing_ok=True)
+    (report_dir(plan) / MADE_FROM).unlink(missing_ok=True)
     make_report(plan)
     show_report(plan, console)
     return 0
-
-
-def make_report(plan: Plan) -> None:
-    """Write the report unless one that exists was made from the same results."""
-    folder = report_dir(plan)
-    key = report_key(plan)
-    marker = folder / REPORT_KEY
-    if marker.exists() and (folder / "index.html").exists() and read_json(marker) == key:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    marker.unlink(missing_ok=True)
-    write_report(collect(plan), folder)
-    write_json(marker, key)
 
 
 def show_report(plan: Plan, console: Console) -> None:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline.commands.local import make_report, show_report, tell
+from pipeline.commands.local import show_report, tell
 from pipeline.config.resources import REPORT
 from pipeline.executors.local import check_before_start
 from pipeline.executors.slurm.arrays import JobGroup, plan_groups, resource_faults
@@ -21,6 +21,7 @@ from pipeline.executors.slurm.states import View, read_views, unfinished
 from pipeline.executors.slurm.submit import cancel_jobs, settle, submit
 from pipeline.plan.build import Plan
 from pipeline.report.collect import all_states
+from pipeline.report.write import make_report
 from pipeline.stages.run_folder import State, lock
 from pipeline.stages.staleness import changed_lines
 

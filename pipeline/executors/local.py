@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,14 @@ from pipeline.config.schema import PipelineConfig
 from pipeline.executors.child import Child, stop
 from pipeline.executors.progress import Progress
 from pipeline.plan.build import Plan
-from pipeline.stages.run_folder import METRICS, State, check_config, prepare, read_state
+from pipeline.stages.run_folder import (
+    METRICS,
+    State,
+    check_config,
+    first_broken,
+    prepare,
+    read_state,
+)
 from pipeline.stages.stage import STAGE_KINDS, Stage
 from pipeline.worker import NOTE
 
@@ -121,15 +127,6 @@ def _start_ready(
         else:
             left.append(stage)
     return left
-
-
-def first_broken(inputs: Iterable[Stage], states: dict[str, State]) -> str | None:
-    """Return why a stage can never run, or None when none of its inputs has failed."""
-    for source in inputs:
-        state = states[source.name]
-        if state.status == "failed":
-            return f"needs {source.name}, which failed: {state.reason}"
-    return None
 
 
 def num_cpus() -> int:

@@ -7,14 +7,14 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from pipeline.executors.local import first_broken
 from pipeline.plan.build import Plan
 from pipeline.report.data import Curve, ProbeRow, ReportData, ResultRow, TaskInfo
 from pipeline.stages.files import read_json, sha256_of
 from pipeline.stages.provenance import code_state
-from pipeline.stages.run_folder import LOG, MANIFEST, METRICS, State, read_state
+from pipeline.stages.run_folder import LOG, MANIFEST, METRICS, State, first_broken, read_state
 from pipeline.stages.stage import Stage
 
+MADE_FROM = "made_from.json"
 BOX_METRICS = ("bbox/AP50", "bbox/AP", "bbox/AP75")
 MASK_METRICS = ("segm/AP50", "segm/AP", "segm/AP75")
 

@@ -9,14 +9,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from pipeline.report.collect import MADE_FROM
 from pipeline.report.data import Difference, Spread, difference, spread
 from pipeline.report.schema import Results
 from pipeline.report.statistics import paired_p
 from pipeline.report.text import difference_text, md, metric_label, p_text, spread_text
 from pipeline.stages.files import read_json, sha256_of
 from pipeline.stages.signature import differences
-
-MADE_FROM = "made_from.json"
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +51,15 @@ def read_state(stage: Stage) -> State:
         except (ValueError, KeyError):
             return State("failed", f"{run_dir / FAILURE} is damaged; see {run_dir / LOG}")
     return State("missing")
+
+
+def first_broken(inputs: Iterable[Stage], states: dict[str, State]) -> str | None:
+    """Return why a stage can never run, or None when none of its inputs has failed."""
+    for source in inputs:
+        state = states[source.name]
+        if state.status == "failed":
+            return f"needs {source.name}, which failed: {state.reason}"
+    return None
 
 
 def outputs_fault(run_dir: Path, manifest: dict[str, Any], thorough: bool) -> str | None:

@@ -19,9 +19,9 @@ from typing import Any
 from submitit.core.utils import DelayedSubmission, UncompletedJobError
 from submitit.slurm.slurm import SlurmJobEnvironment
 
-from pipeline.commands.local import make_report
 from pipeline.executors.slurm.plan_file import read_plan
 from pipeline.executors.slurm.queue import SlurmError, call
+from pipeline.report.write import make_report
 from pipeline.stages.files import append_json_line, read_json, write_json
 from pipeline.stages.run_folder import FAILURE, JOB, JOBS, LOG, MANIFEST
 from pipeline.worker import EXIT_INTERRUPTED, EXIT_LOCKED

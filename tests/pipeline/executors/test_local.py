@@ -18,6 +18,7 @@ from pipeline.executors.local import check_before_start, run_local
 from pipeline.executors.progress import Progress
 from pipeline.plan.build import Plan, load_plan
 from pipeline.report.collect import all_states
+from pipeline.report.write import make_report
 from pipeline.stages import stage
 from pipeline.stages.run_folder import FAILURE, LOG, MANIFEST, State, lock, read_state
 from pipeline.stages.stage import StageKind
@@ -28,7 +29,8 @@ RUN = """
 import sys
 sys.path[:0] = {paths!r}
 from pathlib import Path
-from pipeline.commands import local as commands; from pipeline.stages import stage
+from pipeline.commands import local as commands; from pipeline.report.write import make_report
+from pipeline.stages import stage
 for name in stage.STAGE_KINDS:
     stage.STAGE_KINDS[name] = stage.StageKind("fake_stages", 1, ("out.txt",), "out.txt")
 sys.exit(commands.execute("run", Path("configs/tiny.yaml"), {changes!r}))
@@ -121,17 +123,17 @@ def test_a_stage_that_is_killed_or_writes_nothing_has_failed(fakes: Path) -> Non
 def test_a_report_follows_results_that_were_made_again(fakes: Path) -> None:
     plan = small_plan(ONLY_RANDOM)
     run(plan)
-    commands.make_report(plan)
+    make_report(plan)
     page = Path("runs/tiny/report/index.html")
     before = page.stat().st_mtime_ns
-    commands.make_report(plan)
+    make_report(plan)
     assert page.stat().st_mtime_ns == before
     manifest = plan.stages[0].run_dir / MANIFEST
     manifest.write_text(manifest.read_text("utf-8").replace("10.0", "99.0"), encoding="utf-8")
-    commands.make_report(plan)
+    make_report(plan)
     assert "99.0" in Path("runs/tiny/report/results.csv").read_text(encoding="utf-8")
     page.unlink()
-    commands.make_report(plan)
+    make_report(plan)
     assert page.exists()
 
 

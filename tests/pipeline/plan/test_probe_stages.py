@@ -14,7 +14,7 @@ from pipeline.executors.local import run_local
 from pipeline.executors.progress import Progress
 from pipeline.plan.build import Plan, load_plan
 from pipeline.report.collect import collect
-from pipeline.report.render import write_report
+from pipeline.report.write import write_report
 from pipeline.stages import stage
 from pipeline.stages.stage import StageKind
 

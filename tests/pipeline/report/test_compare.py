@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.report.compare import compare, number_changes, read_finished
 from pipeline.report.data import ReportData, ResultRow, TaskInfo
-from pipeline.report.render import write_report
+from pipeline.report.write import write_report
 from pipeline.stages.files import sha256_of, write_json
 
 TASK = TaskInfo("voc", "VOC", ("bbox/AP",))

@@ -16,9 +16,9 @@ from rich.console import Console
 
 from pipeline.report.data import Curve, ProbeRow, ReportData, ResultRow, TaskInfo, summarise
 from pipeline.report.html import html
-from pipeline.report.render import results_csv, write_files, write_report
 from pipeline.report.schema import results_json
 from pipeline.report.text import findings, markdown, rich_tables
+from pipeline.report.write import results_csv, write_files, write_report
 
 FILES = [
     "index.html",
@@ -400,7 +400,7 @@ def test_faulty_data_leaves_the_old_report(tmp_path):
 
 def test_report_needs_neither_torch_nor_pyplot():
     code = (
-        "import sys, pipeline.report.render\n"
+        "import sys, pipeline.report.write\n"
         "heavy = {'torch', 'detectron2', 'matplotlib.pyplot'} & set(sys.modules)\n"
         "sys.exit(' '.join(heavy) or 0)\n"
     )

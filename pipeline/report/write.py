@@ -1,4 +1,4 @@
-"""Writes a report's files, each whole or not at all."""
+"""The report of a plan, written to its folder: each file whole or not at all."""
 
 from __future__ import annotations
 
@@ -8,11 +8,27 @@ from collections.abc import Mapping
 from io import StringIO
 from pathlib import Path
 
+from pipeline.plan.build import Plan
+from pipeline.report.collect import MADE_FROM, collect, report_dir, report_key
 from pipeline.report.data import ReportData, finite
 from pipeline.report.html import html
 from pipeline.report.paper import latex, paper_markdown
 from pipeline.report.schema import results_json, schema_json
 from pipeline.report.text import markdown
+from pipeline.stages.files import read_json, write_json
+
+
+def make_report(plan: Plan) -> None:
+    """Write the report unless one that exists was made from the same results."""
+    folder = report_dir(plan)
+    key = report_key(plan)
+    marker = folder / MADE_FROM
+    if marker.exists() and (folder / "index.html").exists() and read_json(marker) == key:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    marker.unlink(missing_ok=True)
+    write_report(collect(plan), folder)
+    write_json(marker, key)
 
 
 def write_report(data: ReportData, directory: Path) -> Path:
