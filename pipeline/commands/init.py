@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from pipeline.config.editor_schemas import write_schemas
 from pipeline.config.schema import PipelineConfig
 from pipeline.config.yaml_files import faults_of, load_yaml
-from pipeline.plan.data_sets import dataset_names
+from pipeline.plan.compatibility import dataset_names
 from pipeline.stages.files import write_text
 from pretrain.config.pretrain import PretrainConfig
 

@@ -17,7 +17,8 @@ from typing import Any
 from rich.console import Console
 
 from pipeline.commands.status import show_log, show_status
-from pipeline.plan.build import Plan, load_plan
+from pipeline.plan.build import load_plan
+from pipeline.plan.plan import Plan
 from pipeline.stages.run_folder import LockedError
 
 MODULES = {"local": "pipeline.commands.local", "slurm": "pipeline.commands.slurm"}
@@ -66,7 +67,7 @@ def execute(
             or_two = " (or two runs' folders to compare)" if command == "report" else ""
             raise ValueError(f"{command}: --config-file is missing{or_two}")
         plan = load_plan(config_file, overrides)
-        root = str(plan.root)
+        root = str(plan.config.root)
         return _action(command, options)(plan, console)
     except LockedError as holder:
         print(f"run_pipeline: another run works on this plan: {holder}", file=sys.stderr)

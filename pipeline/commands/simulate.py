@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, Validati
 
 from pipeline.config.yaml_files import faults_of, load_yaml
 from pipeline.executors.slurm.arrays import plan_groups, stage_resources
-from pipeline.plan.build import Plan
+from pipeline.plan.plan import Plan
 from pipeline.stages.stage import Stage
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from pipeline.commands.local import show_report, tell
 from pipeline.config.resources import REPORT
-from pipeline.executors.local import check_before_start
+from pipeline.executors.preflight import check_before_start
 from pipeline.executors.slurm.arrays import JobGroup, plan_groups, resource_faults
 from pipeline.executors.slurm.gpu_hours import gpu_hours
 from pipeline.executors.slurm.ledger import Submission, close_submissions, ledger_dir, read_ledger
@@ -19,7 +19,7 @@ from pipeline.executors.slurm.queue import JobRow, SlurmError, read_queue
 from pipeline.executors.slurm.sbatch import sbatch_parameters, sbatch_text
 from pipeline.executors.slurm.states import View, read_views, unfinished
 from pipeline.executors.slurm.submit import cancel_jobs, settle, submit
-from pipeline.plan.build import Plan
+from pipeline.plan.plan import Plan
 from pipeline.report.collect import all_states
 from pipeline.report.write import make_report
 from pipeline.stages.run_folder import State, lock
@@ -31,9 +31,9 @@ POLL_S = 1.0
 
 def run(plan: Plan, console: Console) -> int:
     """Submit what is neither done nor in the queue, and return; the jobs go on by themselves."""
-    plan.root.mkdir(parents=True, exist_ok=True)
-    with lock(plan.root / "lock"):
-        ledger, rows = settle(plan.root)
+    plan.config.root.mkdir(parents=True, exist_ok=True)
+    with lock(plan.config.root / "lock"):
+        ledger, rows = settle(plan.config.root)
         views, notes = read_views(plan)
         if blind := [note for note in notes if note.startswith("squeue")]:
             raise SlurmError("; ".join(blind))  # a job might be submitted twice
@@ -77,7 +77,7 @@ def _clear(plan: Plan, ledger: list[Submission], rows: dict[str, JobRow], stale:
     reports = [entry for entry in ledger if entry.kind == REPORT]
     stale |= {entry.job_id for entry in reports}
     cancel_jobs(sorted(name for name in stale if name in rows and rows[name].state == "PENDING"))
-    close_submissions(plan.root, reports, "replaced by the report of a later run")
+    close_submissions(plan.config.root, reports, "replaced by the report of a later run")
 
 
 def _tell(console: Console, group: JobGroup, entry: Submission) -> None:
@@ -108,11 +108,11 @@ def show_plan(plan: Plan, console: Console) -> int:
         )
     console.print(table)
     tell(console, changed_lines(plan.stages, states))
-    folder = ledger_dir(plan.root.absolute())
+    folder = ledger_dir(plan.config.root.absolute())
     for group in groups:
         dependency = ",".join(needs.text(names) for needs in group.dependencies)
         name = f"{plan.config.name}-{group.name}-<token>"
-        code = plan.root.absolute() / "code" / "<digest>"
+        code = plan.config.root.absolute() / "code" / "<digest>"
         parameters = sbatch_parameters(group, name, dependency, folder / "<token>", code)
         console.rule(f"sbatch {group.name}")
         text = sbatch_text(parameters, group, folder / "<token>", sys.executable)
@@ -120,7 +120,7 @@ def show_plan(plan: Plan, console: Console) -> int:
     total = sum(estimate.hours for estimate in estimates.values())
     console.print(
         f"{len(waiting)} of {len(plan.stages)} stages to run in {len(groups)} sbatch calls; "
-        f"{total:.1f} GPU hours; folder {plan.root}",
+        f"{total:.1f} GPU hours; folder {plan.config.root}",
         soft_wrap=True,
     )
     return 0
@@ -128,9 +128,9 @@ def show_plan(plan: Plan, console: Console) -> int:
 
 def cancel(plan: Plan, console: Console) -> int:
     """Cancel every job of this folder that waits or runs, and wait until the queue has none."""
-    plan.root.mkdir(parents=True, exist_ok=True)
-    with lock(plan.root / "lock"):
-        ledger = [entry for entry in read_ledger(plan.root) if not entry.over]
+    plan.config.root.mkdir(parents=True, exist_ok=True)
+    with lock(plan.config.root / "lock"):
+        ledger = [entry for entry in read_ledger(plan.config.root) if not entry.over]
         names = [entry.job_name for entry in ledger]
         active = _active_ids(names)
         cancel_jobs(active)
@@ -142,7 +142,7 @@ def cancel(plan: Plan, console: Console) -> int:
                     f"{', '.join(left[:5])}; see squeue, and cancel again"
                 )
             time.sleep(POLL_S)
-        close_submissions(plan.root, ledger, "cancelled; run goes on from here")
+        close_submissions(plan.config.root, ledger, "cancelled; run goes on from here")
     console.print(f"{len(active)} jobs cancelled; the queue has none of {plan.config.name}")
     return 0
 

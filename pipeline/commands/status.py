@@ -15,7 +15,7 @@ from rich.text import Text
 
 from pipeline.config.suggestions import unknown
 from pipeline.executors.slurm.states import View, last_lines, read_views
-from pipeline.plan.build import Plan
+from pipeline.plan.plan import Plan
 from pipeline.stages.run_folder import Status
 
 STYLES = {"done": "green", "failed": "red", "running": "yellow", "queued": "cyan"}
@@ -79,7 +79,7 @@ def status_text(plan: Plan, views: dict[str, View], notes: list[str]) -> Rendera
         lines.append(_rows(plan, shown))
     counts = Counter(view.status for view in views.values())
     total = ", ".join(f"{counts[status]} {status}" for status in ORDER if counts[status])
-    lines.append(Text(f"{len(views)} stages: {total}; folder {plan.root}"))
+    lines.append(Text(f"{len(views)} stages: {total}; folder {plan.config.root}"))
     lines += [Text(note, style="yellow") for note in notes]
     return Group(*lines, *_reasons(views))
 
@@ -160,7 +160,7 @@ def status_json(plan: Plan, views: dict[str, View], notes: list[str]) -> dict[st
     """Return the same for machines."""
     return {
         "pipeline": plan.config.name,
-        "folder": str(plan.root.absolute()),
+        "folder": str(plan.config.root.absolute()),
         "notes": notes,
         "counts": dict(Counter(view.status for view in views.values())),
         "stages": [asdict(view) for view in views.values()],

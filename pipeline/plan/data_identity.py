@@ -23,11 +23,12 @@ def image_identity(data: DataConfig, splits: tuple[Split, ...] = ("pretrain",)) 
     """
     if data.format in ("folder", "imagefolder"):
         folders = dict.fromkeys(split_folder(data, split) for split in splits)
-        found = [folder_identity(data.name, folder) for folder in folders]
-        return found[0] if len(found) == 1 else {"name": data.name, "folders": found}
+        parts = [folder_identity(data.name, folder) for folder in folders]
+        return parts[0] if len(parts) == 1 else {"name": data.name, "folders": parts}
     files = dict.fromkeys(file for split in splits for file in split_files(data, split))
     contents = [(file.name, file.stat().st_size, file_sha256(file)) for file in files]
-    return {"name": data.name, "num_files": len(contents), "digest": _digest(contents)}
+    digest = hashlib.sha256(json.dumps(contents).encode()).hexdigest()
+    return {"name": data.name, "num_files": len(contents), "digest": digest}
 
 
 def folder_identity(name: str, root: Path) -> dict[str, Any]:
@@ -87,7 +88,3 @@ def _digest_of_annotations(split: Path, folder: Path, lines: list[str]) -> str:
         digest.update(annotation.read_bytes())
         digest.update(line.encode())
     return digest.hexdigest()
-
-
-def _digest(content: list[tuple[str, int, str]]) -> str:
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

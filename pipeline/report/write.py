@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from io import StringIO
 from pathlib import Path
 
-from pipeline.plan.build import Plan
+from pipeline.plan.plan import Plan
 from pipeline.report.collect import MADE_FROM, collect, report_dir, report_key
 from pipeline.report.data import ReportData, finite
 from pipeline.report.html import html

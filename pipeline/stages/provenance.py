@@ -1,4 +1,4 @@
-"""What a result was made with: commit, versions, hardware."""
+"""The provenance of a result: commit, versions, hardware."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ def code_state() -> dict[str, Any]:
 
 def provenance() -> dict[str, Any]:
     """Return code state, package versions and hardware of this process."""
+    torch = sys.modules.get("torch")  # the stage imported it if it needed it
+    num_gpus = torch.cuda.device_count() if torch is not None and torch.cuda.is_available() else 0
     return {
         "code": code_state(),
         "python": platform.python_version(),
@@ -39,7 +41,7 @@ def provenance() -> dict[str, Any]:
         "system": platform.platform(),
         "cpu": _cpu_model(),
         "num_cpus": len(os.sched_getaffinity(0)),
-        "gpus": _gpu_names(),
+        "gpus": [torch.cuda.get_device_name(index) for index in range(num_gpus)] if torch else [],
     }
 
 
@@ -68,10 +70,3 @@ def _cpu_model() -> str:
     except OSError:
         pass
     return platform.machine()
-
-
-def _gpu_names() -> list[str]:
-    torch = sys.modules.get("torch")  # the stage imported it if it needed it
-    if torch is None or not torch.cuda.is_available():
-        return []
-    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]

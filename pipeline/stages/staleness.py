@@ -1,4 +1,4 @@
-"""Why a stage that has an older finished result is to run again."""
+"""Reasons why a stage that has an older finished result is to run again."""
 
 from __future__ import annotations
 
@@ -49,22 +49,22 @@ def why_again(stage: Stage) -> str | None:
 def newest_result(stage: Stage) -> Path | None:
     """Return the newest finished run folder of a stage of this name and another signature."""
     name = re.compile(rf"{re.escape(stage.slug)}-[0-9a-f]{{{SIGNATURE_DIGITS}}}")
-    found = [
+    results = [
         (manifest.stat().st_mtime_ns, manifest.parent)
         for manifest in stage.run_dir.parent.glob(f"{stage.slug}-*/{MANIFEST}")
         if name.fullmatch(manifest.parent.name) and manifest.parent.name != stage.run_dir.name
     ]
-    return max(found)[1] if found else None
+    return max(results)[1] if results else None
 
 
 def _changes(stored: dict[str, Any], stage: Stage) -> list[str]:
     """Return how a stored `config.json` differs; inputs count only where nothing else does."""
-    wanted = stage.record
+    record = stage.record
     lines = []
-    if stored["version"] != wanted["version"]:
-        versions = _change(stored["version"], wanted["version"])
+    if stored["version"] != record["version"]:
+        versions = _change(stored["version"], record["version"])
         lines.append(f"what {stage.kind} computes has changed (version: {versions})")
-    before, now = dict(stored["config"]), dict(wanted["config"])
+    before, now = dict(stored["config"]), dict(record["config"])
     lines += _data_changes(before.pop(DATA, None), now.pop(DATA, None))
     if before.pop(CHECKPOINT, None) != now.pop(CHECKPOINT, None):
         lines.append(f"checkpoint {stage.settings.get('checkpoint')} has another content")

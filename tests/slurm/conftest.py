@@ -16,7 +16,7 @@ from rich.console import Console
 from pipeline.commands import slurm as commands
 from pipeline.config.schema import PipelineConfig
 from pipeline.executors.slurm.states import View, read_views
-from pipeline.plan.build import Plan
+from pipeline.plan.plan import Plan
 from pipeline.stages import stage as stage_module
 from pipeline.stages.stage import Stage, StageKind
 

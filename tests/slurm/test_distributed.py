@@ -10,7 +10,7 @@ from rich.console import Console
 from pipeline.config.schema import PipelineConfig
 from pipeline.executors.local import run_local
 from pipeline.executors.progress import Progress
-from pipeline.plan.build import Plan
+from pipeline.plan.plan import Plan
 from pipeline.stages.stage import Stage, StageKind
 from pretrain.config.pretrain import PretrainConfig
 

@@ -88,8 +88,8 @@ def test_a_failure_stops_what_needs_it_and_is_explained(project) -> None:
     assert tuned.reason.startswith("needs convert/a, which failed: needs pretrain/a, which failed")
     assert not Path(tuned.log).with_name("x").exists() and tuned.log == views["pretrain/a"].log
     assert "NaN at step 1" in last_lines(Path(views["pretrain/a"].log))[-1]
-    project.wait(plan, lambda _: (plan.root / "report" / "index.html").exists(), 30)
-    rows = read_queue([entry.job_name for entry in commands.read_ledger(plan.root)])
+    project.wait(plan, lambda _: (plan.config.root / "report" / "index.html").exists(), 30)
+    rows = read_queue([entry.job_name for entry in commands.read_ledger(plan.config.root)])
     waiting = {r.state for r in rows.values() if r.name.startswith(("tiny-convert", "tiny-fine"))}
     assert waiting <= {"CANCELLED", "COMPLETED"}
     with project.output.capture() as said:

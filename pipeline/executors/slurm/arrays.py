@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.config.resources import REPORT, Resources, ResourcesConfig
-from pipeline.plan.build import Plan
+from pipeline.plan.plan import Plan
 from pipeline.stages.stage import Stage
 
 MAX_ARRAY = 1000  # SLURM's MaxArraySize is 1001 unless the site raised it

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import mean
 
 from pipeline.executors.slurm.arrays import JobGroup
-from pipeline.plan.build import Plan
+from pipeline.plan.plan import Plan
 from pipeline.stages.files import read_json
 from pipeline.stages.run_folder import MANIFEST, read_state
 from pipeline.stages.stage import Stage

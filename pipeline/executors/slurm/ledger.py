@@ -1,4 +1,4 @@
-"""What was submitted: one file an sbatch call, written before it and completed after it.
+"""The ledger of submissions: one file an sbatch call, written before it and completed after it.
 
 `<root>/slurm/<token>.json` names the stages and, once known, the job id. The token is part of the
 job's name, so that a job whose id was never written down is found again.
@@ -16,6 +16,8 @@ from pathlib import Path
 
 from pipeline.executors.slurm.arrays import JobGroup
 from pipeline.stages.files import read_json, write_json
+
+LEDGER = "slurm"  # the folder of a pipeline's submissions
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Submission:
 
 def ledger_dir(root: Path) -> Path:
     """Return the folder of a pipeline's submissions."""
-    return root / "slurm"
+    return root / LEDGER
 
 
 def new_submission(group: JobGroup, pipeline: str) -> Submission:

@@ -6,7 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from pipeline.config.schema import PipelineConfig
-from pipeline.plan.build import Plan
+from pipeline.plan.plan import Plan
 from pipeline.stages.files import read_json, write_json
 from pipeline.stages.stage import Stage
 

@@ -19,12 +19,20 @@ from typing import Any
 from submitit.core.utils import DelayedSubmission, UncompletedJobError
 from submitit.slurm.slurm import SlurmJobEnvironment
 
+from pipeline.executors.local import start_worker
 from pipeline.executors.slurm.plan_file import read_plan
 from pipeline.executors.slurm.queue import SlurmError, call
 from pipeline.report.write import make_report
 from pipeline.stages.files import append_json_line, read_json, write_json
-from pipeline.stages.run_folder import FAILURE, JOB, JOBS, LOG, MANIFEST
-from pipeline.worker import EXIT_INTERRUPTED, EXIT_LOCKED
+from pipeline.stages.run_folder import (
+    EXIT_INTERRUPTED,
+    EXIT_LOCKED,
+    FAILURE,
+    JOB,
+    JOBS,
+    LOG,
+    MANIFEST,
+)
 
 PATIENCE_S = 600.0
 RETRY_S = 5.0
@@ -86,7 +94,9 @@ class StageJob:
         while True:
             self._wait_for_folder()
             self._note(started=time.time())
-            self._start()
+            environment = worker_environment(os.environ, self.environment)
+            rank = self.environment.global_rank
+            self.worker = start_worker(self.folder, environment, rank)
             code = self._code()
             if code == EXIT_LOCKED and time.monotonic() < deadline:
                 time.sleep(RETRY_S)
@@ -102,19 +112,6 @@ class StageJob:
             if time.monotonic() > deadline:
                 raise RuntimeError(f"{self.folder / JOB}: not there for {PATIENCE_S:.0f} s")
             time.sleep(RETRY_S)
-
-    def _start(self) -> None:
-        rank = self.environment.global_rank
-        name = LOG if rank == 0 else f"log-rank{rank}.txt"
-        with (self.folder / name).open("ab") as log:
-            self.worker = subprocess.Popen(
-                [sys.executable, "-m", "pipeline.worker", "run", self.run_dir],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                env=worker_environment(os.environ, self.environment),
-            )
 
     def _code(self) -> int:
         """Wait for the worker and return its exit code, negative if a signal ended it.

@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.executors.slurm.ledger import Submission, latest_tasks, read_ledger
 from pipeline.executors.slurm.queue import JobRow, SlurmError, read_accounting, read_queue
-from pipeline.plan.build import Plan
+from pipeline.plan.plan import Plan
 from pipeline.stages.files import last_json_line, read_json
 from pipeline.stages.run_folder import (
     ATTEMPTS,
@@ -50,7 +50,7 @@ def read_views(plan: Plan, has_cluster: bool = True) -> tuple[dict[str, View], l
 
     One squeue call; one sacct call if a job is gone that left no result.
     """
-    ledger = read_ledger(plan.root) if has_cluster else []
+    ledger = read_ledger(plan.config.root) if has_cluster else []
     tasks = latest_tasks(ledger)
     rows: dict[str, JobRow] | None = {}
     notes: list[str] = []

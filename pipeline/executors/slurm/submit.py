@@ -31,7 +31,7 @@ from pipeline.executors.slurm.queue import JobRow, SlurmError, call, read_queue
 from pipeline.executors.slurm.sbatch import python_command, sbatch_parameters, sbatch_text
 from pipeline.executors.slurm.snapshot import take_snapshot
 from pipeline.executors.slurm.stage_job import ReportJob, StageJob
-from pipeline.plan.build import Plan
+from pipeline.plan.plan import Plan
 from pipeline.stages.run_folder import prepare
 from pipeline.stages.stage import Stage
 
@@ -102,7 +102,7 @@ def submit(
     groups = job_groups(waiting, plan.config.resources, submitted)
     if faults := resource_faults(plan):
         raise SlurmError("\n".join(faults))
-    root = plan.root.absolute()
+    root = plan.config.root.absolute()
     for character, what in (("%", "SLURM expands"), (":", "PYTHONPATH is parted by")):
         if character in str(root):
             raise SlurmError(f"{root}: {what} {character!r}; choose another output_dir")
@@ -114,7 +114,7 @@ def submit(
     done = []
     for group in groups:
         submission = new_submission(group, plan.config.name)
-        write_submission(plan.root, submission)
+        write_submission(plan.config.root, submission)
         folder = ledger_dir(root) / submission.token
         folder.mkdir(parents=True)
         if group.kind == REPORT:
@@ -124,7 +124,7 @@ def submit(
         parameters = sbatch_parameters(group, submission.job_name, dependency, folder, code)
         job_ids[group.name] = _sbatch(calls, parameters, group, folder)
         submission = replace(submission, job_id=job_ids[group.name])
-        write_submission(plan.root, submission)
+        write_submission(plan.config.root, submission)
         done.append(submission)
         tell(group, submission)
     return done

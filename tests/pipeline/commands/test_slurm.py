@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pipeline.commands import local as commands
+from pipeline.commands import main as commands
 from pipeline.commands import slurm as cluster
-from pipeline.commands.local import Options
+from pipeline.commands.main import Options
 from pipeline.commands.status import show_status
 from pipeline.executors.slurm import states, submit
 from pipeline.executors.slurm.ledger import read_ledger
@@ -132,12 +132,12 @@ def test_the_text_shown_is_the_text_submitted(fake: Fake) -> None:
     run()
     plan = plan_of()
     groups = {g.name: g for g in submit.job_groups(plan.stages, plan.config.resources, {})}
-    for entry in read_ledger(plan.root):
-        folder = plan.root.absolute() / "slurm" / entry.token
+    for entry in read_ledger(plan.config.root):
+        folder = plan.config.root.absolute() / "slurm" / entry.token
         (script,) = folder.glob("*_submission.sh")
         written = script.read_text(encoding="utf-8")
         dependency = re.search(r"--dependency=(\S+)", written)
-        code = next((plan.root.absolute() / "code").iterdir())
+        code = next((plan.config.root.absolute() / "code").iterdir())
         group = groups[entry.group]
         parameters = sbatch_parameters(
             group, entry.job_name, dependency[1].strip("'") if dependency else "", folder, code
@@ -195,7 +195,7 @@ def test_a_crash_after_sbatch_leaves_no_orphan(fake: Fake, monkeypatch: pytest.M
         crashing.setattr(submit, "write_submission", crash)
         assert run() == 130
     before = set(fake.jobs)
-    entries, _ = submit.settle(plan_of().root)
+    entries, _ = submit.settle(plan_of().config.root)
     assert [entry.job_id for entry in entries] == ["101", "102"]  # adopted
     assert set(fake.jobs) == before
 
@@ -203,11 +203,11 @@ def test_a_crash_after_sbatch_leaves_no_orphan(fake: Fake, monkeypatch: pytest.M
 def test_a_crash_inside_sbatch_is_cancelled_and_submitted_again(fake: Fake) -> None:
     run()
     plan = plan_of()
-    (entry,) = (entry for entry in read_ledger(plan.root) if entry.group == "convert")
-    path = plan.root / "slurm" / f"{entry.token}.json"
+    (entry,) = (entry for entry in read_ledger(plan.config.root) if entry.group == "convert")
+    path = plan.config.root / "slurm" / f"{entry.token}.json"
     path.write_text(path.read_text("utf-8").replace(f'"{entry.job_id}"', '""'), encoding="utf-8")
-    next((plan.root / "slurm" / entry.token).glob("*_submitted.pkl")).unlink()
-    submit.settle(plan.root)
+    next((plan.config.root / "slurm" / entry.token).glob("*_submitted.pkl")).unlink()
+    submit.settle(plan.config.root)
     cancelled = {key for key, job in fake.jobs.items() if job["state"] == "CANCELLED"}
     assert cancelled == set(entry.task_ids)
     assert views_of()["convert/a"].status == "missing"
@@ -221,7 +221,7 @@ def test_what_sbatch_would_refuse_is_said_before_anything_is_submitted(
     assert run("resources.default.partition=nowhere") == 2
     errors = capsys.readouterr().err
     assert "resources.pretrain: sbatch: sbatch: error: invalid partition specified" in errors
-    assert fake.jobs == {} and read_ledger(plan_of().root) == []
+    assert fake.jobs == {} and read_ledger(plan_of().config.root) == []
 
 
 def test_cancel_leaves_nothing_and_run_goes_on(fake: Fake) -> None:
@@ -314,7 +314,7 @@ def test_a_plan_survives_being_a_file(fake: Fake) -> None:
     write_plan(plan, Path("plan.json"))
     again = read_plan(Path("plan.json"))
     assert [s.signature for s in again.stages] == [s.signature for s in plan.stages]
-    assert again.config.resources.of("pretrain").gpus == 2 and again.root == plan.root
+    assert again.config.resources.of("pretrain").gpus == 2 and again.config.root == plan.config.root
 
 
 def test_status_imports_no_torch_and_no_plots() -> None:

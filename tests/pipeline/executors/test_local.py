@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pipeline.commands import local as commands
+from pipeline.commands import main as commands
 from pipeline.executors import local as executors
-from pipeline.executors.local import check_before_start, run_local
+from pipeline.executors.local import run_local
+from pipeline.executors.preflight import check_before_start
 from pipeline.executors.progress import Progress
-from pipeline.plan.build import Plan, load_plan
+from pipeline.plan.build import load_plan
+from pipeline.plan.plan import Plan
 from pipeline.report.collect import all_states
 from pipeline.report.write import make_report
 from pipeline.stages import stage
@@ -29,7 +31,7 @@ RUN = """
 import sys
 sys.path[:0] = {paths!r}
 from pathlib import Path
-from pipeline.commands import local as commands; from pipeline.report.write import make_report
+from pipeline.commands import main as commands
 from pipeline.stages import stage
 for name in stage.STAGE_KINDS:
     stage.STAGE_KINDS[name] = stage.StageKind("fake_stages", 1, ("out.txt",), "out.txt")

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.plan.build import Plan, load_plan
+from pipeline.plan.build import load_plan
+from pipeline.plan.plan import Plan
 
 CONFIG = Path("configs/tiny.yaml")
 

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.config.suggestions import unknown
 from pipeline.plan.build import load_plan
-from pipeline.plan.selection import select
+from pipeline.plan.plan import select
 
 
 def test_a_stage_comes_with_what_it_needs(project: Path) -> None:

@@ -20,7 +20,7 @@ from pipeline.executors.slurm.queue import expand_ids, parse_accounting, parse_q
 from pipeline.executors.slurm.sbatch import python_command, sbatch_parameters, sbatch_text
 from pipeline.executors.slurm.snapshot import take_snapshot
 from pipeline.executors.slurm.stage_job import worker_environment
-from pipeline.plan.build import Plan
+from pipeline.plan.plan import Plan
 from pipeline.stages.stage import Stage
 
 GOLDEN = """#!/bin/bash
