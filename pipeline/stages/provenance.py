@@ -36,7 +36,7 @@ def provenance() -> dict[str, Any]:
     return {
         "code": code_state(),
         "python": platform.python_version(),
-        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "packages": {name: version for name in PACKAGES if (version := version_of(name))},
         "host": platform.node(),
         "system": platform.platform(),
         "cpu": _cpu_model(),
@@ -55,7 +55,8 @@ def _git(folder: Path, *arguments: str) -> str | None:
     return answer.stdout.strip()
 
 
-def _version(name: str) -> str | None:
+def version_of(name: str) -> str | None:
+    """Return the version of an installed distribution, or None."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
