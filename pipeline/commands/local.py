@@ -13,7 +13,7 @@ from pipeline.executors.local import run_local
 from pipeline.executors.preflight import check_before_start
 from pipeline.executors.progress import Progress
 from pipeline.executors.slurm.ledger import LEDGER
-from pipeline.executors.slurm.states import read_views
+from pipeline.executors.slurm.states import read_standings
 from pipeline.plan.plan import Plan, select
 from pipeline.report.collect import MADE_FROM, all_states, collect, report_dir
 from pipeline.report.text import rich_tables
@@ -58,8 +58,8 @@ def refuse_queued(plan: Plan) -> None:
     """
     if not (plan.config.root / LEDGER).is_dir():
         return  # it was never submitted
-    views, notes = read_views(plan)
-    queued = [v for v in views.values() if v.status in ("queued", "running") and v.job_id]
+    standings, notes = read_standings(plan)
+    queued = [s for s in standings.values() if s.status in ("queued", "running") and s.job_id]
     if queued and not notes:
         raise ValueError(
             f"{len(queued)} stages are in SLURM's queue ({queued[0].stage} is job "

@@ -17,7 +17,7 @@ from pipeline.executors.slurm.gpu_hours import gpu_hours
 from pipeline.executors.slurm.ledger import Submission, close_submissions, ledger_dir, read_ledger
 from pipeline.executors.slurm.queue import JobRow, SlurmError, read_queue
 from pipeline.executors.slurm.sbatch import sbatch_parameters, sbatch_text
-from pipeline.executors.slurm.states import View, read_views, unfinished
+from pipeline.executors.slurm.states import Standing, read_standings
 from pipeline.executors.slurm.submit import cancel_jobs, settle, submit
 from pipeline.plan.plan import Plan
 from pipeline.report.collect import all_states
@@ -34,23 +34,23 @@ def run(plan: Plan, console: Console) -> int:
     plan.config.root.mkdir(parents=True, exist_ok=True)
     with lock(plan.config.root / "lock"):
         ledger, rows = settle(plan.config.root)
-        views, notes = read_views(plan)
+        standings, notes = read_standings(plan)
         if blind := [note for note in notes if note.startswith("squeue")]:
             raise SlurmError("; ".join(blind))  # a job might be submitted twice
-        waiting = unfinished(views, plan.stages)
-        counts = {status: _count(views, status) for status in ("done", "running", "queued")}
+        waiting = [s for s in plan.stages if standings[s.name].status in ("missing", "failed")]
+        counts = {status: _count(standings, status) for status in ("done", "running", "queued")}
         summary = ", ".join(f"{count} {status}" for status, count in counts.items())
         console.print(f"{plan.config.name}: {len(plan.stages)} stages, {summary}")
         if not waiting:
-            return _nothing_to_submit(plan, console, views)
-        states = {name: State(view.status) for name, view in views.items()}
+            return _nothing_to_submit(plan, console, standings)
+        states = {name: State(standing.status) for name, standing in standings.items()}
         tell(console, changed_lines(waiting, states))
         tell(console, check_before_start(plan, states, here=False))
-        _clear(plan, ledger, rows, {views[stage.name].job_id for stage in waiting})
+        _clear(plan, ledger, rows, {standings[stage.name].job_id for stage in waiting})
         submitted = {
-            view.stage: view.job_id
-            for view in views.values()
-            if view.status in ("queued", "running") and view.job_id
+            standing.stage: standing.job_id
+            for standing in standings.values()
+            if standing.status in ("queued", "running") and standing.job_id
         }
         done = submit(plan, waiting, submitted, lambda group, entry: _tell(console, group, entry))
     console.print(
@@ -63,8 +63,8 @@ def run(plan: Plan, console: Console) -> int:
     return 0
 
 
-def _nothing_to_submit(plan: Plan, console: Console, views: dict[str, View]) -> int:
-    if all(view.status == "done" for view in views.values()):
+def _nothing_to_submit(plan: Plan, console: Console, standings: dict[str, Standing]) -> int:
+    if all(standing.status == "done" for standing in standings.values()):
         make_report(plan)
         show_report(plan, console)
     else:
@@ -152,5 +152,5 @@ def _active_ids(names: list[str]) -> list[str]:
     return sorted(row.job_id for row in rows if row.is_active or row.state == "PENDING")
 
 
-def _count(views: dict[str, View], status: str) -> int:
-    return sum(view.status == status for view in views.values())
+def _count(standings: dict[str, Standing], status: str) -> int:
+    return sum(standing.status == status for standing in standings.values())

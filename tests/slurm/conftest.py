@@ -15,7 +15,7 @@ from rich.console import Console
 
 from pipeline.commands import slurm as commands
 from pipeline.config.schema import PipelineConfig
-from pipeline.executors.slurm.states import View, read_views
+from pipeline.executors.slurm.states import Standing, read_standings
 from pipeline.plan.plan import Plan
 from pipeline.stages import stage as stage_module
 from pipeline.stages.stage import Stage, StageKind
@@ -162,12 +162,12 @@ class Project:
     def run(self, plan: Plan) -> int:
         return commands.run(plan, self.output)
 
-    def views(self, plan: Plan) -> dict[str, View]:
-        return read_views(plan)[0]
+    def views(self, plan: Plan) -> dict[str, Standing]:
+        return read_standings(plan)[0]
 
     def wait(
-        self, plan: Plan, until: Callable[[dict[str, View]], bool], seconds: float = 90
-    ) -> dict[str, View]:
+        self, plan: Plan, until: Callable[[dict[str, Standing]], bool], seconds: float = 90
+    ) -> dict[str, Standing]:
         """Return the views as soon as they are as wanted."""
         deadline = time.monotonic() + seconds
         while not until(views := self.views(plan)):
@@ -175,12 +175,12 @@ class Project:
             time.sleep(0.3)
         return views
 
-    def wait_done(self, plan: Plan, seconds: float = 40) -> dict[str, View]:
+    def wait_done(self, plan: Plan, seconds: float = 40) -> dict[str, Standing]:
         return self.wait(
             plan, lambda views: {v.status for v in views.values()} <= {"done", "failed"}, seconds
         )
 
-    def wait_steps(self, plan: Plan, name: str, step: int) -> View:
+    def wait_steps(self, plan: Plan, name: str, step: int) -> Standing:
         """Return the view of a stage at work once it logged a step."""
         wanted = {f"step {number}/" for number in range(step, 1000)}
         views = self.wait(plan, lambda v: any(v[name].metric.startswith(w) for w in wanted))

@@ -122,7 +122,7 @@ def test_the_controller_restarts_while_a_stage_saves(project, cluster) -> None:
     project.run(plan)
     project.wait_steps(plan, "pretrain/a", 3)
     cluster.stop_controller()
-    views, notes = commands.read_views(plan)
+    views, notes = commands.read_standings(plan)
     assert views["pretrain/a"].status == "running" and notes[0].startswith("squeue")
     cluster.signal_task("USR2")
     time.sleep(1)  # it tries to go back into a queue that is not there
@@ -164,7 +164,7 @@ def test_killed_by_hand_without_accounting_is_known(project, monkeypatch) -> Non
         return {key: row for key, row in read_queue(names).items() if row.is_active}
 
     monkeypatch.setattr(states, "read_queue", forgetful)
-    views, notes = states.read_views(plan)
+    views, notes = states.read_standings(plan)
     assert len(notes) == 1 and notes[0].startswith("sacct: ")
     assert "is gone and left no result" in str(views["pretrain/a"].reason)
     assert views["pretrain/a"].node in ("n1", "n2")

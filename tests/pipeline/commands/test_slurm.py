@@ -19,7 +19,7 @@ from pipeline.executors.slurm.ledger import read_ledger
 from pipeline.executors.slurm.plan_file import read_plan, write_plan
 from pipeline.executors.slurm.queue import SlurmError
 from pipeline.executors.slurm.sbatch import sbatch_parameters, sbatch_text
-from pipeline.executors.slurm.states import View, read_views
+from pipeline.executors.slurm.states import Standing, read_standings
 from pipeline.plan.build import load_plan
 from pipeline.stages import stage
 from pipeline.stages.run_folder import FAILURE
@@ -85,8 +85,8 @@ def run(*overrides: str) -> int:
     return commands.execute("run", CONFIG, ["seeds=[0]", *overrides], SLURM)
 
 
-def views_of(*overrides: str) -> dict[str, View]:
-    return read_views(plan_of(*overrides))[0]
+def views_of(*overrides: str) -> dict[str, Standing]:
+    return read_standings(plan_of(*overrides))[0]
 
 
 def work(fake: Fake, *overrides: str) -> list[str]:
@@ -148,11 +148,11 @@ def test_the_text_shown_is_the_text_submitted(fake: Fake) -> None:
 def test_one_queue_call_and_one_accounting_call_whatever_the_size(fake: Fake) -> None:
     run("seeds=[0,1,2,3,4,5,6,7]")
     fake.calls  # noqa: B018
-    read_views(plan_of("seeds=[0,1,2,3,4,5,6,7]"))
+    read_standings(plan_of("seeds=[0,1,2,3,4,5,6,7]"))
     assert fake.calls == ["squeue"]
     for job in fake.jobs:
         fake.set_state(job, state="NODE_FAIL", purged=True)
-    views, notes = read_views(plan_of("seeds=[0,1,2,3,4,5,6,7]"))
+    views, notes = read_standings(plan_of("seeds=[0,1,2,3,4,5,6,7]"))
     assert sorted(fake.calls) == ["sacct", "squeue"] and notes == []
     assert "ended as NODE_FAIL" in str(views["pretrain/a"].reason)
 
@@ -163,10 +163,10 @@ def test_without_accounting_the_run_folder_decides(fake: Fake) -> None:
     work(fake)
     for job in fake.jobs:
         fake.set_state(job, purged=True)
-    views, notes = read_views(plan_of())
+    views, notes = read_standings(plan_of())
     assert {view.status for view in views.values()} == {"done"} and notes == []
     (plan_of().stages[0].run_dir / "manifest.json").unlink()
-    views, notes = read_views(plan_of())
+    views, notes = read_standings(plan_of())
     assert len(notes) == 1 and "accounting storage is disabled" in notes[0]
     assert "gone" in str(views[plan_of().stages[0].name].reason)
 
@@ -176,7 +176,7 @@ def test_without_a_queue_nothing_is_submitted(
 ) -> None:
     run()
     fake.fail("squeue", "slurm_load_jobs error: Unable to contact slurm controller")
-    views, notes = read_views(plan_of())
+    views, notes = read_standings(plan_of())
     assert {view.status for view in views.values()} == {"queued"} and len(notes) == 1
     fake.calls  # noqa: B018
     assert run() == 2 and "sbatch" not in fake.calls
@@ -265,7 +265,7 @@ def test_status_as_json_and_the_table_agree(fake: Fake, capsys: pytest.CaptureFi
     assert view["elapsed_s"] == 65 and view["left_s"] == 195 and view["limit_left_s"] == 3535
     assert content["counts"] == {"running": 1, "queued": len(content["stages"]) - 1}
     console = Console(width=200, record=True, quiet=True)
-    assert states.read_views(plan_of())[0]["pretrain/a"].metric == "step 10/40  loss 0.5"
+    assert states.read_standings(plan_of())[0]["pretrain/a"].metric == "step 10/40  loss 0.5"
     cluster.show_plan(plan_of(), console)
 
 
