@@ -109,7 +109,9 @@ def _run_stage(run_dir: Path, is_first: bool) -> int:
                 "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
                 "wall_time_s": round(time.time() - started + attempts_s(run_dir), 1),
             }
-            write_manifest(run_dir, job, _finite(metrics), made)
+            values = {name: float(value) for name, value in metrics.items()}
+            finite = {name: x if math.isfinite(x) else None for name, x in values.items()}
+            write_manifest(run_dir, job, finite, made)  # NaN: the AP of a class without objects
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BaseException as error:  # noqa: BLE001  (whatever broke becomes the stage's reason)
@@ -142,12 +144,6 @@ def check_input(path: Path) -> None:
     if fault is not None:
         drop_changed_outputs(folder)  # so the next run makes them again
         raise ValueError(fault)
-
-
-def _finite(metrics: dict[str, Any]) -> dict[str, float | None]:
-    """Return the metrics with NaN (such as the AP of a class without objects) as None."""
-    values = {name: float(value) for name, value in metrics.items()}
-    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def check(jobs: list[dict[str, Any]]) -> list[str]:

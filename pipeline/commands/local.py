@@ -28,7 +28,7 @@ def run(plan: Plan, console: Console, only: tuple[str, ...] = ()) -> int:
     `only` names stages: nothing but these and what they need is run.
     """
     part = select(plan, list(only)) if only else plan
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     plan.config.root.mkdir(parents=True, exist_ok=True)
     with lock(plan.config.root / "lock"):
         refuse_queued(plan)
@@ -96,7 +96,3 @@ def show_report(plan: Plan, console: Console) -> None:
         console.print(table)
     page = (report_dir(plan) / "index.html").absolute()
     console.print(f"report: {page}", soft_wrap=True, highlight=False)
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt

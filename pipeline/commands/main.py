@@ -62,7 +62,9 @@ def execute(
     try:
         options = options or Options()
         if command == "report" and config_file is None and len(overrides) == 2:
-            return _compare(Path(overrides[0]), Path(overrides[1]))
+            report: Any = importlib.import_module("pipeline.report.compare")
+            print(report.compare(*map(Path, overrides)), end="")
+            return 0
         if config_file is None:
             or_two = " (or two runs' folders to compare)" if command == "report" else ""
             raise ValueError(f"{command}: --config-file is missing{or_two}")
@@ -85,12 +87,6 @@ def execute(
         return 130
 
 
-def _compare(a: Path, b: Path) -> int:
-    module: Any = importlib.import_module("pipeline.report.compare")
-    print(module.compare(a, b), end="")
-    return 0
-
-
 def _action(command: str, options: Options) -> Callable[[Plan, Console], int]:
     """Return what carries a command out, given the executor and the other options."""
     if command == "status":
@@ -101,8 +97,5 @@ def _action(command: str, options: Options) -> Callable[[Plan, Console], int]:
     if options.only and (command, executor) != ("run", "local"):
         raise ValueError("--only goes with run on this machine (--executor local)")
     module: Any = importlib.import_module(MODULES[executor])
-    function: Any = getattr(module, FUNCTIONS[command, executor])
-    action: Callable[[Plan, Console], int] = (
-        partial(function, only=options.only) if options.only else function
-    )
-    return action
+    function: Callable[..., int] = getattr(module, FUNCTIONS[command, executor])
+    return partial(function, only=options.only) if options.only else function

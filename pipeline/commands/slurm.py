@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 
 from rich.console import Console
 from rich.markup import escape
@@ -12,9 +13,9 @@ from rich.table import Table
 from pipeline.commands.local import show_report, tell
 from pipeline.config.resources import REPORT
 from pipeline.executors.preflight import check_before_start
-from pipeline.executors.slurm.arrays import JobGroup, plan_groups, resource_faults
+from pipeline.executors.slurm.arrays import plan_groups, resource_faults
 from pipeline.executors.slurm.gpu_hours import gpu_hours
-from pipeline.executors.slurm.ledger import Submission, close_submissions, ledger_dir, read_ledger
+from pipeline.executors.slurm.ledger import LEDGER, Submission, close_submissions, read_ledger
 from pipeline.executors.slurm.queue import JobRow, SlurmError, read_queue
 from pipeline.executors.slurm.sbatch import sbatch_parameters, sbatch_text
 from pipeline.executors.slurm.states import Standing, read_standings
@@ -38,8 +39,10 @@ def run(plan: Plan, console: Console) -> int:
         if blind := [note for note in notes if note.startswith("squeue")]:
             raise SlurmError("; ".join(blind))  # a job might be submitted twice
         waiting = [s for s in plan.stages if standings[s.name].status in ("missing", "failed")]
-        counts = {status: _count(standings, status) for status in ("done", "running", "queued")}
-        summary = ", ".join(f"{count} {status}" for status, count in counts.items())
+        counts = Counter(standing.status for standing in standings.values())
+        summary = ", ".join(
+            f"{counts[status]} {status}" for status in ("done", "running", "queued")
+        )
         console.print(f"{plan.config.name}: {len(plan.stages)} stages, {summary}")
         if not waiting:
             return _nothing_to_submit(plan, console, standings)
@@ -52,9 +55,14 @@ def run(plan: Plan, console: Console) -> int:
             for standing in standings.values()
             if standing.status in ("queued", "running") and standing.job_id
         }
-        done = submit(plan, waiting, submitted, lambda group, entry: _tell(console, group, entry))
+        num_jobs = 0
+        for group, entry in submit(plan, waiting, submitted):
+            what = f"{len(group.stages)} stages" if group.stages else "after all others"
+            line = f"  job {entry.job_id}: {group.name}, {what}"
+            console.print(line, markup=False, highlight=False)
+            num_jobs += 1
     console.print(
-        f"{len(waiting)} stages in {len(done)} jobs submitted; they need this command no more.\n"
+        f"{len(waiting)} stages in {num_jobs} jobs submitted; they need this command no more.\n"
         "see: tools/run_pipeline.py status --watch --config-file "
         f"{plan.config_file}",
         soft_wrap=True,
@@ -80,11 +88,6 @@ def _clear(plan: Plan, ledger: list[Submission], rows: dict[str, JobRow], stale:
     close_submissions(plan.config.root, reports, "replaced by the report of a later run")
 
 
-def _tell(console: Console, group: JobGroup, entry: Submission) -> None:
-    what = f"{len(group.stages)} stages" if group.stages else "after all others"
-    console.print(f"  job {entry.job_id}: {group.name}, {what}", markup=False, highlight=False)
-
-
 def show_plan(plan: Plan, console: Console) -> int:
     """Print the arrays, what they wait for, the exact sbatch text, and the GPU hours."""
     states = all_states(plan)
@@ -108,14 +111,14 @@ def show_plan(plan: Plan, console: Console) -> int:
         )
     console.print(table)
     tell(console, changed_lines(plan.stages, states))
-    folder = ledger_dir(plan.config.root.absolute())
+    root = plan.config.root.absolute()
     for group in groups:
         dependency = ",".join(needs.text(names) for needs in group.dependencies)
         name = f"{plan.config.name}-{group.name}-<token>"
-        code = plan.config.root.absolute() / "code" / "<digest>"
-        parameters = sbatch_parameters(group, name, dependency, folder / "<token>", code)
+        folder, code = root / LEDGER / "<token>", root / "code" / "<digest>"
+        parameters = sbatch_parameters(group, name, dependency, folder, code)
         console.rule(f"sbatch {group.name}")
-        text = sbatch_text(parameters, group, folder / "<token>", sys.executable)
+        text = sbatch_text(parameters, group, folder, sys.executable)
         console.print(text, markup=False, highlight=False, soft_wrap=True)
     total = sum(estimate.hours for estimate in estimates.values())
     console.print(
@@ -150,7 +153,3 @@ def cancel(plan: Plan, console: Console) -> int:
 def _active_ids(names: list[str]) -> list[str]:
     rows = read_queue(names).values()
     return sorted(row.job_id for row in rows if row.is_active or row.state == "PENDING")
-
-
-def _count(standings: dict[str, Standing], status: str) -> int:
-    return sum(standing.status == status for standing in standings.values())

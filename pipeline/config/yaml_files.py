@@ -55,8 +55,7 @@ def _load(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         content = parse(_text(path))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    if content is None:
-        content = {}
+    content = {} if content is None else content
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds a {type(content).__name__}, wanted a mapping of keys")
     base = content.pop(BASE_KEY, None)

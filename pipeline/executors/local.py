@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.config.schema import PipelineConfig
@@ -61,7 +61,7 @@ def run_local(plan: Plan, progress: Progress) -> dict[str, State]:
                     raise KeyboardInterrupt
             time.sleep(POLL_S if running else 0)
     finally:
-        stop(running)
+        stop([process for child in running for process in child.processes])
     return states
 
 
@@ -85,16 +85,13 @@ def _start_ready(
             prepare(stage)
             progress.started(stage)
             num_processes = config.resources.of(stage.kind).tasks_per_node(stage.kind)
-            num_threads = max(1, num_cpus() // (config.num_parallel * num_processes))
+            num_threads = max(
+                1, len(os.sched_getaffinity(0)) // (config.num_parallel * num_processes)
+            )
             running.append(Child(stage, num_threads, num_processes))
         else:
             left.append(stage)
     return left
-
-
-def num_cpus() -> int:
-    """Return how many processors this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 class Child:
@@ -135,7 +132,7 @@ class Child:
 
     def ended(self) -> tuple[State, bool]:
         """Return the state that the ended processes left, and whether they were interrupted."""
-        stop_processes(self.others)
+        stop(self.others)
         state, code = read_state(self.stage), self.process.returncode
         log = self.stage.run_dir / LOG
         interrupted = code in (EXIT_INTERRUPTED, -signal.SIGTERM)
@@ -148,14 +145,8 @@ class Child:
         return state, interrupted and state.status == "missing"
 
 
-def stop(children: Iterable[Child]) -> None:
-    """Ask children to save and end; kill those that do not within a minute."""
-    stop_processes([process for child in children for process in child.processes])
-
-
-def stop_processes(processes: Iterable[subprocess.Popen[bytes]]) -> None:
-    """Ask processes to end; kill those that do not within a minute."""
-    processes = list(processes)
+def stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Ask processes to save and end; kill those that do not within a minute."""
     for process in processes:
         process.terminate()
     deadline = time.monotonic() + STOP_WAIT_S

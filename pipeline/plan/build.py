@@ -83,36 +83,24 @@ def load_plan(config_file: Path, overrides: list[str], *, on_paper: bool = False
 
 def _faults_in_named_files(content: dict[str, Any], config_file: Path) -> list[str]:
     """Return faults of the files a broken config names, so that one try shows them all."""
-    sections: dict[str, type[BaseModel]] = {
-        "backbones": BackboneConfig,
-        "tasks": TaskConfig,
-        "probes": ProbeEntry,
-    }
-    parts: dict[str, list[Any]] = {key: [] for key in sections}
-    for key, model in sections.items():
+    models: dict[str, type[BaseModel]]
+    models = {"backbones": BackboneConfig, "tasks": TaskConfig, "probes": ProbeEntry}
+    sound: dict[str, Any] = {}
+    for key, model in models.items():
         entries = content.get(key)
+        sound[key] = []
         for entry in entries if isinstance(entries, list) else []:
             with contextlib.suppress(ValidationError):
-                parts[key].append(model.model_validate(entry))
+                sound[key].append(model.model_validate(entry))
     declared = content.get("datasets")
-    datasets: dict[str, DetectionData] = {}
-    names = [str(name) for name in declared] if isinstance(declared, dict) else []
-    for name in names:
+    declared = declared if isinstance(declared, dict) else {}
+    sound["datasets"] = {}
+    for name, entry in declared.items():
         with contextlib.suppress(ValidationError):
-            datasets[name] = TypeAdapter[DetectionData](DetectionData).validate_python(
-                content["datasets"][name]
-            )
-    config = PipelineConfig.model_construct(
-        name="unchecked",
-        backbones=tuple(parts["backbones"]),
-        tasks=tuple(parts["tasks"]),
-        probes=tuple(parts["probes"]),
-        seeds=(0,),
-        datasets=datasets,
-        num_pictures=1,
-        output_dir=Path("runs"),
-    )
-    unread = frozenset(names) - datasets.keys()
+            adapter: TypeAdapter[DetectionData] = TypeAdapter(DetectionData)
+            sound["datasets"][name] = adapter.validate_python(entry)
+    config = PipelineConfig.model_construct(name="unchecked", seeds=(0,), num_pictures=1, **sound)
+    unread = frozenset(declared) - sound["datasets"].keys()
     scope = _Scope(config, config_file.parent, unread_datasets=unread)
     _build_stages(scope)
     return list(dict.fromkeys(scope.faults))

@@ -9,6 +9,7 @@ from pipeline.config.schema import PipelineConfig
 from pipeline.config.suggestions import unknown
 from pipeline.config.yaml_files import load_changed, load_yaml, validated
 from pipeline.plan.compatibility import dataset_names
+from pipeline.plan.data_identity import index_file
 from transfer.config.stages import KNOWN_DATASETS, CocoData, VocData, datasets_root, known_datasets
 
 # Halves of trainval, which the field trains on; two boxes of VOC 2012 (2011_003353, 2011_006777)
@@ -70,17 +71,12 @@ def chosen_sets(names: list[str], config_file: Path | None) -> dict[str, NamedSe
                 "\n".join(unknown_set(name, where, known | of_config) for name in wrong)
             )
         return {name: (known | of_config)[name] for name in names}
-    present = of_config or {name: each for name, each in known.items() if is_present(each.data)}
+    present = of_config or {
+        name: each for name, each in known.items() if index_file(each.data).is_file()
+    }
     if not present:
         raise ValueError(f"{datasets_root()}: no known set is there; set DETECTRON2_DATASETS")
     return present
-
-
-def is_present(data: CocoData | VocData) -> bool:
-    """Return whether the file that lists a set's images is there."""
-    if isinstance(data, CocoData):
-        return data.annotations.is_file()
-    return (data.root / "ImageSets" / "Main" / f"{data.split}.txt").is_file()
 
 
 def unused(name: str, data: CocoData | VocData) -> NamedSet:

@@ -46,11 +46,6 @@ class Submission:
         return [self.task_id(index) for index in range(max(1, len(self.stages)))]
 
 
-def ledger_dir(root: Path) -> Path:
-    """Return the folder of a pipeline's submissions."""
-    return root / LEDGER
-
-
 def new_submission(group: JobGroup, pipeline: str) -> Submission:
     """Return a submission with a token of its own; nothing is written."""
     now = datetime.now(UTC)
@@ -70,8 +65,8 @@ def new_submission(group: JobGroup, pipeline: str) -> Submission:
 
 def write_submission(root: Path, submission: Submission) -> None:
     """Write one submission, whole or not at all."""
-    ledger_dir(root).mkdir(parents=True, exist_ok=True)
-    write_json(ledger_dir(root) / f"{submission.token}.json", asdict(submission))
+    (root / LEDGER).mkdir(parents=True, exist_ok=True)
+    write_json(root / LEDGER / f"{submission.token}.json", asdict(submission))
 
 
 def close_submissions(root: Path, submissions: Iterable[Submission], why: str) -> None:
@@ -87,7 +82,7 @@ def read_ledger(root: Path) -> list[Submission]:
         ValueError: a file of the ledger is damaged.
     """
     submissions = []
-    for path in sorted(ledger_dir(root).glob("*.json")):
+    for path in sorted((root / LEDGER).glob("*.json")):
         content = read_json(path)
         try:
             lists = {key: tuple(content[key]) for key in ("stages", "run_dirs")}

@@ -1,4 +1,4 @@
-"""What SLURM says of our jobs: one squeue and at most one sacct call, whatever their number."""
+"""Rows of SLURM's queue and accounting: one squeue and one sacct call, however many jobs."""
 
 from __future__ import annotations
 
@@ -39,14 +39,9 @@ class JobRow:
         return self.state in QUEUED and self.reason != NEVER
 
     @property
-    def is_running(self) -> bool:
-        """Return whether the job has a node."""
-        return self.state in RUNNING
-
-    @property
     def is_active(self) -> bool:
         """Return whether the job is over only after something else happens."""
-        return self.is_queued or self.is_running
+        return self.is_queued or self.state in RUNNING
 
 
 def call(command: list[str]) -> str:
@@ -75,15 +70,15 @@ def read_queue(names: Iterable[str]) -> dict[str, JobRow]:
     Raises:
         SlurmError: squeue failed.
     """
-    wanted = set(names)
-    if not wanted:
+    ours = set(names)
+    if not ours:
         return {}
     command = ["squeue", "--noheader", "--array", "--states=all", "--format=%i|%j|%T|%N|%M|%L|%r"]
-    listed = ",".join(sorted(wanted))
+    listed = ",".join(sorted(ours))
     if len(listed) < MAX_ARGUMENT:
         command.append(f"--name={listed}")
     rows = parse_queue(call(command))
-    return {row.job_id: row for row in rows if row.name in wanted}
+    return {row.job_id: row for row in rows if row.name in ours}
 
 
 def parse_queue(text: str) -> list[JobRow]:
@@ -106,12 +101,12 @@ def read_accounting(job_ids: Iterable[str]) -> dict[str, JobRow]:
     Raises:
         SlurmError: sacct failed; many clusters have no accounting.
     """
-    wanted = sorted({job_id.partition("_")[0] for job_id in job_ids})
-    if not wanted:
+    jobs = sorted({job_id.partition("_")[0] for job_id in job_ids})
+    if not jobs:
         return {}
     columns = "--format=JobID,JobName,State,NodeList,Elapsed"
     command = ["sacct", "--noheader", "--parsable2", "--allocations", columns]
-    rows = parse_accounting(call([*command, f"--jobs={','.join(wanted)}"]))
+    rows = parse_accounting(call([*command, f"--jobs={','.join(jobs)}"]))
     return {row.job_id: row for row in rows}
 
 

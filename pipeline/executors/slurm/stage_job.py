@@ -1,4 +1,4 @@
-"""What runs inside a job: the stage's worker as a child process, stopped and continued with it.
+"""The job of a stage: its worker as a child process, stopped and continued with the job.
 
 submitit calls `checkpoint` when SLURM sends its signal, before a time limit or preemption: the
 worker saves and ends, and submitit puts the job back into the queue.
@@ -80,10 +80,11 @@ class StageJob:
 
     def checkpoint(self) -> DelayedSubmission:
         """Have the worker save and end; return what goes on from there in the next job."""
-        code = self._stop(signal.SIGUSR2)
-        if code not in STOPPED:
-            raise _OverError
         if self.worker is not None:
+            os.kill(self.worker.pid, signal.SIGUSR2)  # not reaped, so the number is its own
+            code = self._code()
+            if code not in STOPPED:
+                raise _OverError
             self._note(ended=code)
         return DelayedSubmission(StageJob(self.run_dir))
 
@@ -122,12 +123,6 @@ class StageJob:
         end = os.waitid(os.P_PID, self.worker.pid, os.WEXITED | os.WNOWAIT)
         assert end is not None
         return end.si_status if end.si_code == os.CLD_EXITED else -end.si_status
-
-    def _stop(self, number: int) -> int:
-        if self.worker is None:
-            return EXIT_INTERRUPTED
-        os.kill(self.worker.pid, number)  # not reaped, so the number is its own
-        return self._code()
 
     def _terminate(self, number: int, frame: FrameType | None) -> None:
         """Have the worker save: SLURM ends the job by `scancel`, or preempts it."""
