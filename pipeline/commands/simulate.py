@@ -1,4 +1,4 @@
-"""A plan on paper: how long it takes on how many GPUs, what it stores, and what limits it.
+"""A plan on paper: wall time, storage and what limits it, on any number of GPUs.
 
 Rates are measured elsewhere and come from a file that says where each is from; the schedule is
 simulated from the plan's own stages and dependencies.

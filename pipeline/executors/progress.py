@@ -1,4 +1,7 @@
-"""Progress of stages at work: a live bar on a terminal, plain lines elsewhere."""
+"""Progress of stages at work: a live bar on a terminal, plain lines elsewhere.
+
+Tested in tests/pipeline/executors/test_local.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a plan reads of a task's detectron2 config: its data sets, and contradictions to a backbone.
+"""A task's detectron2 config as a plan reads it: its data sets, its contradictions to a backbone.
 
 Fine-tuning compares task and backbone again, from the converted weights; here a contradiction costs
 a second instead of a pretraining.

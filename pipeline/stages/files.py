@@ -1,4 +1,7 @@
-"""Files that are whole or absent: temporary name in the same folder, flushed, then renamed."""
+"""Files that are whole or absent: temporary name in the same folder, flushed, then renamed.
+
+Tested in tests/faults/test_disk.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The provenance of a result: commit, versions, hardware."""
+"""The provenance of a result: commit, versions, hardware.
+
+Tested in tests/pipeline/test_worker.py.
+"""
 
 from __future__ import annotations
 

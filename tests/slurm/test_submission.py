@@ -18,10 +18,10 @@ def test_a_plan_runs_to_its_report_and_nothing_is_submitted_twice(project) -> No
     ]  # fmt: skip
     assert project.run(plan) == 0
     assert len(read_ledger(plan.config.root)) == 5
-    views = project.wait_done(plan)
-    assert {view.status for view in views.values()} == {"done"}
+    standings = project.wait_done(plan)
+    assert {standing.status for standing in standings.values()} == {"done"}
     page = plan.config.root / "report" / "results.json"
-    project.wait(plan, lambda views: page.exists(), 30)
+    project.wait(plan, lambda standings: page.exists(), 30)
     assert len(json.loads(page.read_text(encoding="utf-8"))["rows"]) == 4
     assert project.run(plan) == 0
     assert len(read_ledger(plan.config.root)) == 5

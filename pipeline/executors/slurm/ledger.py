@@ -2,6 +2,8 @@
 
 `<root>/slurm/<token>.json` names the stages and, once known, the job id. The token is part of the
 job's name, so that a job whose id was never written down is found again.
+
+Tested in tests/pipeline/executors/slurm/test_submit.py.
 """
 
 from __future__ import annotations
