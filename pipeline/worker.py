@@ -11,6 +11,7 @@ import ctypes
 import importlib
 import json
 import logging
+import logging.handlers
 import math
 import os
 import signal
@@ -50,25 +51,14 @@ def main(arguments: list[str]) -> int:
     if len(arguments) == 2 and arguments[0] == "run":
         return run(Path(arguments[1]))
     if len(arguments) == 2 and arguments[0] == "check":
-        notes = Notes()
+        notes = logging.handlers.MemoryHandler(1, flushLevel=sys.maxsize)  # without target it keeps
         logging.getLogger(NOTES_FROM).addHandler(notes)
         faults = check(json.loads(Path(arguments[1]).read_text(encoding="utf-8")))
-        print("\n".join(faults or dict.fromkeys(notes.lines)))
+        told = (NOTE + record.getMessage() for record in notes.buffer)
+        print("\n".join(faults or dict.fromkeys(told)))
         return 2 if faults else 0
     print(__doc__, file=sys.stderr)
     return 2
-
-
-class Notes(logging.Handler):
-    """Keeps what is logged, a line each."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Keep the message."""
-        self.lines.append(NOTE + record.getMessage())
 
 
 def die_with_parent() -> None:

@@ -59,7 +59,7 @@ resources:
 
 
 def main(arguments: list[str]) -> int:
-    """Run `run_pipeline.py init`; return the exit code: 0 written, 2 something to mend."""
+    """Run `run_pipeline.py init`; return the exit code: 0 written, 2 something to fix."""
     parser = argparse.ArgumentParser(
         prog="run_pipeline.py init",
         description=__doc__,

@@ -1,6 +1,6 @@
 """The commands behind `tools/run_pipeline.py`; each returns an exit code.
 
-0 all is done, 1 a stage failed, 2 the user has something to mend, 130 interrupted.
+0 all is done, 1 a stage failed, 2 the user has something to fix, 130 interrupted.
 Only what a command needs is imported: `status` does without plots, statistics and submitit.
 """
 
@@ -72,19 +72,16 @@ def execute(
         root = str(plan.config.root)
         return _action(command, options)(plan, console)
     except LockedError as holder:
-        print(f"run_pipeline: another run works on this plan: {holder}", file=sys.stderr)
-        return 2
+        lines, code = [f"another run works on this plan: {holder}"], 2
     except ValueError as error:
-        for line in str(error).splitlines():
-            print(f"run_pipeline: {line}", file=sys.stderr)
-        return 2
+        lines, code = str(error).splitlines(), 2
     except OSError as error:  # a write that fails does not say which file it was, an open does
-        where = "" if error.filename or not root else f" (below {root})"
-        print(f"run_pipeline: {error}{where}", file=sys.stderr)
-        return 2
+        lines, code = [f"{error}" if error.filename or not root else f"{error} (below {root})"], 2
     except KeyboardInterrupt:
-        print("run_pipeline: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+        lines, code = ["interrupted; the same command goes on from here"], 130
+    for line in lines:
+        print(f"run_pipeline: {line}", file=sys.stderr)
+    return code
 
 
 def _action(command: str, options: Options) -> Callable[[Plan, Console], int]:

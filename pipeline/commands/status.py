@@ -125,12 +125,8 @@ def matrix(plan: Plan, standings: dict[str, Standing]) -> Table:
 
 
 def _counts(counts: Counter[Status]) -> Text:
-    words = Text()
-    for status in ORDER:
-        if counts[status]:
-            words.append(" " if words else "")
-            words.append(f"{counts[status]} {status}", style=STYLES.get(status, ""))
-    return words
+    shown = [status for status in ORDER if counts[status]]
+    return Text(" ").join(Text(f"{counts[s]} {s}", style=STYLES.get(s, "")) for s in shown)
 
 
 def _reasons(standings: dict[str, Standing]) -> list[Text]:

@@ -94,14 +94,16 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def apply_overrides(content: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+def apply_overrides(
+    content: dict[str, Any], overrides: Sequence[str], where: str = ""
+) -> dict[str, Any]:
     """Return `content` with every `a.b.0.c=value` applied; values are YAML, indices are numbers.
 
     Raises:
         ValueError: an override is not `key=value`, or its path does not lead anywhere.
     """
     content = copy.deepcopy(content)
-    faults = [fault for text in overrides if (fault := _apply_one(content, text))]
+    faults = [where + fault for text in overrides if (fault := _apply_one(content, text))]
     if faults:
         raise ValueError("\n".join(faults))
     return content
@@ -113,11 +115,7 @@ def load_changed(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     Raises:
         ValueError: as `load_yaml` and `apply_overrides`, every line naming the file.
     """
-    content = load_yaml(path)
-    try:
-        return apply_overrides(content, list(overrides))
-    except ValueError as error:
-        raise ValueError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
+    return apply_overrides(load_yaml(path), overrides, f"{path}: ")
 
 
 def _apply_one(content: dict[str, Any], text: str) -> str | None:

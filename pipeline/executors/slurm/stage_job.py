@@ -37,6 +37,10 @@ from pipeline.stages.run_folder import (
 PATIENCE_S = 600.0
 RETRY_S = 5.0
 WORKER_ATTEMPTS = 3
+REASONS = {
+    EXIT_LOCKED: "is being worked on by another process",
+    -signal.SIGKILL: "was killed (signal 9), perhaps out of memory (mem_gb)",
+}
 STOPPED = (EXIT_INTERRUPTED, -signal.SIGUSR2, -signal.SIGTERM, -signal.SIGINT)
 
 
@@ -143,13 +147,8 @@ class StageJob:
             self._put_back()
             raise RuntimeError("interrupted; saved")
         if not (self.folder / FAILURE).exists():
-            log = self.folder / LOG
-            if code == EXIT_LOCKED:
-                self._fail(f"is being worked on by another process; see {log}")
-            elif code == -signal.SIGKILL:
-                self._fail(f"was killed (signal 9), perhaps out of memory (mem_gb); see {log}")
-            else:
-                self._fail(f"ended with code {code} and no word; see {log}")
+            reason = REASONS.get(code, f"ended with code {code} and no word")
+            self._fail(f"{reason}; see {self.folder / LOG}")
         raise RuntimeError(str(read_json(self.folder / FAILURE).get("reason")))
 
     def _put_back(self) -> None:

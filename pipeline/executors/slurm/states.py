@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.executors.slurm.ledger import Submission, latest_tasks, read_ledger
 from pipeline.executors.slurm.queue import JobRow, SlurmError, read_accounting, read_queue
 from pipeline.plan.plan import Plan
-from pipeline.stages.files import last_json_line, read_json
+from pipeline.stages.files import last_json_line, read_json, tail
 from pipeline.stages.run_folder import (
     JOBS,
     LOG,
@@ -197,10 +197,5 @@ def metric_text(entry: Mapping[str, Any]) -> str:
 
 def last_lines(path: Path, count: int = 5) -> list[str]:
     """Return the last lines of a log, without reading all of it."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 8192))
-            text = file.read().decode("utf-8", errors="replace")
-    except OSError:
-        return []
-    return [line for line in text.splitlines() if line.strip()][-count:]
+    lines = tail(path, 8192).decode("utf-8", errors="replace").splitlines()
+    return [line for line in lines if line.strip()][-count:]

@@ -1,5 +1,6 @@
 """"""
 
+import doctest
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from pipeline.plan import build
 from pipeline.plan.build import load_plan
 from pipeline.plan.plan import Plan
 
@@ -195,3 +197,11 @@ def test_sets_that_a_broken_config_declares_are_not_unknown(project: Path) -> No
     assert sum("seeds.0" in line for line in lines) == 1
     assert sum("datasets.my_voc.voc.year" in line for line in lines) == 1
     assert len(lines) == 3
+
+
+def test_the_example_of_the_docstring_runs_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert doctest.testmod(build) == (0, 5)
+    assert not list(tmp_path.iterdir())

@@ -1,6 +1,6 @@
 """Rows, ids and times of SLURM's answers."""
 
-from pipeline.executors.slurm.queue import expand_ids, parse_accounting, parse_queue, parse_time
+from pipeline.executors.slurm.queue import expand_ids, parse_rows, parse_time
 
 
 def test_ids_and_times_of_slurm() -> None:
@@ -14,11 +14,11 @@ def test_ids_and_times_of_slurm() -> None:
 
 
 def test_rows_of_squeue_and_sacct() -> None:
-    (row, *more) = parse_queue("5_[1-2%1]|x|PENDING||0:00|1:00:00|Dependency\nnoise\n")
+    (row, *more) = parse_rows("5_[1-2%1]|x|PENDING||0:00|1:00:00|Dependency\nnoise\n")
     assert (row.job_id, more[0].job_id, row.is_queued, row.left_s) == ("5_1", "5_2", True, 3600)
-    (never,) = parse_queue("6|x|PENDING||0:00|1:00|DependencyNeverSatisfied")
+    (never,) = parse_rows("6|x|PENDING||0:00|1:00|DependencyNeverSatisfied")
     assert not never.is_active
-    rows = parse_accounting(
+    rows = parse_rows(
         "7|x|CANCELLED by 1000|None assigned|00:00:00\n7.batch|batch|FAILED|n1|00:00:01\n"
         "8_[0-1]|y|OUT_OF_MEMORY|n[1-2]|1-00:00:00"
     )
