@@ -22,14 +22,7 @@ from pipeline.plan.plan import Plan
 from pipeline.stages.run_folder import LockedError
 
 MODULES = {"local": "pipeline.commands.local", "slurm": "pipeline.commands.slurm"}
-FUNCTIONS = {
-    ("run", "local"): "run",
-    ("run", "slurm"): "run",
-    ("plan", "local"): "show_plan",
-    ("plan", "slurm"): "show_plan",
-    ("cancel", "slurm"): "cancel",
-    ("report", "local"): "rebuild_report",
-}
+FUNCTIONS = {"run": "run", "plan": "show_plan", "cancel": "cancel", "report": "rebuild_report"}
 ONLY = {"cancel": "slurm", "report": "local"}  # what they do does not depend on the executor
 NAMES = ("run", "plan", "status", "logs", "cancel", "report")
 
@@ -94,5 +87,5 @@ def _action(command: str, options: Options) -> Callable[[Plan, Console], int]:
     if options.only and (command, executor) != ("run", "local"):
         raise ValueError("--only goes with run on this machine (--executor local)")
     module: Any = importlib.import_module(MODULES[executor])
-    function: Callable[..., int] = getattr(module, FUNCTIONS[command, executor])
+    function: Callable[..., int] = getattr(module, FUNCTIONS[command])
     return partial(function, only=options.only) if options.only else function

@@ -29,11 +29,7 @@ def dataset_names(content: dict[str, Any], path: Path) -> tuple[dict[str, list[s
     section = content.get("DATASETS")
     for key in ("TRAIN", "TEST"):
         value = section.get(key) if isinstance(section, dict) else None
-        if isinstance(value, str):
-            try:
-                value = ast.literal_eval(value)
-            except (ValueError, SyntaxError):
-                value = None
+        value = _literal(value) if isinstance(value, str) else value
         if not isinstance(value, list | tuple) or not value:
             faults.append(f"{path}: DATASETS.{key}: wanted a list of data set names")
             continue
@@ -74,12 +70,15 @@ def _value(task: dict[str, Any], key: str) -> Any:
         if not isinstance(node, dict) or part not in node:
             return DEFAULTS[key]
         node = node[part]
-    if isinstance(node, str) and node[:1] in "([":
-        try:
-            return ast.literal_eval(node)
-        except (ValueError, SyntaxError):
-            return node
-    return node
+    return (_literal(node) or node) if isinstance(node, str) and node[:1] in "([" else node
+
+
+def _literal(text: str) -> Any:
+    """Return the value of a Python literal, as yacs reads text; None of anything else."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return None
 
 
 def _equal(got: Any, value: Any) -> bool:

@@ -33,8 +33,7 @@ def sets_of_config(config_file: Path) -> dict[str, NamedSet]:
     """
     config = validated(PipelineConfig, load_yaml(config_file), str(config_file))
     known = known_datasets() | dict(config.datasets)
-    sets = {name: unused(name, data) for name, data in config.datasets.items()}
-    used: set[str] = set()
+    uses: dict[str, set[str]] = {}
     faults: list[str] = []
     for task in config.tasks:
         path = config_file.parent / task.config
@@ -42,18 +41,18 @@ def sets_of_config(config_file: Path) -> dict[str, NamedSet]:
         names, wrong = dataset_names(content, path)
         faults += wrong
         model = content.get("MODEL")
-        masks = isinstance(model, dict) and bool(model.get("MASK_ON"))
+        masks = {"masks"} if isinstance(model, dict) and model.get("MASK_ON") else set()
         for key, name in ((key, name) for key, listed in names.items() for name in listed):
-            if name not in known:
+            if name in known:
+                uses.setdefault(name, set()).update({key}, masks)
+            else:
                 faults.append(unknown_set(name, path, known))
-                continue
-            before = sets[name] if name in used else NamedSet(known[name], False, False)
-            evaluated = before.evaluated or key == "TEST"
-            sets[name] = NamedSet(known[name], evaluated, before.masks or masks)
-            used.add(name)
     if faults:
         raise ValueError("\n".join(dict.fromkeys(faults)))
-    return sets
+    return {name: unused(name, data) for name, data in config.datasets.items()} | {
+        name: NamedSet(known[name], evaluated="TEST" in use, masks="masks" in use)
+        for name, use in uses.items()
+    }
 
 
 def chosen_sets(names: list[str], config_file: Path | None) -> dict[str, NamedSet]:
