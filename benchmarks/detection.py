@@ -27,7 +27,7 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.trainer import WRITE_PERIOD, Cost, trainer_cost
-from transfer.config.stages import CocoData
+from transfer.config.data import CocoData
 from transfer.datasets.register import register
 from transfer.detection.trainer import Trainer
 

@@ -1,4 +1,4 @@
-"""What the trainer adds to an iteration of detectron2's plain loop.
+"""Cost of the trainer: milliseconds of an iteration beyond detectron2's plain loop.
 
 A detector's own steps vary by more than the loops differ. So both loops run with a model that does
 next to nothing, over the same small images, and their difference is taken in milliseconds.

@@ -179,8 +179,8 @@ def _whitening_table(device: torch.device, name: str, rounds: int) -> Table:
     for case in WHITENING_CASES:
         x = case.embeddings(device).requires_grad_()
         steps: dict[str, Step] = {
-            "plain": partial(_forward_backward, partial(plain_loss, config=case.config), x),
-            "ours": partial(_forward_backward, build_loss(case.config), x),
+            "plain": partial(forward_backward, partial(plain_loss, config=case.config), x),
+            "ours": partial(forward_backward, build_loss(case.config), x),
         }
         ms = interleaved_ms(steps, rounds, device)
         peaks = {key: peak_mb(step, device) for key, step in steps.items()}
@@ -195,6 +195,7 @@ def _whitening_table(device: torch.device, name: str, rounds: int) -> Table:
     return table
 
 
-def _forward_backward(loss: Callable[[Tensor], Tensor], x: Tensor) -> None:
+def forward_backward(loss: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    """Leave the loss's gradient in `x`."""
     x.grad = None
     torch.autograd.backward(loss(x))

@@ -1,57 +1,148 @@
-"""The one-way rule of imports: tools -> {pipeline, pretrain, transfer}."""
+"""The one-way rules of imports: between packages, and between the folders of each package."""
 
 import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 TORCH_FREE = {
-    "pretrain.config.pretrain",
-    "pretrain.data.splits",
-    "pretrain.data.file_index",
+    "pretrain.config.base",
+    "pretrain.config.data",
     "pretrain.config.loss",
+    "pretrain.config.pretrain",
     "pretrain.config.probe",
-    "transfer.config.stages",
+    "pretrain.data.file_index",
+    "pretrain.data.splits",
+    "transfer.config.convert",
+    "transfer.config.data",
+    "transfer.config.finetune",
 }
 FORBIDDEN = {
     "pretrain": {"transfer", "pipeline", "detectron2", "submitit"},
     "transfer": {"pretrain", "pipeline", "submitit"},
     "pipeline": {"torch", "torchvision", "detectron2", "tools"},
 }
+# From the bottom to the top: a folder imports only what stands before it. The files at the top of a
+# package are above its folders; those in BOTTOM are below them.
+FOLDERS = {
+    "pretrain": (
+        "config", "runtime", "data", "views", "models", "whitening", "losses", "training", "probes",
+    ),
+    "transfer": (
+        "detectron2_wheel", "config", "resnet", "checkpoints", "datasets", "evaluation",
+        "detection",
+    ),
+    "pipeline": ("stages", "config", "plan", "report", "executors", "executors.slurm", "commands"),
+}  # fmt: skip
+BOTTOM = {"pretrain.indicators"}
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {
+    name_of(path): path
+    for package in FORBIDDEN
+    for path in sorted((ROOT / package).rglob("*.py"))
+    if "__pycache__" not in path.parts
+}
 
 
 def imported_modules(path: Path) -> set[str]:
+    """Every imported name, within functions and TYPE_CHECKING too; `from a import b` gives a.b."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module)
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= (inner & MODULES.keys()) or {node.module}
     return names
+
+
+def folder_of(module: str) -> str:
+    """The folder below the package, empty for files at its top."""
+    if MODULES[module].name == "__init__.py":
+        return module.partition(".")[2]
+    return module.partition(".")[2].rpartition(".")[0]
+
+
+def height(module: str) -> int:
+    folders = FOLDERS[module.partition(".")[0]]
+    if module in BOTTOM:
+        return -1
+    return folders.index(folder) if (folder := folder_of(module)) else len(folders)
 
 
 @pytest.mark.parametrize("package", sorted(FORBIDDEN))
 def test_package_imports_only_what_the_layout_allows(package: str) -> None:
-    files = sorted((ROOT / package).rglob("*.py"))
-    assert len(files) > 3
+    files = [path for name, path in MODULES.items() if name.partition(".")[0] == package]
+    assert len(files) > 20
     for path in files:
         for name in imported_modules(path):
             assert name.partition(".")[0] not in FORBIDDEN[package], f"{path} imports {name}"
 
 
+@pytest.mark.parametrize("package", sorted(FOLDERS))
+def test_a_folder_imports_only_what_stands_below_it(package: str) -> None:
+    wrong = [
+        f"{module} imports {name}"
+        for module, path in MODULES.items()
+        for name in imported_modules(path) & MODULES.keys()
+        if module.partition(".")[0] == package == name.partition(".")[0] and name != package
+        and folder_of(name) != folder_of(module) and height(name) >= height(module)
+    ]  # fmt: skip
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_folder_has_its_place_in_the_order() -> None:
+    for module in MODULES:
+        package = module.partition(".")[0]
+        assert folder_of(module) in ("", *FOLDERS[package]), module
+
+
+def test_no_circle_among_files() -> None:
+    graph = {
+        module: {name for name in imported_modules(path) & MODULES.keys() if name != module}
+        for module, path in MODULES.items()
+        if path.name != "__init__.py"
+    }
+    try:
+        tuple(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(f"a circle: {' -> '.join(error.args[1])}")
+
+
 def test_pipeline_takes_only_config_classes_from_the_stages() -> None:
-    for path in sorted((ROOT / "pipeline").rglob("*.py")):
-        for name in imported_modules(path):
+    for module, path in MODULES.items():
+        for name in imported_modules(path) if module.startswith("pipeline") else ():
             if name.partition(".")[0] in ("pretrain", "transfer"):
                 assert name in TORCH_FREE, f"{path} imports {name}"
 
 
+def test_what_the_pipeline_takes_from_the_stages_needs_no_torch() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None; sys.modules['detectron2'] = None\n"
+        f"import {', '.join(sorted(TORCH_FREE))}"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
 def test_detectron2_is_imported_only_in_transfer() -> None:
-    for path in sorted(ROOT.glob("p*/**/*.py")):
-        assert not any(name.startswith("detectron2") for name in imported_modules(path)), path
+    for module, path in MODULES.items():
+        if not module.startswith("transfer"):
+            assert not any(name.startswith("detectron2") for name in imported_modules(path)), path
+
+
+def test_benchmarks_and_examples_are_imported_by_no_package() -> None:
+    for path in MODULES.values():
+        for name in imported_modules(path):
+            assert name.partition(".")[0] not in ("benchmarks", "examples", "tools"), path
 
 
 def test_plan_and_report_work_without_torch() -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from transfer.checkpoints.read import Backbone, read_backbone
-from transfer.config.stages import ConvertConfig
+from transfer.config.convert import ConvertConfig
 from transfer.resnet.names import to_detectron2
 from transfer.verify import (
     Comparison,

@@ -3,34 +3,58 @@
 from __future__ import annotations
 
 import io
-import logging
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
-from transfer.config.stages import CocoData, FinetuneConfig
+from transfer.config.data import CocoData
+from transfer.config.finetune import FinetuneConfig
 from transfer.datasets.check import detection_faults
 from transfer.datasets.register import category_ids, class_names, register
-from transfer.detection.cfg import build_cfg, check_companion, config_faults
-from transfer.detection.launch import machines_of, run_on
+from transfer.detection.cfg import (
+    build_cfg,
+    build_faults,
+    check_companion,
+    class_faults,
+    config_faults,
+)
 from transfer.detection.pictures import write_pictures
-from transfer.detection.preflight import build_faults
-from transfer.detection.run import Run, run_detector
-
-logger = logging.getLogger(__name__)
+from transfer.detection.run import Run, machines_of, repair_last_checkpoint, run_detector, run_on
 
 
 def finetune(config: FinetuneConfig, weights: Path | None, output_dir: Path) -> dict[str, float]:
     """Train and evaluate one detector, resuming what `output_dir` holds; return its AP in percent.
 
-    On all machines but the first nothing is returned.
+    Args:
+        config: the task: detectron2's keys, the sets they name, seed, optimiser, GPUs and machines.
+        weights: a `.pkl` of `convert_checkpoint` beside its `.json`; None starts from random.
+        output_dir: gets checkpoints, metrics, predictions and pictures.
+
+    Returns:
+        `bbox/AP`, `segm/AP50`, `bbox/AP-<class>` and so on of the last evaluation, its `iteration`,
+        and averages of the best one as `best/bbox/AP`. Nothing on all machines but the first.
 
     Raises:
         ValueError: the config contradicts the weights, an entry was not loaded, or it diverged.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from detectron2.config import CfgNode
+        >>> from examples.digits.build import Sizes, build_digits
+        >>> from transfer.config.data import KNOWN_DATASETS
+        >>> task = CfgNode.load_yaml_with_base("configs/transfer/digits_faster_rcnn_voc.yaml")
+        >>> task["SOLVER"] |= {"MAX_ITER": 1, "STEPS": []}
+        >>> with TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
+        ...     build_digits(Path(folder) / "digits", sizes=Sizes(2, 20, 2, 20, 20))
+        ...     names = "digits_voc_trainval", "digits_voc_test"
+        ...     sets = {name: KNOWN_DATASETS[name].under(Path(folder)) for name in names}
+        ...     config = FinetuneConfig(detectron2=task, datasets=sets, num_pictures=1)
+        ...     metrics = finetune(config, None, Path(folder) / "run")
+        >>> metrics["iteration"], 0 <= metrics["bbox/AP"] <= 100
+        (1, True)
     """
     machines = machines_of(config.num_gpus, config.num_nodes)
     register(config.datasets)
@@ -52,40 +76,6 @@ def finetune(config: FinetuneConfig, weights: Path | None, output_dir: Path) -> 
         for path in output_dir.glob("model_[0-9]*.pth"):
             path.unlink()
     return metrics
-
-
-def repair_last_checkpoint(output_dir: Path) -> None:
-    """Let a pointer to a lost checkpoint point at the last that is kept, or go.
-
-    A final model that is gone (or a pointer without any checkpoint) means starting over.
-    """
-    pointer = output_dir / "last_checkpoint"
-    if not pointer.exists():
-        return
-    name = pointer.read_text(encoding="utf-8").strip()
-    if name and (output_dir / name).is_file():
-        return
-    logger.warning("%s: names %r, which is not there", pointer, name)
-    kept = sorted(output_dir.glob("model_[0-9]*.pth"))
-    if kept:
-        pointer.write_text(kept[-1].name, encoding="utf-8")
-    else:
-        pointer.unlink()
-
-
-def class_faults(cfg: CfgNode) -> list[str]:
-    """Return how the registered sets' classes differ from each other and from NUM_CLASSES."""
-    test_set, num_classes = cfg.DATASETS.TEST[0], cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    names = class_names(test_set)
-    faults = []
-    if len(names) != num_classes:
-        faults.append(
-            f"MODEL.ROI_HEADS.NUM_CLASSES is {num_classes}, but {test_set} has {len(names)} classes"
-        )
-    for name in cfg.DATASETS.TRAIN:
-        if class_names(name) != names:
-            faults.append(f"{name} and {test_set} do not have the same classes in one order")
-    return faults
 
 
 def run_stage(
@@ -121,11 +111,11 @@ def check_stage(config: dict[str, Any]) -> list[str]:
 def check_machine(config: dict[str, Any]) -> list[str]:
     """Return what this one machine lacks: it must have the GPUs, one or none is always enough."""
     settings = FinetuneConfig.model_validate(config)
-    found = torch.cuda.device_count()
-    if settings.num_nodes == 1 and settings.num_gpus in range(1, max(found, 1) + 1):
+    num_gpus = torch.cuda.device_count()
+    if settings.num_nodes == 1 and settings.num_gpus in range(1, max(num_gpus, 1) + 1):
         return []
     return [
         f"a task asks for num_gpus {settings.num_gpus} on num_nodes {settings.num_nodes}, but this "
-        f"is one machine with {found} GPUs; lower them in the task (results then are others), or "
-        "run with --executor slurm"
+        f"is one machine with {num_gpus} GPUs; lower them in the task (results then are others), "
+        "or run with --executor slurm"
     ]

@@ -1,4 +1,4 @@
-"""Builds the embedded data set: digits in scenes (COCO and VOC layouts) and as crops.
+"""Build the embedded data set: digits in scenes (COCO and VOC layouts) and as crops.
 
 The folder is built beside its place and renamed when it is whole; `index.json` tells what it is.
 """
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many scenes and crops to draw."""
+    """Numbers of scenes and crops to draw."""
 
     train_scenes: int = 80
     val_scenes: int = 150
@@ -41,7 +41,7 @@ class Sizes:
 def build_digits(
     output_dir: str | Path, *, force: bool = False, sizes: Sizes | None = None
 ) -> dict[str, Any]:
-    """Builds the data set in `output_dir` unless it is there; returns the content of its index.
+    """Build the data set in `output_dir` unless it is there; returns the content of its index.
 
     With `force` an existing data set is built anew. An interrupted build leaves `output_dir` as
     it was.
@@ -119,7 +119,7 @@ def _check_same(target: Path, index: dict[str, Any], sizes: Sizes) -> None:
 
 
 def _write_everything(root: Path, sizes: Sizes) -> dict[str, int]:
-    """Writes all files but the index; returns the counts."""
+    """Write all files but the index; returns the counts."""
     digits = drawing.load_source_digits()
     pools = drawing.split_digits(digits.labels)
     logger.info("drawing %d scenes", sizes.train_scenes + sizes.val_scenes)

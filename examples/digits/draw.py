@@ -1,4 +1,4 @@
-"""Draws scenes and crops of handwritten digits; pure numpy, the same pixels on every machine.
+"""Draw scenes and crops of handwritten digits; pure numpy, the same pixels on every machine.
 
 Letters: S side of a square picture in pixels, G side of an enlarged digit, h w of a tight box.
 Pictures are uint8 [S, S, 3]; pixel (x, y) covers the square from (x, y) to (x + 1, y + 1).
@@ -240,7 +240,7 @@ def _paint_glyph(canvas: Floats, glyph: _Glyph, x: int, y: int, color: Floats) -
 
 
 def _fits(digit: PlacedDigit, others: list[PlacedDigit], taken: Mask) -> bool:
-    """Whether no mask pixel is taken and no box overlaps by more than the limit."""
+    """Return whether no mask pixel is taken and no box overlaps by more than the limit."""
     x, y, width, height = digit.box
     if (taken[y : y + height, x : x + width] & digit.mask).any():
         return False

@@ -1,4 +1,4 @@
-"""Writes drawn scenes in COCO's and in PASCAL VOC's layout, and crops as plain folders.
+"""Write drawn scenes in COCO's and in PASCAL VOC's layout, and crops as plain folders.
 
 A COCO box is [x, y, width, height] from 0; a VOC box is xmin, ymin, xmax, ymax from 1 with the
 last pixel included. For one digit: xmin = x + 1, ymin = y + 1, xmax = x + width, ymax = y + height,
@@ -18,7 +18,7 @@ from PIL import Image
 
 from examples.digits.draw import SCENE_SIZE, Picture, PlacedDigit, Scene
 from examples.digits.polygons import mask_to_polygons
-from transfer.config.stages import DIGIT_CLASSES
+from transfer.config.data import DIGIT_CLASSES
 
 CLASS_NAMES = DIGIT_CLASSES
 LICENSE = {"id": 1, "name": "CC BY 4.0", "url": "https://creativecommons.org/licenses/by/4.0/"}
@@ -34,7 +34,7 @@ _JPEG: dict[str, Any] = {"quality": 95, "subsampling": 0}
 
 
 def write_scenes(root: Path, split: str, scenes: Iterable[Scene], *, first_id: int) -> list[int]:
-    """Writes the scenes of "train" or "val" in both layouts; returns their image ids.
+    """Write the scenes of "train" or "val" in both layouts; returns their image ids.
 
     Both layouts hold the same JPEG bytes; image 7 is 000000000007.jpg in COCO, 000007.jpg in VOC.
     """
@@ -96,7 +96,7 @@ def voc_annotation(scene: Scene, name: str) -> str:
 
 
 def write_image_sets(root: Path, splits: dict[str, list[int]]) -> None:
-    """Writes VOC2007/ImageSets/Main/<split>.txt, one six-digit name a line."""
+    """Write VOC2007/ImageSets/Main/<split>.txt, one six-digit name a line."""
     folder = root / "VOC2007" / "ImageSets" / "Main"
     folder.mkdir(parents=True)
     for split, ids in splits.items():
@@ -105,7 +105,7 @@ def write_image_sets(root: Path, splits: dict[str, list[int]]) -> None:
 
 
 def write_crops(folder: Path, crops: Iterable[tuple[str, Picture]]) -> int:
-    """Writes each picture as PNG under its name in `folder`; returns how many."""
+    """Write each picture as PNG under its name in `folder`; returns how many."""
     count = 0
     for name, picture in crops:
         path = folder / name

@@ -30,7 +30,9 @@ from pipeline.stages.stage import Stage
 from pretrain.config.pretrain import DataConfig, PretrainConfig
 from pretrain.config.probe import ProbeConfig
 from pretrain.data.splits import Split
-from transfer.config.stages import ConvertConfig, DetectionData, FinetuneConfig, known_datasets
+from transfer.config.convert import ConvertConfig
+from transfer.config.data import DetectionData, known_datasets
+from transfer.config.finetune import FinetuneConfig
 
 Config = TypeVar("Config", bound=BaseModel)
 Value = TypeVar("Value")

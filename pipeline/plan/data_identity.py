@@ -10,7 +10,7 @@ from typing import Any
 from pretrain.config.pretrain import DataConfig
 from pretrain.data.file_index import file_sha256, folder_summary, kept_digest
 from pretrain.data.splits import Split, split_files, split_folder
-from transfer.config.stages import CocoData, VocData
+from transfer.config.data import CocoData, VocData
 
 
 def image_identity(data: DataConfig, splits: tuple[Split, ...] = ("pretrain",)) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pipeline.config.suggestions import unknown
 from pipeline.config.yaml_files import load_changed, load_yaml, validated
 from pipeline.plan.compatibility import dataset_names
 from pipeline.plan.data_identity import index_file
-from transfer.config.stages import KNOWN_DATASETS, CocoData, VocData, datasets_root, known_datasets
+from transfer.config.data import KNOWN_DATASETS, CocoData, VocData, datasets_root, known_datasets
 
 # Halves of trainval, which the field trains on; two boxes of VOC 2012 (2011_003353, 2011_006777)
 # lie between pixels, which only an evaluation minds.

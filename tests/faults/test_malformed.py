@@ -22,8 +22,8 @@ from pipeline.commands import main as entry
 from pipeline.config.yaml_files import load_yaml
 from pipeline.executors import preflight
 from transfer import finetune
+from transfer.detection import cfg as buildable
 from transfer.detection import cli as command
-from transfer.detection import preflight as buildable
 
 HERE = Path(__file__).resolve().parent
 TOOLS = HERE.parents[1] / "tools"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from transfer.config.stages import CocoData, VocData
+from transfer.config.data import CocoData, VocData
 
 VOC_XML = """<annotation><size><width>64</width><height>48</height><depth>3</depth></size>
 <object><name>one</name><pose>x</pose><truncated>0</truncated><difficult>0</difficult>

@@ -1,5 +1,6 @@
 """Fine-tuning of tiny detectors on a small drawing of the digits, through the stage's own entry."""
 
+import doctest
 import json
 import os
 import signal
@@ -12,14 +13,23 @@ import torchvision
 import yaml
 
 from examples.digits.build import Sizes, build_digits
-from transfer.config.stages import KNOWN_DATASETS, FinetuneConfig
+from transfer import finetune as stage
+from transfer.config.data import KNOWN_DATASETS
+from transfer.config.finetune import FinetuneConfig
 from transfer.convert import convert_checkpoint
 from transfer.detection.cfg import build_cfg
 from transfer.detection.hooks import EXIT_INTERRUPTED, METRICS
-from transfer.detection.run import EFFECTIVE
+from transfer.detection.run import (
+    EFFECTIVE,
+    NEW_PARAMETERS,
+)
 from transfer.detection.trainer import TRAINERS, AdamWTrainer, Trainer
-from transfer.detection.weights import NEW_PARAMETERS
-from transfer.finetune import check_stage, finetune, repair_last_checkpoint, run_stage
+from transfer.finetune import (
+    check_machine,
+    check_stage,
+    finetune,
+    run_stage,
+)
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "transfer"
 
@@ -120,6 +130,12 @@ def test_a_stopped_run_resumes_with_the_right_learning_rate(
     finetune(config, root / "backbone.pkl", tmp_path)
     assert rates == pytest.approx([0.005, 0.0075, 0.01, 0.001])
     assert momentum[0] == 0 and momentum[2] == momentum[1] > 50
+
+
+@pytest.mark.slow
+def test_the_example_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(CONFIGS.parents[1])
+    assert doctest.testmod(stage) == (0, 8)
 
 
 def final_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -278,19 +294,17 @@ def test_adamw_takes_its_settings_from_solver(root: Path) -> None:
     assert TRAINERS[task(root, "faster_rcnn_voc").optimizer] is Trainer
 
 
-def test_a_pointer_to_a_lost_checkpoint_goes_back_to_one_that_is_kept(tmp_path: Path) -> None:
-    repair_last_checkpoint(tmp_path)
-    pointer = tmp_path / "last_checkpoint"
-    assert not pointer.exists()
-    (tmp_path / "model_0000049.pth").touch()
-    (tmp_path / "model_0000099.pth").touch()
-    pointer.write_text("model_0000049.pth", encoding="utf-8")
-    repair_last_checkpoint(tmp_path)
-    assert pointer.read_text(encoding="utf-8") == "model_0000049.pth"
-    pointer.write_text("model_final.pth", encoding="utf-8")
-    repair_last_checkpoint(tmp_path)
-    assert pointer.read_text(encoding="utf-8") == "model_0000099.pth"
-    for path in tmp_path.glob("model_*.pth"):
-        path.unlink()
-    repair_last_checkpoint(tmp_path)
-    assert not pointer.exists()
+@pytest.mark.parametrize(
+    ("found", "wanted", "nodes", "is_enough"),
+    [(0, 1, 1, True), (0, 2, 1, False), (2, 2, 1, True), (2, 1, 2, False), (2, 3, 1, False)],
+)
+def test_a_machine_is_asked_for_its_gpus_before_the_start(
+    monkeypatch: pytest.MonkeyPatch, found: int, wanted: int, nodes: int, is_enough: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: found)
+    config = {"detectron2": {}, "datasets": {}, "num_gpus": wanted, "num_nodes": nodes}
+    faults = check_machine(config)
+    assert len(faults) == (0 if is_enough else 1)
+    if faults:
+        assert f"num_gpus {wanted} on num_nodes {nodes}" in faults[0]
+        assert f"one machine with {found} GPUs" in faults[0]

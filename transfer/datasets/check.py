@@ -1,19 +1,29 @@
-"""Find what is wrong with a detection set before hours are spent on it. Imports no torch."""
+"""Checks of a detection set before hours are spent on it: annotations, counts, images."""
 
 from __future__ import annotations
 
 import logging
+import os
+import stat
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Literal, NamedTuple
 
-from transfer.config.stages import CocoData, VocData
+from PIL import Image
+
+from transfer.config.data import CocoData, VocData
 from transfer.datasets.coco import check_coco
-from transfer.datasets.findings import Findings, Needs
-from transfer.datasets.images import check_images
+from transfer.datasets.findings import Finding, Findings, ImageJob, Needs
 from transfer.datasets.voc import check_voc
 
 logger = logging.getLogger(__name__)
 Decode = Literal["auto", "all", "none"]
 DECODE_LIMIT = 2_000
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
+ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)  # of EXIF
+BATCH = 64
 
 # Images and objects. VOC's are those of its own statistics, without the difficult ones; COCO's are
 # the entries of its annotation files, crowds included (cocodataset/cocoapi, issue 117).
@@ -31,7 +41,7 @@ KNOWN_COUNTS = {
 
 
 class SetReport(NamedTuple):
-    """What a check found: `faults` stop a run, `notes` name what training leaves out or clips."""
+    """Results of a check: `faults` stop a run, `notes` name what training leaves out or clips."""
 
     num_images: int
     num_objects: int
@@ -58,16 +68,18 @@ def check_set(
     """
     place = data.annotations if isinstance(data, CocoData) else data.root
     findings = Findings(needs, place, is_published=name in KNOWN_COUNTS)
-    jobs = check_coco(data, findings) if isinstance(data, CocoData) else check_voc(data, findings)
-    _count(name, findings)
-    decoded = decode == "all" or (decode == "auto" and len(jobs) <= DECODE_LIMIT)
-    check_images(findings, jobs, decode=decoded)
+    check = check_coco(data, findings) if isinstance(data, CocoData) else check_voc(data, findings)
+    findings.add(check)
+    if name in KNOWN_COUNTS and findings.num_images:
+        findings.add(_count_findings(name, findings))
+    decoded = decode == "all" or (decode == "auto" and len(findings.jobs) <= DECODE_LIMIT)
+    findings.add(check_images(findings.jobs, decode=decoded))
     return SetReport(
         num_images=findings.num_images,
         num_objects=findings.num_objects,
-        num_decoded=len(jobs) if decoded else 0,
-        faults=findings.fault_lines(),
-        notes=findings.note_lines(),
+        num_decoded=len(findings.jobs) if decoded else 0,
+        faults=findings.report(notes=False),
+        notes=findings.report(notes=True),
     )
 
 
@@ -84,20 +96,63 @@ def detection_faults(
     return report.faults
 
 
-def _count(name: str, findings: Findings) -> None:
-    """Compare a set that everybody has with what everybody has; images must agree."""
-    if name not in KNOWN_COUNTS or not findings.num_images:
-        return
+def _count_findings(name: str, findings: Findings) -> Iterator[Finding]:
+    """Yield where a set that everybody has is another; images must agree."""
     images, objects = KNOWN_COUNTS[name]
     if findings.num_images != images:
-        findings.fault(
-            "counts",
-            f"{findings.place}: {findings.num_images:,} images, but {name} has {images:,}; "
-            "download it again, or name a set of your own anew",
-        )
+        line = f"{findings.place}: {findings.num_images:,} images, but {name} has {images:,}"
+        yield "image counts", f"{line}; download it again, or name a set of your own anew"
     elif findings.num_counted != objects:
-        findings.note(
-            "counts",
-            f"{findings.place}: {findings.num_counted:,} objects to count, but {name} as published "
-            f"has {objects:,}; AP will not compare with others'",
-        )
+        line = f"{findings.num_counted:,} objects to count, but {name} as published has {objects:,}"
+        yield "object counts", f"{findings.place}: {line}; AP will not compare with others'"
+
+
+def check_images(jobs: list[ImageJob], *, decode: bool) -> Iterator[Finding]:
+    """Open every image, and decode it if asked to; in as many threads as there are cores.
+
+    Pillow decodes outside the interpreter's lock, so threads work side by side.
+    """
+
+    def check(start: int) -> list[Finding]:
+        batch = jobs[start : start + BATCH]
+        return [finding for job in batch for finding in image_findings(job, decode=decode)]
+
+    Image.init()  # before the threads: it registers what FORMATS names
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with warnings.catch_warnings(), ThreadPoolExecutor(cores) as threads:
+        warnings.simplefilter("ignore")  # of large images and odd EXIF blocks
+        yield from chain.from_iterable(threads.map(check, range(0, len(jobs), BATCH)))
+
+
+def image_findings(job: ImageJob, *, decode: bool) -> Iterator[Finding]:
+    """Yield how an image differs from what its annotation says of it."""
+    path, annotation = job.path, job.annotation
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            yield "unreadable images", f"{path}: not a file; {annotation} points at it"
+            return
+        with Image.open(path, formats=FORMATS) as image:
+            yield from _header_findings(job, image)
+            if decode:
+                image.load()
+    except FileNotFoundError:
+        yield "missing images", f"{path}: no such image; {annotation} points at it"
+    except Exception as error:  # noqa: BLE001  (decoders trip over damage in many ways)
+        line = f"{path}: not a readable image ({str(error) or type(error).__name__})"
+        yield "unreadable images", f"{line}; {annotation} points at it"
+
+
+def _header_findings(job: ImageJob, image: Image.Image) -> Iterator[Finding]:
+    path, size, annotation = job
+    orientation = image.getexif().get(ORIENTATION)
+    seen = image.size[::-1] if orientation in SIDEWAYS else image.size
+    if seen != size:
+        exif = f" as its EXIF orientation {orientation} shows it" if seen != image.size else ""
+        line = f"{path}: size {seen}{exif}, but {annotation} says {size} (width, height)"
+        yield "images of another size", line
+    if image.mode.startswith(("I", "F")):
+        line = f"{path}: mode {image.mode}; a detector reads 8 bits a channel, convert the image"
+        yield "images of other depth", line
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":  # cameras put a preview beside the picture in an MPO
+        yield "animated images", f"{path}: {frames} frames; wanted a single image"

@@ -1,7 +1,9 @@
-"""What a check of a data set found: lines by kind, a bounded number of each, with totals."""
+"""Findings of a check by kind, a bounded number of lines each; the checks that layouts share."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
@@ -10,10 +12,22 @@ MAX_PER_KIND = 10
 MAX_SHOWN = 80
 MAX_LINE = 600
 LIMIT = 1e15  # beyond it a number is a mistake, and whole numbers stop being exact in floats
+NOTES = ("object counts",)  # kinds that stop nothing
+LOSSES = ("empty boxes", "boxes outside the image", "short polygons")  # that training does without
+
+Finding = tuple[str, str]  # its kind, and a line
+
+
+class ImageJob(NamedTuple):
+    """An image to be opened, its (width, height) as annotated, and the file that says so."""
+
+    path: Path
+    size: tuple[int, int]
+    annotation: Path
 
 
 class Needs(NamedTuple):
-    """What a set is for: an evaluation reads more than training, Mask R-CNN wants masks."""
+    """Uses of a set: an evaluation reads more than training, Mask R-CNN wants masks."""
 
     evaluated: bool
     masks: bool
@@ -33,45 +47,32 @@ class Findings:
     num_images: int = 0
     num_objects: int = 0
     num_counted: int = 0
-    faults: dict[str, list[str]] = field(default_factory=dict)
-    notes: dict[str, list[str]] = field(default_factory=dict)
-    totals: dict[str, int] = field(default_factory=dict)
+    jobs: list[ImageJob] = field(default_factory=list)
+    lines: dict[str, list[str]] = field(default_factory=dict)
+    totals: Counter[str] = field(default_factory=Counter)
 
-    def fault(self, kind: str, line: str) -> None:
-        """Keep one line of a kind of fault, or count it."""
-        self._keep(self.faults, kind, line)
+    def add(self, findings: Iterable[Finding]) -> None:
+        """Keep the first lines of each kind, and count the rest."""
+        for kind, line in findings:
+            self.totals[kind] += 1
+            if self.totals[kind] <= MAX_PER_KIND:
+                self.lines.setdefault(kind, []).append(one_line(line))
 
-    def note(self, kind: str, line: str) -> None:
-        """Keep one line of a kind that stops nothing, or count it."""
-        self._keep(self.notes, kind, line)
+    def report(self, *, notes: bool) -> list[str]:
+        """Return the notes, or else the faults, and how many more there are of each kind.
 
-    def loss(self, kind: str, line: str) -> None:
-        """Keep what training can do without: a fault where a set of one's own measures AP."""
+        What training can do without is a fault where a set of one's own measures AP.
+        """
         refused = self.needs.evaluated and not self.is_published
-        self._keep(self.faults if refused else self.notes, kind, line)
-
-    def fault_lines(self) -> list[str]:
-        """Return the faults, and how many more there are of each kind."""
-        return self._lines(self.faults)
-
-    def note_lines(self) -> list[str]:
-        """Return the notes, and how many more there are of each kind."""
-        return self._lines(self.notes)
-
-    def _keep(self, held: dict[str, list[str]], kind: str, line: str) -> None:
-        self.totals[kind] = self.totals.get(kind, 0) + 1
-        if self.totals[kind] <= MAX_PER_KIND:
-            held.setdefault(kind, []).append(one_line(line))
-
-    def _lines(self, held: dict[str, list[str]]) -> list[str]:
-        lines = []
-        for kind, found in held.items():
-            more = self.totals[kind] - len(found)
-            lines += found
-            if more:
-                total = self.totals[kind]
-                lines.append(f"{self.place}: {more:,} more like these ({kind}: {total:,} in all)")
-        return lines
+        noted = NOTES if refused else NOTES + LOSSES
+        report = []
+        for kind, lines in self.lines.items():
+            if (kind in noted) == notes:
+                report += lines
+                if more := self.totals[kind] - len(lines):
+                    total = f"{kind}: {self.totals[kind]:,} in all"
+                    report.append(f"{self.place}: {more:,} more like these ({total})")
+        return report
 
 
 def read_text(path: Path) -> str:
@@ -116,22 +117,18 @@ def path_fault(name: Any) -> str | None:
     if not isinstance(name, str) or not name or "\0" in name:
         return "is not a file name"
     path = Path(name)
-    if path.is_absolute() or ".." in path.parts:
-        return "leaves the folder of the set"
-    return None
+    return "leaves the folder of the set" if path.is_absolute() or ".." in path.parts else None
 
 
-def box_faults(
-    findings: Findings, where: str, edges: tuple[float, float, float, float], size: tuple[int, int]
-) -> None:
-    """Find a box `(x0, y0, x1, y1)` that is empty or beyond an image of `(width, height)`."""
+def box_findings(
+    where: str, edges: tuple[float, float, float, float], size: tuple[int, int]
+) -> Iterator[Finding]:
+    """Yield that a box `(x0, y0, x1, y1)` is empty or beyond an image of `(width, height)`."""
     x0, y0, x1, y1 = edges
     width, height = size
     slack = 2  # pixels: rounding, and boxes that count from 1
     if not (x1 > x0 and y1 > y0):
-        findings.loss("empty boxes", f"{where}, wanted a width and a height above 0")
+        yield "empty boxes", f"{where}, wanted a width and a height above 0"
     elif x0 < -slack or y0 < -slack or x1 > width + slack or y1 > height + slack:
-        findings.loss(
-            "boxes outside the image",
-            f"{where} lies outside the image of {width} x {height} pixels",
-        )
+        line = f"{where} lies outside the image of {width} x {height} pixels"
+        yield "boxes outside the image", line

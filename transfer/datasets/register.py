@@ -11,7 +11,7 @@ import numpy
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json, register_coco_instances, register_pascal_voc
 
-from transfer.config.stages import CocoData, VocData
+from transfer.config.data import CocoData, VocData
 
 
 def register(datasets: Mapping[str, CocoData | VocData]) -> None:

@@ -1,4 +1,4 @@
-"""A task's detectron2 config: complete, without unknown keys, and in agreement with the weights."""
+"""A task's detectron2 config: its values, and what stops a run before hours are spent on it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import math
+import warnings
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
@@ -13,9 +14,13 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetMapper
+from detectron2.modeling import build_model
+from torch import Tensor
 
-from transfer.config.stages import FinetuneConfig
-from transfer.detection.task_values import value_at
+from transfer.config.finetune import FinetuneConfig
+from transfer.datasets.register import class_names
+from transfer.detection.trainer import TRAINERS
 
 OURS = ("SEED", "OUTPUT_DIR", "MODEL.WEIGHTS")
 # what the loader of this project does not do
@@ -25,7 +30,41 @@ ONLY = {
     "DATALOADER.SAMPLER_TRAIN": "TrainingSampler",
 }
 PRECISIONS = ("fp16", "bf16")
+# Numbers that detectron2 would take and do nothing sensible with: key -> smallest, largest.
+LIMITS: dict[str, tuple[float, float]] = {
+    "SOLVER.BASE_LR": (1e-12, 1e6),
+    "SOLVER.MAX_ITER": (1, 1e9),
+    "SOLVER.IMS_PER_BATCH": (1, 1e6),
+    "SOLVER.CHECKPOINT_PERIOD": (1, 1e9),
+    "SOLVER.WARMUP_ITERS": (0, 1e9),
+    "SOLVER.WARMUP_FACTOR": (0, 1),
+    "SOLVER.MOMENTUM": (0, 1),
+    "SOLVER.GAMMA": (0, 1),
+    "SOLVER.WEIGHT_DECAY": (0, 1e6),
+    "SOLVER.WEIGHT_DECAY_NORM": (0, 1e6),
+    "MODEL.ROI_HEADS.NUM_CLASSES": (1, 1e5),
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": (1, 1e6),
+    "MODEL.ROI_HEADS.POSITIVE_FRACTION": (0, 1),
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": (0, 1),
+    "MODEL.ROI_HEADS.NMS_THRESH_TEST": (0, 1),
+    "MODEL.RPN.BATCH_SIZE_PER_IMAGE": (1, 1e6),
+    "MODEL.RPN.NMS_THRESH": (0, 1),
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": (1, 1e6),
+    "MODEL.RPN.PRE_NMS_TOPK_TEST": (1, 1e6),
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": (1, 1e6),
+    "MODEL.RPN.POST_NMS_TOPK_TEST": (1, 1e6),
+    "INPUT.MIN_SIZE_TEST": (0, 1e5),
+    "INPUT.MAX_SIZE_TRAIN": (1, 1e5),
+    "INPUT.MAX_SIZE_TEST": (1, 1e5),
+    "TEST.DETECTIONS_PER_IMAGE": (1, 1e5),
+    "DATALOADER.NUM_WORKERS": (0, 1e4),
+}
 logger = logging.getLogger(__name__)
+
+
+def one_line(error: object) -> str:
+    """Return a message without its line breaks."""
+    return " ".join(str(error).split())
 
 
 def default_cfg() -> CfgNode:
@@ -35,15 +74,23 @@ def default_cfg() -> CfgNode:
     return cfg
 
 
+def value_at(config: dict[str, Any], key: str) -> Any:
+    """Return the value of `SECTION.KEY`, None where there is none."""
+    node: Any = config
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, dict) else None
+    return node
+
+
 def config_faults(config: FinetuneConfig) -> list[str]:
     """Return one line for each key that detectron2 lacks, misuses, or that the run itself sets."""
     faults = list(unknown_keys(config.detectron2, default_cfg()))
     for key in OURS:
-        node: Any = config.detectron2
-        for part in key.split("."):
-            node = node.get(part) if isinstance(node, dict) else None
-        if node not in (None, ""):
-            faults.append(f"{key} is {node!r}, but the pipeline sets it; remove it from the config")
+        value = value_at(config.detectron2, key)
+        if value not in (None, ""):
+            faults.append(
+                f"{key} is {value!r}, but the pipeline sets it; remove it from the config"
+            )
     if faults:
         return faults
     try:
@@ -57,7 +104,7 @@ def unknown_keys(content: dict[str, Any], cfg: CfgNode, prefix: str = "") -> Ite
     """Yield one line for each key of `content` that the config has not, or has as a section."""
     for key, value in content.items():
         if key not in cfg:
-            close = get_close_matches(str(key).upper(), [str(name) for name in cfg], n=1)
+            close = get_close_matches(str(key).upper(), map(str, cfg), n=1)
             hint = "".join(f"; did you mean {prefix}{name}?" for name in close)
             yield f"{prefix}{key}: detectron2 has no such key{hint}"
         elif isinstance(cfg[key], CfgNode):
@@ -81,8 +128,7 @@ def build_cfg(config: FinetuneConfig, weights: Path | None, output_dir: Path) ->
         cfg.SEED = config.seed
         cfg.TEST.EVAL_PERIOD = int(cfg.TEST.EVAL_PERIOD)
     except (KeyError, ValueError, AssertionError, AttributeError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"detectron2 refuses the config: {reason}") from None
+        raise ValueError(f"detectron2 refuses the config: {one_line(error)}") from None
     return for_this_machine(cfg)
 
 
@@ -93,15 +139,13 @@ def for_this_machine(cfg: CfgNode) -> CfgNode:
         ValueError: it asks for what is not offered here.
     """
     faults = [
-        f"{key} is {value_at(cfg, key)!r}, wanted {wanted!r}"
-        for key, wanted in ONLY.items()
-        if value_at(cfg, key) != wanted
+        f"{key} is {value_at(cfg, key)!r}, wanted {offered!r}"
+        for key, offered in ONLY.items()
+        if value_at(cfg, key) != offered
     ]
-    if cfg.SOLVER.AMP.PRECISION not in PRECISIONS:
-        faults.append(
-            f"SOLVER.AMP.PRECISION is {cfg.SOLVER.AMP.PRECISION!r}, "
-            f"wanted one of {', '.join(PRECISIONS)}"
-        )
+    if (precision := cfg.SOLVER.AMP.PRECISION) not in PRECISIONS:
+        choices = ", ".join(PRECISIONS)
+        faults.append(f"SOLVER.AMP.PRECISION is {precision!r}, wanted one of {choices}")
     if len(cfg.DATASETS.TEST) != 1:
         faults.append(f"DATASETS.TEST is {list(cfg.DATASETS.TEST)}, wanted one data set")
     if faults:
@@ -125,24 +169,100 @@ def check_companion(cfg: CfgNode, weights: Path) -> None:
     if not path.is_file():
         raise ValueError(f"{path}: not there; make weights with tools/convert_to_detectron2.py")
     companion = json.loads(path.read_text(encoding="utf-8"))
-    faults = []
     with weights.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if companion.get("output_sha256") != digest:
         raise ValueError(f"{weights}: not the file that {path.name} describes; convert it again")
-    for key, wanted in companion["detectron2"].items():
-        node = value_at(cfg, key)
-        got = list(node) if isinstance(node, list | tuple) else node
-        if not agree(got, wanted):
-            faults.append(f"{key} is {got}, wanted {wanted}")
+    faults = []
+    for key, demanded in companion["detectron2"].items():
+        value = value_at(cfg, key)
+        value = list(value) if isinstance(value, tuple) else value
+        if not agree(value, demanded):
+            faults.append(f"{key} is {value}, wanted {demanded}")
     if faults:
         raise ValueError(f"{weights}: the config contradicts these weights: {'; '.join(faults)}")
 
 
-def agree(got: Any, wanted: Any) -> bool:
+def agree(one: Any, other: Any) -> bool:
     """Return whether two config values are equal, numbers up to rounding."""
-    if isinstance(got, list) and isinstance(wanted, list) and len(got) == len(wanted):
-        return all(agree(*pair) for pair in zip(got, wanted, strict=True))
-    if isinstance(got, float) and isinstance(wanted, int | float):
-        return math.isclose(got, wanted, rel_tol=1e-6, abs_tol=1e-6)
-    return bool(got == wanted)
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        return all(agree(*pair) for pair in zip(one, other, strict=True))
+    if isinstance(one, float) and isinstance(other, int | float):
+        return math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-6)
+    return bool(one == other)
+
+
+def build_faults(cfg: CfgNode, optimizer: str = "sgd") -> list[str]:
+    """Return one line for each number out of its range, or one for what cannot be built.
+
+    The detector is built without memory for its weights.
+    """
+    faults = [
+        f"{key} is {value_at(cfg, key)}, wanted {low:g} to {high:g}"
+        for key, (low, high) in LIMITS.items()
+        if not low <= value_at(cfg, key) <= high
+    ]
+    steps, sizes = list(cfg.SOLVER.STEPS), list(cfg.INPUT.MIN_SIZE_TRAIN)
+    if steps != sorted(steps) or any(step < 0 for step in steps):
+        faults.append(f"SOLVER.STEPS is {steps}, wanted iterations in rising order")
+    if not sizes or any(not 0 < size <= 1e5 for size in sizes):
+        faults.append(f"INPUT.MIN_SIZE_TRAIN is {sizes}, wanted sizes from 1 to 1e+05 pixels")
+    if faults:
+        return faults
+    bare: Any = cfg.clone()
+    bare.defrost()
+    bare.MODEL.DEVICE = "meta"
+    trainer = TRAINERS[optimizer]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            DatasetMapper(bare, is_train=True)
+            with torch.device("meta"):
+                model = build_model(bare)
+                trainer.build_lr_scheduler(bare, trainer.build_optimizer(bare, model))
+    except Exception as error:  # noqa: BLE001  (detectron2 raises many types for a wrong value)
+        reason = one_line(f"{type(error).__name__}: {error}")[:300]
+        return [f"no detector can be built from this config: {reason}"]
+    return []
+
+
+def class_faults(cfg: CfgNode) -> list[str]:
+    """Return how the registered sets' classes differ from each other and from NUM_CLASSES."""
+    test_set, num_classes = cfg.DATASETS.TEST[0], cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    names = class_names(test_set)
+    faults = [
+        f"{name} and {test_set} do not have the same classes in one order"
+        for name in cfg.DATASETS.TRAIN
+        if class_names(name) != names
+    ]
+    if len(names) != num_classes:
+        has = f"{test_set} has {len(names)} classes"
+        faults.insert(0, f"MODEL.ROI_HEADS.NUM_CLASSES is {num_classes}, but {has}")
+    return faults
+
+
+def weights_fault(weights: str) -> str | None:
+    """Return why MODEL.WEIGHTS cannot be used: it must be empty or a local .pkl or .pth file.
+
+    A .pkl is vouched for by its companion; of a .pth `model` must hold tensors by name.
+    """
+    if not weights:
+        return None
+    path = Path(weights)
+    if "://" in weights or path.suffix not in (".pkl", ".pth"):
+        return (
+            f"MODEL.WEIGHTS is {weights}, wanted a local file: .pkl as "
+            "tools/convert_to_detectron2.py writes it, or .pth of an earlier run"
+        )
+    if not path.is_file():
+        return f"{weights}: no such file (MODEL.WEIGHTS)"
+    if path.suffix == ".pkl":
+        return None
+    remedy = "wanted a .pth of an earlier run, or a .pkl of tools/convert_to_detectron2.py"
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001  (damage shows in many types)
+        return f"{path}: torch cannot read it ({type(error).__name__}); {remedy}"
+    model = content.get("model") if isinstance(content, dict) else None
+    sound = isinstance(model, dict) and all(isinstance(value, Tensor) for value in model.values())
+    return None if sound else f"{path}: no tensors by name under 'model'; {remedy}"

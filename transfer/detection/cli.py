@@ -17,16 +17,21 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.engine import default_argument_parser
 
-from transfer.config.stages import DetectionData, known_datasets
+from transfer.config.data import DetectionData, known_datasets
 from transfer.datasets.check import detection_faults
 from transfer.datasets.register import register
-from transfer.detection.cfg import check_companion, default_cfg, for_this_machine, unknown_keys
-from transfer.detection.launch import Machines, run_on
-from transfer.detection.preflight import build_faults
-from transfer.detection.run import Run, run_detector
+from transfer.detection.cfg import (
+    build_faults,
+    check_companion,
+    class_faults,
+    default_cfg,
+    for_this_machine,
+    one_line,
+    unknown_keys,
+    weights_fault,
+)
+from transfer.detection.run import Machines, Run, repair_last_checkpoint, run_detector, run_on
 from transfer.detection.trainer import TRAINERS
-from transfer.detection.weights import weights_fault
-from transfer.finetune import class_faults, repair_last_checkpoint
 
 EXAMPLE = """example:
   python tools/train_net.py --config-file configs/transfer/voc_faster_rcnn_r50_c4_24k.yaml \\
@@ -40,7 +45,7 @@ def main(
     arguments: list[str] | None = None,
     load: Loader = CfgNode.load_yaml_with_base,
 ) -> int:
-    """Return 0 when the metrics are printed, 2 when the user has something to mend.
+    """Return 0 when the metrics are printed, 2 when the user has something to fix.
 
     `load` reads a config file with its `_BASE_`.
     """
@@ -65,7 +70,7 @@ def execute(options: argparse.Namespace, load: Loader) -> dict[str, float]:
     """Return the metrics of the run that the command line asks for.
 
     Raises:
-        ValueError: something in the config, the weights or the data has to be mended first.
+        ValueError: something in the config, the weights or the data has to be fixed first.
     """
     machines = machines_for(options)
     cfg = for_this_machine(read_config(options.config_file, options.opts or [], load))
@@ -121,15 +126,14 @@ def read_config(
     try:
         content = load(path)  # plain YAML: nothing in it is executed
     except (yaml.YAMLError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path}: not a config: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{path}: not a config: {one_line(error)}") from None
     if unknown := list(unknown_keys(content, cfg)):
         raise ValueError("\n".join(f"{path}: {fault}" for fault in unknown))
     try:
         cfg.merge_from_other_cfg(CfgNode(content))
         cfg.merge_from_list(changes)
     except (KeyError, ValueError, AssertionError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path}: detectron2 refuses the config: {reason}") from None
+        raise ValueError(f"{path}: detectron2 refuses the config: {one_line(error)}") from None
     if cfg.SEED < 0:
         cfg.SEED = 0  # so that a killed run can be resumed
         logger.info("SEED is not set: 0")
@@ -144,11 +148,10 @@ def named_datasets(cfg: CfgNode) -> dict[str, DetectionData]:
     """
     known = known_datasets()
     names = dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
-    strange = [name for name in names if name not in known and name not in DatasetCatalog.list()]
-    if strange:
-        close = get_close_matches(strange[0], known, n=1)
-        hint = "".join(f" did you mean {name}?" for name in close)
+    unknown = [name for name in names if name not in known and name not in DatasetCatalog.list()]
+    if unknown:
+        hint = "".join(f" did you mean {n}?" for n in get_close_matches(unknown[0], known, n=1))
         raise ValueError(
-            f"unknown data set {', '.join(strange)};{hint} known: {', '.join(sorted(known))}"
+            f"unknown data set {', '.join(unknown)};{hint} known: {', '.join(sorted(known))}"
         )
     return {name: known[name] for name in names if name in known}

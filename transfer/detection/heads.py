@@ -1,4 +1,7 @@
-"""Heads that the field's configs name and detectron2 does not bring."""
+"""Heads that the field's configs name and detectron2 does not bring.
+
+Tested in tests/transfer/detection/test_shipped_configs.py.
+"""
 
 from __future__ import annotations
 

@@ -1,20 +1,22 @@
-"""Hooks of the training loop: metrics as JSON lines, a clean stop, precise BatchNorm."""
+"""Hooks of the training loop: a clean stop, precise BatchNorm, metrics and AP as JSON lines."""
 
 from __future__ import annotations
 
 import json
 import math
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from detectron2.engine import HookBase, hooks
+from detectron2.engine import HookBase, TrainerBase, hooks
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, get_event_storage
 from torch import nn
 
 METRICS = "metrics.jsonl"
+MAIN_METRIC = "bbox/AP"
+AVERAGES = ("AP", "AP50", "AP75")
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: saved, to be started again
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 ASK_PERIOD = 10  # iterations; to ask all processes takes milliseconds
@@ -79,23 +81,43 @@ class StopOnSignal(HookBase):  # type: ignore[misc]
         self.received = True
 
 
-class RestartedPreciseBN(HookBase):  # type: ignore[misc]
-    """detectron2's precise BatchNorm, each time over the same images from their beginning.
+def restarted_precise_bn(
+    period: int, model: nn.Module, data_loader: Iterable[Any], num_iter: int
+) -> HookBase:
+    """Return detectron2's precise BatchNorm, each time over the same images from their beginning.
 
-    Every `period` iterations and after the last one.
+    Every `period` iterations and after the last one `num_iter` batches are averaged.
     """
 
-    def __init__(
-        self, period: int, model: nn.Module, data_loader: Iterable[Any], num_iter: int
-    ) -> None:
-        self.period = period
-        self.model = model
-        self.data_loader = data_loader
-        self.num_iter = num_iter
+    def after_step(trainer: TrainerBase) -> None:
+        done = trainer.iter + 1
+        if done == trainer.max_iter or (period > 0 and done % period == 0):
+            hooks.PreciseBN(0, model, data_loader, num_iter).update_stats()
 
-    def after_step(self) -> None:
-        """Replace the running statistics by averages over `num_iter` batches."""
-        done = self.trainer.iter + 1
-        if done == self.trainer.max_iter or (self.period > 0 and done % self.period == 0):
-            hook = hooks.PreciseBN(0, self.model, self.data_loader, self.num_iter)
-            hook.update_stats()
+    return hooks.CallbackHook(after_step=after_step)
+
+
+def record_evaluation(
+    path: Path, metrics: Mapping[str, float], iteration: int, max_steps: int
+) -> dict[str, float]:
+    """Append one evaluation, and return the metrics of a run that ends here.
+
+    These are the last evaluation's, its `iteration`, and `best/..` with `best/iteration`: the
+    averages of the evaluation with the highest box AP, the first of equals.
+    """
+    entry = {key: value for key, value in metrics.items() if math.isfinite(value)}
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": iteration, "max_steps": max_steps, **entry}) + "\n")
+    best = max(evaluations(path), key=lambda evaluation: evaluation[MAIN_METRIC])
+    averages = {
+        f"best/{key}": value
+        for key, value in best.items()
+        if key.partition("/")[0] in ("bbox", "segm") and key.partition("/")[2] in AVERAGES
+    }
+    return {**metrics, "iteration": iteration, **averages, "best/iteration": best["step"]}
+
+
+def evaluations(path: Path) -> list[dict[str, float]]:
+    """Return the lines of a metrics file that are evaluations, in order."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [entry for entry in map(json.loads, lines) if MAIN_METRIC in entry]

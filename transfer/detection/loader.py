@@ -1,4 +1,4 @@
-"""Training images in an order, and with draws, that follow from the seed and the iteration alone.
+"""Loader whose images and random draws follow from the seed and the iteration alone.
 
 So a run that was killed goes on with the images, augmentations and samples it would have had:
 nothing is buffered between iterations, and no generator carries state from one to the next.
@@ -10,7 +10,7 @@ import hashlib
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, count, islice
 from typing import Any
 
 import numpy
@@ -50,7 +50,7 @@ def seed_generators(seed: int) -> None:
 
 @dataclass(frozen=True)
 class ImageOrder:
-    """Which images one of `world_size` processes sees: shuffled anew for every pass, without end.
+    """Order of the images of one of `world_size` processes: shuffled for every pass, endless.
 
     As in detectron2, the processes take turns in one order, and where `is_wide` is given a batch
     holds either only images wider than high or none.
@@ -66,12 +66,9 @@ class ImageOrder:
     def images(self) -> Iterator[tuple[int, int]]:
         """Yield (position, index), positions counted over all processes."""
         generator = torch.Generator().manual_seed(self.seed)
-        position = 0
-        while True:
-            for index in torch.randperm(self.num_images, generator=generator).tolist():
-                if position % self.world_size == self.rank:
-                    yield position, index
-                position += 1
+        passes = (torch.randperm(self.num_images, generator=generator).tolist() for _ in count())
+        order = enumerate(chain.from_iterable(passes))
+        yield from islice(order, self.rank, None, self.world_size)
 
     def batches(self) -> Iterator[Batch]:
         """Yield the batches of iterations 0, 1, 2 and so on."""
@@ -105,8 +102,8 @@ class TrainingImages(IterableDataset[Record]):
     def __iter__(self) -> Iterator[Record]:
         """Yield this worker's images."""
         worker = get_worker_info()
-        turn, num_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        for batch in islice(self.order.batches(), self.start + turn, None, num_workers):
+        first, num_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        for batch in islice(self.order.batches(), self.start + first, None, num_workers):
             for position, index in batch:
                 seed_generators(derived_seed("image", self.order.seed, position))
                 yield self.mapper(self.records[index])

@@ -1,4 +1,4 @@
-"""Pictures of a few fixed images: what is there beside what was detected."""
+"""Pictures of a few fixed images, their objects beside the detections."""
 
 from __future__ import annotations
 
@@ -49,37 +49,32 @@ def write_pictures(
     folder = output_dir / "pictures"
     folder.mkdir(exist_ok=True)
     drawn = {record["image_id"]: record for record in records[:count]}
-    found: dict[Any, list[Shape]] = {image: [] for image in drawn}
+    detected: dict[Any, list[Shape]] = {image: [] for image in drawn}
     predictions = json.loads((output_dir / PREDICTIONS).read_text(encoding="utf-8"))
-    for entry in sorted(predictions, key=lambda held: float(held["score"])):
-        if entry["image_id"] in found and entry["score"] >= MIN_SCORE:
+    for entry in sorted(predictions, key=lambda prediction: float(prediction["score"])):
+        if entry["image_id"] in detected and entry["score"] >= MIN_SCORE:
             index = category_ids[entry["category_id"]]
             label = f"{class_names[index]} {100 * entry['score']:.0f}"
             shape = Shape(entry["bbox"], index, label, entry.get("segmentation"))
-            found[entry["image_id"]].append(shape)
+            detected[entry["image_id"]].append(shape)
     pairs = []
     for number, (image_id, record) in enumerate(drawn.items()):
         with Image.open(record["file_name"]) as file:
             image = ImageOps.exif_transpose(file).convert("RGB")
-        pair = tuple(
-            draw(image, shapes) for shapes in (_truth(record, class_names), found[image_id])
-        )
+        truth = [_annotated(entry, class_names) for entry in record["annotations"]]
+        pair = draw(image, truth), draw(image, detected[image_id])
         for name, picture in zip(("ground_truth", "detections"), pair, strict=True):
             picture.save(folder / f"{number:02d}-{name}.jpg", quality=85)
         pairs.append(pair)
     grid(pairs).save(folder / "grid.jpg", quality=85)
 
 
-def _truth(record: dict[str, Any], class_names: Sequence[str]) -> list[Shape]:
-    return [
-        Shape(
-            _xywh(entry),
-            entry["category_id"],
-            class_names[entry["category_id"]],
-            entry.get("segmentation"),
-        )
-        for entry in record["annotations"]
-    ]
+def _annotated(entry: dict[str, Any], class_names: Sequence[str]) -> Shape:
+    x0, y0, *end = entry["bbox"]
+    if entry["bbox_mode"].name == "XYXY_ABS":
+        end = [end[0] - x0, end[1] - y0]
+    index = entry["category_id"]
+    return Shape([x0, y0, *end], index, class_names[index], entry.get("segmentation"))
 
 
 def draw(image: Image.Image, shapes: Sequence[Shape]) -> Image.Image:
@@ -142,13 +137,6 @@ def colour(index: int) -> tuple[int, int, int]:
     hue = (index * 0.618034) % 1  # the golden ratio spreads any number of hues
     shade = colorsys.hsv_to_rgb(hue, 0.55 + 0.4 * (index % 2), 0.95)
     return round(255 * shade[0]), round(255 * shade[1]), round(255 * shade[2])
-
-
-def _xywh(entry: dict[str, Any]) -> list[float]:
-    x0, y0, x1, y1 = entry["bbox"]
-    if entry["bbox_mode"].name == "XYXY_ABS":
-        return [x0, y0, x1 - x0, y1 - y0]
-    return [x0, y0, x1, y1]
 
 
 def _mask(shape: Any, size: tuple[int, int]) -> np.ndarray | None:

@@ -1,33 +1,66 @@
-"""Train or evaluate one detector from a complete config, in this process and its peers."""
+"""One detector's run: one process or several, training or evaluation, all weights accounted for.
+
+An executor starts one process per machine, with RANK (which machine), WORLD_SIZE (how many),
+MASTER_ADDR and MASTER_PORT in its environment; detectron2 starts one per GPU of a machine.
+"""
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import logging
+import multiprocessing
+import os
+import pickle
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer, default_setup
+from detectron2.engine import DefaultTrainer, default_setup, launch
 from detectron2.utils import comm
+from torch import nn
+from torch.multiprocessing.spawn import ProcessExitedException
 
-from transfer.config.stages import DetectionData, Optimizer
+from transfer.config.data import DetectionData
+from transfer.config.finetune import Optimizer
 from transfer.datasets.register import register
-from transfer.detection.hooks import METRICS
-from transfer.detection.memory import memory_estimate
+from transfer.detection.hooks import EXIT_INTERRUPTED, METRICS, SIGNALS
 from transfer.detection.trainer import TRAINERS, Diverged, Trainer
-from transfer.detection.weights import check_loaded
-from transfer.evaluation.evaluators import flat_metrics
+from transfer.evaluation.evaluators import flat_metrics, write_json
+from transfer.resnet.names import COUNTER
+from transfer.verify import PLACES, lost_entries
 
 EFFECTIVE = "effective_config.yaml"
+RESULT = ".launched.json"
+EXIT_FAULT = 2
+GB = 1e9
+COPIES = {"SGD": 3, "AdamW": 4}  # of each parameter: weight, gradient, what the optimiser keeps
+KEPT = (nn.Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm)
+# Parts of a detector that a backbone has not: their parameters start at random.
+NEW_PARAMETERS = (
+    "proposal_generator.",
+    "backbone.fpn_lateral",
+    "backbone.fpn_output",
+    "roi_heads.res5.norm.",  # of Res5ROIHeadsExtraNorm
+    "roi_heads.box_head.",
+    "roi_heads.box_predictor.",
+    "roi_heads.mask_head.",
+)
+FROM_CONFIG = ("pixel_mean", "pixel_std")
 logger = logging.getLogger(__name__)
+Metrics = dict[str, float]
 
 
 @dataclass(frozen=True)
 class Run:
-    """What to train or to evaluate; `cfg` names its weights and its output folder."""
+    """A detector to train or to evaluate; `cfg` names its weights and its output folder."""
 
     cfg: CfgNode
     datasets: dict[str, DetectionData]
@@ -36,7 +69,130 @@ class Run:
     eval_only: bool = False
 
 
-def train(run: Run) -> dict[str, float]:
+@dataclass(frozen=True)
+class Machines:
+    """GPUs on each machine, how many machines, which one this is, and where they meet."""
+
+    num_gpus: int = 1
+    num_nodes: int = 1
+    node: int = 0
+    url: str = "auto"
+
+    @property
+    def num_processes(self) -> int:
+        """Return the number of processes on all machines."""
+        return self.num_gpus * self.num_nodes
+
+
+def machines_of(
+    num_gpus: int, num_nodes: int, environment: Mapping[str, str] = os.environ
+) -> Machines:
+    """Return what an executor's environment says, which must agree with the settings.
+
+    Raises:
+        ValueError: the executor started another number of machines, or does not say where to meet.
+    """
+    started = int(environment.get("WORLD_SIZE", "1"))
+    if started != num_nodes:
+        raise ValueError(
+            f"num_nodes is {num_nodes}, but WORLD_SIZE says that {started} processes were started; "
+            "wanted one process on each node"
+        )
+    if num_nodes == 1:
+        return Machines(num_gpus)
+    absent = [key for key in ("RANK", "MASTER_ADDR", "MASTER_PORT") if key not in environment]
+    if absent:
+        raise ValueError(f"{num_nodes} nodes, but no {', '.join(absent)} in the environment")
+    url = f"tcp://{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}"
+    return Machines(num_gpus, num_nodes, int(environment["RANK"]), url)
+
+
+def run_on(
+    machines: Machines, function: Callable[..., Metrics], args: tuple[Any, ...], folder: Path
+) -> Metrics:
+    """Return `function(*args)` of the first process; on the other machines nothing.
+
+    A signal reaches every process, so that all save and leave with code 75 together.
+
+    Raises:
+        ValueError: as `function` did, or there are too few GPUs.
+    """
+    if machines.num_processes == 1:
+        return function(*args)
+    if (num_gpus := torch.cuda.device_count()) < machines.num_gpus:
+        raise ValueError(f"asked for {machines.num_gpus} GPUs, this machine has {num_gpus}")
+    folder.mkdir(parents=True, exist_ok=True)
+    result = folder / RESULT
+    if machines.node == 0:
+        result.unlink(missing_ok=True)
+    with signals_passed_on() as received:
+        try:
+            launch(
+                in_one_process,
+                machines.num_gpus,
+                machines.num_nodes,
+                machines.node,
+                machines.url,
+                args=(function, args, folder),
+            )
+        except ProcessExitedException as error:
+            if received or error.exit_code == EXIT_INTERRUPTED:
+                raise SystemExit(EXIT_INTERRUPTED) from None
+            if error.exit_code == EXIT_FAULT and result.exists():
+                raise ValueError(_taken(result)["fault"]) from None
+            raise
+    return _taken(result)["metrics"] if machines.node == 0 else {}
+
+
+def in_one_process(function: Callable[..., Metrics], args: tuple[Any, ...], folder: Path) -> None:
+    """Call `function` and leave in `folder` what the first process returned, or what any refused.
+
+    Raises:
+        SystemExit: with code 2, for a fault that a user can fix.
+    """
+    logging.basicConfig(
+        level=logging.INFO if comm.is_main_process() else logging.ERROR,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    try:
+        answer = {"metrics": function(*args)}
+    except ValueError as error:
+        write_json(folder / RESULT, {"fault": str(error)})
+        raise SystemExit(EXIT_FAULT) from None
+    if comm.is_main_process():
+        write_json(folder / RESULT, answer)
+
+
+@contextmanager
+def signals_passed_on() -> Iterator[list[int]]:
+    """Pass signals on to the child processes; the list holds those that came."""
+    received: list[int] = []
+
+    def pass_on(number: int, frame: object) -> None:
+        received.append(number)
+        for child in multiprocessing.active_children():
+            child.terminate()
+
+    before = {number: signal.signal(number, pass_on) for number in SIGNALS}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _taken(path: Path) -> Any:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    path.unlink()
+    return content
+
+
+def run_detector(run: Run) -> Metrics:
+    """Evaluate or train, as the run says."""
+    return evaluate(run) if run.eval_only else train(run)
+
+
+def train(run: Run) -> Metrics:
     """Train, evaluate and return the metrics, AP in percent; what OUTPUT_DIR holds is resumed.
 
     Raises:
@@ -68,7 +224,7 @@ def train(run: Run) -> dict[str, float]:
     return trainer.metrics
 
 
-def evaluate(run: Run) -> dict[str, float]:
+def evaluate(run: Run) -> Metrics:
     """Return the metrics of MODEL.WEIGHTS, or with `resume` of the last checkpoint in OUTPUT_DIR.
 
     Raises:
@@ -86,14 +242,7 @@ def evaluate(run: Run) -> dict[str, float]:
     checkpointer.load(weights, checkpointables=[])
     check_loaded(model, Path(weights), whole=True)
     results = Trainer.test(cfg, model)
-    if not comm.is_main_process():
-        return {}
-    return flat_metrics(results)
-
-
-def run_detector(run: Run) -> dict[str, float]:
-    """Evaluate or train, as the run says."""
-    return evaluate(run) if run.eval_only else train(run)
+    return flat_metrics(results) if comm.is_main_process() else {}
 
 
 def effective_config(cfg: CfgNode, world_size: int) -> CfgNode:
@@ -130,3 +279,104 @@ def drop_metrics_after(path: Path, step: int) -> None:
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
     path.write_text("".join(kept), encoding="utf-8")
+
+
+def repair_last_checkpoint(output_dir: Path) -> None:
+    """Let a pointer to a lost checkpoint point at the last that is kept, or go.
+
+    A final model that is gone (or a pointer without any checkpoint) means starting over.
+    """
+    pointer = output_dir / "last_checkpoint"
+    if not pointer.exists():
+        return
+    name = pointer.read_text(encoding="utf-8").strip()
+    if name and (output_dir / name).is_file():
+        return
+    logger.warning("%s: names %r, which is not there", pointer, name)
+    if kept := sorted(output_dir.glob("model_[0-9]*.pth")):
+        pointer.write_text(kept[-1].name, encoding="utf-8")
+    else:
+        pointer.unlink()
+
+
+def check_loaded(model: nn.Module, weights: Path, *, whole: bool = False) -> None:
+    """Compare a model with the file it was loaded from, value by value and in both directions.
+
+    `whole` demands every parameter of the model from the file, heads too, as an evaluation must.
+
+    Raises:
+        ValueError: an entry was lost, or a parameter that is no new head's was left random.
+    """
+    state = model.state_dict()
+    if weights.suffix == ".pkl":
+        with weights.open("rb") as file:
+            entries = pickle.load(file)["model"]  # its companion has vouched for it
+        lost = lost_entries(model, entries)
+        names = {place + name for name in entries for place in PLACES}
+    else:
+        content = torch.load(weights, map_location="cpu", weights_only=True)["model"]
+        lost = [
+            name
+            for name, value in content.items()
+            if name not in state or not torch.equal(state[name].cpu(), value)
+        ]
+        names = set(content)
+    if lost:
+        raise ValueError(f"{weights}: {len(lost)} entries were not loaded: {', '.join(lost)}")
+    allowed = FROM_CONFIG if whole else (*FROM_CONFIG, *NEW_PARAMETERS)
+    random = [name for name in state if name not in names and not name.startswith(allowed)]
+    if not any(name.endswith(COUNTER) for name in names):
+        random = [name for name in random if not name.endswith(COUNTER)]
+    if random:
+        raise ValueError(
+            f"{weights}: has nothing for {len(random)} parameters: {', '.join(random)}; only "
+            f"{'' if whole else ', '.join(NEW_PARAMETERS) + ' and '}{', '.join(FROM_CONFIG)} "
+            "may start without it"
+        )
+
+
+def memory_estimate(cfg: CfgNode, model: nn.Module, optimizer: Any, world_size: int) -> str:
+    """Return one line: parameters and their copies, and what the backward pass needs.
+
+    The latter counts the outputs of all convolutions and norms of the backbone, and of a C4
+    detector's res5 over its proposals, for one process's images at the largest training size. What
+    RPN, other heads and the libraries take is not in it.
+    """
+    kind = next(name for name in COPIES if name in type(optimizer).__name__)
+    weights = COPIES[kind] * 4 * sum(parameter.numel() for parameter in model.parameters())
+    num_images = max(1, cfg.SOLVER.IMS_PER_BATCH // world_size)
+    short = max(cfg.INPUT.MIN_SIZE_TRAIN)
+    long = min(cfg.INPUT.MAX_SIZE_TRAIN, round(short * 4 / 3))
+    size = [-(-side // 32) * 32 for side in (short, long)]
+    activations = _output_bytes(model.get_submodule("backbone"), [num_images, 3, *size])
+    res5 = getattr(model.roi_heads, "res5", None)
+    if res5 is not None:
+        channels = next(res5.parameters()).shape[1]
+        side = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
+        num_boxes = num_images * cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE
+        activations += _output_bytes(res5, [num_boxes, channels, side, side])
+    if cfg.SOLVER.AMP.ENABLED:
+        activations //= 2
+    return (
+        f"memory, a rule of thumb: {(weights + activations) / GB:.1f} GB a process, of which "
+        f"{weights / GB:.1f} for weights, gradients and {kind}, {activations / GB:.1f} for "
+        f"{num_images} images of {size[0]} x {size[1]} in the backbone; RPN, heads and CUDA "
+        "come on top"
+    )
+
+
+def _output_bytes(module: nn.Module, shape: list[int]) -> int:
+    """Return the bytes of all convolutions' and norms' outputs; nothing is computed."""
+    ghost = copy.deepcopy(module).to("meta").eval()
+    total = 0
+
+    def count(_: nn.Module, __: Any, output: torch.Tensor) -> None:
+        nonlocal total
+        total += 4 * output.numel()
+
+    for part in ghost.modules():
+        if isinstance(part, KEPT):
+            part.register_forward_hook(count)
+    with torch.no_grad():
+        ghost(torch.empty(shape, device="meta"))
+    return total

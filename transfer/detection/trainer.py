@@ -18,8 +18,13 @@ from torch import distributed, nn
 from torch.optim import AdamW, Optimizer
 
 from transfer.detection import heads  # noqa: F401  (registers the heads that configs name)
-from transfer.detection.history import record_evaluation
-from transfer.detection.hooks import METRICS, MetricsWriter, RestartedPreciseBN, StopOnSignal
+from transfer.detection.hooks import (
+    METRICS,
+    MetricsWriter,
+    StopOnSignal,
+    record_evaluation,
+    restarted_precise_bn,
+)
 from transfer.detection.loader import SeededLoader, build_loader, derived_seed
 from transfer.evaluation.evaluators import build_evaluator, flat_metrics
 
@@ -104,14 +109,14 @@ class Trainer(DefaultTrainer):  # type: ignore[misc]
 
     def build_hooks(self) -> list[HookBase]:
         """Return detectron2's hooks; those for precise BN, checkpoints and evaluation are ours."""
-        wanted: CfgNode = self.cfg
-        self.cfg = wanted.clone()
+        cfg: CfgNode = self.cfg
+        self.cfg = cfg.clone()
         self.cfg.defrost()
         self.cfg.TEST.PRECISE_BN.ENABLED = False  # else detectron2 reads all annotations again
         try:
             built = super().build_hooks()
         finally:
-            self.cfg = wanted
+            self.cfg = cfg
         return [ours for hook in built for ours in self._in_place_of(hook)]
 
     def _in_place_of(self, hook: HookBase) -> list[HookBase]:
@@ -122,15 +127,12 @@ class Trainer(DefaultTrainer):  # type: ignore[misc]
         if isinstance(hook, hooks.EvalHook):
             return [StopOnSignal(), hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self.evaluate)]
         if isinstance(hook, hooks.LRScheduler) and self.cfg.TEST.PRECISE_BN.ENABLED:
-            return [hook, self._precise_bn()]
+            seed = derived_seed("precise-bn", self.data_loader.seed)
+            loader = dataclasses.replace(self.data_loader, seed=seed, num_workers=0)
+            period, num_iter = self.cfg.TEST.EVAL_PERIOD, self.cfg.TEST.PRECISE_BN.NUM_ITER
+            # as in detectron2 before a checkpoint is written
+            return [hook, restarted_precise_bn(period, self.model, loader, num_iter)]
         return [hook]
-
-    def _precise_bn(self) -> HookBase:
-        """Return the hook that runs, as in detectron2, before a checkpoint is written."""
-        seed = derived_seed("precise-bn", self.data_loader.seed)
-        loader = dataclasses.replace(self.data_loader, seed=seed, num_workers=0)
-        test = self.cfg.TEST
-        return RestartedPreciseBN(test.EVAL_PERIOD, self.model, loader, test.PRECISE_BN.NUM_ITER)
 
 
 class AdamWTrainer(Trainer):
@@ -183,11 +185,9 @@ def freeze_unread_outputs(cfg: CfgNode, model: nn.Module) -> None:
     They never get a gradient, so nothing changes in one process; of several, each would stop at the
     second iteration because the others' gradients for them are missing.
     """
-    backbone = model.backbone
-    assert isinstance(backbone, nn.Module)
     outputs = {
         name.replace("fpn_output", "p"): part
-        for name, part in backbone.named_children()
+        for name, part in model.get_submodule("backbone").named_children()
         if name.startswith("fpn_output")
     }
     read = {*cfg.MODEL.RPN.IN_FEATURES, *cfg.MODEL.ROI_HEADS.IN_FEATURES}

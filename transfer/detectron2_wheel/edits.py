@@ -1,6 +1,6 @@
-"""What detectron2 v0.6 needs to run, without its C++ part, on today's Python, numpy and Pillow.
+"""Edits of detectron2 v0.6, to run without its C++ part on today's Python, numpy and Pillow.
 
-Data only; `detectron2_wheel` applies it. File names are those of the installed package.
+Data only; `wheel` applies it. File names are those of the installed package.
 """
 
 import re
@@ -13,22 +13,22 @@ class Edit(NamedTuple):
     file: str
     old: str
     new: str
-    places: int
     why: str
+    places: int = 1
     regex: bool = False
 
     def apply(self, text: str) -> str:
-        """Returns the edited text.
+        """Return the edited text.
 
         Raises:
             ValueError: the file holds `old` more or less often than `places` says.
         """
         pattern = self.old if self.regex else re.escape(self.old)
         new = self.new if self.regex else self.new.replace("\\", r"\\")
-        text, found = re.subn(pattern, new, text)
-        if found != self.places:
+        text, places = re.subn(pattern, new, text)
+        if places != self.places:
             raise ValueError(
-                f"{self.file}: {self.old!r} matches {found} times, wanted {self.places}; "
+                f"{self.file}: {self.old!r} matches {places} times, wanted {self.places}; "
                 "this is not the v0.6 the edits were written for"
             )
         return text
@@ -36,18 +36,18 @@ class Edit(NamedTuple):
 
 def _numpy_alias(file: str, count: int) -> Edit:
     why = "numpy dropped its aliases of built-in types"
-    return Edit(file, r"\bnp\.(bool|int|float|str)\b", r"\1", count, why, regex=True)
+    return Edit(file, r"\bnp\.(bool|int|float|str)\b", r"\1", why, count, regex=True)
 
 
 def _scheduler_base(file: str, count: int) -> Edit:
     why = "_LRScheduler is the old name of LRScheduler, and no longer its base"
-    return Edit(file, r"\b_LRScheduler\b", "LRScheduler", count, why, regex=True)
+    return Edit(file, r"\b_LRScheduler\b", "LRScheduler", why, count, regex=True)
 
 
 def _without_cpp(file: str) -> Edit:
     why = "the C++ part is missed when it is used, not on import"
     old = "from detectron2 import _C"
-    return Edit(file, old, "from detectron2.without_cpp import _C", 1, why)
+    return Edit(file, old, "from detectron2.without_cpp import _C", why)
 
 
 EDITS: tuple[Edit, ...] = (
@@ -62,21 +62,18 @@ EDITS: tuple[Edit, ...] = (
         "detectron2/layers/mask_ops.py",
         "np.array(mask, copy=False)",
         "np.asarray(mask)",
-        1,
         "numpy 2 raises when copy=False cannot be kept",
     ),
     Edit(
         "detectron2/data/transforms/transform.py",
         "Image.LINEAR",
         "Image.BILINEAR",
-        1,
         "Pillow 10 dropped this name of BILINEAR",
     ),
     Edit(
         "detectron2/data/common.py",
         "self._rng.sample(self._fallback_candidates, k=1)",
         "self._rng.sample(list(self._fallback_candidates), k=1)",
-        1,
         "random.sample takes no sets since Python 3.11",
     ),
     _scheduler_base("detectron2/engine/hooks.py", 2),
@@ -86,14 +83,12 @@ EDITS: tuple[Edit, ...] = (
         "detectron2/modeling/anchor_generator.py",
         "torch.meshgrid(shifts_y, shifts_x)",
         'torch.meshgrid(shifts_y, shifts_x, indexing="ij")',
-        1,
         "torch warns when the (same) default is not named",
     ),
     Edit(
         "detectron2/model_zoo/model_zoo.py",
         "import pkg_resources\n",
         "from importlib.resources import files\n",
-        1,
         "setuptools drops pkg_resources",
     ),
     Edit(
@@ -102,14 +97,12 @@ EDITS: tuple[Edit, ...] = (
         '        "detectron2.model_zoo", os.path.join("configs", config_path)\n'
         "    )",
         'str(files("detectron2.model_zoo").joinpath("configs", config_path))',
-        1,
         "setuptools drops pkg_resources",
     ),
     Edit(
         "detectron2/export/__init__.py",
         "from .api import *\n",
         "try:\n    from .api import *\nexcept ImportError:  # caffe2 is gone\n    pass\n",
-        1,
         "the export to caffe2 needs caffe2, which torch dropped",
     ),
     _without_cpp("detectron2/evaluation/fast_eval_api.py"),
@@ -121,7 +114,6 @@ EDITS: tuple[Edit, ...] = (
         "return torch.ops.detectron2.nms_rotated(boxes, scores, iou_threshold)",
         "from detectron2.without_cpp import _C\n\n"
         "    return _C.nms_rotated(boxes, scores, iou_threshold)",
-        1,
         "the C++ part is missed when it is used, not on import",
     ),
 )
@@ -146,8 +138,8 @@ _C = _Missing()
 
 ADDED: dict[str, str] = {"detectron2/without_cpp.py": WITHOUT_CPP}
 
-# What an import or a training run of Faster/Mask R-CNN really reaches, with the lowest versions
-# these edits allow.
+# Packages that an import or a training run of Faster/Mask R-CNN really reaches, with the lowest
+# versions that these edits allow.
 REQUIRES: dict[str, str] = {
     "torch": "2.0",
     "torchvision": "0.15",

@@ -1,4 +1,4 @@
-"""Looks for a working detectron2; installs the pure-Python one where there is none.
+"""A working detectron2: looked for, and the pure-Python one installed where there is none.
 
 Standard library only: it must run before torch or detectron2 can be imported.
 """
@@ -21,29 +21,29 @@ from transfer.detectron2_wheel.wheel import ARCHIVE_SHA256, DIST_INFO, PROJECT, 
 PROBE = """
 import importlib.metadata, importlib.util, json, os
 spec = importlib.util.find_spec("detectron2")
-found = None
+build = None
 if spec:
     places = list(spec.submodule_search_locations or [])
-    found = {"version": "", "location": places[0] if places else "?", "problem": ""}
+    build = {"version": "", "location": places[0] if places else "?", "problem": ""}
     for dist in importlib.metadata.distributions(name="detectron2"):
         if os.path.realpath(str(dist.locate_file("detectron2"))) in map(os.path.realpath, places):
-            found["version"] = dist.version
+            build["version"] = dist.version
     try:
         import detectron2, detectron2.layers, detectron2.modeling, numpy
         for alias in (bool, int, float, str):  # as transfer.datasets.register gives them back
             if alias.__name__ not in vars(numpy):
                 setattr(numpy, alias.__name__, alias)
-        found["version"] = found["version"] or detectron2.__version__
+        build["version"] = build["version"] or detectron2.__version__
         from detectron2.data.build import print_instances_class_histogram as count
         count([{"annotations": [{"category_id": 0}]}], ["one"])
     except BaseException as error:
-        found["problem"] = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
+        build["problem"] = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
     try:
         import detectron2._C
-        found["compiled"] = True
+        build["compiled"] = True
     except BaseException:
-        found["compiled"] = False
-print(json.dumps(found))
+        build["compiled"] = False
+print(json.dumps(build))
 """
 
 
@@ -56,13 +56,13 @@ class Installed(NamedTuple):
     problem: str
 
     def __str__(self) -> str:
-        """Returns version, location and whether the C++ part is there."""
+        """Return version, location and whether the C++ part is there."""
         part = "with" if self.compiled else "without"
         return f"detectron2 {self.version or '?'} at {self.location}, {part} its C++ part"
 
 
 def probe(first: Path | None = None) -> Installed | None:
-    """Returns the detectron2 that a new process of this interpreter finds, None if there is none.
+    """Return the detectron2 that a new process of this interpreter finds, None if there is none.
 
     It is imported there: this process stays clean, and a crash counts as a problem. So does a v0.6
     that imports but does not work with the numpy beside it even with the aliases that
@@ -78,56 +78,56 @@ def probe(first: Path | None = None) -> Installed | None:
         last = (done.stderr.strip().splitlines() or [""])[-1]
         problem = f"the import ended with exit status {done.returncode} {last}".strip()
         return Installed("", "?", compiled=False, problem=problem)
-    found = json.loads(done.stdout.splitlines()[-1])
-    return Installed(**found) if found else None
+    build = json.loads(done.stdout.splitlines()[-1])
+    return Installed(**build) if build else None
 
 
 def unmet_requirements() -> list[str]:
-    """Returns what the wheel requires and this interpreter lacks, as `name>=version (found ..)`."""
+    """Return what the wheel requires and this interpreter lacks, as `name>=version (found ..)`."""
     unmet = []
-    for name, wanted in REQUIRES.items():
+    for name, lowest in REQUIRES.items():
         try:
-            found = metadata.version(name)
+            version = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found = ""
-        if not found or _numbers(found) < _numbers(wanted):
-            unmet.append(f"{name}>={wanted} (found {found or 'none'})")
+            version = ""
+        if not version or _numbers(version) < _numbers(lowest):
+            unmet.append(f"{name}>={lowest} (found {version or 'none'})")
     return unmet
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """Returns the release numbers of a version: (2, 14, 1) for 2.14.1+cu130 and for 2.14.1rc1."""
+    """Return the release numbers of a version: (2, 14, 1) for 2.14.1+cu130 and for 2.14.1rc1."""
     release = re.match(r"\d+(\.\d+)*", version)
     return tuple(int(part) for part in release.group().split(".")) if release else ()
 
 
-def must_install(found: Installed | None, *, force: bool = False) -> bool:
-    """Returns whether to install, given what `probe` found.
+def must_install(build: Installed | None, *, force: bool = False) -> bool:
+    """Return whether to install, given what `probe` returned.
 
     Raises:
         ValueError: installing would replace, or be hidden by, a detectron2 that is not ours.
     """
-    if found is None:
+    if build is None:
         return True
-    ours = found.version in ("", VERSION)  # no version: the rest of an interrupted install
-    if not found.problem and not force:
+    if not build.problem and not force:
         return False
     home = {Path(sysconfig.get_path(key)).resolve() for key in ("purelib", "platlib")}
-    if ours and Path(found.location).resolve().parent in home:
+    ours = build.version in ("", VERSION)  # no version: the rest of an interrupted install
+    if ours and Path(build.location).resolve().parent in home:
         return True
-    if found.problem:
+    if build.problem:
         raise ValueError(
-            f"{found}, does not work: {found.problem}; repair it, or remove it with what "
+            f"{build}, does not work: {build.problem}; repair it, or remove it with what "
             "installed it (conda remove, or python -m pip uninstall detectron2) and run this again"
         )
     raise ValueError(
-        f"{found}, is not the pure-Python build that --force makes anew; remove it first "
+        f"{build}, is not the pure-Python build that --force makes anew; remove it first "
         "(python -m pip uninstall detectron2)"
     )
 
 
 def run_pip(*arguments: str) -> None:
-    """Runs this interpreter's pip quietly.
+    """Run this interpreter's pip quietly.
 
     Raises:
         ValueError: pip failed; the message is its last error line.
@@ -141,7 +141,7 @@ def run_pip(*arguments: str) -> None:
 
 
 def download_archive(folder: Path) -> Path:
-    """Downloads the source archive into `folder` and returns its path.
+    """Download the source archive into `folder` and returns its path.
 
     pip asks the archive for its metadata, which runs its setup script: hence the need for torch,
     and the checksum that pip compares before that.
@@ -152,23 +152,23 @@ def download_archive(folder: Path) -> Path:
     for name in ("torch", "setuptools"):
         if util.find_spec(name) is None:
             raise ValueError(f"{sys.executable}: no {name}; install it first, {PROJECT} needs it")
-    wanted = folder / "requirements.txt"
-    wanted.write_text(f"{PROJECT} --hash=sha256:{ARCHIVE_SHA256}\n", encoding="utf-8")
+    requirements = folder / "requirements.txt"
+    requirements.write_text(f"{PROJECT} --hash=sha256:{ARCHIVE_SHA256}\n", encoding="utf-8")
     options = ("--no-deps", "--no-binary", ":all:", "--no-build-isolation", "--retries", "2")
     try:
-        run_pip("download", *options, "--dest", str(folder), "--requirement", str(wanted))
+        run_pip("download", *options, "--dest", str(folder), "--requirement", str(requirements))
     except ValueError as error:
         raise ValueError(
             f"{PROJECT}: {error}; check the network, or give the archive with --archive"
         ) from error
-    found = sorted(folder.glob("*.tar.gz"))
-    if len(found) != 1:
-        raise ValueError(f"{PROJECT}: pip left {len(found)} archives in {folder}, wanted 1")
-    return found[0]
+    archives = sorted(folder.glob("*.tar.gz"))
+    if len(archives) != 1:
+        raise ValueError(f"{PROJECT}: pip left {len(archives)} archives in {folder}, wanted 1")
+    return archives[0]
 
 
 def install_wheel(wheel: Path) -> None:
-    """Installs the wheel, after an import straight from the file; leaves nothing when that fails.
+    """Install the wheel, after an import straight from the file; leaves nothing when that fails.
 
     Raises:
         ValueError: the wheel cannot be imported, or pip failed.
@@ -190,7 +190,7 @@ def install_wheel(wheel: Path) -> None:
 def ensure_detectron2(
     *, archive: Path | None = None, wheel_dir: Path | None = None, force: bool = False
 ) -> str:
-    """Returns a line about the detectron2 that is there, after installing one where there is none.
+    """Return a line about the detectron2 that is there, after installing one where there is none.
 
     Args:
         archive: the source archive; downloaded when None.
@@ -201,18 +201,17 @@ def ensure_detectron2(
         ValueError: what keeps a working detectron2 from being there, and what to do.
         OSError: a file cannot be read or written.
     """
-    found = probe()
-    if not must_install(found, force=force):
-        return f"{found}: nothing to do"
-    unmet = unmet_requirements()
-    if unmet:
+    build = probe()
+    if not must_install(build, force=force):
+        return f"{build}: nothing to do"
+    if unmet := unmet_requirements():
         raise ValueError(f"{sys.executable}: detectron2 needs {', '.join(unmet)}; install first")
     with tempfile.TemporaryDirectory(prefix="detectron2-") as scratch:
         source = archive or download_archive(Path(scratch))
         wheel = build_wheel(source, (wheel_dir or Path(scratch)).resolve())
         install_wheel(wheel)
-    found = probe()
-    if found is None or found.problem:
-        problem = found.problem if found else "not found"
+    build = probe()
+    if build is None or build.problem:
+        problem = build.problem if build else "not found"
         raise ValueError(f"{VERSION} is installed but does not work: {problem}")
-    return f"{found}: installed"
+    return f"{build}: installed"

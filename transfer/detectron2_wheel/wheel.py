@@ -30,7 +30,7 @@ Files = dict[str, bytes]
 
 
 def read_archive(path: Path, sha256: str = ARCHIVE_SHA256) -> Files:
-    """Returns the package files and the licence of a source archive, by name in the wheel.
+    """Return the package files and the licence of a source archive, by name in the wheel.
 
     The archive is read into memory and nothing of it is run.
 
@@ -40,9 +40,8 @@ def read_archive(path: Path, sha256: str = ARCHIVE_SHA256) -> Files:
         OSError: the archive cannot be read.
     """
     data = path.read_bytes()
-    found = hashlib.sha256(data).hexdigest()
-    if found != sha256:
-        raise ValueError(f"{path}: sha256 is {found}, wanted {sha256}; fetch the archive again")
+    if (digest := hashlib.sha256(data).hexdigest()) != sha256:
+        raise ValueError(f"{path}: sha256 is {digest}, wanted {sha256}; fetch the archive again")
     files: Files = {}
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
@@ -53,14 +52,13 @@ def read_archive(path: Path, sha256: str = ARCHIVE_SHA256) -> Files:
                     files[name] = stream.read()
     except (tarfile.TarError, EOFError) as error:
         raise ValueError(f"{path}: not a gzipped tar archive ({error})") from error
-    missing = [name for name in ("detectron2/__init__.py", "LICENSE") if name not in files]
-    if missing:
+    if missing := [name for name in ("detectron2/__init__.py", "LICENSE") if name not in files]:
         raise ValueError(f"{path}: no {', '.join(missing)} in it; wanted the archive of {PROJECT}")
     return files
 
 
 def _wheel_name(path: Path, member: tarfile.TarInfo) -> str | None:
-    """Returns where a member goes in the wheel, None where it does not go there."""
+    """Return where a member goes in the wheel, None where it does not go there."""
     parts = PurePosixPath(member.name).parts
     if member.name.startswith("/") or ".." in parts or "\\" in member.name:
         raise ValueError(f"{path}: member {member.name!r} points out of the archive; not used")
@@ -78,7 +76,7 @@ def _wheel_name(path: Path, member: tarfile.TarInfo) -> str | None:
 def apply_edits(
     files: Files, edits: Iterable[Edit] = EDITS, added: dict[str, str] | None = None
 ) -> Files:
-    """Returns the files after every edit, plus the added ones; changed files end with a notice.
+    """Return the files after every edit, plus the added ones; changed files end with a notice.
 
     Raises:
         ValueError: a file to edit is missing, an edit matches more or less often than it states,
@@ -104,13 +102,13 @@ def apply_edits(
 
 
 def edits_table(edits: Iterable[Edit] = EDITS) -> str:
-    """Returns one line per edit and per added file."""
+    """Return one line per edit and per added file."""
     lines = [f"{edit.file} ({edit.places}x): {edit.why}" for edit in edits]
     return "\n".join([*lines, *(f"{file} (added): stands in for the C++ part" for file in ADDED)])
 
 
 def metadata() -> str:
-    """Returns the METADATA text of the wheel."""
+    """Return the METADATA text of the wheel."""
     head = [
         "Metadata-Version: 2.4",
         "Name: detectron2",
@@ -135,7 +133,7 @@ def metadata() -> str:
 
 
 def write_wheel(files: Files, folder: Path) -> Path:
-    """Writes the wheel into `folder` and returns its path.
+    """Write the wheel into `folder` and returns its path.
 
     The same files give the same bytes. The wheel appears whole or not at all.
     """
@@ -147,8 +145,11 @@ def write_wheel(files: Files, folder: Path) -> Path:
     )
     contents[f"{DIST_INFO}/licenses/LICENSE"] = files["LICENSE"]
     record = f"{DIST_INFO}/RECORD"
-    lines = [_record_line(name, data) for name, data in sorted(contents.items())]
-    contents[record] = "".join([*lines, f"{record},,\n"]).encode("utf-8")
+    lines = ""
+    for name, data in sorted(contents.items()):
+        digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).decode().rstrip("=")
+        lines += f"{name},sha256={digest},{len(data)}\n"
+    contents[record] = f"{lines}{record},,\n".encode()
     folder.mkdir(parents=True, exist_ok=True)
     wheel = folder / WHEEL_NAME
     partial = folder / f".{WHEEL_NAME}.{os.getpid()}"
@@ -168,13 +169,8 @@ def write_wheel(files: Files, folder: Path) -> Path:
     return wheel
 
 
-def _record_line(name: str, data: bytes) -> str:
-    digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode("ascii")
-    return f"{name},sha256={digest},{len(data)}\n"
-
-
 def build_wheel(archive: Path, folder: Path) -> Path:
-    """Writes the pure-Python wheel of a source archive into `folder` and returns its path.
+    """Write the pure-Python wheel of a source archive into `folder` and returns its path.
 
     Raises:
         ValueError: as `read_archive` and `apply_edits`.

@@ -45,12 +45,32 @@ def coco_ap(
 ) -> dict[str, float]:
     """Return AP, AP50, AP75, APs, APm, APl and, of two classes or more, `AP-<class>`, in percent.
 
-    `results` are COCO results; they stay as they are. Where the set has no object to find (of a
-    size, of a class) the value is NaN. Masks are sorted into sizes by their own area, not by that
-    of their box. `class_names` are in the order of the category ids.
+    Where the set has no object to find (of a size, of a class) the value is NaN. Masks are sorted
+    into sizes by their own area, not by that of their box.
+
+    Args:
+        truth: the annotations, as `load_truth` returns them.
+        results: detections as COCO writes them: image_id, category_id, score and `bbox`
+            `[x, y, width, height]` in pixels or a run-length encoded `segmentation`; left as is.
+        task: measured on boxes (`bbox`) or masks (`segm`).
+        class_names: in the order of the category ids.
+
+    Raises:
+        KeyError: a result lacks what the task measures.
+
+    Example:
+        >>> square = {"image_id": 1, "category_id": 1, "bbox": [10, 10, 40, 40]}
+        >>> truth = COCO({
+        ...     "images": [{"id": 1, "width": 64, "height": 64}],
+        ...     "categories": [{"id": 1, "name": "digit"}],
+        ...     "annotations": [{"id": 1, "iscrowd": 0, "area": 1600, **square}],
+        ... })
+        >>> metrics = coco_ap(truth, [{"score": 0.9, **square}], "bbox")
+        >>> {key: round(value) for key, value in metrics.items() if key in ("AP", "APm")}
+        {'AP': 100, 'APm': 100}
     """
-    found = COCO({**truth.dataset, "annotations": _detections(truth, results, task)})
-    measure = COCOeval_faster(truth, found, task, print_function=logger.debug)
+    predicted = COCO({**truth.dataset, "annotations": _detections(truth, results, task)})
+    measure = COCOeval_faster(truth, predicted, task, print_function=logger.debug)
     measure.evaluate()
     measure.accumulate()
     measure.summarize()
@@ -82,13 +102,13 @@ def _detections(truth: COCO, results: Iterable[dict[str, Any]], task: Task) -> l
             shape if (result["image_id"], result["category_id"]) in meet else NO_MASK
             for result, shape in zip(results, shapes, strict=True)
         ]
-    found = zip(results, shapes, areas, strict=True)
+    rows = zip(results, shapes, areas, strict=True)
     return [
         {
             "id": number, "image_id": result["image_id"], "category_id": result["category_id"],
             "score": result["score"], kept: shape, "area": area, "iscrowd": 0,
         }
-        for number, (result, shape, area) in enumerate(found, start=1)
+        for number, (result, shape, area) in enumerate(rows, start=1)
     ]  # fmt: skip
 
 

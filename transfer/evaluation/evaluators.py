@@ -1,4 +1,4 @@
-"""The evaluators that detectron2's loop feeds: AP by the set's layout, predictions kept as JSON."""
+"""Evaluators that detectron2's loop feeds: AP by the set's layout, predictions kept as JSON."""
 
 from __future__ import annotations
 
@@ -22,13 +22,12 @@ PREDICTIONS = "predictions.json"
 Results = dict[str, dict[str, float]]
 
 
-class CocoEvaluator(DatasetEvaluator):  # type: ignore[misc]
-    """COCO's AP; the predictions name images and categories by the annotation file's ids."""
+class Evaluator(DatasetEvaluator):  # type: ignore[misc]
+    """Detections of all processes, written and measured by the first one."""
 
-    def __init__(self, name: str, output_dir: Path, masks: bool) -> None:
-        self.annotations = Path(MetadataCatalog.get(name).json_file)
+    def __init__(self, name: str, output_dir: Path) -> None:
+        self.set = MetadataCatalog.get(name)
         self.path = output_dir / PREDICTIONS
-        self.tasks: tuple[Task, ...] = ("bbox", "segm") if masks else ("bbox",)
         self.detections: list[dict[str, Any]] = []
 
     def reset(self) -> None:
@@ -47,60 +46,57 @@ class CocoEvaluator(DatasetEvaluator):  # type: ignore[misc]
         parts = comm.gather(self.detections, dst=0)
         if not comm.is_main_process():
             return None
-        truth = load_truth(self.annotations)
+        return self.measure([detection for part in parts for detection in part])
+
+    def measure(self, detections: list[dict[str, Any]]) -> Results:
+        """Write the detections and return AP."""
+        raise NotImplementedError
+
+
+class CocoEvaluator(Evaluator):
+    """COCO's AP; the predictions name images and categories by the annotation file's ids."""
+
+    def __init__(self, name: str, output_dir: Path, masks: bool) -> None:
+        super().__init__(name, output_dir)
+        self.tasks: tuple[Task, ...] = ("bbox", "segm") if masks else ("bbox",)
+
+    def measure(self, detections: list[dict[str, Any]]) -> Results:
+        """Write the detections and return AP by COCO's rules."""
+        truth = load_truth(Path(self.set.json_file))
         ids = sorted(truth.getCatIds())
         names = [category["name"] for category in truth.loadCats(ids)]
-        found = [
-            entry | {"category_id": ids[entry["category_id"]]} for part in parts for entry in part
-        ]
-        write_predictions(self.path, found)
-        return {task: coco_ap(truth, found, task, names) for task in self.tasks}
+        results = [entry | {"category_id": ids[entry["category_id"]]} for entry in detections]
+        write_json(self.path, results)
+        return {task: coco_ap(truth, results, task, names) for task in self.tasks}
 
 
-class VocEvaluator(DatasetEvaluator):  # type: ignore[misc]
+class VocEvaluator(Evaluator):
     """Pascal VOC's AP; the predictions count the classes from 0 and name images as the split."""
 
-    def __init__(self, name: str, output_dir: Path) -> None:
-        self.set = MetadataCatalog.get(name)
-        self.path = output_dir / PREDICTIONS
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget what was processed."""
-        self.detections: list[dict[str, Any]] = []
-        self.lines: dict[int, list[str]] = defaultdict(list)
-
     def process(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
-        """Keep the detections of one batch."""
-        for source, output in zip(inputs, outputs, strict=True):
-            instances, image = output["instances"].to("cpu"), source["image_id"]
-            self.detections += instances_to_coco_json(instances, image)
-            boxes = instances.pred_boxes.tensor.numpy()
-            found = zip(
-                instances.pred_classes.tolist(), instances.scores.tolist(), boxes, strict=True
-            )
-            for index, score, box in found:
-                self.lines[index].append(detection_line(image, score, box))
+        """Keep the detections of one batch, each with its line of a result file."""
+        first = len(self.detections)
+        super().process(inputs, outputs)
+        tensors = (output["instances"].pred_boxes.tensor for output in outputs)
+        boxes = (box for tensor in tensors for box in tensor.cpu().numpy())
+        for entry, box in zip(self.detections[first:], boxes, strict=True):
+            entry["line"] = detection_line(entry["image_id"], entry["score"], box)
 
-    def evaluate(self) -> Results | None:
-        """Gather all processes' detections, write them and measure; None on other processes."""
-        parts = comm.gather((self.detections, self.lines), dst=0)
-        if not comm.is_main_process():
-            return None
+    def measure(self, detections: list[dict[str, Any]]) -> Results:
+        """Write the detections and return AP by Pascal VOC's rules."""
         lines: dict[int, list[str]] = defaultdict(list)
-        for _, part in parts:
-            for index, found in part.items():
-                lines[index] += found
-        write_predictions(self.path, [entry for part, _ in parts for entry in part])
-        held = self.set
-        root = Path(held.dirname)
-        return {"bbox": voc_ap(root, held.split, held.year, held.thing_classes, lines)}
+        for entry in detections:
+            lines[entry["category_id"]].append(entry["line"])
+        keys = ("image_id", "category_id", "bbox", "score")
+        write_json(self.path, [{key: entry[key] for key in keys} for entry in detections])
+        root, split = Path(self.set.dirname), self.set.split
+        return {"bbox": voc_ap(root, split, self.set.year, self.set.thing_classes, lines)}
 
 
-def write_predictions(path: Path, results: list[dict[str, Any]]) -> None:
-    """Write COCO results in one piece."""
+def write_json(path: Path, content: Any) -> None:
+    """Write a file in one piece."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(results), encoding="utf-8")
+    temporary.write_text(json.dumps(content), encoding="utf-8")
     temporary.replace(path)
 
 

@@ -58,13 +58,13 @@ def voc_ap(
                 for threshold in THRESHOLDS
             }
     metrics = {
-        "AP": _mean(_mean(found.values()) for found in values.values()),
-        "AP50": _mean(found[50] for found in values.values()),
-        "AP75": _mean(found[75] for found in values.values()),
+        "AP": _mean(_mean(of_class.values()) for of_class in values.values()),
+        "AP50": _mean(of_class[50] for of_class in values.values()),
+        "AP75": _mean(of_class[75] for of_class in values.values()),
     }
     if len(class_names) > 1:
-        for name, found in values.items():
-            metrics |= {f"AP-{name}": _mean(found.values()), f"AP50-{name}": found[50]}
+        for name, of_class in values.items():
+            metrics |= {f"AP-{name}": _mean(of_class.values()), f"AP50-{name}": of_class[50]}
     return metrics
 
 

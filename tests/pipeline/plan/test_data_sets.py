@@ -1,7 +1,7 @@
 """Which sets are checked for what."""
 
 from pipeline.plan.data_sets import unused
-from transfer.config.stages import known_datasets
+from transfer.config.data import known_datasets
 
 
 def test_unused_sets_are_measured_on_unless_the_field_trains_on_them() -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.stages.signature import canonical_json, differences, identity_of, signature_of
 from pretrain.config.pretrain import PretrainConfig
-from transfer.config.stages import CocoData
+from transfer.config.data import CocoData
 
 RECIPE = {
     "method": "w-mse",

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from transfer.config.stages import CocoData, VocData
+from transfer.config.data import CocoData, VocData
 from transfer.datasets.check import check_set, detection_faults
 from transfer.datasets.findings import Needs
 

@@ -6,18 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.engine import DefaultTrainer
 from detectron2.engine import default_argument_parser as theirs
-from torch import nn
 
 from examples.digits.build import Sizes, build_digits
-from transfer.config.stages import KNOWN_DATASETS
-from transfer.datasets.register import part_of, register
 from transfer.detection import cli
-from transfer.detection.cfg import for_this_machine
-from transfer.detection.cli import machines_for, main, read_config
-from transfer.detection.launch import Machines
-from transfer.detection.weights import check_loaded, weights_fault
+from transfer.detection.cli import machines_for, main
+from transfer.detection.run import Machines
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs" / "transfer"
 FAST = [
@@ -120,63 +114,3 @@ def test_machines_follow_the_command_line_and_the_gpus(monkeypatch: pytest.Monke
         machines_for(options)
     options.num_machines = 1
     assert machines_for(options) == Machines()
-
-
-def test_the_cpu_runs_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    changes = ["SOLVER.AMP.ENABLED", "True", "MODEL.DEVICE", "cuda"]
-    cfg = for_this_machine(read_config(str(CONFIGS / "digits_faster_rcnn_voc.yaml"), changes))
-    assert cfg.MODEL.DEVICE == "cpu" and cfg.SOLVER.AMP.ENABLED is False
-
-
-def test_detectron2_scales_what_it_says_it_scales() -> None:
-    cfg = read_config(str(CONFIGS / "coco_mask_rcnn_r50_fpn_1x.yaml"), [])
-    scaled = DefaultTrainer.auto_scale_workers(cfg, 1).SOLVER
-    assert (scaled.IMS_PER_BATCH, scaled.BASE_LR, scaled.MAX_ITER) == (2, 0.0025, 720_000)
-
-
-def test_only_new_heads_may_start_without_weights(tmp_path: Path) -> None:
-    model = nn.ModuleDict({
-        "backbone": nn.ModuleDict({"fpn_lateral2": nn.Linear(1, 1), "res2": nn.Linear(1, 1)}),
-        "roi_heads": nn.ModuleDict({"box_head": nn.Linear(1, 1)}),
-    })  # fmt: skip
-    state = {name: value.clone() for name, value in model.state_dict().items()}
-    path = tmp_path / "weights.pth"
-
-    def save(*names: str) -> None:
-        torch.save({"model": {name: state[name] for name in names}}, path)
-
-    save("backbone.res2.weight", "backbone.res2.bias")
-    check_loaded(model, path)
-    with pytest.raises(ValueError, match=r"has nothing for 4 parameters: .*box_head\.bias"):
-        check_loaded(model, path, whole=True)
-    save("backbone.res2.weight")
-    with pytest.raises(ValueError, match=r"nothing for 1 parameters: backbone\.res2\.bias"):
-        check_loaded(model, path)
-    state["backbone.res2.bias"] += 1
-    save("backbone.res2.weight", "backbone.res2.bias")
-    with pytest.raises(ValueError, match=r"1 entries were not loaded: backbone\.res2\.bias"):
-        check_loaded(model, path)
-    assert weights_fault("") is None and weights_fault(str(path)) is None
-
-
-def test_parts_of_coco_follow_from_ids_and_seed_alone(drawn: Path) -> None:
-    records = [{"image_id": number, "file_name": f"{number}.jpg"} for number in range(1000)]
-    tenth, other = part_of(records, 0.1, 0), part_of(records, 0.1, 1)
-    assert len(tenth) == len(other) == 100 and tenth != other
-    assert tenth == [record for record in records if record in tenth]
-    backwards = part_of(records[::-1], 0.1, 0)
-    assert backwards[::-1] == tenth
-    hundredth = part_of(records, 0.01, 0)
-    assert len(hundredth) == 10 and all(record in tenth for record in hundredth)
-    # pinned: a release that draws other images would make results incomparable
-    assert [record["image_id"] for record in hundredth] == [
-        46, 87, 282, 306, 366, 392, 404, 864, 923, 942
-    ]  # fmt: skip
-    names = [name for name in KNOWN_DATASETS if "pct_seed" in name]
-    assert len(names) == 10
-    part = KNOWN_DATASETS["digits_coco_train"].model_copy(update={"fraction": 0.5})
-    register({"half": part.under(drawn)})
-    from detectron2.data import DatasetCatalog
-
-    assert len(DatasetCatalog.get("half")) == 2

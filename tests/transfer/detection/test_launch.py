@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch.multiprocessing.spawn import ProcessExitedException
 
-from transfer.detection import launch as launching
-from transfer.detection.launch import EXIT_FAULT, Machines, in_one_process, machines_of, run_on
-from transfer.finetune import check_machine
+from transfer.detection import run as launching
+from transfer.detection.run import EXIT_FAULT, Machines, in_one_process, machines_of, run_on
 
 TWO_NODES = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "n1", "MASTER_PORT": "29500"}
 
@@ -39,22 +38,6 @@ def test_too_few_gpus_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ValueError, match="asked for 8 GPUs, this machine has 2"):
         run_on(Machines(8), double, (3,), tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("found", "wanted", "nodes", "is_enough"),
-    [(0, 1, 1, True), (0, 2, 1, False), (2, 2, 1, True), (2, 1, 2, False), (2, 3, 1, False)],
-)
-def test_a_machine_is_asked_for_its_gpus_before_the_start(
-    monkeypatch: pytest.MonkeyPatch, found: int, wanted: int, nodes: int, is_enough: bool
-) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: found)
-    config = {"detectron2": {}, "datasets": {}, "num_gpus": wanted, "num_nodes": nodes}
-    faults = check_machine(config)
-    assert len(faults) == (0 if is_enough else 1)
-    if faults:
-        assert f"num_gpus {wanted} on num_nodes {nodes}" in faults[0]
-        assert f"one machine with {found} GPUs" in faults[0]
 
 
 @pytest.fixture

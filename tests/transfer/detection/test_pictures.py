@@ -11,8 +11,6 @@ from detectron2.structures import BoxMode
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from transfer.config.stages import CocoData, VocData
-from transfer.datasets.register import category_ids, register
 from transfer.detection.pictures import colour, draw, grid, write_pictures
 from transfer.evaluation.evaluators import PREDICTIONS
 
@@ -106,8 +104,3 @@ def test_large_images_shrink_and_colours_differ() -> None:
     assert draw(Image.new("RGB", (2000, 1000)), []).size == (800, 400)
     assert draw(Image.new("L", (30, 3000)).convert("RGB"), []).size == (8, 800)
     assert len({colour(index) for index in range(80)}) == 80
-
-
-def test_categories_of_predictions_and_their_classes(coco: CocoData, voc: VocData) -> None:
-    register({"hand_coco": coco, "hand_voc": voc})
-    assert category_ids("hand_coco") == {7: 0} and category_ids("hand_voc") == {0: 0}

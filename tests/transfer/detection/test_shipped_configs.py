@@ -17,17 +17,16 @@ from detectron2.layers import NaiveSyncBatchNorm
 from detectron2.modeling import build_model
 from torch import nn
 
-from transfer.config.stages import KNOWN_DATASETS, FinetuneConfig
+from transfer.config.data import KNOWN_DATASETS
+from transfer.config.finetune import FinetuneConfig
 from transfer.detection import heads  # noqa: F401
 from transfer.detection.cfg import config_faults, value_at
 from transfer.detection.cli import read_config
-from transfer.detection.memory import memory_estimate
-from transfer.detection.run import effective_config
+from transfer.detection.run import memory_estimate
 
 FOLDER = Path(__file__).resolve().parents[3] / "configs" / "transfer"
 FIELD = sorted(path.stem for path in FOLDER.glob("*.yaml") if not path.stem.startswith("digits"))
 TASKS = [name for name in FIELD if not name.startswith("base")]
-
 RECIPE = {
     "INPUT.FORMAT": "RGB",
     "INPUT.MAX_SIZE_TEST": 1333,
@@ -172,26 +171,3 @@ def test_the_pipeline_takes_every_config(name: str) -> None:
     content = CfgNode.load_yaml_with_base(str(FOLDER / f"{name}.yaml"))
     datasets = {key: KNOWN_DATASETS[key] for key in (*expected(name)["DATASETS.TRAIN"],)}
     assert config_faults(FinetuneConfig(detectron2=content, datasets=datasets)) == []
-
-
-def test_fewer_gpus_scale_everything() -> None:
-    cfg = effective_config(config("voc_faster_rcnn_r50_c4_24k"), 2)
-    solver = cfg.SOLVER
-    assert (solver.IMS_PER_BATCH, solver.BASE_LR, solver.MAX_ITER) == (4, 0.005, 96_000)
-    assert (list(solver.STEPS), solver.WARMUP_ITERS) == ([72_000, 88_000], 400)
-    assert effective_config(cfg, 2).SOLVER.MAX_ITER == 96_000
-    cfg.SOLVER.IMS_PER_BATCH = 5
-    with pytest.raises(ValueError, match="IMS_PER_BATCH is 5, wanted a multiple of 2"):
-        effective_config(cfg, 2)
-
-
-def test_the_memory_rule_by_hand() -> None:
-    cfg = config("coco_faster_rcnn_r50_fpn_1x")
-    model = nn.Module()
-    model.backbone = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4), nn.ReLU())
-    model.roi_heads = nn.Module()
-    cfg.SOLVER.IMS_PER_BATCH, cfg.INPUT.MIN_SIZE_TRAIN = 6, [3_200]
-    cfg.INPUT.MAX_SIZE_TRAIN = 4_000
-    line = memory_estimate(cfg, model, torch.optim.SGD(model.parameters()), 2)
-    # 3 images of 3200 x 4000, 4 channels of 4 bytes, after the convolution and after the norm
-    assert "1.2 GB a process" in line and 3 * 3_200 * 4_000 * 4 * 4 * 2 == 1_228_800_000

@@ -12,7 +12,6 @@ from detectron2.utils.events import EventStorage
 
 from transfer.detection import trainer as trainer_module
 from transfer.detection.cli import read_config
-from transfer.detection.hooks import EXIT_INTERRUPTED, StopOnSignal
 from transfer.detection.trainer import Trainer, share_buffers
 
 FOLDER = Path(__file__).resolve().parents[3] / "configs" / "transfer"
@@ -75,38 +74,6 @@ def test_bfloat16_is_for_training_alone(precision: str, trained_in: torch.dtype)
     with torch.no_grad():
         model.eval()([{"image": torch.zeros(3, 64, 64, dtype=torch.uint8)}])
     assert seen == [(True, trained_in), (False, torch.float32)]
-
-
-@pytest.mark.parametrize("world_size, received_at, left_at", [
-    (1, 2, 2), (2, 2, 9), (2, 9, 9), (2, 10, 19), (2, 20, 23), (2, 99, None),
-])  # fmt: skip
-def test_processes_leave_together_after_a_tenth_iteration_or_the_last(
-    monkeypatch: pytest.MonkeyPatch, world_size: int, received_at: int, left_at: int | None
-) -> None:
-    asked, saved = [], []
-
-    def all_gather(received: bool) -> list[bool]:
-        asked.append(trainer.iter)
-        return [False] * (world_size - 1) + [received]
-
-    monkeypatch.setattr(comm, "get_world_size", lambda: world_size)
-    monkeypatch.setattr(comm, "all_gather", all_gather)
-    monkeypatch.setattr(comm, "synchronize", lambda: None)
-    hook = StopOnSignal()
-    save = SimpleNamespace(save=lambda name, iteration: saved.append((name, iteration)))
-    trainer: Any = SimpleNamespace(iter=0, max_iter=24, is_complete=True, checkpointer=save)
-    hook.trainer = trainer
-    for trainer.iter in range(24):
-        hook.received |= trainer.iter == received_at
-        try:
-            hook.after_step()
-        except SystemExit as stopped:
-            assert stopped.code == EXIT_INTERRUPTED and not trainer.is_complete
-            break
-    assert saved == ([(f"model_{left_at:07d}", left_at)] if left_at is not None else [])
-    assert asked == (
-        [i for i in (9, 19, 23) if left_at is None or i <= left_at] if world_size > 1 else [0, 1, 2]
-    )
 
 
 def test_all_processes_take_the_first_ones_statistics(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """COCO's numbers: equal to pycocotools on random sets, and to cases worked out by hand."""
 
 import copy
+import doctest
 import gc
 import math
 from typing import Any
@@ -10,7 +11,8 @@ import pytest
 from faster_coco_eval import COCO
 from pycocotools import mask as coco_mask
 
-from benchmarks.coco_evaluation import agree, benchmark_evaluation, original_ap, synthetic_set
+from benchmarks.coco_evaluation import agree, original_ap, synthetic_set
+from transfer.evaluation import coco
 from transfer.evaluation.coco import Task, coco_ap
 
 Entry = dict[str, Any]
@@ -151,7 +153,5 @@ def test_the_collector_goes_on_after_an_evaluation_and_after_a_failed_one() -> N
         gc.enable()
 
 
-def test_the_benchmark_prints_both_tasks(capsys: pytest.CaptureFixture[str]) -> None:
-    benchmark_evaluation(images=4, detections=5, mask_images=3)
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[:3] for line in lines[1:]] == [["bbox", "4", "20"], ["segm", "3", "15"]]
+def test_the_example_runs() -> None:
+    assert doctest.testmod(coco) == (0, 4)

@@ -2,26 +2,23 @@
 
 import json
 import math
-import shutil
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy
 import pytest
 import torch
 from detectron2.data import DatasetCatalog
-from detectron2.evaluation import DatasetEvaluator, PascalVOCDetectionEvaluator
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from examples.digits.build import Sizes, build_digits
-from transfer.config.stages import KNOWN_DATASETS, CocoData, VocData, known_datasets
-from transfer.datasets.register import class_names, register, restore_numpy_names
-from transfer.detection.history import evaluations, record_evaluation
+from transfer.config.data import KNOWN_DATASETS, CocoData, VocData
+from transfer.datasets.register import register
 from transfer.evaluation.evaluators import PREDICTIONS, build_evaluator, flat_metrics
 
 
@@ -71,12 +68,6 @@ def pixels_of(objects: list[list[list[float]]]) -> torch.Tensor:
     return torch.stack([torch.from_numpy(coco_mask.decode(rle)) for rle in rles]).bool()
 
 
-def known_for_year(sets: dict[str, CocoData | VocData], name: str, year: int) -> VocData:
-    data = sets[name]
-    assert isinstance(data, VocData)
-    return data.model_copy(update={"year": year})
-
-
 def perfect(index: int, records: list[dict[str, Any]]) -> Instances:
     return instances(*boxes_of(records[index]))
 
@@ -99,14 +90,6 @@ def test_perfect_shuffled_and_no_detections(digits: object, tmp_path: Path, name
     kept = json.loads((tmp_path / "a" / PREDICTIONS).read_text(encoding="utf-8"))
     assert len(kept) == sum(len(r["annotations"]) for r in DatasetCatalog.get(name))
     assert set(kept[0]) >= {"image_id", "category_id", "bbox", "score"}
-
-
-def test_both_layouts_describe_the_same_boxes(digits: object) -> None:
-    voc, coco = (DatasetCatalog.get(name) for name in ("digits_voc_test", "digits_coco_val"))
-    assert len(voc) == len(coco) > 10
-    assert [boxes_of(record) for record in voc] == [boxes_of(record) for record in coco]
-    names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
-    assert class_names("digits_voc_test") == class_names("digits_coco_val") == names
 
 
 def test_ap_of_a_case_worked_out_by_hand(voc: VocData, coco: CocoData, tmp_path: Path) -> None:
@@ -156,77 +139,6 @@ def test_predictions_can_be_scored_by_any_coco_tool(coco: CocoData, tmp_path: Pa
     assert found.anns[1]["bbox"] == [4, 5, 25, 34] and found.anns[1]["category_id"] == 7
 
 
-def test_voc_is_equal_to_detectron2_and_has_each_class(
-    digits: dict[str, CocoData | VocData], tmp_path: Path
-) -> None:
-    generator = torch.Generator().manual_seed(0)
-
-    def noisy(index: int, records: list[dict[str, Any]]) -> Instances:
-        boxes, classes = boxes_of(records[index])
-        count = 40
-        picked = torch.randint(len(boxes), (count,), generator=generator)
-        moved = torch.tensor(boxes)[picked] + 3 * torch.randn((count, 4), generator=generator)
-        found = instances(moved.tolist(), torch.tensor(classes)[picked].tolist())
-        found.scores = torch.rand(count, generator=generator).round(decimals=2)
-        return found
-
-    name = "digits_voc_test"
-    records = DatasetCatalog.get(name)
-    detections = [noisy(index, records) for index in range(len(records))]
-    for year in (2007, 2012):
-        sets = {name: known_for_year(digits, name, year)}
-        register(sets)
-        records = DatasetCatalog.get(name)
-        theirs = PascalVOCDetectionEvaluator(name)
-        theirs.reset()
-        for record, found in zip(records, detections, strict=True):
-            theirs.process([record], [{"instances": found}])
-        wanted = theirs.evaluate()["bbox"]
-        ours = evaluate(name, tmp_path, lambda index, _: detections[index])
-        assert 10 < wanted["AP"] < 90
-        for key, value in wanted.items():
-            assert ours[f"bbox/{key}"] == pytest.approx(value, abs=1e-9)
-        for key in ("AP", "AP50"):
-            each = [ours[f"bbox/{key}-{label}"] for label in class_names(name)]
-            assert sum(each) / 10 == pytest.approx(ours[f"bbox/{key}"]) and len(set(each)) > 5
-
-
-def test_voc_of_both_years_by_hand(voc: VocData, tmp_path: Path) -> None:
-    # Three objects, best first: right, wrong, right, and the third object is missed. Precision is
-    # 1 up to a recall of 1/3 and 2/3 up to a recall of 2/3.
-    # 2007, mean of recalls 0, 0.1, .. 1: 0 to 0.3 have 1, 0.4 to 0.6 have 2/3: (4 + 3 * 2/3) / 11.
-    # 2012, area: 1/3 * 1 + 1/3 * 2/3 = 5/9.
-    # The second right one overlaps by 26 * 28 of 26 * 35 pixels = 0.8: right up to 0.75 as more
-    # than the threshold is wanted. At 0.8 and above only the first is right: 4/11, 1/3.
-    first = [4.0, 5, 30, 40]
-    part = [4.0, 5, 30, 33]
-    plan = [([first], [0.9]), ([[40.0, 1, 60, 20], part], [0.8, 0.7]), ([], [])]
-    expected = {2007: (600 / 11, 400 / 11), 2012: (500 / 9, 100 / 3)}
-    for year, (low, high) in expected.items():
-        register({"hand_voc": voc.model_copy(update={"year": year})})
-
-        def detect(index: int, records: list[dict[str, Any]]) -> Instances:
-            boxes, scores = plan[index]
-            found = instances(boxes, [0] * len(boxes))
-            found.scores = torch.tensor(scores)
-            return found
-
-        metrics = evaluate("hand_voc", tmp_path, detect)
-        assert metrics["bbox/AP50"] == metrics["bbox/AP75"] == pytest.approx(low)
-        assert metrics["bbox/AP"] == pytest.approx(0.6 * low + 0.4 * high)
-
-
-def test_voc_class_names_and_folders_of_any_kind(voc: VocData, tmp_path: Path) -> None:
-    root = tmp_path / "a {set} of my own"
-    shutil.move(voc.root, root)
-    for path in (root / "Annotations").iterdir():
-        text = path.read_text(encoding="utf-8").replace("<name>one<", "<name>and/or {}<")
-        path.write_text(text, encoding="utf-8")
-    mine = voc.model_copy(update={"root": root, "class_names": ("and/or {}",)})
-    register({"hand_voc": mine})
-    assert evaluate("hand_voc", tmp_path / "out", perfect)["bbox/AP"] == pytest.approx(100)
-
-
 def test_several_processes_measure_all_detections(
     coco: CocoData, voc: VocData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,45 +169,3 @@ def test_an_average_that_is_nan_is_refused() -> None:
     broken = OrderedDict(bbox={"AP": nan, "AP50": 1.0, "AP75": nan, "APl": nan})
     with pytest.raises(ValueError, match="bbox AP, AP75 is NaN: the set has no object"):
         flat_metrics(broken)
-
-
-def test_evaluations_are_kept_with_their_iteration(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    for step, value in ((10, 20.0), (20, 31.0), (30, 31.0), (40, 25.0)):
-        with path.open("a", encoding="utf-8") as file:
-            file.write(f'{{"step": {step}, "total_loss": 1.0}}\n')
-        metrics = {"bbox/AP": value, "bbox/AP50": value + 1, "bbox/APl": float("nan"),
-                   "bbox/AP-one": value, "segm/AP": 50 - value}  # fmt: skip
-        kept = record_evaluation(path, metrics, step, max_steps=40)
-    assert [(entry["step"], entry["bbox/AP"]) for entry in evaluations(path)] == [
-        (10, 20), (20, 31), (30, 31), (40, 25),
-    ]  # fmt: skip
-    assert "bbox/APl" not in evaluations(path)[0] and evaluations(path)[0]["max_steps"] == 40
-    assert (kept["bbox/AP"], kept["iteration"]) == (25, 40)
-    best = {key: value for key, value in kept.items() if key.startswith("best/")}
-    assert best == {
-        "best/bbox/AP": 31, "best/bbox/AP50": 32, "best/segm/AP": 19, "best/iteration": 20,
-    }  # fmt: skip
-
-
-def test_known_sets_lie_below_the_datasets_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DETECTRON2_DATASETS", "/data")
-    sets = known_datasets()
-    val, test = sets["coco_2017_val"], sets["voc_2007_test"]
-    assert isinstance(val, CocoData) and isinstance(test, VocData)
-    assert val.annotations == Path("/data/coco/annotations/instances_val2017.json")
-    assert (test.root, test.split, test.year) == (Path("/data/VOC2007"), "test", 2007)
-
-
-def test_aliases_come_back_only_for_the_build_that_needs_them(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setitem(vars(numpy), "int", None)
-    monkeypatch.delitem(vars(numpy), "int")
-    for version, expected in (("0.6+pure.1", False), ("0.6", True)):
-        monkeypatch.setattr("importlib.metadata.version", lambda name, found=version: found)
-        restore_numpy_names()
-        assert ("int" in vars(numpy)) is expected
-    assert vars(numpy)["int"] is int
-    for name in ("int", "float", "str"):
-        vars(numpy).pop(name, None)

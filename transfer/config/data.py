@@ -1,4 +1,4 @@
-"""What conversion and fine-tuning are made of. Imports neither torch nor detectron2.
+"""Detection sets: where they lie, in which layout, and those known by name. Torch-free.
 
 Fields marked `identity: False` cannot change a result and stay out of a stage's signature.
 """
@@ -78,17 +78,6 @@ def _coco(split: str, prefix: str = "") -> CocoData:
     return CocoData(annotations=base / f"annotations/instances_{split}.json", images=base / split)
 
 
-def _coco_parts() -> dict[str, CocoData]:
-    """Return `coco_2017_train_1pct_seed0` and its like: 1 and 10 % of the images, five draws."""
-    return {
-        f"coco_2017_train_{percent}pct_seed{seed}": _coco("train2017").model_copy(
-            update={"fraction": percent / 100, "subset_seed": seed}
-        )
-        for percent in (1, 10)
-        for seed in range(5)
-    }
-
-
 def _digits_voc(split: str) -> VocData:
     return VocData(root=Path("digits/VOC2007"), split=split, class_names=DIGIT_CLASSES)
 
@@ -104,7 +93,13 @@ KNOWN_DATASETS: dict[str, CocoData | VocData] = {
     "voc_2012_val": _voc(2012, "val"),
     "coco_2017_train": _coco("train2017"),
     "coco_2017_val": _coco("val2017"),
-    **_coco_parts(),
+    **{  # 1 and 10 % of the images, five draws
+        f"coco_2017_train_{percent}pct_seed{seed}": _coco("train2017").model_copy(
+            update={"fraction": percent / 100, "subset_seed": seed}
+        )
+        for percent in (1, 10)
+        for seed in range(5)
+    },
     "digits_voc_trainval": _digits_voc("trainval"),
     "digits_voc_test": _digits_voc("test"),
     "digits_coco_train": _coco("train2017", "digits"),
@@ -120,33 +115,3 @@ def datasets_root() -> Path:
 def known_datasets() -> dict[str, CocoData | VocData]:
     """Return the sets known by name, with their paths below `datasets_root()`."""
     return {name: data.under(datasets_root()) for name, data in KNOWN_DATASETS.items()}
-
-
-class ConvertConfig(Section):
-    """How a checkpoint is read; both fields are recognised from its content when left out."""
-
-    format: str | None = None
-    encoder: str | None = None
-
-
-Optimizer = Literal["sgd", "adamw"]
-
-
-class FinetuneConfig(Section):
-    """One fine-tuning run: a resolved detectron2 config, the sets it names, and a seed.
-
-    `optimizer` stands here because detectron2's own configs know only SGD; both take their learning
-    rate, weight decay and clipping from the config's SOLVER section.
-
-    `num_gpus` on each of `num_nodes` machines; 1 and 1 is one process, on a CPU where there is no
-    GPU. They belong to the identity: they decide the batch that a synchronised norm sees and, with
-    SOLVER.REFERENCE_WORLD_SIZE, batch size, learning rate and number of iterations.
-    """
-
-    detectron2: dict[str, Any]
-    datasets: dict[str, DetectionData]
-    seed: int = Field(default=0, ge=0, lt=2**31)
-    optimizer: Optimizer = "sgd"
-    num_gpus: int = Field(default=1, ge=1)
-    num_nodes: int = Field(default=1, ge=1)
-    num_pictures: int = Field(default=6, ge=1, json_schema_extra=NOT_IDENTITY)

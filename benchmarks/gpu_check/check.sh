@@ -1,0 +1,22 @@
+#!/bin/bash
+# On a machine with a GPU, in a checkout with .whl (prepare.sh makes it):
+#     bash benchmarks/gpu_check/check.sh [--budget S] [--parts NAME ..] [--serial]
+# Writes summary.txt, results.json and logs.tar.gz to $OUT. PYTHON: an interpreter with torch.
+set -u
+begin=$(date +%s)
+cd "$(dirname "$0")/../.." || exit 1
+temporary=${TMPDIR:-/tmp}
+: "${OUT:=$temporary/gpu-check-out}" "${GPU_CHECK_WORK:=$temporary/gpu-check-work}"
+export OUT GPU_CHECK_WORK PYTHONUNBUFFERED=1 GPU_CHECK_BEGIN="$begin"
+mkdir -p "$OUT" "$GPU_CHECK_WORK"
+python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
+if [ -z "${GPU_CHECK_NO_INSTALL:-}" ]; then
+    site=$GPU_CHECK_WORK/site
+    "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade \
+        --target "$site" .whl/*.whl 2>&1 | tail -5
+    export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}"
+fi
+"$python" -c "import torch, pydantic, detectron2, fvcore, pycocotools
+print('torch', torch.__version__, 'cuda', torch.cuda.is_available())" || exit 1
+echo "ready after $(($(date +%s) - begin)) s"
+exec "$python" -m benchmarks.gpu_check.check "$@"

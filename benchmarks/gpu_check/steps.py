@@ -1,0 +1,145 @@
+"""Pretraining steps on views that are there already: precisions, layouts, losses, compilation.
+
+V views, N batch, D embedding dimension.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from benchmarks.gpu_check.commands import command
+from benchmarks.gpu_check.results import TINY, Results, seconds_left
+from benchmarks.gpu_check.timing import (
+    DEVICE,
+    Settings,
+    TimedViews,
+    free_memory,
+    milliseconds,
+    peak_gb,
+    profiled,
+    recipe,
+    trainer_of,
+)
+from pretrain.training.trainer import Trainer, step_metrics
+
+ROUNDS, WARM_UP = (2, 1) if TINY else (10, 3)
+BF16: Settings = {"precision": "bf16", "channels_last": True}
+FP16: Settings = {"precision": "fp16", "channels_last": True}
+ALL_VIEWS: Settings = {"model": {"encoder_batchnorm": "all-views"}}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A recipe with changes; `prepare` changes the trainer before its first step."""
+
+    title: str
+    recipe: str
+    changes: Settings = field(default_factory=dict)
+    prepare: Callable[[Trainer], None] | None = None
+    cudnn_benchmark: bool = False
+    profile: bool = False
+
+
+def compile_encoder(trainer: Trainer) -> None:
+    """Compile the encoder: one graph for all views."""
+    trainer.model.encoder.compile()
+
+
+CASES = (
+    Case("bf16 channels_last", "imagenet", {"compute": BF16}, profile=True),
+    Case("float32 (TF32 convolutions) channels_last, as the recipe", "imagenet",
+         {"compute": {"channels_last": True}}),
+    Case("bf16 channels_last, cudnn.benchmark", "imagenet", {"compute": BF16},
+         cudnn_benchmark=True),
+    Case("bf16 channels_last, all views at once", "imagenet", {"compute": BF16} | ALL_VIEWS),
+    Case("fp16 channels_last", "imagenet", {"compute": FP16}),
+    Case("Tiny ImageNet R18 bf16 channels_last", "tiny-imagenet", {"compute": BF16}, profile=True),
+    Case("Tiny ImageNet R18 float32", "tiny-imagenet"),
+    Case("CIFAR R18 bf16 channels_last", "cifar", {"compute": BF16}),
+    Case("bf16 without channels_last", "imagenet", {"compute": {"precision": "bf16"}}),
+    Case("float32 without channels_last", "imagenet"),
+    Case("bf16 channels_last, LARS", "imagenet",
+         {"compute": BF16, "optimizer": {"name": "lars", "lr": 0.01}}),
+    Case("bf16 channels_last, BatchNorm control loss", "imagenet",
+         {"compute": BF16, "loss": {"name": "batch-norm"}}),
+)  # fmt: skip
+COMPILED_CASES = (
+    Case("bf16, encoder compiled", "imagenet", {"compute": BF16}, compile_encoder),
+    Case("Tiny ImageNet R18 bf16, encoder compiled", "tiny-imagenet", {"compute": BF16},
+         compile_encoder),
+    Case("bf16, all views, compute.compile", "imagenet",
+         {"compute": BF16 | {"compile": True}} | ALL_VIEWS),
+    Case("CIFAR R18 bf16, encoder compiled", "cifar", {"compute": BF16}, compile_encoder),
+    Case("bf16, compute.compile (all views unrolled)", "imagenet",
+         {"compute": BF16 | {"compile": True}}),
+)  # fmt: skip
+TINY_CASES = (
+    Case("float32", "imagenet", profile=True),
+    Case("float32, all views at once", "tiny-imagenet", ALL_VIEWS, cudnn_benchmark=True),
+    Case("BatchNorm control loss", "cifar", {"loss": {"name": "batch-norm"}}),
+)
+TINY_COMPILED_CASES = (Case("float32, encoder compiled", "imagenet", {}, compile_encoder),)
+
+
+def steps(results: Results) -> None:
+    """Time the training loop's steps in every case."""
+    for case in TINY_CASES if TINY else CASES:
+        torch.backends.cudnn.benchmark = case.cudnn_benchmark
+        results.measure(case.title, lambda case=case: step_row(case), 12)  # type: ignore[misc]
+        torch.backends.cudnn.benchmark = False
+    if seconds_left() > 40 and not TINY:
+        words = ("tools/benchmark.py", "step", "--rounds", "3", "--workers", "8")
+        done = command(*words, limit=seconds_left() - 4)
+        results["tools/benchmark.py step"] = done.row(out=1200)
+
+
+def compiled_steps(results: Results) -> None:
+    """Time steps with the encoder compiled, and with the model as `compute.compile` does."""
+    for case in TINY_COMPILED_CASES if TINY else COMPILED_CASES:
+        results.measure(case.title, lambda case=case: step_row(case), 20)  # type: ignore[misc]
+        torch.compiler.reset()
+
+
+def step_row(case: Case) -> dict[str, Any]:
+    """Return ms, images/s and memory of the training loop's step, and the ms of its parts."""
+    free_memory()
+    config = recipe(case.recipe, case.changes, max_steps=WARM_UP + ROUNDS + 1)
+    V, N, size = config.num_views, config.batch_size, config.augment.size
+    views = torch.randn(V, N, 3, size, size, device=DEVICE)
+    timed = TimedViews(itertools.repeat(views))
+    with trainer_of(config, timed) as trainer:
+        if case.prepare is not None:
+            case.prepare(trainer)
+        trainer.train()
+        ms = timed.step_ms(WARM_UP)
+        row: dict[str, Any] = {"ms": ms, "images/s": N * 1e3 / ms, "views/s": V * N * 1e3 / ms}
+        row |= peak_gb() | {"first steps s": timed.asked[WARM_UP] - timed.asked[0]}
+        output = trainer.gradients(trainer.model, views)
+        row["gradients ms"] = milliseconds(
+            lambda: trainer.gradients(trainer.model, views), max(2, ROUNDS // 3), 1
+        )
+        row["update ms"] = milliseconds(trainer.update, max(2, ROUNDS // 3), 1)
+        x = torch.randn(V, N, config.model.embedding_dim, device=DEVICE, requires_grad=True)
+        row["loss alone ms"] = milliseconds(
+            lambda: torch.autograd.backward(trainer.loss(x, generator=trainer.generator)),
+            max(2, ROUNDS // 2),
+            2,
+        )
+        row["loss share"] = f"{row['loss alone ms'] / ms:.1%}"
+        row["indicators of a logged step ms"] = milliseconds(
+            lambda: step_metrics(trainer, output, 0.0), 2, 1
+        )
+        if case.profile:
+            row["profile"] = profiled(lambda: gradients_and_update(trainer, views))
+    return row
+
+
+def gradients_and_update(trainer: Trainer, views: torch.Tensor) -> None:
+    """Take a step without its check for divergence and its log."""
+    trainer.gradients(trainer.model, views)
+    trainer.update()

@@ -1,0 +1,186 @@
+"""Every fault of a set in COCO's layout is one line that names the file and what was expected."""
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from transfer.config.data import CocoData
+from transfer.datasets.check import detection_faults
+
+Content = dict[str, Any]
+
+
+def edit(data: CocoData, change: Callable[[Content], object]) -> None:
+    content = json.loads(data.annotations.read_text(encoding="utf-8"))
+    change(content)
+    data.annotations.write_text(json.dumps(content), encoding="utf-8")
+
+
+def first(**changes: Any) -> Callable[[Content], object]:
+    """Change the first annotation."""
+    return lambda content: content["annotations"][0].update(changes)
+
+
+def image(**changes: Any) -> Callable[[Content], object]:
+    """Change the first image."""
+    return lambda content: content["images"][0].update(changes)
+
+
+def category(**changes: Any) -> Callable[[Content], object]:
+    """Change the first category."""
+    return lambda content: content["categories"][0].update(changes)
+
+
+NAN, INF = float("nan"), float("inf")
+SQUARE = [4, 5, 29, 5, 29, 39, 4, 39]
+RUNS = {"size": [48, 64], "counts": [3000, 72]}
+COCO_FAULTS: list[tuple[Callable[[Content], object], str]] = [
+    (first(image_id=9), "annotation 1: image_id 9 is not among the images"),
+    (first(image_id="0"), "annotation 1: image_id '0' is not"),
+    (first(image_id=[0]), r"annotation 1: image_id \[0\] is not"),
+    (first(image_id=True), "annotation 1: image_id True is not"),
+    (first(category_id=8), "annotation 1: category_id 8 is not among the categories"),
+    (first(category_id=None), "annotation 1: category_id None is not"),
+    (first(category_id={}), "annotation 1: category_id {} is not"),
+    (lambda c: c["annotations"][0].pop("category_id"), "annotation 1: category_id None is not"),
+    (first(bbox=[1, 2, 0, 4]), r"annotation 1: bbox \[1, 2, 0, 4\], wanted a width and"),
+    (first(bbox=[1, 2, -3, 4]), r"annotation 1: bbox \[1, 2, -3, 4\], wanted a width"),
+    (first(bbox=[1, 2, 3]), "annotation 1: bbox .* wanted .x, y, width"),
+    (first(bbox="1 2 3 4"), "annotation 1: bbox"),
+    (first(bbox=None), "annotation 1: bbox None"),
+    (first(bbox=[1, 2, NAN, 4]), "annotation 1: bbox .*nan"),
+    (first(bbox=[1, 2, INF, 4]), "annotation 1: bbox .*inf"),
+    (first(bbox=[1, 2, True, 4]), "annotation 1: bbox .*True"),
+    (first(bbox=[1, 2, "3", 4]), "annotation 1: bbox"),
+    (first(bbox=[1, 2, [3], 4]), "annotation 1: bbox"),
+    (first(bbox=[10**400, 2, 3, 4]), "annotation 1: bbox .*wanted"),
+    (first(bbox=[1e9, 2, 3, 4]), "annotation 1: bbox .* lies outside the image of 64 x 48"),
+    (first(bbox=[-30, 2, 10, 4]), "annotation 1: bbox .* lies outside the image"),
+    (first(bbox=[60, 2, 10, 4]), "annotation 1: bbox .* lies outside the image"),
+    (first(bbox=[1, 2, 10, 400]), "annotation 1: bbox .* lies outside the image"),
+    (first(id=0), "annotation id 0 .*from 1"),
+    (first(id=-4), "annotation id -4 .*from 1"),
+    (first(id=2), r"annotation id 2 \(2 times\)"),
+    (first(id="a"), r"annotations\[0\]: id is 'a', wanted a whole number"),
+    (first(id=1.5), r"annotations\[0\]: id is 1.5"),
+    (first(id=[1]), r"annotations\[0\]: id is \[1\]"),
+    (lambda c: c["annotations"][0].pop("id"), r"annotations\[0\]: id is None"),
+    (lambda c: c["annotations"].append(3), r"annotations\[3\] is 3, wanted an object"),
+    (lambda c: c["annotations"][0].pop("area"), "annotation 1: area is None, wanted a number"),
+    (first(area=-1), "annotation 1: area is -1"),
+    (first(area=NAN), "annotation 1: area is nan"),
+    (first(area="9"), "annotation 1: area is '9'"),
+    (first(area=1e9), "annotation 1: area is 1000000000.0, more than its image"),
+    (first(iscrowd=2), "annotation 1: iscrowd 2"),
+    (first(iscrowd="no"), "annotation 1: iscrowd 'no'"),
+    (first(ignore=1), "annotation 1: iscrowd 0 and ignore 1"),
+    (first(keypoints=["a"]), "annotation 1: keypoints"),
+    (first(segmentation=[[1, 2, 3]]), "annotation 1: segmentation has a polygon of 3 numbers"),
+    (first(segmentation=[[1, 2, 3, 4]]), "annotation 1: segmentation has a polygon of 4"),
+    (first(segmentation=[[*SQUARE, 3]]), "annotation 1: segmentation has a polygon of 9"),
+    (first(segmentation=[SQUARE, []]), "annotation 1: segmentation has a polygon of 0"),
+    (first(segmentation=SQUARE), "annotation 1: segmentation has a polygon 4, wanted a list"),
+    (first(segmentation=[["a"] * 6]), "annotation 1: segmentation has a polygon .'a'"),
+    (first(segmentation=[[NAN] * 6]), "annotation 1: segmentation has a polygon .nan"),
+    (first(segmentation=[[1e300] * 6]), "annotation 1: segmentation has a polygon .* far outside"),
+    (first(segmentation=[[10**400] * 6]), "annotation 1: segmentation has a polygon"),
+    (first(segmentation="RLE"), "annotation 1: segmentation is 'RLE'"),
+    (first(segmentation=RUNS | {"size": [64, 48]}), r"runs of size \[64, 48\], wanted \[48, 64\]"),
+    (first(segmentation=RUNS | {"size": "48"}), "runs of size '48'"),
+    (first(segmentation=RUNS | {"counts": [3000, 71]}), "runs of 3071 pixels, wanted 3072"),
+    (first(segmentation=RUNS | {"counts": [3073, -1]}), "has counts .* wanted runs"),
+    (first(segmentation=RUNS | {"counts": 5}), "has counts 5"),
+    (first(segmentation=RUNS | {"counts": "~~~"}), "has counts '~~~'"),
+    (first(segmentation=RUNS | {"counts": "oooooooooooooooooo"}), "has counts 'ooo"),
+    (first(segmentation=RUNS | {"counts": "1"}), "has runs of 1 pixels"),
+    (first(segmentation={"size": [48, 64]}), "has counts None"),
+    (lambda c: c["images"][0].pop("file_name"), r"images\[0\] has file_name None"),
+    (image(file_name=""), "has file_name '', which is not a file name"),
+    (image(file_name=7), "has file_name 7"),
+    (image(file_name="a\0.jpg"), "has file_name .* which is not a file name"),
+    (image(file_name="../../../etc/hostname"), "which leaves the folder of the set"),
+    (image(file_name="/etc/hostname"), "which leaves the folder of the set"),
+    (image(file_name="x.jpg"), "x.jpg: no such image; .* points at it"),
+    (image(file_name="\x1b[2J\ud800\n.jpg"), "val/ .2J  .jpg: "),
+    (image(file_name="."), "val: not a file"),
+    (image(file_name="a" * 5000), "aaa .. .*aaa.*points at it"),
+    (image(width=65), r"000.jpg: size \(64, 48\), but .* says \(65, 48\)"),
+    (image(width=0), r"images\[0\] has width 0, wanted pixels"),
+    (image(width="64"), r"images\[0\] has width '64'"),
+    (image(height=-48), r"images\[0\] has height -48"),
+    (image(height=NAN), r"images\[0\] has height nan"),
+    (image(height=10**300), r"images\[0\] has height 1000.*\.\., wanted pixels"),
+    (image(id="0"), r"images\[0\] has id '0', wanted a whole number"),
+    (image(id=None), r"images\[0\] has id None"),
+    (image(id=1), r"images\[1\] has id 1 as one before"),
+    (lambda c: c["images"].append([]), r"images\[3\] is \[\], wanted an object"),
+    (category(id="7"), r"categories\[0\] has id '7', wanted whole numbers"),
+    (category(name=""), r"categories\[0\] has name '', wanted names"),
+    (lambda c: c["categories"][0].pop("name"), r"categories\[0\] has name None"),
+    (lambda c: c["categories"].append({"id": 7, "name": "b"}), r"categories\[1\] has id 7"),
+    (lambda c: c["categories"].append({"id": 8, "name": "one"}), r"categories\[1\] has name 'one'"),
+    (lambda c: c["categories"].append("two"), r"categories\[1\] is 'two'"),
+    (lambda c: c.update(annotations=[]), "no annotations to count; AP cannot be measured"),
+    (lambda c: [a.update(iscrowd=1) for a in c["annotations"]], "no annotations to count"),
+    (lambda c: c.update(images=[]), "not COCO's layout"),
+    (lambda c: c.update(images={}), "not COCO's layout"),
+    (lambda c: c.update(annotations=None), "not COCO's layout"),
+    (lambda c: c.pop("categories"), "not COCO's layout"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "expected"), COCO_FAULTS, ids=range(len(COCO_FAULTS)))
+@pytest.mark.parametrize("masks", [False, True])
+def test_coco_faults(
+    coco: CocoData, change: Callable[[Content], object], expected: str, masks: bool
+) -> None:
+    edit(coco, change)
+    faults = detection_faults(coco, masks=masks)
+    assert any(re.search(expected, fault) for fault in faults), faults
+    assert all(len(fault) < 610 and fault.isprintable() for fault in faults)
+    # a broken image or category takes its annotations with it, nothing else has two faults
+    follows = ("is not among the", "has id 1 as")
+    assert len([fault for fault in faults if not any(text in fault for text in follows)]) <= 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        first(segmentation=RUNS),
+        first(segmentation={"size": [48, 64], "counts": "hm2X2"}),
+        first(segmentation=[SQUARE, SQUARE]),
+        first(iscrowd=1, segmentation=RUNS),
+        first(bbox=[-0.4, 0, 64.9, 48.3]),
+        first(ignore=0),
+        lambda c: c["annotations"][0].pop("iscrowd"),
+        lambda c: c["categories"].append({"id": 0, "name": "nothing"}),
+        lambda c: c.update(info={}, licenses=[]),
+    ],
+)
+def test_what_is_unusual_but_sound(coco: CocoData, change: Callable[[Content], object]) -> None:
+    edit(coco, change)
+    assert detection_faults(coco, masks=True) == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[1, 2]",
+        "{",
+        "3",
+        "\x00",
+        "null",
+        '{"images": [{"id": 1',
+        "[" * 100_000,
+        "9" * 5000,
+        "\ufeff{}",
+    ],
+)
+def test_files_that_are_not_coco(coco: CocoData, content: str) -> None:
+    coco.annotations.write_text(content, encoding="utf-8")
+    (fault,) = detection_faults(coco)
+    assert str(coco.annotations) in fault and "wanted" in fault
