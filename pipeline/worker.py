@@ -11,6 +11,7 @@ import ctypes
 import importlib
 import json
 import logging
+import logging.handlers
 import math
 import os
 import signal
@@ -21,25 +22,27 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.stages.files import read_json, write_json
+from pipeline.stages.files import append_json_line, read_json, write_json
 from pipeline.stages.provenance import provenance
 from pipeline.stages.run_folder import (
     ATTEMPTS,
+    EXIT_INTERRUPTED,
+    EXIT_LOCKED,
     FAILURE,
     JOB,
     LOCK,
     MANIFEST,
+    NOTE,
     LockedError,
+    attempts_s,
     drop_changed_outputs,
     lock,
     outputs_fault,
+    write_manifest,
 )
-from pipeline.stages.run_folder import write_manifest as finish
 
-EXIT_INTERRUPTED = 75
-EXIT_LOCKED = 76
 PR_SET_PDEATHSIG = 1
-NOTES_FROM, NOTE = "transfer.datasets.check", "note: "
+NOTES_FROM = "transfer.datasets.check"  # the logger
 
 
 def main(arguments: list[str]) -> int:
@@ -48,25 +51,14 @@ def main(arguments: list[str]) -> int:
     if len(arguments) == 2 and arguments[0] == "run":
         return run(Path(arguments[1]))
     if len(arguments) == 2 and arguments[0] == "check":
-        notes = Notes()
+        notes = logging.handlers.MemoryHandler(1, flushLevel=sys.maxsize)  # without target it keeps
         logging.getLogger(NOTES_FROM).addHandler(notes)
         faults = check(json.loads(Path(arguments[1]).read_text(encoding="utf-8")))
-        print("\n".join(faults or dict.fromkeys(notes.lines)))
+        told = (NOTE + record.getMessage() for record in notes.buffer)
+        print("\n".join(faults or dict.fromkeys(told)))
         return 2 if faults else 0
     print(__doc__, file=sys.stderr)
     return 2
-
-
-class Notes(logging.Handler):
-    """Keeps what is logged, a line each."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Keep the message."""
-        self.lines.append(NOTE + record.getMessage())
 
 
 def die_with_parent() -> None:
@@ -76,52 +68,40 @@ def die_with_parent() -> None:
 
 
 def run(run_dir: Path) -> int:
-    """Run the stage whose `job.json` is in `run_dir` and write its manifest, or its failure."""
+    """Run the stage whose `job.json` is in `run_dir` and write its manifest, or its failure.
+
+    Of several processes the first one holds the lock and writes the files.
+    """
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     if int(os.environ.get("RANK", "0")) > 0:
-        return _help_first(run_dir)
+        return _run_stage(run_dir, is_first=False)
     try:
         with lock(run_dir / LOCK):
-            if (run_dir / MANIFEST).exists():
-                return 0
-            return _run_locked(run_dir)
+            return 0 if (run_dir / MANIFEST).exists() else _run_stage(run_dir, is_first=True)
     except LockedError as holder:
         print(f"{run_dir}: is being worked on by {holder}", file=sys.stderr)
         return EXIT_LOCKED
 
 
-def _help_first(run_dir: Path) -> int:
-    """Run the stage as one of several processes; the first holds the lock and writes the files."""
-    try:
-        job = read_json(run_dir / JOB)
-        inputs = {role: Path(path) for role, path in job["inputs"].items()}
-        importlib.import_module(job["module"]).run_stage(job["settings"], inputs, run_dir)
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-    except BaseException as error:  # noqa: BLE001  (the first process says what became of it)
-        if isinstance(error, SystemExit) and error.code == EXIT_INTERRUPTED:
-            return EXIT_INTERRUPTED
-        traceback.print_exc()
-        return 1
-    return 0
-
-
-def _run_locked(run_dir: Path) -> int:
+def _run_stage(run_dir: Path, is_first: bool) -> int:
     started = time.time()
     try:
         job = read_json(run_dir / JOB)
         inputs = {role: Path(path) for role, path in job["inputs"].items()}
-        for path in inputs.values():
+        for path in inputs.values() if is_first else ():
             check_input(path)
         module = importlib.import_module(job["module"])
         metrics = module.run_stage(job["settings"], inputs, run_dir)
-        made = provenance() | {
-            "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
-            "wall_time_s": round(time.time() - started + _earlier_attempts_s(run_dir), 1),
-        }
-        finish(run_dir, job, _finite(metrics), made)
+        if is_first:
+            made = provenance() | {
+                "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
+                "wall_time_s": round(time.time() - started + attempts_s(run_dir), 1),
+            }
+            values = {name: float(value) for name, value in metrics.items()}
+            finite = {name: x if math.isfinite(x) else None for name, x in values.items()}
+            write_manifest(run_dir, job, finite, made)  # NaN: the AP of a class without objects
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BaseException as error:  # noqa: BLE001  (whatever broke becomes the stage's reason)
@@ -131,19 +111,13 @@ def _run_locked(run_dir: Path) -> int:
         reason = " ".join(str(error).split()) or type(error).__name__
         if not isinstance(error, ValueError):
             reason = f"{type(error).__name__}: {reason}"
-        write_json(run_dir / FAILURE, {"reason": reason[:1000]})
+        if is_first:
+            write_json(run_dir / FAILURE, {"reason": reason[:1000]})
         return 1
     finally:
-        with (run_dir / ATTEMPTS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"wall_time_s": time.time() - started}) + "\n")
+        if is_first:
+            append_json_line(run_dir / ATTEMPTS, {"wall_time_s": time.time() - started})
     return 0
-
-
-def _earlier_attempts_s(run_dir: Path) -> float:
-    """Return the seconds that interrupted and failed attempts at this stage took."""
-    path = run_dir / ATTEMPTS
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return sum(float(json.loads(line)["wall_time_s"]) for line in lines)
 
 
 def check_input(path: Path) -> None:
@@ -162,12 +136,6 @@ def check_input(path: Path) -> None:
         raise ValueError(fault)
 
 
-def _finite(metrics: dict[str, Any]) -> dict[str, float | None]:
-    """Return the metrics with NaN (such as the AP of a class without objects) as None."""
-    values = {name: float(value) for name, value in metrics.items()}
-    return {name: value if math.isfinite(value) else None for name, value in values.items()}
-
-
 def check(jobs: list[dict[str, Any]]) -> list[str]:
     """Return the faults that stages find in their settings, data and checkpoints.
 
@@ -180,10 +148,10 @@ def check(jobs: list[dict[str, Any]]) -> list[str]:
         except ImportError as error:
             faults.append(f"{job['module']} cannot be imported: {error}; run make env")
             continue
-        found = list(module.check_stage(job["settings"]))
+        of_job = list(module.check_stage(job["settings"]))
         if job["here"] and hasattr(module, "check_machine"):
-            found += module.check_machine(job["settings"])
-        for fault in found:
+            of_job += module.check_machine(job["settings"])
+        for fault in of_job:
             where = job.get("source", "")
             of_config = where and not Path(fault.partition(": ")[0]).is_absolute()
             faults.append(f"{where}: {fault}" if of_config else fault)

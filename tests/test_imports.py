@@ -148,6 +148,6 @@ def test_benchmarks_and_examples_are_imported_by_no_package() -> None:
 def test_plan_and_report_work_without_torch() -> None:
     code = (
         "import sys; sys.modules['torch'] = None; sys.modules['detectron2'] = None\n"
-        "import pipeline.commands.local, pipeline.report.html, pipeline.worker"
+        "import pipeline.commands.local, pipeline.report.write, pipeline.worker"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -26,7 +26,7 @@ EXAMPLE = """example:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Return the exit code: 0 done, 1 a stage failed, 2 something to mend, 130 interrupted."""
+    """Return the exit code: 0 done, 1 a stage failed, 2 something to fix, 130 interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["init"]:
         return init(arguments[1:])

@@ -1,1 +1,1 @@
-"""What `tools/run_pipeline.py` and the tools around it do."""
+"""The commands of `tools/run_pipeline.py` and of the tools around it."""

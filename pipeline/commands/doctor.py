@@ -1,4 +1,4 @@
-"""What this machine has for a benchmark, and what to do about the rest.
+"""The doctor: what this machine has for a benchmark, and what to do about the rest.
 
 Needs nothing but Python's own library, so that it also speaks where nothing is installed yet; what
 has to be imported to be known is imported in a child process.
@@ -6,7 +6,6 @@ has to be imported to be known is imported in a child process.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import re
@@ -16,6 +15,8 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
+
+from pipeline.stages.provenance import version_of
 
 Status = Literal["ok", "absent", "broken"]
 MIN_PYTHON = (3, 11)
@@ -62,11 +63,18 @@ class Finding:
 
 def examine(detectron2: Finding, *, datasets_root: Path, output_dir: Path) -> list[Finding]:
     """Return everything that was looked at; `detectron2` is examined by who knows it."""
-    found = [python_version(), packages()]
-    if found[-1].status == "ok":
-        found += torch_and_gpu()
-    found += [detectron2, *datasets(datasets_root), slurm(), accounting(), disk(output_dir)]
-    return [*found, memory(Path("/proc/meminfo"), Path("/dev/shm"))]
+    of_packages = packages()
+    return [
+        python_version(),
+        of_packages,
+        *(torch_and_gpu() if of_packages.status == "ok" else ()),
+        detectron2,
+        *datasets(datasets_root),
+        slurm(),
+        accounting(),
+        disk(output_dir),
+        memory(Path("/proc/meminfo"), Path("/dev/shm")),
+    ]
 
 
 def python_version() -> Finding:
@@ -74,13 +82,13 @@ def python_version() -> Finding:
     text = f"{sys.version.split()[0]} at {sys.executable}"
     if sys.version_info >= MIN_PYTHON:
         return Finding("Python", "ok", text, required=True)
-    wanted = ".".join(map(str, MIN_PYTHON))
-    return Finding("Python", "broken", text, f"install Python {wanted} or newer", required=True)
+    needed = ".".join(map(str, MIN_PYTHON))
+    return Finding("Python", "broken", text, f"install Python {needed} or newer", required=True)
 
 
 def packages() -> Finding:
     """Return whether every required package is installed, without importing any."""
-    missing = [name for name in REQUIRED if _version(name) is None]
+    missing = [name for name in REQUIRED if version_of(name) is None]
     if missing:
         text = f"missing: {', '.join(missing)}"
         return Finding("packages", "broken", text, ENV_REMEDY, required=True)
@@ -89,39 +97,36 @@ def packages() -> Finding:
 
 def torch_and_gpu() -> list[Finding]:
     """Return whether torch and torchvision work together, and the GPUs they see."""
-    code, out, error = _run([sys.executable, "-P", "-c", TORCH_PROBE], timeout_s=120)
-    if code != 0:
-        last = (error.strip().splitlines() or ["no message"])[-1]
+    out, error = _run([sys.executable, "-P", "-c", TORCH_PROBE], timeout_s=120)
+    if out is None:
         remedy = "install torch and torchvision of one release together; " + ENV_REMEDY
-        return [Finding("torch", "broken", last, remedy, required=True)]
+        return [Finding("torch", "broken", error, remedy, required=True)]
     torch, torchvision, cuda, gpus = json.loads(out.splitlines()[-1])
-    built = f"CUDA {cuda}" if cuda else "CPU only"
-    found = [Finding("torch", "ok", f"{torch} ({built}), torchvision {torchvision}", required=True)]
-    if gpus:
-        text = ", ".join(f"{name}, {gb:.0f} GB" for name, gb in gpus)
-        return [*found, Finding("GPU", "ok", text)]
+    text = f"{torch} ({f'CUDA {cuda}' if cuda else 'CPU only'}), torchvision {torchvision}"
     remedy = "stages run on the CPU, fit for the demo; real recipes want GPUs or --executor slurm"
-    return [*found, Finding("GPU", "absent", "torch sees none", remedy)]
+    gpu = Finding("GPU", "absent", "torch sees none", remedy)
+    if gpus:
+        gpu = Finding("GPU", "ok", ", ".join(f"{name}, {gb:.0f} GB" for name, gb in gpus))
+    return [Finding("torch", "ok", text, required=True), gpu]
 
 
 def datasets(root: Path) -> list[Finding]:
     """Return which of the known detection sets are below `root`."""
-    found = []
-    for name, (path, remedy) in DATASETS.items():
-        there = (root / path).is_file()
-        text = f"{root / path}" if there else f"no {root / path}"
-        found.append(Finding(name, "ok" if there else "absent", text, "" if there else remedy))
-    return found
+    return [
+        Finding(name, "ok", f"{root / path}")
+        if (root / path).is_file()
+        else Finding(name, "absent", f"no {root / path}", remedy)
+        for name, (path, remedy) in DATASETS.items()
+    ]
 
 
 def slurm() -> Finding:
     """Return the cluster's partitions, where there is a cluster."""
     if shutil.which("sbatch") is None:
         return Finding("SLURM", "absent", "no sbatch on PATH", "--executor local works without")
-    code, out, error = _run(["sinfo", "-h", "-o", "%P %D %a"], timeout_s=20)
-    if code != 0:
-        last = (error.strip().splitlines() or ["no message"])[-1]
-        return Finding("SLURM", "broken", f"sinfo failed: {last}", "ask who runs the cluster")
+    out, error = _run(["sinfo", "-h", "-o", "%P %D %a"], timeout_s=20)
+    if out is None:
+        return Finding("SLURM", "broken", f"sinfo failed: {error}", "ask who runs the cluster")
     lines = [line.split() for line in out.splitlines()]
     text = ", ".join(f"{name} ({nodes} nodes, {state})" for name, nodes, state in lines)
     return Finding("SLURM", "ok", text or "no partition")
@@ -129,13 +134,12 @@ def slurm() -> Finding:
 
 def accounting() -> Finding:
     """Return whether `sacct` answers; everything works without it from squeue and run folders."""
-    if shutil.which("sacct") is None:
-        return Finding("SLURM accounting", "absent", "no sacct on PATH", "status does without")
-    code, _, error = _run(["sacct", "-n", "-X", "--jobs", "1"], timeout_s=20)
-    if code != 0:
-        last = (error.strip().splitlines() or ["no message"])[-1]
-        return Finding("SLURM accounting", "absent", last, "status does without")
-    return Finding("SLURM accounting", "ok", "sacct answers")
+    error = "no sacct on PATH"
+    if shutil.which("sacct") is not None:
+        out, error = _run(["sacct", "-n", "-X", "--jobs", "1"], timeout_s=20)
+        if out is not None:
+            return Finding("SLURM accounting", "ok", "sacct answers")
+    return Finding("SLURM accounting", "absent", error, "status does without")
 
 
 def disk(folder: Path) -> Finding:
@@ -186,21 +190,15 @@ def healthy(findings: list[Finding]) -> bool:
     return all(finding.status == "ok" for finding in findings if finding.required)
 
 
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _run(command: list[str], timeout_s: float) -> tuple[int, str, str]:
-    """Return exit code, stdout and stderr; a command that hangs or is absent counts as failed."""
+def _run(command: list[str], timeout_s: float) -> tuple[str | None, str]:
+    """Return stdout, None if the command failed, hung or is absent; and the last line of stderr."""
     try:
         answer = subprocess.run(
             command, capture_output=True, text=True, check=False, timeout=timeout_s
         )
     except subprocess.TimeoutExpired:
-        return 124, "", f"{command[0]} did not answer within {timeout_s:.0f} s"
+        return None, f"{command[0]} did not answer within {timeout_s:.0f} s"
     except OSError as error:
-        return 127, "", str(error)
-    return answer.returncode, answer.stdout, answer.stderr
+        return None, str(error)
+    last = (answer.stderr.strip().splitlines() or ["no message"])[-1]
+    return answer.stdout if answer.returncode == 0 else None, last

@@ -3,34 +3,51 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel
 
-from pipeline.config.editor_schemas import write_schemas
 from pipeline.config.schema import PipelineConfig
-from pipeline.config.yaml_files import faults_of, load_yaml
-from pipeline.plan.data_sets import dataset_names
+from pipeline.config.yaml_files import BASE_KEY, load_yaml, validated
+from pipeline.plan.compatibility import dataset_names
 from pipeline.stages.files import write_text
 from pretrain.config.pretrain import PretrainConfig
+from pretrain.config.probe import ProbeConfig
 
 EXAMPLE = """examples:
   python tools/run_pipeline.py init mine.yaml          # asks
   python tools/run_pipeline.py init mine.yaml --backbone random --backbone moco=weights/moco.pth \\
       --task voc=configs/transfer/digits_faster_rcnn_voc.yaml --seeds 0,1,2 --executor slurm"""
+EXAMPLES = {
+    "backbone": "random moco=moco.pth mine=configs/pretrain/mine.yaml",
+    "task": "voc=configs/transfer/voc07_faster_rcnn_r50_c4_9k.yaml",
+}
 YAML = (".yaml", ".yml")
-SCHEMA = Path(__file__).resolve().parents[2] / "configs" / "schemas" / "pipeline.schema.json"
-HEADER = """\
-# yaml-language-server: $schema={schema}
+SCHEMAS: dict[str, type[BaseModel]] = {
+    "pipeline.schema.json": PipelineConfig,
+    "pretrain.schema.json": PretrainConfig,
+    "probe.schema.json": ProbeConfig,
+}
+TEMPLATE = """\
+# yaml-language-server: $schema=pipeline.schema.json
 # What is compared: every backbone is fine-tuned on every task with every seed.
 #   python tools/run_pipeline.py plan --config-file {target}    # check it; runs nothing
 #   python tools/run_pipeline.py run --config-file {target}{executor}
 # Configs are named relative to this file; checkpoints, data and output relative to where you run.
+
+{name}
+backbones:                # random: true is the baseline of all differences
+{backbones}
+tasks:
+{tasks}
+seeds: {seeds}        # mean ± std is over these
+num_parallel: 1           # stages at a time on one machine
 """
 RESOURCES = """
 # What the jobs of each kind of stage ask SLURM for; add partition, account, qos, constraint, setup.
@@ -41,18 +58,8 @@ resources:
 """
 
 
-@dataclass(frozen=True)
-class Answers:
-    """What a config is written from; sources and tasks are (name, path as the user typed it)."""
-
-    backbones: tuple[tuple[str, str], ...]
-    tasks: tuple[tuple[str, str], ...]
-    seeds: tuple[int, ...]
-    executor: str = "local"
-
-
 def main(arguments: list[str]) -> int:
-    """Run `run_pipeline.py init`; return the exit code: 0 written, 2 something to mend."""
+    """Run `run_pipeline.py init`; return the exit code: 0 written, 2 something to fix."""
     parser = argparse.ArgumentParser(
         prog="run_pipeline.py init",
         description=__doc__,
@@ -77,12 +84,11 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     try:
         if options.schemas is not None:
-            print("\n".join(map(str, write_schemas(options.schemas))))
+            print("\n".join(map(str, write_schemas(options.schemas, SCHEMAS))))
             return 0
         if options.target is None:
             raise ValueError("init: the config to write is missing")
-        answers = answers_of(options, ask=input if sys.stdin.isatty() else None)
-        write_config(options.target, answers)
+        write_config(options, ask=input if sys.stdin.isatty() else None)
     except (ValueError, OSError) as error:
         for line in str(error).splitlines():
             print(f"run_pipeline: {line}", file=sys.stderr)
@@ -94,139 +100,113 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def answers_of(options: argparse.Namespace, ask: Callable[[str], str] | None) -> Answers:
-    """Return what the flags say, asking for what they leave open where somebody can answer.
+def write_config(options: argparse.Namespace, ask: Callable[[str], str] | None) -> None:
+    """Write what the flags say, asking for what they leave open where somebody can answer.
+
+    Beside the config lies the schema that its editor reads.
 
     Raises:
-        ValueError: a flag cannot be read, or is missing and nobody can be asked.
+        ValueError: a flag cannot be read, or is missing and nobody can be asked; or every fault in
+            the config and in the files it names, one a line. Nothing is written then.
     """
-    backbones, tasks = list(options.backbone), list(options.task)
-    if not backbones:
-        question = "backbones, such as `random moco=moco.pth mine=configs/pretrain/mine.yaml`: "
-        backbones = _asked(ask, question, "--backbone").split()
-    if not tasks:
-        question = "tasks, such as `voc=configs/transfer/voc07_faster_rcnn_r50_c4_9k.yaml`: "
-        tasks = _asked(ask, question, "--task").split()
-    seeds = options.seeds or (ask("seeds [0,1,2]: ") if ask else "") or "0,1,2"
+    target: Path = options.target
+    given: dict[str, list[str]] = {"backbone": options.backbone, "task": options.task}
+    for what, example in EXAMPLES.items():
+        if not given[what]:
+            if ask is None:
+                raise ValueError(f"--{what} is missing, and there is no terminal to ask at")
+            given[what] = ask(f"{what}s, such as `{example}`: ").split()
+    numbers = options.seeds or (ask("seeds [0,1,2]: ") if ask else "") or "0,1,2"
     executor = options.executor or (ask("executor, local or slurm [local]: ") if ask else "")
-    return Answers(
-        tuple(_pair("backbone", text) for text in backbones),
-        tuple(_pair("task", text) for text in tasks),
-        _seeds(seeds),
-        executor or "local",
-    )
-
-
-def _asked(ask: Callable[[str], str] | None, question: str, flag: str) -> str:
-    if ask is None:
-        raise ValueError(f"{flag} is missing, and there is no terminal to ask at")
-    return ask(question)
-
-
-def _pair(what: str, text: str) -> tuple[str, str]:
-    name, separator, path = text.partition("=")
-    if what == "backbone" and text == "random":
-        return "random", ""
-    if not separator or not name or not path:
-        raise ValueError(f"{what} {text!r}: wanted NAME=PATH")
-    return name, path
-
-
-def _seeds(text: str) -> tuple[int, ...]:
+    entries = [_entry(what, text, target.parent) for what in given for text in given[what]]
     try:
-        return tuple(int(part) for part in text.replace(" ", ",").split(",") if part)
+        seeds = [int(part) for part in numbers.replace(" ", ",").split(",") if part]
     except ValueError:
-        raise ValueError(f"seeds {text!r}: wanted numbers, such as 0,1,2") from None
-
-
-def write_config(target: Path, answers: Answers) -> None:
-    """Write the config that `config_text` gives, if it is valid and names files that exist.
-
-    Raises:
-        ValueError: every fault, one a line; nothing is written.
-    """
+        raise ValueError(f"seeds {numbers!r}: wanted numbers, such as 0,1,2") from None
     if target.exists():
         raise ValueError(f"{target}: exists; give another name or remove it")
-    text = config_text(target, answers)
+    text = TEMPLATE.format(
+        target=target,
+        executor=" --executor slurm" if executor == "slurm" else "",
+        name=yaml.safe_dump({"name": target.stem}, width=10_000).strip(),
+        backbones="\n".join(entry.line for entry in entries if entry.what == "backbone"),
+        tasks="\n".join(entry.line for entry in entries if entry.what == "task"),
+        seeds=seeds,
+    )
+    text += RESOURCES if executor == "slurm" else ""
+    files = [entry for entry in entries if entry.path and Path(entry.path).is_file()]
     faults = [
-        f"{path}: no such file ({what} {name})"
-        for what, pairs in (("backbone", answers.backbones), ("task", answers.tasks))
-        for name, path in pairs
-        if path and not Path(path).is_file()
+        f"{entry.path}: no such file ({entry.what} {entry.name})"
+        for entry in entries
+        if entry.path and entry not in files
     ]
-    faults += [
-        fault
-        for pairs, faults_in in ((answers.tasks, _task_faults), (answers.backbones, _recipe_faults))
-        for _, path in pairs
-        if path.endswith(YAML) and Path(path).is_file()
-        for fault in faults_in(Path(path))
-    ]
+    for entry in sorted(files, key=lambda entry: entry.what, reverse=True):  # tasks first
+        faults += _faults_in(Path(entry.path), entry.what) if entry.path.endswith(YAML) else []
     try:
-        PipelineConfig.model_validate(yaml.safe_load(text))
-    except ValidationError as error:
-        faults += faults_of(error, str(target), PipelineConfig)
+        validated(PipelineConfig, yaml.safe_load(text), str(target))
+    except ValueError as error:
+        faults += str(error).splitlines()
     if faults:
         raise ValueError("\n".join(faults))
     target.parent.mkdir(parents=True, exist_ok=True)
+    write_schemas(target.parent, ["pipeline.schema.json"])
     write_text(target, text)
 
 
-def _task_faults(path: Path) -> list[str]:
-    """Return why a file is not a detectron2 config that names data sets."""
-    try:
-        return dataset_names(load_yaml(path), path)[1]
-    except ValueError as error:
-        return [f"{path}: not a config ({error})"]
+class Entry(NamedTuple):
+    """A backbone or task; `path` as it was typed, `line` the YAML."""
+
+    what: str
+    name: str
+    path: str
+    line: str
 
 
-def _recipe_faults(path: Path) -> list[str]:
-    """Return why a file is not a pretraining config."""
+def _entry(what: str, text: str, folder: Path) -> Entry:
+    """Return an entry of a config in `folder`."""
+    name, _, path = text.partition("=")
+    is_random = what == "backbone" and text == "random"
+    if not is_random and (not name or not path):
+        raise ValueError(f"{what} {text!r}: wanted NAME=PATH")
+    content: dict[str, object] = {"name": name}
+    if is_random:
+        content["random"] = True
+    elif what == "backbone" and not path.endswith(YAML):
+        content["checkpoint"] = path
+    else:
+        content["pretrain" if what == "backbone" else "config"] = os.path.relpath(path, folder)
+    line = yaml.safe_dump(content, default_flow_style=True, sort_keys=False, width=10_000)
+    return Entry(what, name, path, f"  - {line.strip()}")
+
+
+def _faults_in(path: Path, what: str) -> list[str]:
+    """Return why a file is no detectron2 config that names data sets, or no pretraining config."""
     try:
-        PretrainConfig.model_validate(load_yaml(path))
-    except ValidationError as error:
-        return faults_of(error, str(path), PretrainConfig)
+        content = load_yaml(path)
     except ValueError as error:
         return [f"{path}: not a config ({error})"]
+    if what == "task":
+        return dataset_names(content, path)[1]
+    try:
+        validated(PretrainConfig, content, str(path))
+    except ValueError as error:
+        return str(error).splitlines()
     return []
 
 
-def config_text(target: Path, answers: Answers) -> str:
-    """Return the commented YAML."""
-    slurm = answers.executor == "slurm"
-    lines = [
-        HEADER.format(
-            target=target,
-            executor=" --executor slurm" if slurm else "",
-            schema=os.path.relpath(SCHEMA, target.parent),
-        ),
-        _entry("", {"name": target.stem}),
-        "backbones:                # random: true is the baseline of all differences",
-        *(_entry("  - ", _backbone(target, name, path)) for name, path in answers.backbones),
-        "tasks:",
-        *(
-            _entry("  - ", {"name": name, "config": _relative(target, path)})
-            for name, path in answers.tasks
-        ),
-        f"seeds: {list(answers.seeds)}        # mean ± std is over these",
-        "num_parallel: 1           # stages at a time on one machine",
-    ]
-    return "\n".join(lines) + "\n" + (RESOURCES if slurm else "")
+def write_schemas(folder: Path, names: Iterable[str]) -> list[Path]:
+    """Write JSON schemas of configs, for editors that complete and check YAML; return the paths.
 
-
-def _backbone(target: Path, name: str, path: str) -> dict[str, object]:
-    if not path:
-        return {"name": name, "random": True}
-    if path.endswith(YAML):
-        return {"name": name, "pretrain": _relative(target, path)}
-    return {"name": name, "checkpoint": path}
-
-
-def _relative(target: Path, path: str) -> str:
-    return os.path.relpath(path, target.parent)
-
-
-def _entry(prefix: str, content: dict[str, object]) -> str:
-    """Return one line of YAML, quoted where it has to be."""
-    flow = bool(prefix)
-    text = yaml.safe_dump(content, default_flow_style=flow, sort_keys=False, width=10_000)
-    return prefix + text.strip()
+    Any key may come from the file that `_BASE_` names, so that none is required.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        schema = SCHEMAS[name].model_json_schema()
+        schema["properties"][BASE_KEY] = {
+            "type": "string",
+            "description": "config that this one is merged over, beside this file",
+        }
+        for part in (schema, *schema.get("$defs", {}).values()):
+            part.pop("required", None)
+        write_text(folder / name, json.dumps(schema, indent=1) + "\n")
+    return [folder / name for name in names]

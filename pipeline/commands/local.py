@@ -8,20 +8,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.commands.main import Options, execute
 from pipeline.commands.status import STYLES
-from pipeline.executors.local import check_before_start, run_local
+from pipeline.executors.local import run_local
+from pipeline.executors.preflight import check_before_start
 from pipeline.executors.progress import Progress
-from pipeline.executors.slurm.states import read_views
-from pipeline.plan.build import Plan
-from pipeline.plan.selection import select
+from pipeline.executors.slurm.ledger import LEDGER
+from pipeline.executors.slurm.states import read_standings
+from pipeline.plan.plan import Plan, select
 from pipeline.report.collect import MADE_FROM, all_states, collect, report_dir
 from pipeline.report.tables import rich_tables
 from pipeline.report.write import make_report
-from pipeline.stages.run_folder import State, lock
+from pipeline.stages.run_folder import lock
 from pipeline.stages.staleness import changed_lines
-
-__all__ = ["Options", "execute", "rebuild_report", "run", "show_plan", "show_report"]
 
 
 def run(plan: Plan, console: Console, only: tuple[str, ...] = ()) -> int:
@@ -30,9 +28,9 @@ def run(plan: Plan, console: Console, only: tuple[str, ...] = ()) -> int:
     `only` names stages: nothing but these and what they need is run.
     """
     part = select(plan, list(only)) if only else plan
-    signal.signal(signal.SIGTERM, _interrupt)
-    plan.root.mkdir(parents=True, exist_ok=True)
-    with lock(plan.root / "lock"):
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    plan.config.root.mkdir(parents=True, exist_ok=True)
+    with lock(plan.config.root / "lock"):
         refuse_queued(plan)
         states = all_states(part)
         num_done = sum(state.status == "done" for state in states.values())
@@ -58,8 +56,10 @@ def refuse_queued(plan: Plan) -> None:
     Raises:
         ValueError: jobs of this plan wait or run on SLURM.
     """
-    views, notes = read_views(plan)
-    queued = [v for v in views.values() if v.status in ("queued", "running") and v.job_id]
+    if not (plan.config.root / LEDGER).is_dir():
+        return  # it was never submitted
+    standings, notes = read_standings(plan)
+    queued = [s for s in standings.values() if s.status in ("queued", "running") and s.job_id]
     if queued and not notes:
         raise ValueError(
             f"{len(queued)} stages are in SLURM's queue ({queued[0].stage} is job "
@@ -73,11 +73,12 @@ def show_plan(plan: Plan, console: Console) -> int:
     table = Table("stage", "signature", "needs", "state", title=f"plan {plan.config.name}")
     for stage in plan.stages:
         needs = ", ".join(source.name for source in stage.inputs.values())
-        table.add_row(stage.name, stage.signature, needs, _state_text(states[stage.name]))
+        status = states[stage.name].status
+        table.add_row(stage.name, stage.signature, needs, Text(status, STYLES.get(status, "")))
     console.print(table)
     tell(console, changed_lines(plan.stages, states))
     waiting = sum(state.status != "done" for state in states.values())
-    console.print(f"{len(plan.stages)} stages, {waiting} to run; folder {plan.root}")
+    console.print(f"{len(plan.stages)} stages, {waiting} to run; folder {plan.config.root}")
     return 0
 
 
@@ -95,11 +96,3 @@ def show_report(plan: Plan, console: Console) -> None:
         console.print(table)
     page = (report_dir(plan) / "index.html").absolute()
     console.print(f"report: {page}", soft_wrap=True, highlight=False)
-
-
-def _state_text(state: State) -> Text:
-    return Text(state.status, style=STYLES.get(state.status, ""))
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt

@@ -1,6 +1,6 @@
 """The commands behind `tools/run_pipeline.py`; each returns an exit code.
 
-0 all is done, 1 a stage failed, 2 the user has something to mend, 130 interrupted.
+0 all is done, 1 a stage failed, 2 the user has something to fix, 130 interrupted.
 Only what a command needs is imported: `status` does without plots, statistics and submitit.
 """
 
@@ -17,18 +17,12 @@ from typing import Any
 from rich.console import Console
 
 from pipeline.commands.status import show_log, show_status
-from pipeline.plan.build import Plan, load_plan
+from pipeline.plan.build import load_plan
+from pipeline.plan.plan import Plan
 from pipeline.stages.run_folder import LockedError
 
 MODULES = {"local": "pipeline.commands.local", "slurm": "pipeline.commands.slurm"}
-FUNCTIONS = {
-    ("run", "local"): "run",
-    ("run", "slurm"): "run",
-    ("plan", "local"): "show_plan",
-    ("plan", "slurm"): "show_plan",
-    ("cancel", "slurm"): "cancel",
-    ("report", "local"): "rebuild_report",
-}
+FUNCTIONS = {"run": "run", "plan": "show_plan", "cancel": "cancel", "report": "rebuild_report"}
 ONLY = {"cancel": "slurm", "report": "local"}  # what they do does not depend on the executor
 NAMES = ("run", "plan", "status", "logs", "cancel", "report")
 
@@ -61,33 +55,26 @@ def execute(
     try:
         options = options or Options()
         if command == "report" and config_file is None and len(overrides) == 2:
-            return _compare(Path(overrides[0]), Path(overrides[1]))
+            report: Any = importlib.import_module("pipeline.report.compare")
+            print(report.compare(*map(Path, overrides)), end="")
+            return 0
         if config_file is None:
             or_two = " (or two runs' folders to compare)" if command == "report" else ""
             raise ValueError(f"{command}: --config-file is missing{or_two}")
         plan = load_plan(config_file, overrides)
-        root = str(plan.root)
+        root = str(plan.config.root)
         return _action(command, options)(plan, console)
     except LockedError as holder:
-        print(f"run_pipeline: another run works on this plan: {holder}", file=sys.stderr)
-        return 2
+        lines, code = [f"another run works on this plan: {holder}"], 2
     except ValueError as error:
-        for line in str(error).splitlines():
-            print(f"run_pipeline: {line}", file=sys.stderr)
-        return 2
+        lines, code = str(error).splitlines(), 2
     except OSError as error:  # a write that fails does not say which file it was, an open does
-        where = "" if error.filename or not root else f" (below {root})"
-        print(f"run_pipeline: {error}{where}", file=sys.stderr)
-        return 2
+        lines, code = [f"{error}" if error.filename or not root else f"{error} (below {root})"], 2
     except KeyboardInterrupt:
-        print("run_pipeline: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-
-
-def _compare(a: Path, b: Path) -> int:
-    module: Any = importlib.import_module("pipeline.report.compare")
-    print(module.compare(a, b), end="")
-    return 0
+        lines, code = ["interrupted; the same command goes on from here"], 130
+    for line in lines:
+        print(f"run_pipeline: {line}", file=sys.stderr)
+    return code
 
 
 def _action(command: str, options: Options) -> Callable[[Plan, Console], int]:
@@ -100,8 +87,5 @@ def _action(command: str, options: Options) -> Callable[[Plan, Console], int]:
     if options.only and (command, executor) != ("run", "local"):
         raise ValueError("--only goes with run on this machine (--executor local)")
     module: Any = importlib.import_module(MODULES[executor])
-    function: Any = getattr(module, FUNCTIONS[command, executor])
-    action: Callable[[Plan, Console], int] = (
-        partial(function, only=options.only) if options.only else function
-    )
-    return action
+    function: Callable[..., int] = getattr(module, FUNCTIONS[command])
+    return partial(function, only=options.only) if options.only else function

@@ -1,4 +1,4 @@
-"""A plan on paper: how long it takes on how many GPUs, what it stores, and what limits it.
+"""A plan on paper: wall time, storage and what limits it, on any number of GPUs.
 
 Rates are measured elsewhere and come from a file that says where each is from; the schedule is
 simulated from the plan's own stages and dependencies.
@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 
-from pipeline.config.yaml_files import faults_of, load_yaml
+from pipeline.config.yaml_files import load_yaml, validated
 from pipeline.executors.slurm.arrays import plan_groups, stage_resources
-from pipeline.plan.build import Plan
+from pipeline.plan.plan import Plan
 from pipeline.stages.stage import Stage
 
 
@@ -35,6 +35,17 @@ class Rates(BaseModel):
     s_per_test_image: PositiveFloat  # on one GPU
     hours: dict[str, PositiveFloat]  # stages that take about as long whatever they do
     storage_gb: dict[str, PositiveFloat]  # what a stage leaves behind
+
+    def look_up(self, table: str, key: str) -> float:
+        """Return an entry of one of the tables.
+
+        Raises:
+            KeyError: it is not there; its text names it.
+        """
+        entries: dict[str, float] = getattr(self, table)
+        if key not in entries:
+            raise KeyError(f"{table} of {key}")
+        return entries[key]
 
 
 @dataclass(frozen=True)
@@ -87,10 +98,7 @@ def read_rates(path: Path) -> Rates:
     Raises:
         ValueError: one line for every fault.
     """
-    try:
-        return Rates.model_validate(load_yaml(path))
-    except ValidationError as error:
-        raise ValueError("\n".join(faults_of(error, str(path), Rates))) from None
+    return validated(Rates, load_yaml(path), str(path))
 
 
 def jobs_of(plan: Plan, rates: Rates) -> list[Job]:
@@ -126,8 +134,8 @@ def _job(stage: Stage, plan: Plan, rates: Rates) -> Job:
         gpus = max(gpus, 1)  # the rates are those of GPUs
         hours = TRAINING[stage.kind](stage.settings, gpus, rates)
     else:
-        hours = _look_up(rates.hours, stage.kind, "hours of")
-    storage = _look_up(rates.storage_gb, stage.kind, "storage_gb of")
+        hours = rates.look_up("hours", stage.kind)
+    storage = rates.look_up("storage_gb", stage.kind)
     needs = tuple(source.name for source in stage.inputs.values())
     worked_s = resources.timeout_min * 60 - (resources.save_s if resources.max_jobs > 1 else 0)
     num_jobs = math.ceil(hours * 3600 / worked_s)
@@ -135,28 +143,23 @@ def _job(stage: Stage, plan: Plan, rates: Rates) -> Job:
 
 
 def _pretrain_hours(settings: dict[str, Any], gpus: int, rates: Rates) -> float:
-    arch = settings["model"]["arch"]
-    rate = _look_up(rates.views_per_s_per_gpu, arch, "views_per_s_per_gpu of") * gpus
+    rate = rates.look_up("views_per_s_per_gpu", settings["model"]["arch"]) * gpus
     if settings["max_steps"] is not None:
         images = settings["max_steps"] * settings["batch_size"]
     else:
-        found = _look_up(rates.num_images, settings["data"]["name"], "num_images of")
-        images = settings["epochs"] * found
+        images = settings["epochs"] * rates.look_up("num_images", settings["data"]["name"])
     return float(images * settings["num_views"] / rate / 3600)
 
 
 def _finetune_hours(settings: dict[str, Any], gpus: int, rates: Rates) -> float:
     """Fewer GPUs than the 8 of the rates take proportionally longer, more take as long as 8."""
     config = settings["detectron2"]
-    name = architecture(config)
-    iteration_s = _look_up(rates.s_per_iteration, name, "s_per_iteration of")
+    iteration_s = rates.look_up("s_per_iteration", architecture(config))
     if "syncbn" in str(config["MODEL"].get("RESNETS", {}).get("NORM", "")).lower():
         iteration_s *= rates.sync_batchnorm_factor
     train_s = config["SOLVER"]["MAX_ITER"] * iteration_s * 8 / min(gpus, 8)
-    tests = [
-        _look_up(rates.num_images, name, "num_images of") for name in config["DATASETS"]["TEST"]
-    ]
-    return float(train_s + sum(tests) * rates.s_per_test_image / gpus) / 3600
+    num_tests = sum(rates.look_up("num_images", name) for name in config["DATASETS"]["TEST"])
+    return float(train_s + num_tests * rates.s_per_test_image / gpus) / 3600
 
 
 TRAINING = {"pretrain": _pretrain_hours, "finetune": _finetune_hours}
@@ -167,12 +170,6 @@ def architecture(config: dict[str, Any]) -> str:
     model = config.get("MODEL", {})
     fpn = "fpn" in str(model.get("BACKBONE", {}).get("NAME", "")).lower()
     return f"{'mask' if model.get('MASK_ON') else 'faster'}-{'fpn' if fpn else 'c4'}"
-
-
-def _look_up(table: dict[str, Any], key: str, what: str) -> Any:
-    if key not in table:
-        raise KeyError(f"{what} {key}")
-    return table[key]
 
 
 def simulate(jobs: Iterable[Job], num_gpus: int) -> Schedule:
@@ -239,27 +236,19 @@ def summary(plan: Plan, rates: Rates, gpu_counts: Iterable[int]) -> str:
         ValueError: one line for everything that keeps the plan from being simulated.
     """
     jobs = jobs_of(plan, rates)
-    kinds = dict.fromkeys(job.kind for job in jobs)
     lines = [
         f"{len(jobs)} stages in {len(plan_groups(plan))} sbatch calls, on {rates.hardware}.",
         "",
         "| stage | stages | jobs | GPUs each | hours each | GPU hours | GB |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for kind in kinds:
-        found = [job for job in jobs if job.kind == kind]
-        lines.append(
-            f"| {kind} | {len(found)} | {sum(job.num_jobs for job in found)} | "
-            f"{_span(job.gpus for job in found)} | "
-            f"{_span(round(job.hours, 2) for job in found)} | "
-            f"{sum(job.gpus * job.hours for job in found):.0f} | "
-            f"{sum(job.storage_gb for job in found):.0f} |"
-        )
-    total = sum(job.gpus * job.hours for job in jobs)
-    stored = sum(job.storage_gb for job in jobs)
-    num_jobs = sum(job.num_jobs for job in jobs)
-    lines += [f"| all | {len(jobs)} | {num_jobs} | | | {total:.0f} | {stored:.0f} |", ""]
+    for kind in dict.fromkeys(job.kind for job in jobs):
+        part = [job for job in jobs if job.kind == kind]
+        hours = _span(round(job.hours, 2) for job in part)
+        lines.append(_row(kind, part, f" {_span(job.gpus for job in part)} | {hours} "))
     lines += [
+        _row("all", jobs, " | "),
+        "",
         "| GPUs | wall time, days | GPUs at work | what limits it |",
         "| ---: | ---: | ---: | --- |",
     ]
@@ -270,6 +259,13 @@ def summary(plan: Plan, rates: Rates, gpu_counts: Iterable[int]) -> str:
     return "\n".join(lines)
 
 
+def _row(kind: str, jobs: Sequence[Job], each: str) -> str:
+    gpu_hours = sum(job.gpus * job.hours for job in jobs)
+    stored, num_jobs = sum(job.storage_gb for job in jobs), sum(job.num_jobs for job in jobs)
+    return f"| {kind} | {len(jobs)} | {num_jobs} |{each}| {gpu_hours:.0f} | {stored:.0f} |"
+
+
 def _span(values: Iterable[float]) -> str:
-    found = sorted(set(values))
-    return f"{found[0]:g}" if len(found) == 1 else f"{found[0]:g} to {found[-1]:g}"
+    different = sorted(set(values))
+    first, last = different[0], different[-1]
+    return f"{first:g}" if len(different) == 1 else f"{first:g} to {last:g}"

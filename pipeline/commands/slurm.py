@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 
 from rich.console import Console
 from rich.markup import escape
@@ -11,15 +12,15 @@ from rich.table import Table
 
 from pipeline.commands.local import show_report, tell
 from pipeline.config.resources import REPORT
-from pipeline.executors.local import check_before_start
-from pipeline.executors.slurm.arrays import JobGroup, plan_groups, resource_faults
+from pipeline.executors.preflight import check_before_start
+from pipeline.executors.slurm.arrays import plan_groups, resource_faults
 from pipeline.executors.slurm.gpu_hours import gpu_hours
-from pipeline.executors.slurm.ledger import Submission, close_submissions, ledger_dir, read_ledger
+from pipeline.executors.slurm.ledger import LEDGER, Submission, close_submissions, read_ledger
 from pipeline.executors.slurm.queue import JobRow, SlurmError, read_queue
 from pipeline.executors.slurm.sbatch import sbatch_parameters, sbatch_text
-from pipeline.executors.slurm.states import View, read_views, unfinished
+from pipeline.executors.slurm.states import Standing, read_standings
 from pipeline.executors.slurm.submit import cancel_jobs, settle, submit
-from pipeline.plan.build import Plan
+from pipeline.plan.plan import Plan
 from pipeline.report.collect import all_states
 from pipeline.report.write import make_report
 from pipeline.stages.run_folder import State, lock
@@ -31,30 +32,37 @@ POLL_S = 1.0
 
 def run(plan: Plan, console: Console) -> int:
     """Submit what is neither done nor in the queue, and return; the jobs go on by themselves."""
-    plan.root.mkdir(parents=True, exist_ok=True)
-    with lock(plan.root / "lock"):
-        ledger, rows = settle(plan.root)
-        views, notes = read_views(plan)
+    plan.config.root.mkdir(parents=True, exist_ok=True)
+    with lock(plan.config.root / "lock"):
+        ledger, rows = settle(plan.config.root)
+        standings, notes = read_standings(plan)
         if blind := [note for note in notes if note.startswith("squeue")]:
             raise SlurmError("; ".join(blind))  # a job might be submitted twice
-        waiting = unfinished(views, plan.stages)
-        counts = {status: _count(views, status) for status in ("done", "running", "queued")}
-        summary = ", ".join(f"{count} {status}" for status, count in counts.items())
+        waiting = [s for s in plan.stages if standings[s.name].status in ("missing", "failed")]
+        counts = Counter(standing.status for standing in standings.values())
+        summary = ", ".join(
+            f"{counts[status]} {status}" for status in ("done", "running", "queued")
+        )
         console.print(f"{plan.config.name}: {len(plan.stages)} stages, {summary}")
         if not waiting:
-            return _nothing_to_submit(plan, console, views)
-        states = {name: State(view.status) for name, view in views.items()}
+            return _nothing_to_submit(plan, console, standings)
+        states = {name: State(standing.status) for name, standing in standings.items()}
         tell(console, changed_lines(waiting, states))
         tell(console, check_before_start(plan, states, here=False))
-        _clear(plan, ledger, rows, {views[stage.name].job_id for stage in waiting})
+        _clear(plan, ledger, rows, {standings[stage.name].job_id for stage in waiting})
         submitted = {
-            view.stage: view.job_id
-            for view in views.values()
-            if view.status in ("queued", "running") and view.job_id
+            standing.stage: standing.job_id
+            for standing in standings.values()
+            if standing.status in ("queued", "running") and standing.job_id
         }
-        done = submit(plan, waiting, submitted, lambda group, entry: _tell(console, group, entry))
+        num_jobs = 0
+        for group, entry in submit(plan, waiting, submitted):
+            what = f"{len(group.stages)} stages" if group.stages else "after all others"
+            line = f"  job {entry.job_id}: {group.name}, {what}"
+            console.print(line, markup=False, highlight=False)
+            num_jobs += 1
     console.print(
-        f"{len(waiting)} stages in {len(done)} jobs submitted; they need this command no more.\n"
+        f"{len(waiting)} stages in {num_jobs} jobs submitted; they need this command no more.\n"
         "see: tools/run_pipeline.py status --watch --config-file "
         f"{plan.config_file}",
         soft_wrap=True,
@@ -63,8 +71,8 @@ def run(plan: Plan, console: Console) -> int:
     return 0
 
 
-def _nothing_to_submit(plan: Plan, console: Console, views: dict[str, View]) -> int:
-    if all(view.status == "done" for view in views.values()):
+def _nothing_to_submit(plan: Plan, console: Console, standings: dict[str, Standing]) -> int:
+    if all(standing.status == "done" for standing in standings.values()):
         make_report(plan)
         show_report(plan, console)
     else:
@@ -77,12 +85,7 @@ def _clear(plan: Plan, ledger: list[Submission], rows: dict[str, JobRow], stale:
     reports = [entry for entry in ledger if entry.kind == REPORT]
     stale |= {entry.job_id for entry in reports}
     cancel_jobs(sorted(name for name in stale if name in rows and rows[name].state == "PENDING"))
-    close_submissions(plan.root, reports, "replaced by the report of a later run")
-
-
-def _tell(console: Console, group: JobGroup, entry: Submission) -> None:
-    what = f"{len(group.stages)} stages" if group.stages else "after all others"
-    console.print(f"  job {entry.job_id}: {group.name}, {what}", markup=False, highlight=False)
+    close_submissions(plan.config.root, reports, "replaced by the report of a later run")
 
 
 def show_plan(plan: Plan, console: Console) -> int:
@@ -108,19 +111,19 @@ def show_plan(plan: Plan, console: Console) -> int:
         )
     console.print(table)
     tell(console, changed_lines(plan.stages, states))
-    folder = ledger_dir(plan.root.absolute())
+    root = plan.config.root.absolute()
     for group in groups:
         dependency = ",".join(needs.text(names) for needs in group.dependencies)
         name = f"{plan.config.name}-{group.name}-<token>"
-        code = plan.root.absolute() / "code" / "<digest>"
-        parameters = sbatch_parameters(group, name, dependency, folder / "<token>", code)
+        folder, code = root / LEDGER / "<token>", root / "code" / "<digest>"
+        parameters = sbatch_parameters(group, name, dependency, folder, code)
         console.rule(f"sbatch {group.name}")
-        text = sbatch_text(parameters, group, folder / "<token>", sys.executable)
+        text = sbatch_text(parameters, group, folder, sys.executable)
         console.print(text, markup=False, highlight=False, soft_wrap=True)
     total = sum(estimate.hours for estimate in estimates.values())
     console.print(
         f"{len(waiting)} of {len(plan.stages)} stages to run in {len(groups)} sbatch calls; "
-        f"{total:.1f} GPU hours; folder {plan.root}",
+        f"{total:.1f} GPU hours; folder {plan.config.root}",
         soft_wrap=True,
     )
     return 0
@@ -128,9 +131,9 @@ def show_plan(plan: Plan, console: Console) -> int:
 
 def cancel(plan: Plan, console: Console) -> int:
     """Cancel every job of this folder that waits or runs, and wait until the queue has none."""
-    plan.root.mkdir(parents=True, exist_ok=True)
-    with lock(plan.root / "lock"):
-        ledger = [entry for entry in read_ledger(plan.root) if not entry.over]
+    plan.config.root.mkdir(parents=True, exist_ok=True)
+    with lock(plan.config.root / "lock"):
+        ledger = [entry for entry in read_ledger(plan.config.root) if not entry.over]
         names = [entry.job_name for entry in ledger]
         active = _active_ids(names)
         cancel_jobs(active)
@@ -142,7 +145,7 @@ def cancel(plan: Plan, console: Console) -> int:
                     f"{', '.join(left[:5])}; see squeue, and cancel again"
                 )
             time.sleep(POLL_S)
-        close_submissions(plan.root, ledger, "cancelled; run goes on from here")
+        close_submissions(plan.config.root, ledger, "cancelled; run goes on from here")
     console.print(f"{len(active)} jobs cancelled; the queue has none of {plan.config.name}")
     return 0
 
@@ -150,7 +153,3 @@ def cancel(plan: Plan, console: Console) -> int:
 def _active_ids(names: list[str]) -> list[str]:
     rows = read_queue(names).values()
     return sorted(row.job_id for row in rows if row.is_active or row.state == "PENDING")
-
-
-def _count(views: dict[str, View], status: str) -> int:
-    return sum(view.status == status for view in views.values())

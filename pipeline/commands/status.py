@@ -1,4 +1,4 @@
-"""What `status` and `logs` print: a table, the same as JSON, the end of a stage's log."""
+"""`status` and `logs`: a table, the same as JSON, the end of a stage's log."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.config.suggestions import unknown
-from pipeline.executors.slurm.states import View, last_lines, read_views
-from pipeline.plan.build import Plan
+from pipeline.executors.slurm.states import Standing, last_lines, read_standings
+from pipeline.plan.plan import Plan
 from pipeline.stages.run_folder import Status
 
 STYLES = {"done": "green", "failed": "red", "running": "yellow", "queued": "cyan"}
@@ -30,19 +30,19 @@ MAX_REASONS = 20
 
 def show_status(plan: Plan, console: Console, watch: bool = False, as_json: bool = False) -> int:
     """Print where every stage stands; return 1 if any failed."""
-    views, notes = read_views(plan)
+    standings, notes = read_standings(plan)
     if as_json:
-        print(json.dumps(status_json(plan, views, notes), indent=2))
-        return _code(views)
+        print(json.dumps(status_json(plan, standings, notes), indent=2))
+        return _code(standings)
     if not watch:
-        console.print(status_text(plan, views, notes), soft_wrap=True)
-        return _code(views)
-    with Live(status_text(plan, views, notes), console=console, auto_refresh=False) as live:
-        while any(view.status in ("queued", "running") for view in views.values()):
+        console.print(status_text(plan, standings, notes), soft_wrap=True)
+        return _code(standings)
+    with Live(status_text(plan, standings, notes), console=console, auto_refresh=False) as live:
+        while any(standing.status in ("queued", "running") for standing in standings.values()):
             time.sleep(WATCH_EVERY_S)
-            views, notes = read_views(plan)
-            live.update(status_text(plan, views, notes), refresh=True)
-    return _code(views)
+            standings, notes = read_standings(plan)
+            live.update(status_text(plan, standings, notes), refresh=True)
+    return _code(standings)
 
 
 def show_log(plan: Plan, console: Console, name: str | None) -> int:
@@ -51,12 +51,12 @@ def show_log(plan: Plan, console: Console, name: str | None) -> int:
     Raises:
         ValueError: there is no such stage, or it has no log yet.
     """
-    views, _ = read_views(plan)
+    standings, _ = read_standings(plan)
     if name is None:
-        raise ValueError(f"logs: --stage is missing; {plan.config.name} has {', '.join(views)}")
-    if name not in views:
-        raise ValueError(f"--stage: {unknown('stage', name, views)}")
-    path = Path(views[name].log)
+        raise ValueError(f"logs: --stage is missing; {plan.config.name} has {', '.join(standings)}")
+    if name not in standings:
+        raise ValueError(f"--stage: {unknown('stage', name, standings)}")
+    path = Path(standings[name].log)
     if not path.exists():
         raise ValueError(f"{path}: {name} has not written a log yet")
     console.print(str(path), style="bold", markup=False, highlight=False, soft_wrap=True)
@@ -65,35 +65,37 @@ def show_log(plan: Plan, console: Console, name: str | None) -> int:
     return 0
 
 
-def status_text(plan: Plan, views: dict[str, View], notes: list[str]) -> RenderableType:
+def status_text(plan: Plan, standings: dict[str, Standing], notes: list[str]) -> RenderableType:
     """Return the table of backbones and stages, the sum, and why stages failed.
 
     A large plan has one row a backbone, and the rows of what is at work.
     """
-    shown = list(views.values())
+    shown = list(standings.values())
     lines: list[RenderableType] = []
     if len(shown) > MAX_ROWS:
-        lines.append(matrix(plan, views))
-        shown = [view for view in shown if view.status == "running"][:MAX_ROWS]
+        lines.append(matrix(plan, standings))
+        shown = [standing for standing in shown if standing.status == "running"][:MAX_ROWS]
     if shown:
         lines.append(_rows(plan, shown))
-    counts = Counter(view.status for view in views.values())
+    counts = Counter(standing.status for standing in standings.values())
     total = ", ".join(f"{counts[status]} {status}" for status in ORDER if counts[status])
-    lines.append(Text(f"{len(views)} stages: {total}; folder {plan.root}"))
+    lines.append(Text(f"{len(standings)} stages: {total}; folder {plan.config.root}"))
     lines += [Text(note, style="yellow") for note in notes]
-    return Group(*lines, *_reasons(views))
+    return Group(*lines, *_reasons(standings))
 
 
-def _rows(plan: Plan, shown: list[View]) -> Table:
+def _rows(plan: Plan, shown: list[Standing]) -> Table:
     rows: list[tuple[str | Text, ...]] = []
-    for view in shown:
-        state = Text(view.status, style=STYLES.get(view.status, ""))
-        last = Text(view.metric)
-        if view.status == "queued" and view.reason:
-            last = Text(f"({view.reason})", style="dim")
-        label = view.stage.replace(f"{view.backbone}--", "")
-        times = duration(view.elapsed_s), _left_text(view)
-        rows.append((view.backbone, label, state, view.job_id, view.node, *times, last))
+    for standing in shown:
+        state = Text(standing.status, style=STYLES.get(standing.status, ""))
+        last = Text(standing.metric)
+        if standing.status == "queued" and standing.reason:
+            last = Text(f"({standing.reason})", style="dim")
+        label = standing.stage.replace(f"{standing.backbone}--", "")
+        limit = duration(standing.limit_left_s)
+        left = duration(standing.left_s) or (f"limit {limit}" if limit else "")
+        job = standing.job_id, standing.node, duration(standing.elapsed_s), left
+        rows.append((standing.backbone, label, state, *job, last))
     table = Table(
         title=f"status {plan.config.name}", box=None, padding=(0, 2, 0, 0), pad_edge=False
     )
@@ -108,13 +110,13 @@ def _rows(plan: Plan, shown: list[View]) -> Table:
     return table
 
 
-def matrix(plan: Plan, views: dict[str, View]) -> Table:
+def matrix(plan: Plan, standings: dict[str, Standing]) -> Table:
     """Return one row a backbone: how many of its stages of each kind stand where."""
     cells: dict[str, dict[str, Counter[Status]]] = {}
     for stage in plan.stages:
         column = stage.kind if stage.task is None else f"{stage.kind} {stage.task}"
         row = cells.setdefault(stage.backbone, {})
-        row.setdefault(column, Counter())[views[stage.name].status] += 1
+        row.setdefault(column, Counter())[standings[stage.name].status] += 1
     columns = list(dict.fromkeys(column for row in cells.values() for column in row))
     table = Table("backbone", *columns, title=f"status {plan.config.name}")
     for backbone, row in cells.items():
@@ -123,47 +125,42 @@ def matrix(plan: Plan, views: dict[str, View]) -> Table:
 
 
 def _counts(counts: Counter[Status]) -> Text:
-    words = Text()
-    for status in ORDER:
-        if counts[status]:
-            words.append(" " if words else "")
-            words.append(f"{counts[status]} {status}", style=STYLES.get(status, ""))
-    return words
+    shown = [status for status in ORDER if counts[status]]
+    return Text(" ").join(Text(f"{counts[s]} {s}", style=STYLES.get(s, "")) for s in shown)
 
 
-def _reasons(views: dict[str, View]) -> list[Text]:
+def _reasons(standings: dict[str, Standing]) -> list[Text]:
     """Return one line for every reason; the log's end where a stage failed by itself.
 
     Stages that need the same failed one share a line.
     """
     lines = []
-    failed = [view for view in views.values() if view.status == "failed"]
-    own = [view for view in failed if not str(view.reason).startswith("needs ")]
-    rest = [view for view in failed if view not in own] if len(failed) <= MAX_REASONS else []
-    for view in own[:MAX_REASONS]:
-        lines.append(Text(f"{view.stage}: {view.reason} (log: {view.log})", style="red"))
-        tail = last_lines(Path(view.log), LOG_LINES)
+    failed = [each for each in standings.values() if each.status == "failed"]
+    causes = [each for each in failed if not str(each.reason).startswith("needs ")]
+    rest = [each for each in failed if each not in causes] if len(failed) <= MAX_REASONS else []
+    for each in causes[:MAX_REASONS]:
+        lines.append(Text(f"{each.stage}: {each.reason} (log: {each.log})", style="red"))
+        tail = last_lines(Path(each.log), LOG_LINES)
         lines += [Text(f"    {line}", style="dim") for line in tail]
     because: dict[str, list[str]] = {}
-    for view in rest:
-        because.setdefault(str(view.reason), []).append(view.stage)
+    for each in rest:
+        because.setdefault(str(each.reason), []).append(each.stage)
     lines += [Text(f"{', '.join(names)}: {why}", style="red") for why, names in because.items()]
-    hidden = len(failed) - min(len(own), MAX_REASONS) - len(rest)
-    if hidden:
+    if hidden := len(failed) - min(len(causes), MAX_REASONS) - len(rest):
         lines.append(Text(f"and {hidden} more, with --json", style="red"))
-    waiting = [view for view in views.values() if view.status == "missing" and view.reason]
-    lines += [Text(f"{view.stage}: {view.reason}") for view in waiting[:MAX_REASONS]]
+    waiting = [each for each in standings.values() if each.status == "missing" and each.reason]
+    lines += [Text(f"{each.stage}: {each.reason}") for each in waiting[:MAX_REASONS]]
     return lines
 
 
-def status_json(plan: Plan, views: dict[str, View], notes: list[str]) -> dict[str, object]:
+def status_json(plan: Plan, standings: dict[str, Standing], notes: list[str]) -> dict[str, object]:
     """Return the same for machines."""
     return {
         "pipeline": plan.config.name,
-        "folder": str(plan.root.absolute()),
+        "folder": str(plan.config.root.absolute()),
         "notes": notes,
-        "counts": dict(Counter(view.status for view in views.values())),
-        "stages": [asdict(view) for view in views.values()],
+        "counts": dict(Counter(standing.status for standing in standings.values())),
+        "stages": [asdict(standing) for standing in standings.values()],
     }
 
 
@@ -179,12 +176,5 @@ def duration(seconds: float | None) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def _left_text(view: View) -> str:
-    if view.left_s is not None:
-        return duration(view.left_s)
-    limit = duration(view.limit_left_s)
-    return f"limit {limit}" if limit else ""
-
-
-def _code(views: dict[str, View]) -> int:
-    return 1 if any(view.status == "failed" for view in views.values()) else 0
+def _code(standings: dict[str, Standing]) -> int:
+    return 1 if any(standing.status == "failed" for standing in standings.values()) else 0

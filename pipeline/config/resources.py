@@ -1,4 +1,4 @@
-"""What the jobs of a stage ask a cluster for; nothing here can change a result."""
+"""Resources that the jobs of a stage ask a cluster for; nothing here can change a result."""
 
 from __future__ import annotations
 
@@ -119,8 +119,8 @@ class ResourcesConfig(BaseModel):
 
     def of(self, kind: str) -> Resources:
         """Return the resources of a kind of stage."""
-        own = (self.__pydantic_extra__ or {}).get(kind, Resources())
-        given = {key: getattr(own, key) for key in own.model_fields_set}
+        of_kind = (self.__pydantic_extra__ or {}).get(kind, Resources())
+        given = {key: getattr(of_kind, key) for key in of_kind.model_fields_set}
         return self.default.model_copy(update=given)
 
 

@@ -1,4 +1,4 @@
-"""The pipeline config: which backbones, which tasks, which seeds.
+"""The pipeline config: backbones, tasks, seeds, probes, data sets, resources.
 
 Config files are named relative to the file that names them; data and output folders relative to the
 working directory.
@@ -88,6 +88,11 @@ class PipelineConfig(Section):
     output_dir: Path = Path("runs")
     num_parallel: int = Field(default=1, ge=1, description="stages at a time on one machine")
     resources: ResourcesConfig = ResourcesConfig()
+
+    @property
+    def root(self) -> Path:
+        """Return the folder of this pipeline's runs."""
+        return self.output_dir / self.name
 
     @model_validator(mode="after")
     def _something_to_do(self) -> Self:

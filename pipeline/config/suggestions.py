@@ -1,4 +1,4 @@
-"""Words for a name that is not known."""
+"""Suggestions for a name or a key that is not known."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def known_keys(model: type[BaseModel], place: Sequence[int | str]) -> list[str]:
     """Return the keys that a model allows at a place such as `("tasks", 0)`."""
     models = [model]
     for part in place:
-        fields = [found.model_fields[str(part)] for found in models if part in found.model_fields]
+        fields = [each.model_fields[str(part)] for each in models if part in each.model_fields]
         if fields:  # else an index, a name in a mapping, or the tag of a union
             models = [inner for field in fields for inner in _models_in(field.annotation)]
-    return list(dict.fromkeys(name for found in models for name in found.model_fields))
+    return list(dict.fromkeys(name for each in models for name in each.model_fields))
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

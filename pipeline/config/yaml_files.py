@@ -1,21 +1,35 @@
-"""Read YAML with detectron2's `_BASE_` inheritance, and apply `key=value` overrides."""
+"""YAML of plain values with detectron2's `_BASE_` inheritance, `key=value` overrides, and faults.
+
+A YAML parser believes a file that says a key twice, nests deeper than its stack (libyaml's wrapper
+then takes the process down) or grows a thousandfold by aliases; so its events are looked at first.
+"""
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import yaml
 from pydantic import BaseModel, ValidationError
 
-from pipeline.config.plain_yaml import parse
 from pipeline.config.suggestions import known_keys, unknown
 
+Config = TypeVar("Config", bound=BaseModel)
 BASE_KEY = "_BASE_"
 MAX_BASES = 20
 MAX_BYTES = 2_000_000
 MAX_SHOWN = 200
+MAX_SHOWN_VALUE = 60
+MAX_DEPTH = 40
+MAX_NODES = 100_000
+MAX_NUMBER = 2**63
+SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+OPENING = (yaml.MappingStartEvent, yaml.SequenceStartEvent)
+CLOSING = (yaml.MappingEndEvent, yaml.SequenceEndEvent)
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
@@ -41,8 +55,7 @@ def _load(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         content = parse(_text(path))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    if content is None:
-        content = {}
+    content = {} if content is None else content
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds a {type(content).__name__}, wanted a mapping of keys")
     base = content.pop(BASE_KEY, None)
@@ -81,14 +94,16 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def apply_overrides(content: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+def apply_overrides(
+    content: dict[str, Any], overrides: Sequence[str], where: str = ""
+) -> dict[str, Any]:
     """Return `content` with every `a.b.0.c=value` applied; values are YAML, indices are numbers.
 
     Raises:
         ValueError: an override is not `key=value`, or its path does not lead anywhere.
     """
     content = copy.deepcopy(content)
-    faults = [fault for text in overrides if (fault := _apply_one(content, text))]
+    faults = [where + fault for text in overrides if (fault := _apply_one(content, text))]
     if faults:
         raise ValueError("\n".join(faults))
     return content
@@ -100,11 +115,7 @@ def load_changed(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     Raises:
         ValueError: as `load_yaml` and `apply_overrides`, every line naming the file.
     """
-    content = load_yaml(path)
-    try:
-        return apply_overrides(content, list(overrides))
-    except ValueError as error:
-        raise ValueError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
+    return apply_overrides(load_yaml(path), overrides, f"{path}: ")
 
 
 def _apply_one(content: dict[str, Any], text: str) -> str | None:
@@ -124,6 +135,18 @@ def _apply_one(content: dict[str, Any], text: str) -> str | None:
     except (KeyError, IndexError, ValueError, TypeError, AttributeError):
         return f"override {text!r}: the config has nothing at {path!r} to set"
     return None
+
+
+def validated(model: type[Config], content: dict[str, Any], where: str) -> Config:
+    """Return the config that `content` holds.
+
+    Raises:
+        ValueError: one line for every fault, as `faults_of` tells them.
+    """
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        raise ValueError("\n".join(faults_of(error, where, model))) from None
 
 
 def faults_of(
@@ -148,7 +171,106 @@ def faults_of(
     return lines
 
 
-def _cut(text: str) -> str:
+def _cut(text: str, length: int = MAX_SHOWN) -> str:
     """Return what fits on a line of a terminal."""
     text = "".join(character if character.isprintable() else "?" for character in text)
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}.."
+    return text if len(text) <= length else f"{text[:length]}.."
+
+
+def parse(text: str) -> Any:
+    """Return what `text` holds: mappings with text as keys, lists, text, finite numbers, null.
+
+    Raises:
+        ValueError: it is not YAML, or says what no config may say.
+    """
+    try:
+        _check_events(text)
+        content = yaml.load(text, SafeLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"not YAML ({' '.join(str(error).split())})") from None
+    except (KeyError, AttributeError, TypeError, OverflowError, ValueError) as error:
+        if isinstance(error, RefusedError):
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())  # PyYAML's, of a bad scalar
+        raise ValueError(f"not YAML ({reason})") from None
+    _check_values(content, "")
+    return content
+
+
+class RefusedError(ValueError):
+    """The text is YAML, but no config may say this."""
+
+
+@dataclass
+class _Open:
+    """A mapping or list that has begun: its anchor, its size so far, and a mapping's keys."""
+
+    anchor: str | None
+    is_mapping: bool
+    size: int = 1
+    num_children: int = 0
+    keys: set[str] = field(default_factory=set)
+
+
+def _check_events(text: str) -> None:
+    """Refuse deep nesting, keys that are there twice, and aliases that explode or go in circles."""
+    stack = [_Open(None, False)]
+    sizes: dict[str, int] = {}
+    for event in yaml.parse(text, SafeLoader):
+        if isinstance(event, CLOSING):
+            closed = stack.pop()
+            if closed.anchor is not None:
+                sizes[closed.anchor] = closed.size
+            _add(stack[-1], closed.size)
+        elif isinstance(event, OPENING):
+            stack.append(_Open(event.anchor, isinstance(event, yaml.MappingStartEvent)))
+            if len(stack) > MAX_DEPTH:
+                raise RefusedError(f"{_line(event)}: nested more than {MAX_DEPTH} deep")
+        elif isinstance(event, yaml.AliasEvent):
+            if any(entry.anchor == event.anchor for entry in stack):
+                raise RefusedError(f"{_line(event)}: *{event.anchor} contains itself")
+            _add(stack[-1], sizes.get(event.anchor or "", 1))
+        elif isinstance(event, yaml.ScalarEvent):
+            if event.anchor is not None:
+                sizes[event.anchor] = 1
+            _add(stack[-1], 1, event)
+
+
+def _add(parent: _Open, size: int, scalar: yaml.ScalarEvent | None = None) -> None:
+    if scalar is not None and parent.is_mapping and parent.num_children % 2 == 0:
+        if scalar.value in parent.keys:
+            key = scalar.value[:MAX_SHOWN_VALUE]
+            raise RefusedError(f"{_line(scalar)}: key {key!r} is there twice")
+        parent.keys.add(scalar.value)
+    parent.num_children += 1
+    parent.size += size
+    if parent.size > MAX_NODES:
+        raise RefusedError(f"more than {MAX_NODES:,} values, aliases written out")
+
+
+def _line(event: yaml.Event) -> str:
+    mark = event.start_mark
+    return "a line" if mark is None else f"line {mark.line + 1}"
+
+
+def _check_values(value: Any, place: str) -> None:
+    """Refuse whatever JSON, which signatures are made of, could not hold."""
+    where, kind = place[:-1] or "the value", type(value).__name__
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            inner = f"{place}{_cut(str(key), MAX_SHOWN_VALUE)}"
+            if not isinstance(key, str):
+                raise RefusedError(f"{inner}: a key of type {type(key).__name__}, wanted text")
+            _check_values(entry, f"{inner}.")
+    elif isinstance(value, list):
+        for index, entry in enumerate(value):
+            _check_values(entry, f"{place}{index}.")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise RefusedError(f"{where}: {value}, wanted a finite number")
+    elif isinstance(value, int) and abs(value) >= MAX_NUMBER:
+        raise RefusedError(f"{where}: a number of more than 63 bits")
+    elif not isinstance(value, str | int | float | None):
+        raise RefusedError(
+            f"{where}: {_cut(str(value), MAX_SHOWN_VALUE)} is a {kind}, wanted text (put it in "
+            "quotes), a number, a list or a mapping"
+        )

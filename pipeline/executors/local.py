@@ -1,73 +1,36 @@
-"""Run the stages of a plan on this machine, in child processes, with live progress."""
+"""A plan on this machine: its stages in child processes, with live progress."""
 
 from __future__ import annotations
 
-import json
 import os
+import signal
+import socket
 import subprocess
 import sys
-import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from pipeline.config.schema import PipelineConfig
-from pipeline.executors.child import Child, stop
 from pipeline.executors.progress import Progress
-from pipeline.plan.build import Plan
+from pipeline.plan.plan import Plan
+from pipeline.stages.files import write_json
 from pipeline.stages.run_folder import (
+    EXIT_INTERRUPTED,
+    EXIT_LOCKED,
+    FAILURE,
+    LOG,
     METRICS,
     State,
-    check_config,
     first_broken,
     prepare,
     read_state,
 )
-from pipeline.stages.stage import STAGE_KINDS, Stage
-from pipeline.worker import NOTE
+from pipeline.stages.stage import Stage
 
 POLL_S = 0.5
-MAX_NOTES = 20
-
-
-def check_before_start(plan: Plan, states: dict[str, State], *, here: bool = True) -> list[str]:
-    """Ask every stage that still has to run whether it can: data, images, configs, checkpoints.
-
-    Returns what stops nothing but should be known, such as boxes that training leaves out. `here`
-    asks too whether this machine has the GPUs; elsewhere the cluster knows.
-
-    Raises:
-        ValueError: one line for every fault.
-    """
-    waiting = [stage for stage in plan.stages if states[stage.name].status != "done"]
-    for stage in plan.stages:
-        check_config(stage)
-    jobs: dict[str, dict[str, Any]] = {}
-    for stage in waiting:
-        settings = stage.settings | ({"seed": 0} if stage.seed is not None else {})
-        job = {"module": STAGE_KINDS[stage.kind].module, "settings": settings, "here": here}
-        named = job | {"source": stage.source}
-        jobs.setdefault(json.dumps(job, sort_keys=True), named)  # seeds share one check
-    if not jobs:
-        return []
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "jobs.json"
-        path.write_text(json.dumps(list(jobs.values())), encoding="utf-8")
-        answer = subprocess.run(
-            [sys.executable, "-m", "pipeline.worker", "check", str(path)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    if answer.returncode == 2:
-        raise ValueError(answer.stdout.strip())
-    if answer.returncode != 0:
-        last = (answer.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ValueError(f"the check before the start broke: {last}")
-    notes = [line for line in answer.stdout.splitlines() if line.startswith(NOTE)]
-    hidden = len(notes) - MAX_NOTES
-    more = [f"{NOTE}{hidden} more; tools/check_data.py shows them all"] if hidden > 0 else []
-    return notes[:MAX_NOTES] + more
+STOP_WAIT_S = 60.0
+LAST_WORDS_S = 30.0
 
 
 def run_local(plan: Plan, progress: Progress) -> dict[str, State]:
@@ -98,7 +61,7 @@ def run_local(plan: Plan, progress: Progress) -> dict[str, State]:
                     raise KeyboardInterrupt
             time.sleep(POLL_S if running else 0)
     finally:
-        stop(running)
+        stop([process for child in running for process in child.processes])
     return states
 
 
@@ -122,13 +85,89 @@ def _start_ready(
             prepare(stage)
             progress.started(stage)
             num_processes = config.resources.of(stage.kind).tasks_per_node(stage.kind)
-            num_threads = max(1, num_cpus() // (config.num_parallel * num_processes))
+            num_threads = max(
+                1, len(os.sched_getaffinity(0)) // (config.num_parallel * num_processes)
+            )
             running.append(Child(stage, num_threads, num_processes))
         else:
             left.append(stage)
     return left
 
 
-def num_cpus() -> int:
-    """Return how many processors this process may use."""
-    return len(os.sched_getaffinity(0))
+class Child:
+    """The processes of one stage, the first one's words going to the stage's log.
+
+    Several have torchrun's variables in their environment; the first one writes the run folder.
+    """
+
+    def __init__(self, stage: Stage, num_threads: int, num_processes: int = 1) -> None:
+        self.stage = stage
+        self.begun = time.monotonic()
+        self.alone_since: float | None = None
+        environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+        environment.setdefault("OMP_NUM_THREADS", str(num_threads))
+        if num_processes > 1:
+            with socket.socket() as listener:
+                listener.bind(("127.0.0.1", 0))
+                port = str(listener.getsockname()[1])
+            number = str(num_processes)
+            environment |= {"WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number}
+            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        self.processes = []
+        for rank in range(num_processes):
+            if num_processes > 1:
+                environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            self.processes.append(start_worker(stage.run_dir.absolute(), environment, rank))
+        self.process, *self.others = self.processes
+
+    def is_running(self) -> bool:
+        """Return whether the first process is at work; without one of the others it is ended."""
+        running = self.process.poll() is None
+        broken = any(other.poll() not in (None, 0, EXIT_INTERRUPTED) for other in self.others)
+        if running and broken:
+            self.alone_since = self.alone_since or time.monotonic()
+            if time.monotonic() - self.alone_since > LAST_WORDS_S:
+                self.process.kill()
+        return running
+
+    def ended(self) -> tuple[State, bool]:
+        """Return the state that the ended processes left, and whether they were interrupted."""
+        stop(self.others)
+        state, code = read_state(self.stage), self.process.returncode
+        log = self.stage.run_dir / LOG
+        interrupted = code in (EXIT_INTERRUPTED, -signal.SIGTERM)
+        if code == EXIT_LOCKED or state.status == "running":
+            return State("failed", f"is being worked on by another process; see {log}"), False
+        if state.status == "missing" and not interrupted:
+            reason = f"ended with code {code} and no word; see {log}"
+            write_json(self.stage.run_dir / FAILURE, {"reason": reason})
+            return State("failed", reason), False
+        return state, interrupted and state.status == "missing"
+
+
+def stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Ask processes to save and end; kill those that do not within a minute."""
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + STOP_WAIT_S
+    for process in processes:
+        try:
+            process.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def start_worker(
+    run_dir: Path, environment: Mapping[str, str], rank: int
+) -> subprocess.Popen[bytes]:
+    """Start one process of the stage prepared in `run_dir`; its words go to a log there."""
+    with (run_dir / (LOG if rank == 0 else f"log-rank{rank}.txt")).open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "pipeline.worker", "run", str(run_dir)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=environment,
+        )

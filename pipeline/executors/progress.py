@@ -1,10 +1,12 @@
-"""What a person sees while stages run: a live bar on a terminal, plain lines elsewhere."""
+"""Progress of stages at work: a live bar on a terminal, plain lines elsewhere.
+
+Tested in tests/pipeline/executors/test_local.py.
+"""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
-from types import TracebackType
 
 from rich import progress as bars
 from rich.console import Console
@@ -40,12 +42,7 @@ class Progress:
         self.bars.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.bars.stop()
 
     def started(self, stage: Stage) -> None:

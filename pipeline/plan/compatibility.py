@@ -1,13 +1,14 @@
-"""Whether a task's detectron2 config fits a backbone that is still to be pretrained.
+"""A task's detectron2 config as a plan reads it: its data sets, its contradictions to a backbone.
 
-Fine-tuning compares the two again, from the converted weights; asked here, a contradiction costs a
-second instead of a pretraining.
+Fine-tuning compares task and backbone again, from the converted weights; here a contradiction costs
+a second instead of a pretraining.
 """
 
 from __future__ import annotations
 
 import ast
 import math
+from pathlib import Path
 from typing import Any
 
 from pretrain.config.pretrain import PretrainConfig
@@ -21,16 +22,31 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
+def dataset_names(content: dict[str, Any], path: Path) -> tuple[dict[str, list[str]], list[str]]:
+    """Return the names under DATASETS.TRAIN and DATASETS.TEST of a task, and the faults there."""
+    names: dict[str, list[str]] = {}
+    faults: list[str] = []
+    section = content.get("DATASETS")
+    for key in ("TRAIN", "TEST"):
+        value = section.get(key) if isinstance(section, dict) else None
+        value = _literal(value) if isinstance(value, str) else value
+        if not isinstance(value, list | tuple) or not value:
+            faults.append(f"{path}: DATASETS.{key}: wanted a list of data set names")
+            continue
+        names[key] = [str(name) for name in value]
+    return names, faults
+
+
 def disagreements(config: PretrainConfig, task: dict[str, Any]) -> list[str]:
     """Return one line for each key of the task that contradicts the backbone."""
-    wanted = {
+    of_backbone = {
         "INPUT.FORMAT": "RGB",
         "MODEL.PIXEL_MEAN": [round(255 * value, 6) for value in config.augment.mean],
         "MODEL.PIXEL_STD": [round(255 * value, 6) for value in config.augment.std],
         "MODEL.RESNETS.DEPTH": int(config.model.arch.removeprefix("resnet")),
     }
     faults = []
-    for key, value in wanted.items():
+    for key, value in of_backbone.items():
         got = _value(task, key)
         if not _equal(got, value):
             faults.append(f"{key} is {got}, wanted {value}")
@@ -54,18 +70,21 @@ def _value(task: dict[str, Any], key: str) -> Any:
         if not isinstance(node, dict) or part not in node:
             return DEFAULTS[key]
         node = node[part]
-    if isinstance(node, str) and node[:1] in "([":
-        try:
-            return ast.literal_eval(node)
-        except (ValueError, SyntaxError):
-            return node
-    return node
+    return (_literal(node) or node) if isinstance(node, str) and node[:1] in "([" else node
 
 
-def _equal(got: Any, wanted: Any) -> bool:
-    if isinstance(wanted, list):
-        sequence = isinstance(got, list | tuple) and len(got) == len(wanted)
-        return sequence and all(_equal(*pair) for pair in zip(got, wanted, strict=True))
-    if isinstance(wanted, float) and isinstance(got, int | float):
-        return math.isclose(got, wanted, rel_tol=1e-6, abs_tol=1e-6)
-    return bool(got == wanted)
+def _literal(text: str) -> Any:
+    """Return the value of a Python literal, as yacs reads text; None of anything else."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return None
+
+
+def _equal(got: Any, value: Any) -> bool:
+    if isinstance(value, list):
+        sequence = isinstance(got, list | tuple) and len(got) == len(value)
+        return sequence and all(_equal(*pair) for pair in zip(got, value, strict=True))
+    if isinstance(value, float) and isinstance(got, int | float):
+        return math.isclose(got, value, rel_tol=1e-6, abs_tol=1e-6)
+    return bool(got == value)

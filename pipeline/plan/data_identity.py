@@ -23,11 +23,12 @@ def image_identity(data: DataConfig, splits: tuple[Split, ...] = ("pretrain",)) 
     """
     if data.format in ("folder", "imagefolder"):
         folders = dict.fromkeys(split_folder(data, split) for split in splits)
-        found = [folder_identity(data.name, folder) for folder in folders]
-        return found[0] if len(found) == 1 else {"name": data.name, "folders": found}
+        parts = [folder_identity(data.name, folder) for folder in folders]
+        return parts[0] if len(parts) == 1 else {"name": data.name, "folders": parts}
     files = dict.fromkeys(file for split in splits for file in split_files(data, split))
     contents = [(file.name, file.stat().st_size, file_sha256(file)) for file in files]
-    return {"name": data.name, "num_files": len(contents), "digest": _digest(contents)}
+    digest = hashlib.sha256(json.dumps(contents).encode()).hexdigest()
+    return {"name": data.name, "num_files": len(contents), "digest": digest}
 
 
 def folder_identity(name: str, root: Path) -> dict[str, Any]:
@@ -50,29 +51,30 @@ def detection_identity(name: str, data: CocoData | VocData) -> dict[str, Any]:
     Raises:
         ValueError: a file or folder of the layout is missing.
     """
-    index = _coco_index(name, data) if isinstance(data, CocoData) else _voc_index(name, data)
-    images = data.images if isinstance(data, CocoData) else data.root / "JPEGImages"
-    return {"index": index, **folder_identity(name, images)}
+    index = index_file(data)
+    if not index.is_file():
+        what = "COCO's annotation file" if isinstance(data, CocoData) else "VOC's list of images"
+        raise ValueError(f"{index}: no such file; data set {name} wants {what} there")
+    if isinstance(data, CocoData):
+        return {"index": file_sha256(index), **folder_identity(name, data.images)}
+    digest = _voc_digest(name, index, data.root / "Annotations")
+    return {"index": digest, **folder_identity(name, data.root / "JPEGImages")}
 
 
-def _coco_index(name: str, data: CocoData) -> str:
-    if not data.annotations.is_file():
-        raise ValueError(
-            f"{data.annotations}: no such file; data set {name} wants COCO's annotation file there"
-        )
-    return file_sha256(data.annotations)
+def index_file(data: CocoData | VocData) -> Path:
+    """Return the file that lists a set's images."""
+    if isinstance(data, CocoData):
+        return data.annotations
+    return data.root / "ImageSets" / "Main" / f"{data.split}.txt"
 
 
-def _voc_index(name: str, data: VocData) -> str:
-    split = data.root / "ImageSets" / "Main" / f"{data.split}.txt"
-    if not split.is_file():
-        raise ValueError(f"{split}: no such file; data set {name} wants VOC's list of images there")
+def _voc_digest(name: str, split: Path, folder: Path) -> str:
+    """Return the digest of a split's lines and of the annotations in `folder` that they name."""
     try:
         lines = split.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError:
         raise ValueError(f"{split}: not a text file; data set {name} wants names there") from None
     names = [line for line in lines if line.strip()]
-    folder = data.root / "Annotations"
     return kept_digest(
         [split, folder], len(names), lambda: _digest_of_annotations(split, folder, names)
     )
@@ -87,7 +89,3 @@ def _digest_of_annotations(split: Path, folder: Path, lines: list[str]) -> str:
         digest.update(annotation.read_bytes())
         digest.update(line.encode())
     return digest.hexdigest()
-
-
-def _digest(content: list[tuple[str, int, str]]) -> str:
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -1,16 +1,15 @@
-"""The detection sets that a pipeline config names, and what its tasks want of them."""
+"""The detection sets that a pipeline config names, and what its tasks use them for."""
 
 from __future__ import annotations
 
-import ast
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import ValidationError
-
 from pipeline.config.schema import PipelineConfig
 from pipeline.config.suggestions import unknown
-from pipeline.config.yaml_files import faults_of, load_changed, load_yaml
+from pipeline.config.yaml_files import load_changed, load_yaml, validated
+from pipeline.plan.compatibility import dataset_names
+from pipeline.plan.data_identity import index_file
 from transfer.config.data import KNOWN_DATASETS, CocoData, VocData, datasets_root, known_datasets
 
 # Halves of trainval, which the field trains on; two boxes of VOC 2012 (2011_003353, 2011_006777)
@@ -32,13 +31,9 @@ def sets_of_config(config_file: Path) -> dict[str, NamedSet]:
     Raises:
         ValueError: one line for every fault in the config, its tasks and their names.
     """
-    try:
-        config = PipelineConfig.model_validate(load_yaml(config_file))
-    except ValidationError as error:
-        raise ValueError("\n".join(faults_of(error, str(config_file), PipelineConfig))) from None
+    config = validated(PipelineConfig, load_yaml(config_file), str(config_file))
     known = known_datasets() | dict(config.datasets)
-    found = {name: unused(name, data) for name, data in config.datasets.items()}
-    used: set[str] = set()
+    uses: dict[str, set[str]] = {}
     faults: list[str] = []
     for task in config.tasks:
         path = config_file.parent / task.config
@@ -46,18 +41,18 @@ def sets_of_config(config_file: Path) -> dict[str, NamedSet]:
         names, wrong = dataset_names(content, path)
         faults += wrong
         model = content.get("MODEL")
-        masks = isinstance(model, dict) and bool(model.get("MASK_ON"))
-        for key, name in ((key, name) for key, held in names.items() for name in held):
-            if name not in known:
+        masks = {"masks"} if isinstance(model, dict) and model.get("MASK_ON") else set()
+        for key, name in ((key, name) for key, listed in names.items() for name in listed):
+            if name in known:
+                uses.setdefault(name, set()).update({key}, masks)
+            else:
                 faults.append(unknown_set(name, path, known))
-                continue
-            before = found[name] if name in used else NamedSet(known[name], False, False)
-            evaluated = before.evaluated or key == "TEST"
-            found[name] = NamedSet(known[name], evaluated, before.masks or masks)
-            used.add(name)
     if faults:
         raise ValueError("\n".join(dict.fromkeys(faults)))
-    return found
+    return {name: unused(name, data) for name, data in config.datasets.items()} | {
+        name: NamedSet(known[name], evaluated="TEST" in use, masks="masks" in use)
+        for name, use in uses.items()
+    }
 
 
 def chosen_sets(names: list[str], config_file: Path | None) -> dict[str, NamedSet]:
@@ -75,17 +70,12 @@ def chosen_sets(names: list[str], config_file: Path | None) -> dict[str, NamedSe
                 "\n".join(unknown_set(name, where, known | of_config) for name in wrong)
             )
         return {name: (known | of_config)[name] for name in names}
-    found = of_config or {name: held for name, held in known.items() if is_present(held.data)}
-    if not found:
+    present = of_config or {
+        name: each for name, each in known.items() if index_file(each.data).is_file()
+    }
+    if not present:
         raise ValueError(f"{datasets_root()}: no known set is there; set DETECTRON2_DATASETS")
-    return found
-
-
-def is_present(data: CocoData | VocData) -> bool:
-    """Return whether the file that lists a set's images is there."""
-    if isinstance(data, CocoData):
-        return data.annotations.is_file()
-    return (data.root / "ImageSets" / "Main" / f"{data.split}.txt").is_file()
+    return present
 
 
 def unused(name: str, data: CocoData | VocData) -> NamedSet:
@@ -98,22 +88,3 @@ def unknown_set(name: str, path: Path | str, known: dict[str, Any]) -> str:
     """Return the fault of a name that no set has; sets of one's own are listed first."""
     names = sorted(known, key=lambda name: (name in KNOWN_DATASETS, name))
     return f"{path}: {unknown('data set', name, names)}"
-
-
-def dataset_names(content: dict[str, Any], path: Path) -> tuple[dict[str, list[str]], list[str]]:
-    """Return the names under DATASETS.TRAIN and DATASETS.TEST of a task, and what is wrong."""
-    names: dict[str, list[str]] = {}
-    faults: list[str] = []
-    section = content.get("DATASETS")
-    for key in ("TRAIN", "TEST"):
-        value = section.get(key) if isinstance(section, dict) else None
-        if isinstance(value, str):
-            try:
-                value = ast.literal_eval(value)
-            except (ValueError, SyntaxError):
-                value = None
-        if not isinstance(value, list | tuple) or not value:
-            faults.append(f"{path}: DATASETS.{key}: wanted a list of data set names")
-            continue
-        names[key] = [str(name) for name in value]
-    return names, faults

@@ -10,7 +10,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from pipeline.plan.build import Plan
+from pipeline.plan.plan import Plan
 from pipeline.report.data import AP_METRICS, Curve, ProbeRow, ReportData, ResultRow, TaskInfo
 from pipeline.stages.files import read_json, sha256_of
 from pipeline.stages.provenance import code_state
@@ -160,4 +160,4 @@ def report_key(plan: Plan) -> list[list[str | None]]:
 
 def report_dir(plan: Plan) -> Path:
     """Return the folder that holds the report."""
-    return plan.root / "report"
+    return plan.config.root / "report"

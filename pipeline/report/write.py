@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from pathlib import Path
 
-from pipeline.plan.build import Plan
+from pipeline.plan.plan import Plan
 from pipeline.report.collect import MADE_FROM, collect, report_dir, report_key
 from pipeline.report.data import ReportData, results_json, schema_json
 from pipeline.report.html import html

@@ -1,4 +1,7 @@
-"""Files that are whole or absent: temporary name in the same folder, flushed, then renamed."""
+"""Files that are whole or absent: temporary name in the same folder, flushed, then renamed.
+
+Tested in tests/faults/test_disk.py.
+"""
 
 from __future__ import annotations
 
@@ -69,13 +72,7 @@ def append_json_line(path: Path, entry: dict[str, Any]) -> None:
 
 def last_json_line(path: Path, tail_bytes: int = 65536) -> dict[str, Any] | None:
     """Return the last complete JSON line of a log that may still be growing, or None."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - tail_bytes))
-            lines = file.read().split(b"\n")
-    except OSError:
-        return None
-    for line in reversed(lines[:-1]):
+    for line in reversed(tail(path, tail_bytes).split(b"\n")[:-1]):
         try:
             content = json.loads(line)
         except ValueError:
@@ -83,3 +80,13 @@ def last_json_line(path: Path, tail_bytes: int = 65536) -> dict[str, Any] | None
         if isinstance(content, dict):
             return content
     return None
+
+
+def tail(path: Path, num_bytes: int) -> bytes:
+    """Return the end of a file; nothing where there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - num_bytes))
+            return file.read()
+    except OSError:
+        return b""

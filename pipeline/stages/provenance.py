@@ -1,4 +1,7 @@
-"""What a result was made with: commit, versions, hardware."""
+"""The provenance of a result: commit, versions, hardware.
+
+Tested in tests/pipeline/test_worker.py.
+"""
 
 from __future__ import annotations
 
@@ -31,15 +34,17 @@ def code_state() -> dict[str, Any]:
 
 def provenance() -> dict[str, Any]:
     """Return code state, package versions and hardware of this process."""
+    torch = sys.modules.get("torch")  # the stage imported it if it needed it
+    num_gpus = torch.cuda.device_count() if torch is not None and torch.cuda.is_available() else 0
     return {
         "code": code_state(),
         "python": platform.python_version(),
-        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "packages": {name: version for name in PACKAGES if (version := version_of(name))},
         "host": platform.node(),
         "system": platform.platform(),
         "cpu": _cpu_model(),
         "num_cpus": len(os.sched_getaffinity(0)),
-        "gpus": _gpu_names(),
+        "gpus": [torch.cuda.get_device_name(index) for index in range(num_gpus)] if torch else [],
     }
 
 
@@ -53,7 +58,8 @@ def _git(folder: Path, *arguments: str) -> str | None:
     return answer.stdout.strip()
 
 
-def _version(name: str) -> str | None:
+def version_of(name: str) -> str | None:
+    """Return the version of an installed distribution, or None."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -68,10 +74,3 @@ def _cpu_model() -> str:
     except OSError:
         pass
     return platform.machine()
-
-
-def _gpu_names() -> list[str]:
-    torch = sys.modules.get("torch")  # the stage imported it if it needed it
-    if torch is None or not torch.cuda.is_available():
-        return []
-    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]

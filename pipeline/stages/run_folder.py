@@ -1,8 +1,12 @@
-"""Run folders: `config.json` first, outputs, `manifest.json` last. Only the manifest means done."""
+"""Run folders: `config.json` first, outputs, `manifest.json` last. Only the manifest means done.
+
+The worker (`pipeline.worker`) writes what is in them; its exit codes are here for who starts it.
+"""
 
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -20,6 +24,8 @@ CONFIG, JOB, MANIFEST, FAILURE = "config.json", "job.json", "manifest.json", "fa
 LOCK, LOG, METRICS, JOBS = "lock", "log.txt", "metrics.jsonl", "jobs.jsonl"
 ATTEMPTS = "attempts.jsonl"
 LOCK_ATTEMPTS = 10
+EXIT_INTERRUPTED, EXIT_LOCKED = 75, 76
+NOTE = "note: "  # begins what the worker's check tells of data sets, and which stops nothing
 Status = Literal["missing", "queued", "running", "done", "failed"]
 
 
@@ -69,13 +75,13 @@ def outputs_fault(run_dir: Path, manifest: dict[str, Any], thorough: bool) -> st
         for name, entry in outputs:
             path = run_dir / name
             try:
-                found = path.stat()
+                file = path.stat()
             except OSError:
-                found = None
-            if found is None or not S_ISREG(found.st_mode):
+                file = None
+            if file is None or not S_ISREG(file.st_mode):
                 return f"{path}: gone since it was made; it will be made again"
-            if found.st_size != entry["size"]:
-                size = f"{found.st_size} bytes"
+            if file.st_size != entry["size"]:
+                size = f"{file.st_size} bytes"
                 return f"{path}: {size}, wanted {entry['size']}; it will be made again"
             if thorough and sha256_of(path) != entry["sha256"]:
                 return f"{path}: changed since it was made (sha256 differs); it will be made again"
@@ -157,6 +163,13 @@ def write_manifest(
     manifest = {"stage": job["stage"], "metrics": metrics, "outputs": outputs, "provenance": made}
     write_json(run_dir / MANIFEST, manifest)
     (run_dir / FAILURE).unlink(missing_ok=True)
+
+
+def attempts_s(run_dir: Path) -> float:
+    """Return the seconds that the attempts at a stage took which are over."""
+    path = run_dir / ATTEMPTS
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return sum(float(json.loads(line)["wall_time_s"]) for line in lines)
 
 
 class LockedError(Exception):

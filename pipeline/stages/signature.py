@@ -52,19 +52,17 @@ def _plain(value: Any) -> Any:
 
 
 def differences(
-    stored: Any, wanted: Any, path: str = "", names: tuple[str, str] = ("stored", "wanted")
+    a: Any, b: Any, path: str = "", names: tuple[str, str] = ("stored", "wanted")
 ) -> list[str]:
     """Return one line for every place where two JSON values differ; `names` is what they are."""
-    a, b = names
-    if isinstance(stored, dict) and isinstance(wanted, dict):
+    if isinstance(a, dict) and isinstance(b, dict):
         lines = []
-        for key in sorted(stored.keys() | wanted.keys()):
+        for key in sorted(a.keys() | b.keys()):
             place = f"{path}.{key}" if path else str(key)
-            if key not in stored:
-                lines.append(f"{place}: {a} nothing, {b} {wanted[key]!r}")
-            elif key not in wanted:
-                lines.append(f"{place}: {a} {stored[key]!r}, {b} nothing")
+            if key in a and key in b:
+                lines += differences(a[key], b[key], place, names)
             else:
-                lines += differences(stored[key], wanted[key], place, names)
+                in_a, in_b = (repr(side[key]) if key in side else "nothing" for side in (a, b))
+                lines.append(f"{place}: {names[0]} {in_a}, {names[1]} {in_b}")
         return lines
-    return [] if stored == wanted else [f"{path}: {a} {stored!r}, {b} {wanted!r}"]
+    return [] if a == b else [f"{path}: {names[0]} {a!r}, {names[1]} {b!r}"]

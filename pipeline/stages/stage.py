@@ -1,4 +1,7 @@
-"""A stage: one unit of work with an identity, a run folder, and the stages it needs."""
+"""A stage: one unit of work with an identity, a run folder, and the stages it needs.
+
+Tested in tests/pipeline/plan/test_build.py.
+"""
 
 from __future__ import annotations
 

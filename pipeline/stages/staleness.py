@@ -1,4 +1,4 @@
-"""Why a stage that has an older finished result is to run again."""
+"""Reasons why a stage that has an older finished result is to run again."""
 
 from __future__ import annotations
 
@@ -41,30 +41,30 @@ def why_again(stage: Stage) -> str | None:
         return None
     try:
         stored = read_json(folder / CONFIG)
-        return _cut("; ".join(_changes(stored, stage))) or None
+        text = "; ".join(_changes(stored, stage))
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return None  # a folder edited by hand tells nothing
+    return f"{text[:MAX_LENGTH]}.." if len(text) > MAX_LENGTH else text or None
 
 
 def newest_result(stage: Stage) -> Path | None:
     """Return the newest finished run folder of a stage of this name and another signature."""
     name = re.compile(rf"{re.escape(stage.slug)}-[0-9a-f]{{{SIGNATURE_DIGITS}}}")
-    found = [
+    results = [
         (manifest.stat().st_mtime_ns, manifest.parent)
         for manifest in stage.run_dir.parent.glob(f"{stage.slug}-*/{MANIFEST}")
         if name.fullmatch(manifest.parent.name) and manifest.parent.name != stage.run_dir.name
     ]
-    return max(found)[1] if found else None
+    return max(results)[1] if results else None
 
 
 def _changes(stored: dict[str, Any], stage: Stage) -> list[str]:
     """Return how a stored `config.json` differs; inputs count only where nothing else does."""
-    wanted = stage.record
     lines = []
-    if stored["version"] != wanted["version"]:
-        versions = _change(stored["version"], wanted["version"])
+    if stored["version"] != stage.record["version"]:
+        versions = _change(stored["version"], stage.record["version"])
         lines.append(f"what {stage.kind} computes has changed (version: {versions})")
-    before, now = dict(stored["config"]), dict(wanted["config"])
+    before, now = dict(stored["config"]), dict(stage.identity)
     lines += _data_changes(before.pop(DATA, None), now.pop(DATA, None))
     if before.pop(CHECKPOINT, None) != now.pop(CHECKPOINT, None):
         lines.append(f"checkpoint {stage.settings.get('checkpoint')} has another content")
@@ -72,16 +72,15 @@ def _changes(stored: dict[str, Any], stage: Stage) -> list[str]:
     lines += settings[:MAX_CHANGES]
     if len(settings) > MAX_CHANGES:
         lines.append(f"and {len(settings) - MAX_CHANGES} more settings")
-    return lines or _input_changes(stored["inputs"], stage)
-
-
-def _input_changes(before: dict[str, str], stage: Stage) -> list[str]:
-    if before.keys() != stage.inputs.keys():
-        return [f"inputs: {_change(sorted(before), sorted(stage.inputs))}"]
+    if lines:
+        return lines
+    inputs = stored["inputs"]
+    if inputs.keys() != stage.inputs.keys():
+        return [f"inputs: {_change(sorted(inputs), sorted(stage.inputs))}"]
     return [
         f"made from another {source.name}"
         for role, source in sorted(stage.inputs.items())
-        if before[role] != source.signature
+        if inputs[role] != source.signature
     ]
 
 
@@ -99,18 +98,13 @@ def _data_changes(before: Any, now: Any) -> list[str]:
 
 def _by_name(content: Any) -> dict[str, dict[str, Any]]:
     """Return the identities of data sets by name; a stage holds one, or several by name."""
-    if content is None:
-        return {}
-    if isinstance(content.get("name"), str):
-        return {content["name"]: content}
-    return dict(content)
+    content = content or {}
+    return {content["name"]: content} if isinstance(content.get("name"), str) else dict(content)
 
 
 def _what(before: dict[str, Any], now: dict[str, Any]) -> str:
     """Return which part of a data set changed, where its identity tells."""
-    parts = []
-    if before.get("index") != now.get("index"):
-        parts.append("annotations")
+    parts = ["annotations"] if before.get("index") != now.get("index") else []
     if before.get("num_files") != now.get("num_files"):
         parts.append(f"files: {_change(before.get('num_files'), now.get('num_files'))}")
     elif before.get("digest") != now.get("digest"):
@@ -120,7 +114,3 @@ def _what(before: dict[str, Any], now: dict[str, Any]) -> str:
 
 def _change(before: Any, now: Any) -> str:
     return f"{NAMES[0]} {before}, {NAMES[1]} {now}"
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= MAX_LENGTH else f"{text[:MAX_LENGTH]}.."

@@ -110,9 +110,9 @@ def whiten(  # noqa: PLR0913 - the settings of one formula
     """Return `x` whitened; every leading index is a whitening of its own.
 
     `over="batch"` makes the covariance between each group's channels over the samples I (W-MSE,
-    Ermolov et al., arXiv 2007.06346, section 3); `over="channels"` that between the samples over each
-    group's channels (CW-RGP, Weng et al., arXiv 2210.03586, section 4), each sample centred over
-    all its channels. Covariances divide by the number of observations less one.
+    Ermolov et al., arXiv 2007.06346, section 3); `over="channels"` that between the samples over
+    each group's channels (CW-RGP, Weng et al., arXiv 2210.03586, section 4), each sample centred
+    over all its channels. Covariances divide by the number of observations less one.
 
     Singular covariances get a ridge (see `pretrain.whitening.inverse_sqrt`). Computed in
     float32, or in float64 for float64 input, whatever autocast says. Differentiable once.

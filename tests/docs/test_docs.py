@@ -53,9 +53,12 @@ def commands(body: str) -> list[str]:
 @pytest.fixture(scope="session")
 def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("docs") / "project"
-    ignored = shutil.ignore_patterns(
-        ".*", "runs", "datasets", "__pycache__", "tests", "*.egg-info", "build"
-    )
+    anywhere = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info")
+    at_the_top = shutil.ignore_patterns("runs", "datasets", "tests", "build")
+
+    def ignored(path: str, names: list[str]) -> set[str]:
+        return anywhere(path, names) | (at_the_top(path, names) if Path(path) == ROOT else set())
+
     shutil.copytree(ROOT, folder, ignore=ignored)
     return folder
 

@@ -20,7 +20,7 @@ from pipeline import worker
 from pipeline.commands import local as commands
 from pipeline.commands import main as entry
 from pipeline.config.yaml_files import load_yaml
-from pipeline.executors import local as executors
+from pipeline.executors import preflight
 from transfer import finetune
 from transfer.detection import cfg as buildable
 from transfer.detection import cli as command
@@ -90,7 +90,7 @@ def configs(sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 def enter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(executors.subprocess, "run", check_here)
+    monkeypatch.setattr(preflight.subprocess, "run", check_here)
     monkeypatch.setattr(commands, "run_local", started)
     monkeypatch.setattr(finetune, "build_faults", build_faults)
     return folder

@@ -1,11 +1,19 @@
-"""A small project folder: tiny data in every layout, recipes, tasks and a pipeline config."""
+"""A small project folder, stages that only pretend, and a SLURM in which nothing runs by itself."""
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from PIL import Image
+
+from pipeline.executors import local
+from pipeline.stages import stage
+from pipeline.stages.stage import StageKind
+
+HERE = Path(__file__).resolve().parent
 
 PRETRAIN = {
     "method": "w-mse",
@@ -61,7 +69,7 @@ def write_voc(root: Path, count: int = 3) -> None:
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Write the project into an empty folder and make it the working directory."""
+    """Write tiny data in every layout, recipes, tasks and a config into the working directory."""
     monkeypatch.chdir(tmp_path)
     write_images(tmp_path / "data" / "images", 8, ".png")
     write_coco(tmp_path / "data" / "coco")
@@ -104,3 +112,57 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     }
     write_yaml(tmp_path / "configs" / "tiny.yaml", pipeline)
     return tmp_path
+
+
+@pytest.fixture
+def fakes(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Let `fake_stages` stand for all stages of the project."""
+    for name in stage.STAGE_KINDS:
+        kind = StageKind("fake_stages", 1, ("out.txt",), "out.txt")
+        monkeypatch.setitem(stage.STAGE_KINDS, name, kind)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (HERE.parents[1], HERE))))
+    monkeypatch.setattr(local, "POLL_S", 0.02)
+    return project
+
+
+class Fake:
+    """The fake scheduler's state, as a test sees and moves it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def jobs(self) -> dict:
+        path = self.folder / "jobs.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    @property
+    def calls(self) -> list[str]:
+        path = self.folder / "calls.txt"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        path.unlink(missing_ok=True)
+        return lines
+
+    def set_state(self, job_id: str, **what: object) -> None:
+        jobs = self.jobs
+        jobs[job_id].update(what)
+        (self.folder / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
+
+    def fail(self, command: str, text: str | None) -> None:
+        path = self.folder / f"{command}.fails"
+        path.write_text(text, encoding="utf-8") if text else path.unlink()
+
+
+@pytest.fixture
+def fake(fakes: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
+    """Put a SLURM that a test moves by hand on the PATH."""
+    folder = fakes / "bin"
+    folder.mkdir()
+    for name in ("sbatch", "squeue", "sacct", "scancel", "srun"):
+        script = folder / name
+        script.write_text(f"#!{sys.executable}\n" + (HERE / "fake_slurm" / "fake.py").read_text())
+        script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    monkeypatch.setenv("FAKE_SLURM", str(folder))
+    monkeypatch.syspath_prepend(str(HERE))
+    return Fake(folder)

@@ -15,8 +15,8 @@ from rich.console import Console
 
 from pipeline.commands import slurm as commands
 from pipeline.config.schema import PipelineConfig
-from pipeline.executors.slurm.states import View, read_views
-from pipeline.plan.build import Plan
+from pipeline.executors.slurm.states import Standing, read_standings
+from pipeline.plan.plan import Plan
 from pipeline.stages import stage as stage_module
 from pipeline.stages.stage import Stage, StageKind
 
@@ -162,29 +162,31 @@ class Project:
     def run(self, plan: Plan) -> int:
         return commands.run(plan, self.output)
 
-    def views(self, plan: Plan) -> dict[str, View]:
-        return read_views(plan)[0]
+    def standings(self, plan: Plan) -> dict[str, Standing]:
+        return read_standings(plan)[0]
 
     def wait(
-        self, plan: Plan, until: Callable[[dict[str, View]], bool], seconds: float = 90
-    ) -> dict[str, View]:
-        """Return the views as soon as they are as wanted."""
+        self, plan: Plan, until: Callable[[dict[str, Standing]], bool], seconds: float = 90
+    ) -> dict[str, Standing]:
+        """Return the standings as soon as they are as wanted."""
         deadline = time.monotonic() + seconds
-        while not until(views := self.views(plan)):
-            assert time.monotonic() < deadline, views
+        while not until(standings := self.standings(plan)):
+            assert time.monotonic() < deadline, standings
             time.sleep(0.3)
-        return views
+        return standings
 
-    def wait_done(self, plan: Plan, seconds: float = 40) -> dict[str, View]:
+    def wait_done(self, plan: Plan, seconds: float = 40) -> dict[str, Standing]:
         return self.wait(
-            plan, lambda views: {v.status for v in views.values()} <= {"done", "failed"}, seconds
+            plan,
+            lambda standings: {v.status for v in standings.values()} <= {"done", "failed"},
+            seconds,
         )
 
-    def wait_steps(self, plan: Plan, name: str, step: int) -> View:
-        """Return the view of a stage at work once it logged a step."""
+    def wait_steps(self, plan: Plan, name: str, step: int) -> Standing:
+        """Return the standing of a stage at work once it logged a step."""
         wanted = {f"step {number}/" for number in range(step, 1000)}
-        views = self.wait(plan, lambda v: any(v[name].metric.startswith(w) for w in wanted))
-        return views[name]
+        standings = self.wait(plan, lambda v: any(v[name].metric.startswith(w) for w in wanted))
+        return standings[name]
 
 
 def stage_of(plan: Plan, name: str) -> Stage:

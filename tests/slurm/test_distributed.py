@@ -10,7 +10,7 @@ from rich.console import Console
 from pipeline.config.schema import PipelineConfig
 from pipeline.executors.local import run_local
 from pipeline.executors.progress import Progress
-from pipeline.plan.build import Plan
+from pipeline.plan.plan import Plan
 from pipeline.stages.stage import Stage, StageKind
 from pretrain.config.pretrain import PretrainConfig
 
@@ -63,9 +63,9 @@ def test_two_nodes_pretrain_as_two_processes_here_do(project, monkeypatch) -> No
     with Progress(Console(quiet=True), 1, 0) as progress:
         states = run_local(here, progress)
     assert states["pretrain/a"].status == "done", states
-    views = project.wait_done(two, 120)
-    assert {view.status for view in views.values()} == {"done"}, views
-    assert views["pretrain/a"].node == "n[1-2]"
+    standings = project.wait_done(two, 120)
+    assert {standing.status for standing in standings.values()} == {"done"}, standings
+    assert standings["pretrain/a"].node == "n[1-2]"
     logs = sorted(path.name for path in two.stages[0].run_dir.glob("log*.txt"))
     assert logs == ["log-rank1.txt", "log.txt"]
     assert manifest(two)["metrics"] == pytest.approx(manifest(here)["metrics"], rel=1e-4)

@@ -12,16 +12,16 @@ pytestmark = pytest.mark.slurm
 def test_a_plan_runs_to_its_report_and_nothing_is_submitted_twice(project) -> None:
     plan = project.plan(("a", "b"))
     assert project.run(plan) == 0
-    ledger = read_ledger(plan.root)
+    ledger = read_ledger(plan.config.root)
     assert [entry.group for entry in ledger] == [
         "pretrain", "convert", "finetune-a", "finetune-b", "report",
     ]  # fmt: skip
     assert project.run(plan) == 0
-    assert len(read_ledger(plan.root)) == 5
-    views = project.wait_done(plan)
-    assert {view.status for view in views.values()} == {"done"}
-    page = plan.root / "report" / "results.json"
-    project.wait(plan, lambda views: page.exists(), 30)
+    assert len(read_ledger(plan.config.root)) == 5
+    standings = project.wait_done(plan)
+    assert {standing.status for standing in standings.values()} == {"done"}
+    page = plan.config.root / "report" / "results.json"
+    project.wait(plan, lambda standings: page.exists(), 30)
     assert len(json.loads(page.read_text(encoding="utf-8"))["rows"]) == 4
     assert project.run(plan) == 0
-    assert len(read_ledger(plan.root)) == 5
+    assert len(read_ledger(plan.config.root)) == 5

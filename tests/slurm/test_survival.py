@@ -35,8 +35,8 @@ def starts(plan, name: str) -> list[int]:
 
 
 def all_done(project, plan, seconds: float = 40) -> None:
-    views = project.wait_done(plan, seconds)
-    assert {view.status for view in views.values()} == {"done"}, views
+    standings = project.wait_done(plan, seconds)
+    assert {standing.status for standing in standings.values()} == {"done"}, standings
 
 
 def slurm(*command: str) -> str:
@@ -48,14 +48,14 @@ def test_preempted_and_continued(project, how: str) -> None:
     project.behave("a", steps=30, step_s=0.2)
     plan = project.plan(short=True)
     project.run(plan)
-    view = project.wait_steps(plan, "pretrain/a", 3)
+    standing = project.wait_steps(plan, "pretrain/a", 3)
     if how == "priority":  # SLURM itself takes the nodes for a job of a higher partition
         slurm(
             "sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null",
             "--wrap=sleep 2",
         )  # fmt: skip
     else:
-        slurm("scancel", f"--signal={'USR2' if how == 'signal' else 'TERM'}", view.job_id)
+        slurm("scancel", f"--signal={'USR2' if how == 'signal' else 'TERM'}", standing.job_id)
     all_done(project, plan)
     assert result(plan, "pretrain/a") == chain(30)
     first, *later = starts(plan, "pretrain/a")
@@ -72,24 +72,24 @@ def test_a_dead_node_does_not_lose_the_stage(project, cluster) -> None:
     all_done(project, plan)
     assert result(plan, "pretrain/a") == chain(25)
     assert len(starts(plan, "pretrain/a")) == 2
-    assert project.views(plan)["pretrain/a"].node != node
+    assert project.standings(plan)["pretrain/a"].node != node
 
 
 def test_a_failure_stops_what_needs_it_and_is_explained(project) -> None:
     project.behave("a", fail_at=1)
     plan = project.plan(("a", "b"))
     project.run(plan)
-    views = project.wait_done(plan)
-    assert {v.status for v in views.values() if v.backbone == "b"} == {"done"}
-    assert views["pretrain/a"].status == "failed"
-    assert views["pretrain/a"].reason == "the loss became NaN at step 1"
-    tuned = views["finetune/a--voc--seed1"]
+    standings = project.wait_done(plan)
+    assert {v.status for v in standings.values() if v.backbone == "b"} == {"done"}
+    assert standings["pretrain/a"].status == "failed"
+    assert standings["pretrain/a"].reason == "the loss became NaN at step 1"
+    tuned = standings["finetune/a--voc--seed1"]
     assert tuned.status == "failed" and tuned.reason is not None
     assert tuned.reason.startswith("needs convert/a, which failed: needs pretrain/a, which failed")
-    assert not Path(tuned.log).with_name("x").exists() and tuned.log == views["pretrain/a"].log
-    assert "NaN at step 1" in last_lines(Path(views["pretrain/a"].log))[-1]
-    project.wait(plan, lambda _: (plan.root / "report" / "index.html").exists(), 30)
-    rows = read_queue([entry.job_name for entry in commands.read_ledger(plan.root)])
+    assert not Path(tuned.log).with_name("x").exists() and tuned.log == standings["pretrain/a"].log
+    assert "NaN at step 1" in last_lines(Path(standings["pretrain/a"].log))[-1]
+    project.wait(plan, lambda _: (plan.config.root / "report" / "index.html").exists(), 30)
+    rows = read_queue([entry.job_name for entry in commands.read_ledger(plan.config.root)])
     waiting = {r.state for r in rows.values() if r.name.startswith(("tiny-convert", "tiny-fine"))}
     assert waiting <= {"CANCELLED", "COMPLETED"}
     with project.output.capture() as said:
@@ -109,7 +109,7 @@ def test_cancel_empties_the_queue_and_run_goes_on(project) -> None:
     project.wait_steps(plan, "pretrain/a", 3)
     assert commands.cancel(plan, project.output) == 0
     assert slurm("squeue", "--noheader") == ""
-    assert {view.status for view in project.views(plan).values()} == {"missing"}
+    assert {standing.status for standing in project.standings(plan).values()} == {"missing"}
     project.run(plan)
     all_done(project, plan)
     assert result(plan, "pretrain/a") == chain(30)
@@ -122,8 +122,8 @@ def test_the_controller_restarts_while_a_stage_saves(project, cluster) -> None:
     project.run(plan)
     project.wait_steps(plan, "pretrain/a", 3)
     cluster.stop_controller()
-    views, notes = commands.read_views(plan)
-    assert views["pretrain/a"].status == "running" and notes[0].startswith("squeue")
+    standings, notes = commands.read_standings(plan)
+    assert standings["pretrain/a"].status == "running" and notes[0].startswith("squeue")
     cluster.signal_task("USR2")
     time.sleep(1)  # it tries to go back into a queue that is not there
     cluster.start_controller()
@@ -153,21 +153,21 @@ def test_killed_by_hand_without_accounting_is_known(project, monkeypatch) -> Non
     project.behave("a", steps=100, step_s=0.2)
     plan = project.plan()
     project.run(plan)
-    view = project.wait_steps(plan, "pretrain/a", 2)
-    slurm("scancel", view.job_id)
-    views = project.wait_done(plan)
-    assert views["pretrain/a"].reason is not None
-    assert "ended as CANCELLED" in views["pretrain/a"].reason
-    assert views["finetune/a--voc--seed0"].status == "failed"
+    standing = project.wait_steps(plan, "pretrain/a", 2)
+    slurm("scancel", standing.job_id)
+    standings = project.wait_done(plan)
+    assert standings["pretrain/a"].reason is not None
+    assert "ended as CANCELLED" in standings["pretrain/a"].reason
+    assert standings["finetune/a--voc--seed0"].status == "failed"
 
     def forgetful(names) -> dict:  # squeue knows an ended job only for a while
         return {key: row for key, row in read_queue(names).items() if row.is_active}
 
     monkeypatch.setattr(states, "read_queue", forgetful)
-    views, notes = states.read_views(plan)
+    standings, notes = states.read_standings(plan)
     assert len(notes) == 1 and notes[0].startswith("sacct: ")
-    assert "is gone and left no result" in str(views["pretrain/a"].reason)
-    assert views["pretrain/a"].node in ("n1", "n2")
+    assert "is gone and left no result" in str(standings["pretrain/a"].reason)
+    assert standings["pretrain/a"].node in ("n1", "n2")
 
 
 @pytest.mark.slow
@@ -176,10 +176,10 @@ def test_time_limits_continue_in_as_many_jobs_as_configured(project) -> None:
     project.behave("b", steps=2000, step_s=1.0)
     plan = project.plan(("a", "b"), short=True, timeout_min=1, save_s=30, max_jobs=3)
     project.run(plan)
-    views = project.wait_done(plan, 300)
-    assert {v.status for v in views.values() if v.backbone == "a"} == {"done"}
+    standings = project.wait_done(plan, 300)
+    assert {v.status for v in standings.values() if v.backbone == "a"} == {"done"}
     assert result(plan, "pretrain/a") == chain(36)
     assert 2 <= len(starts(plan, "pretrain/a")) <= 3
-    assert views["pretrain/b"].status == "failed"
-    assert "max_jobs" in str(views["pretrain/b"].reason)
+    assert standings["pretrain/b"].status == "failed"
+    assert "max_jobs" in str(standings["pretrain/b"].reason)
     assert len(starts(plan, "pretrain/b")) == 3

@@ -1,13 +1,13 @@
-"""How many GPU hours a plan takes: from what like stages took, else from their time limits."""
+"""GPU hours of a plan: from what like stages took, else from their time limits."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean
 
 from pipeline.executors.slurm.arrays import JobGroup
-from pipeline.plan.build import Plan
+from pipeline.plan.plan import Plan
 from pipeline.stages.files import read_json
 from pipeline.stages.run_folder import MANIFEST, read_state
 from pipeline.stages.stage import Stage
@@ -24,7 +24,15 @@ class Estimate:
 def gpu_hours(plan: Plan, groups: Sequence[JobGroup]) -> dict[str, Estimate]:
     """Return an estimate for every group; a measured time is that of done stages of this plan."""
     measured = measured_hours(plan.stages)
-    return {group.name: _estimate(group, measured) for group in groups}
+    estimates = {}
+    for group in groups:
+        limit = group.resources.timeout_min / 60
+        keys = [(stage.kind, stage.task) for stage in group.stages] or [(group.kind, None)]
+        hours = group.resources.num_gpus * sum(measured.get(key, limit) for key in keys)
+        known = sum(key in measured for key in keys)
+        source = "measured" if known == len(keys) else "measured and time limit"
+        estimates[group.name] = Estimate(hours, source if known else "time limit")
+    return estimates
 
 
 def measured_hours(stages: Sequence[Stage]) -> dict[tuple[str, str | None], float]:
@@ -36,14 +44,3 @@ def measured_hours(stages: Sequence[Stage]) -> dict[tuple[str, str | None], floa
             if made.get("wall_time_s") is not None:
                 times.setdefault((stage.kind, stage.task), []).append(made["wall_time_s"] / 3600)
     return {key: mean(values) for key, values in times.items()}
-
-
-def _estimate(group: JobGroup, measured: Mapping[tuple[str, str | None], float]) -> Estimate:
-    gpus = group.resources.num_gpus
-    limit = group.resources.timeout_min / 60
-    keys = [(stage.kind, stage.task) for stage in group.stages] or [(group.kind, None)]
-    hours = gpus * sum(measured.get(key, limit) for key in keys)
-    known = sum(key in measured for key in keys)
-    if not known:
-        return Estimate(hours, "time limit")
-    return Estimate(hours, "measured" if known == len(keys) else "measured and time limit")

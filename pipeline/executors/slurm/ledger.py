@@ -1,7 +1,9 @@
-"""What was submitted: one file an sbatch call, written before it and completed after it.
+"""The ledger of submissions: one file an sbatch call, written before it and completed after it.
 
 `<root>/slurm/<token>.json` names the stages and, once known, the job id. The token is part of the
 job's name, so that a job whose id was never written down is found again.
+
+Tested in tests/pipeline/executors/slurm/test_submit.py.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ from pathlib import Path
 
 from pipeline.executors.slurm.arrays import JobGroup
 from pipeline.stages.files import read_json, write_json
+
+LEDGER = "slurm"  # the folder of a pipeline's submissions
 
 
 @dataclass(frozen=True)
@@ -44,11 +48,6 @@ class Submission:
         return [self.task_id(index) for index in range(max(1, len(self.stages)))]
 
 
-def ledger_dir(root: Path) -> Path:
-    """Return the folder of a pipeline's submissions."""
-    return root / "slurm"
-
-
 def new_submission(group: JobGroup, pipeline: str) -> Submission:
     """Return a submission with a token of its own; nothing is written."""
     now = datetime.now(UTC)
@@ -68,8 +67,8 @@ def new_submission(group: JobGroup, pipeline: str) -> Submission:
 
 def write_submission(root: Path, submission: Submission) -> None:
     """Write one submission, whole or not at all."""
-    ledger_dir(root).mkdir(parents=True, exist_ok=True)
-    write_json(ledger_dir(root) / f"{submission.token}.json", asdict(submission))
+    (root / LEDGER).mkdir(parents=True, exist_ok=True)
+    write_json(root / LEDGER / f"{submission.token}.json", asdict(submission))
 
 
 def close_submissions(root: Path, submissions: Iterable[Submission], why: str) -> None:
@@ -85,7 +84,7 @@ def read_ledger(root: Path) -> list[Submission]:
         ValueError: a file of the ledger is damaged.
     """
     submissions = []
-    for path in sorted(ledger_dir(root).glob("*.json")):
+    for path in sorted((root / LEDGER).glob("*.json")):
         content = read_json(path)
         try:
             lists = {key: tuple(content[key]) for key in ("stages", "run_dirs")}

@@ -6,7 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from pipeline.config.schema import PipelineConfig
-from pipeline.plan.build import Plan
+from pipeline.plan.plan import Plan
 from pipeline.stages.files import read_json, write_json
 from pipeline.stages.stage import Stage
 
@@ -34,8 +34,7 @@ def read_plan(path: Path) -> Plan:
     stages: dict[str, Stage] = {}
     for entry in content["stages"]:
         inputs = {role: stages[name] for role, name in entry["inputs"].items()}
-        root = config.output_dir / config.name
-        stage = Stage(**(entry | {"inputs": inputs, "root": root}))
+        stage = Stage(**(entry | {"inputs": inputs, "root": config.root}))
         stages[stage.name] = stage
     return Plan(
         config, Path(content["config_file"]), tuple(content["overrides"]), tuple(stages.values())

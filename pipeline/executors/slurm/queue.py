@@ -1,4 +1,4 @@
-"""What SLURM says of our jobs: one squeue and at most one sacct call, whatever their number."""
+"""Rows of SLURM's queue and accounting: one squeue and one sacct call, however many jobs."""
 
 from __future__ import annotations
 
@@ -39,14 +39,9 @@ class JobRow:
         return self.state in QUEUED and self.reason != NEVER
 
     @property
-    def is_running(self) -> bool:
-        """Return whether the job has a node."""
-        return self.state in RUNNING
-
-    @property
     def is_active(self) -> bool:
         """Return whether the job is over only after something else happens."""
-        return self.is_queued or self.is_running
+        return self.is_queued or self.state in RUNNING
 
 
 def call(command: list[str]) -> str:
@@ -75,29 +70,15 @@ def read_queue(names: Iterable[str]) -> dict[str, JobRow]:
     Raises:
         SlurmError: squeue failed.
     """
-    wanted = set(names)
-    if not wanted:
+    ours = set(names)
+    if not ours:
         return {}
     command = ["squeue", "--noheader", "--array", "--states=all", "--format=%i|%j|%T|%N|%M|%L|%r"]
-    listed = ",".join(sorted(wanted))
+    listed = ",".join(sorted(ours))
     if len(listed) < MAX_ARGUMENT:
         command.append(f"--name={listed}")
-    rows = parse_queue(call(command))
-    return {row.job_id: row for row in rows if row.name in wanted}
-
-
-def parse_queue(text: str) -> list[JobRow]:
-    """Return the rows of squeue's `%i|%j|%T|%N|%M|%L|%r`."""
-    rows = []
-    for line in text.splitlines():
-        parts = line.strip().split("|")
-        if len(parts) < 7:
-            continue
-        job, name, state, node, elapsed, left = parts[:6]
-        times = parse_time(elapsed), parse_time(left)
-        reason = "|".join(parts[6:])
-        rows += [JobRow(one, name, state, node, *times, reason) for one in expand_ids(job)]
-    return rows
+    rows = parse_rows(call(command))
+    return {row.job_id: row for row in rows if row.name in ours}
 
 
 def read_accounting(job_ids: Iterable[str]) -> dict[str, JobRow]:
@@ -106,27 +87,27 @@ def read_accounting(job_ids: Iterable[str]) -> dict[str, JobRow]:
     Raises:
         SlurmError: sacct failed; many clusters have no accounting.
     """
-    wanted = sorted({job_id.partition("_")[0] for job_id in job_ids})
-    if not wanted:
+    jobs = sorted({job_id.partition("_")[0] for job_id in job_ids})
+    if not jobs:
         return {}
     columns = "--format=JobID,JobName,State,NodeList,Elapsed"
     command = ["sacct", "--noheader", "--parsable2", "--allocations", columns]
-    rows = parse_accounting(call([*command, f"--jobs={','.join(wanted)}"]))
+    rows = parse_rows(call([*command, f"--jobs={','.join(jobs)}"]))
     return {row.job_id: row for row in rows}
 
 
-def parse_accounting(text: str) -> list[JobRow]:
-    """Return the rows of sacct's `JobID|JobName|State|NodeList|Elapsed`."""
+def parse_rows(text: str) -> list[JobRow]:
+    """Return the rows of sacct's `id|name|state|node|elapsed`; squeue adds `|left|reason`."""
     rows = []
     for line in text.splitlines():
-        parts = line.strip().split("|")
-        if len(parts) != 5 or "." in parts[0]:
+        parts = line.strip().split("|", 6)
+        if len(parts) not in (5, 7) or "." in parts[0]:  # `12.batch` is a step of job 12
             continue
-        job, name, state, node, elapsed = parts
+        job, name, state, node, elapsed, left, reason = (*parts, "", "")[:7]
         word = state.split()[0] if state else ""  # `CANCELLED by 1000`
         node = "" if node == "None assigned" else node
-        seconds = parse_time(elapsed)
-        rows += [JobRow(one, name, word, node, seconds) for one in expand_ids(job)]
+        times = parse_time(elapsed), parse_time(left)
+        rows += [JobRow(one, name, word, node, *times, reason) for one in expand_ids(job)]
     return rows
 
 

@@ -1,4 +1,4 @@
-"""From a job group to what submitit is told, and the sbatch text that it writes from it."""
+"""The sbatch text of a job group, and the parameters that submitit writes it from."""
 
 from __future__ import annotations
 
@@ -34,6 +34,9 @@ def sbatch_parameters(
     extra = {flag_name(name): value for name, value in resources.extra.items()}
     cpus = resources.cpus_per_task(group.kind)
     tasks_per_node = resources.tasks_per_node(group.kind)
+    srun_args = [f"--cpus-per-task={cpus}"]  # since SLURM 22.05 srun takes none from the job
+    if tasks_per_node * resources.nodes > 1:
+        srun_args.append("--kill-on-bad-exit=1")
     parameters = {
         "job_name": job_name,
         "time": resources.timeout_min,
@@ -51,7 +54,7 @@ def sbatch_parameters(
         "signal_delay_s": resources.save_s,
         "setup": setup_lines(resources.setup, folder, code),
         "stderr_to_stdout": True,
-        "srun_args": _srun_args(cpus, tasks_per_node * resources.nodes),
+        "srun_args": srun_args,
         "additional_parameters": {
             "kill-on-invalid-dep": "yes",
             "requeue": True,
@@ -71,12 +74,6 @@ def setup_lines(setup: tuple[str, ...], folder: Path, code: Path) -> list[str]:
         "export PYTHONSAFEPATH=1  # the folder it starts from may hold newer code",
         *setup,
     ]
-
-
-def _srun_args(cpus: int, num_tasks: int) -> list[str]:
-    """Return srun's own arguments; it takes no `cpus-per-task` from the job since SLURM 22.05."""
-    arguments = [f"--cpus-per-task={cpus}"]
-    return [*arguments, "--kill-on-bad-exit=1"] if num_tasks > 1 else arguments
 
 
 def python_command(python: str) -> str:

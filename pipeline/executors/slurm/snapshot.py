@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -49,12 +48,10 @@ def take_snapshot(target: Path, source: Path | None = None) -> Path:
 
 def code_files(source: Path) -> dict[str, Path]:
     """Return the code and configs below a checkout by relative name, tracked by git or not."""
-    files = {}
-    for top in FOLDERS:
-        for folder, names, entries in os.walk(source / top):
-            names[:] = [n for n in names if not n.startswith(".") and n != "__pycache__"]
-            for entry in entries:
-                path = Path(folder) / entry
-                if path.suffix in SUFFIXES and not entry.startswith("."):
-                    files[path.relative_to(source).as_posix()] = path
-    return dict(sorted(files.items()))
+    paths = [path for top in FOLDERS for path in (source / top).rglob("*")]
+    names = {path.relative_to(source).as_posix(): path for path in paths if path.is_file()}
+    return {
+        name: path
+        for name, path in sorted(names.items())
+        if path.suffix in SUFFIXES and not name.startswith(".") and "/." not in name
+    }

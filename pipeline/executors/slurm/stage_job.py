@@ -1,4 +1,4 @@
-"""What runs inside a job: the stage's worker as a child process, stopped and continued with it.
+"""The job of a stage: its worker as a child process, stopped and continued with the job.
 
 submitit calls `checkpoint` when SLURM sends its signal, before a time limit or preemption: the
 worker saves and ends, and submitit puts the job back into the queue.
@@ -19,16 +19,28 @@ from typing import Any
 from submitit.core.utils import DelayedSubmission, UncompletedJobError
 from submitit.slurm.slurm import SlurmJobEnvironment
 
+from pipeline.executors.local import start_worker
 from pipeline.executors.slurm.plan_file import read_plan
 from pipeline.executors.slurm.queue import SlurmError, call
 from pipeline.report.write import make_report
 from pipeline.stages.files import append_json_line, read_json, write_json
-from pipeline.stages.run_folder import FAILURE, JOB, JOBS, LOG, MANIFEST
-from pipeline.worker import EXIT_INTERRUPTED, EXIT_LOCKED
+from pipeline.stages.run_folder import (
+    EXIT_INTERRUPTED,
+    EXIT_LOCKED,
+    FAILURE,
+    JOB,
+    JOBS,
+    LOG,
+    MANIFEST,
+)
 
 PATIENCE_S = 600.0
 RETRY_S = 5.0
 WORKER_ATTEMPTS = 3
+REASONS = {
+    EXIT_LOCKED: "is being worked on by another process",
+    -signal.SIGKILL: "was killed (signal 9), perhaps out of memory (mem_gb)",
+}
 STOPPED = (EXIT_INTERRUPTED, -signal.SIGUSR2, -signal.SIGTERM, -signal.SIGINT)
 
 
@@ -72,10 +84,11 @@ class StageJob:
 
     def checkpoint(self) -> DelayedSubmission:
         """Have the worker save and end; return what goes on from there in the next job."""
-        code = self._stop(signal.SIGUSR2)
-        if code not in STOPPED:
-            raise _OverError
         if self.worker is not None:
+            os.kill(self.worker.pid, signal.SIGUSR2)  # not reaped, so the number is its own
+            code = self._code()
+            if code not in STOPPED:
+                raise _OverError
             self._note(ended=code)
         return DelayedSubmission(StageJob(self.run_dir))
 
@@ -86,7 +99,9 @@ class StageJob:
         while True:
             self._wait_for_folder()
             self._note(started=time.time())
-            self._start()
+            environment = worker_environment(os.environ, self.environment)
+            rank = self.environment.global_rank
+            self.worker = start_worker(self.folder, environment, rank)
             code = self._code()
             if code == EXIT_LOCKED and time.monotonic() < deadline:
                 time.sleep(RETRY_S)
@@ -103,19 +118,6 @@ class StageJob:
                 raise RuntimeError(f"{self.folder / JOB}: not there for {PATIENCE_S:.0f} s")
             time.sleep(RETRY_S)
 
-    def _start(self) -> None:
-        rank = self.environment.global_rank
-        name = LOG if rank == 0 else f"log-rank{rank}.txt"
-        with (self.folder / name).open("ab") as log:
-            self.worker = subprocess.Popen(
-                [sys.executable, "-m", "pipeline.worker", "run", self.run_dir],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                env=worker_environment(os.environ, self.environment),
-            )
-
     def _code(self) -> int:
         """Wait for the worker and return its exit code, negative if a signal ended it.
 
@@ -125,12 +127,6 @@ class StageJob:
         end = os.waitid(os.P_PID, self.worker.pid, os.WEXITED | os.WNOWAIT)
         assert end is not None
         return end.si_status if end.si_code == os.CLD_EXITED else -end.si_status
-
-    def _stop(self, number: int) -> int:
-        if self.worker is None:
-            return EXIT_INTERRUPTED
-        os.kill(self.worker.pid, number)  # not reaped, so the number is its own
-        return self._code()
 
     def _terminate(self, number: int, frame: FrameType | None) -> None:
         """Have the worker save: SLURM ends the job by `scancel`, or preempts it."""
@@ -151,13 +147,8 @@ class StageJob:
             self._put_back()
             raise RuntimeError("interrupted; saved")
         if not (self.folder / FAILURE).exists():
-            log = self.folder / LOG
-            if code == EXIT_LOCKED:
-                self._fail(f"is being worked on by another process; see {log}")
-            elif code == -signal.SIGKILL:
-                self._fail(f"was killed (signal 9), perhaps out of memory (mem_gb); see {log}")
-            else:
-                self._fail(f"ended with code {code} and no word; see {log}")
+            reason = REASONS.get(code, f"ended with code {code} and no word")
+            self._fail(f"{reason}; see {self.folder / LOG}")
         raise RuntimeError(str(read_json(self.folder / FAILURE).get("reason")))
 
     def _put_back(self) -> None:

@@ -19,9 +19,9 @@ from submitit.core.utils import FailedSubmissionError, UncompletedJobError
 from pipeline.config.resources import REPORT
 from pipeline.executors.slurm.arrays import JobGroup, job_groups, resource_faults
 from pipeline.executors.slurm.ledger import (
+    LEDGER,
     Submission,
     close_submissions,
-    ledger_dir,
     new_submission,
     read_ledger,
     write_submission,
@@ -31,7 +31,7 @@ from pipeline.executors.slurm.queue import JobRow, SlurmError, call, read_queue
 from pipeline.executors.slurm.sbatch import python_command, sbatch_parameters, sbatch_text
 from pipeline.executors.slurm.snapshot import take_snapshot
 from pipeline.executors.slurm.stage_job import ReportJob, StageJob
-from pipeline.plan.build import Plan
+from pipeline.plan.plan import Plan
 from pipeline.stages.run_folder import prepare
 from pipeline.stages.stage import Stage
 
@@ -55,12 +55,13 @@ def settle(root: Path) -> tuple[list[Submission], dict[str, JobRow]]:
         if entry.job_id:
             settled.append(entry)
             continue
-        found = next((row for row in rows.values() if row.name == entry.job_name), None)
-        if found is None:
+        row = next((row for row in rows.values() if row.name == entry.job_name), None)
+        if row is None:
             close_submissions(root, [entry], "never accepted by SLURM")
             continue
-        adopted = replace(entry, job_id=found.job_id.partition("_")[0])
-        if _has_its_files(root, adopted):
+        adopted = replace(entry, job_id=row.job_id.partition("_")[0])
+        folder = root / LEDGER / entry.token
+        if all((folder / f"{task}_submitted.pkl").exists() for task in adopted.task_ids):
             write_submission(root, adopted)
             settled.append(adopted)
         else:
@@ -81,20 +82,16 @@ def outside_a_job() -> Iterator[None]:
         yield
 
 
-def _has_its_files(root: Path, submission: Submission) -> bool:
-    folder = ledger_dir(root) / submission.token
-    return all((folder / f"{task}_submitted.pkl").exists() for task in submission.task_ids)
-
-
 def submit(
     plan: Plan,
     waiting: Sequence[Stage],
     submitted: Mapping[str, str],
-    tell: Callable[[JobGroup, Submission], None],
-) -> list[Submission]:
+) -> Iterator[tuple[JobGroup, Submission]]:
     """Submit the stages that wait, a few sbatch calls in all, and the report after them.
 
-    `submitted` has the job ids, by stage name, of stages that are in the queue already.
+    Yields each array once SLURM has accepted it. `submitted` has the job ids, by stage name, of
+    stages that are in the queue already.
+    stages that are in the queue already.
 
     Raises:
         SlurmError: SLURM refused; what was accepted before stays, and the next run goes on.
@@ -102,7 +99,7 @@ def submit(
     groups = job_groups(waiting, plan.config.resources, submitted)
     if faults := resource_faults(plan):
         raise SlurmError("\n".join(faults))
-    root = plan.root.absolute()
+    root = plan.config.root.absolute()
     for character, what in (("%", "SLURM expands"), (":", "PYTHONPATH is parted by")):
         if character in str(root):
             raise SlurmError(f"{root}: {what} {character!r}; choose another output_dir")
@@ -111,29 +108,23 @@ def submit(
     with ThreadPoolExecutor(WRITERS) as pool:
         list(pool.map(prepare, waiting))
     job_ids: dict[str, str] = {}
-    done = []
     for group in groups:
         submission = new_submission(group, plan.config.name)
-        write_submission(plan.root, submission)
-        folder = ledger_dir(root) / submission.token
+        write_submission(plan.config.root, submission)
+        folder = root / LEDGER / submission.token
         folder.mkdir(parents=True)
+        calls: list[Callable[[], str]] = [
+            StageJob(str(stage.run_dir.absolute())) for stage in group.stages
+        ]
         if group.kind == REPORT:
             write_plan(plan, folder / "plan.json")
-        calls = _callables(group, folder)
+            calls = [ReportJob(str(folder / "plan.json"))]
         dependency = ",".join(needs.text(job_ids) for needs in group.dependencies)
         parameters = sbatch_parameters(group, submission.job_name, dependency, folder, code)
         job_ids[group.name] = _sbatch(calls, parameters, group, folder)
         submission = replace(submission, job_id=job_ids[group.name])
-        write_submission(plan.root, submission)
-        done.append(submission)
-        tell(group, submission)
-    return done
-
-
-def _callables(group: JobGroup, folder: Path) -> list[Callable[[], str]]:
-    if group.kind == REPORT:
-        return [ReportJob(str(folder / "plan.json"))]
-    return [StageJob(str(stage.run_dir.absolute())) for stage in group.stages]
+        write_submission(plan.config.root, submission)
+        yield group, submission
 
 
 def _sbatch(

@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.commands.init import main
+from pipeline.config.schema import PipelineConfig
 from pipeline.plan.build import load_plan
+from pretrain.config.pretrain import PretrainConfig
+from pretrain.config.probe import ProbeConfig
 
 
 def init(*arguments: str) -> int:
@@ -99,15 +102,22 @@ def test_questions_are_asked_at_a_terminal(project: Path, monkeypatch: pytest.Mo
     assert "seeds: [0, 1, 2]" in Path("q.yaml").read_text("utf-8")
 
 
-def test_schemas_for_editors_are_those_of_the_configs(tmp_path: Path) -> None:
+def test_schemas_for_editors_are_those_of_the_configs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert init("--schemas", str(tmp_path)) == 0
-    kept = Path(__file__).resolve().parents[3] / "configs" / "schemas"
-    assert {path.name for path in kept.iterdir()} == {path.name for path in tmp_path.iterdir()}
-    for path in tmp_path.iterdir():
-        wanted = path.read_text("utf-8")
-        assert (kept / path.name).read_text("utf-8") == wanted, (
-            "run: python tools/run_pipeline.py init --schemas configs/schemas"
-        )
-    pipeline = json.loads((tmp_path / "pipeline.schema.json").read_text("utf-8"))
-    assert {"backbones", "tasks", "resources", "_BASE_"} <= set(pipeline["properties"])
-    assert pipeline["additionalProperties"] is False
+    names = [f"{name}.schema.json" for name in ("pipeline", "pretrain", "probe")]
+    assert capsys.readouterr().out.split() == [str(tmp_path / name) for name in names]
+    for name, model in zip(names, (PipelineConfig, PretrainConfig, ProbeConfig), strict=True):
+        schema = json.loads((tmp_path / name).read_text("utf-8"))
+        assert set(schema["properties"]) == {*model.model_fields, "_BASE_"}
+        assert schema["additionalProperties"] is False and "required" not in schema
+        assert not any("required" in part for part in schema["$defs"].values())
+
+
+def test_a_config_points_an_editor_at_a_schema_that_is_there(project: Path) -> None:
+    assert init("new/n.yaml", "--backbone", "random", "--task", "v=configs/voc.yaml") == 0
+    first = Path("new/n.yaml").read_text("utf-8").splitlines()[0]
+    schema = Path("new") / first.removeprefix("# yaml-language-server: $schema=")
+    properties = json.loads(schema.read_text("utf-8"))["properties"]
+    assert {"backbones", "tasks", "resources", "_BASE_"} <= set(properties)

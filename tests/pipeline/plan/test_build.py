@@ -1,3 +1,6 @@
+""""""
+
+import doctest
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -5,7 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.plan.build import Plan, load_plan
+from pipeline.plan import build
+from pipeline.plan.build import load_plan
+from pipeline.plan.plan import Plan
 
 CONFIG = Path("configs/tiny.yaml")
 
@@ -136,29 +141,6 @@ def test_an_empty_data_folder_is_a_fault(project: Path) -> None:
     assert faults() == ["data/images: empty folder; data set tiny is expected there"]
 
 
-def test_a_task_that_contradicts_a_backbone_is_found_before_pretraining(project: Path) -> None:
-    edit("configs/voc.yaml", lambda content: content["MODEL"]["RESNETS"].update(DEPTH=50))
-    edit("configs/voc.yaml", lambda content: content.pop("INPUT"))
-    assert faults() == [
-        f"configs/voc.yaml: does not fit backbone {name}: {fault}"
-        for name in ("a", "b")
-        for fault in (
-            "INPUT.FORMAT is BGR, wanted RGB",
-            "MODEL.RESNETS.DEPTH is 50, wanted 18",
-        )
-    ]
-
-
-@pytest.mark.parametrize("stem", ["small", "small-no-pool"])
-def test_a_stem_that_detectron2_lacks_is_refused_before_pretraining(
-    project: Path, stem: str
-) -> None:
-    edit("configs/a.yaml", lambda content: content["model"].update(stem=stem))
-    (line,) = faults()
-    assert line.startswith(f"configs/a.yaml: backbone a: model.stem is {stem} (a 3x3 first")
-    assert "use model.stem imagenet, or pretrain and probe this backbone without tasks" in line
-
-
 def test_only_the_training_images_of_class_folders_identify_a_pretraining(project: Path) -> None:
     Path("data/train").mkdir()
     Path("data/images").rename("data/train/one")
@@ -175,13 +157,6 @@ def test_only_the_training_images_of_class_folders_identify_a_pretraining(projec
     Path("data/train/one/new.png").write_bytes(picture)
     after = signatures()
     assert after["pretrain/a"] != before["pretrain/a"]
-
-
-def test_names_must_be_unique_and_plain(project: Path) -> None:
-    edit("configs/tiny.yaml", lambda content: content["backbones"][2].update(name="a"))
-    assert "backbones: named twice: a" in faults()[0]
-    edit("configs/tiny.yaml", lambda content: content["backbones"][2].update(name="../../etc"))
-    assert "backbones.2.name" in faults()[0]
 
 
 def test_an_existing_checkpoint_enters_by_its_content(project: Path) -> None:
@@ -222,3 +197,11 @@ def test_sets_that_a_broken_config_declares_are_not_unknown(project: Path) -> No
     assert sum("seeds.0" in line for line in lines) == 1
     assert sum("datasets.my_voc.voc.year" in line for line in lines) == 1
     assert len(lines) == 3
+
+
+def test_the_example_of_the_docstring_runs_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert doctest.testmod(build) == (0, 5)
+    assert not list(tmp_path.iterdir())

@@ -12,7 +12,8 @@ from rich.console import Console
 
 from pipeline.executors.local import run_local
 from pipeline.executors.progress import Progress
-from pipeline.plan.build import Plan, load_plan
+from pipeline.plan.build import load_plan
+from pipeline.plan.plan import Plan
 from pipeline.report.collect import collect
 from pipeline.report.write import write_report
 from pipeline.stages import stage

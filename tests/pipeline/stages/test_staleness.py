@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.commands import local as commands
-from pipeline.plan.build import Plan, load_plan
+from pipeline.commands import main as commands
+from pipeline.plan.build import load_plan
+from pipeline.plan.plan import Plan
 from pipeline.report.collect import all_states
 from pipeline.stages import stage
 from pipeline.stages.run_folder import prepare, write_manifest

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.suggestions import unknown
 from pipeline.plan.build import load_plan
-from pipeline.plan.selection import select
+from pipeline.plan.plan import select
 
 
 def test_a_stage_comes_with_what_it_needs(project: Path) -> None:
@@ -26,22 +25,3 @@ def test_an_unknown_stage_is_told_with_the_nearest_name(project: Path) -> None:
     with pytest.raises(ValueError, match=r"--only: unknown stage 'pretrain/aa'; did you mean") as e:
         select(plan, ["pretrain/aa", "nonsense"])
     assert len(str(e.value).splitlines()) == 2 and "and 4 more" in str(e.value)
-
-
-def test_hints() -> None:
-    assert unknown("task", "voz", ["voc", "coco"]) == (
-        "unknown task 'voz'; did you mean 'voc'? known: voc, coco"
-    )
-    assert unknown("task", "zzz", []) == "unknown task 'zzz'; known: none"
-
-
-def test_an_unknown_key_is_told_with_the_nearest_one(project: Path) -> None:
-    with pytest.raises(ValueError, match="unknown key") as error:
-        load_plan(
-            Path("configs/tiny.yaml"), ["backbones.1.pretrian=a.yaml", "datasets.my_coco.image=x"]
-        )
-    lines = str(error.value).splitlines()
-    assert lines[0].startswith(
-        "configs/tiny.yaml: backbones.1.pretrian: unknown key 'pretrian'; did you mean 'pretrain'?"
-    )
-    assert any("unknown key 'image'; did you mean 'images'?" in line for line in lines)

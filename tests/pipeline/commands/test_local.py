@@ -1,0 +1,117 @@
+"""`run` and its report on this machine, with fake stages."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from pipeline.commands import main as commands
+from pipeline.executors.local import run_local
+from pipeline.executors.progress import Progress
+from pipeline.plan.build import load_plan
+from pipeline.plan.plan import Plan
+from pipeline.report.write import make_report
+from pipeline.stages.run_folder import MANIFEST, State, read_state
+
+CONFIG = Path("configs/tiny.yaml")
+RUN = """
+import sys
+sys.path[:0] = {paths!r}
+from pathlib import Path
+from pipeline.commands import main as commands
+from pipeline.stages import stage
+for name in stage.STAGE_KINDS:
+    stage.STAGE_KINDS[name] = stage.StageKind("fake_stages", 1, ("out.txt",), "out.txt")
+sys.exit(commands.execute("run", Path("configs/tiny.yaml"), {changes!r}))
+"""
+ONLY_A = ["backbones=[{name: a, pretrain: a.yaml}]", "seeds=[0]"]
+ONLY_RANDOM = ["backbones=[{name: random, random: true}]", "seeds=[0]"]
+
+
+def run(plan: Plan) -> dict[str, State]:
+    with Progress(Console(quiet=True), len(plan.stages), 0) as progress:
+        return run_local(plan, progress)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)  # a loop without rest takes the core from what it waits for
+
+
+def ran() -> list[str]:
+    path = Path("ran.txt")
+    lines = path.read_text(encoding="utf-8").split() if path.exists() else []
+    path.unlink(missing_ok=True)
+    return lines
+
+
+def small_plan(changes: list[str] | None = None) -> Plan:
+    return load_plan(CONFIG, changes or ["seeds=[0]"])
+
+
+def test_a_report_follows_results_that_were_made_again(fakes: Path) -> None:
+    plan = small_plan(ONLY_RANDOM)
+    run(plan)
+    make_report(plan)
+    page = Path("runs/tiny/report/index.html")
+    before = page.stat().st_mtime_ns
+    make_report(plan)
+    assert page.stat().st_mtime_ns == before
+    manifest = plan.stages[0].run_dir / MANIFEST
+    manifest.write_text(manifest.read_text("utf-8").replace("10.0", "99.0"), encoding="utf-8")
+    make_report(plan)
+    assert "99.0" in Path("runs/tiny/report/results.csv").read_text(encoding="utf-8")
+    page.unlink()
+    make_report(plan)
+    assert page.exists()
+
+
+def test_exit_code_and_report_say_that_a_stage_failed(
+    fakes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = ["backbones=[{name: random, random: true}, {name: a, pretrain: a.yaml}]"]
+    Path("behaviour-random--voc--seed1").write_text("fail", encoding="utf-8")
+    assert commands.execute("run", CONFIG, changes) == 1
+    assert "report:" in capsys.readouterr().out
+    results = json.loads(Path("runs/tiny/report/results.json").read_text(encoding="utf-8"))
+    assert len(results["rows"]) == 7
+    failed = ("random", "voc", 1)
+    named = {(row["backbone"], row["task"], row["seed"]) for row in results["rows"]}
+    assert len(named) == 7 and failed not in named
+    assert all(row["metrics"]["bbox/AP"] == 10.0 + row["seed"] for row in results["rows"])
+    markdown = Path("runs/tiny/report/report.md").read_text(encoding="utf-8")
+    assert "the loss became NaN at step 3" in markdown
+    assert commands.execute("status", CONFIG, changes) == 1
+    Path("behaviour-random--voc--seed1").unlink()
+    assert commands.execute("run", CONFIG, changes) == 0
+    capsys.readouterr()
+    ran()
+    page = Path("runs/tiny/report/index.html").stat().st_mtime_ns
+    assert commands.execute("run", CONFIG, changes) == 0
+    assert ran() == []
+    assert Path("runs/tiny/report/index.html").stat().st_mtime_ns == page
+
+
+def test_interrupted_run_leaves_nothing_at_work_and_goes_on(fakes: Path) -> None:
+    Path("behaviour-a").write_text("hang", encoding="utf-8")
+    script = RUN.format(paths=sys.path, changes=ONLY_A)
+    parent = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
+    until(lambda: Path("hanging").exists() or parent.poll() is not None)
+    assert parent.poll() is None
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 2
+    parent.send_signal(signal.SIGTERM)
+    _, errors = parent.communicate(timeout=60)
+    assert parent.returncode == 130 and "interrupted" in errors
+    pretrain = next(entry for entry in small_plan(ONLY_A).stages if entry.name == "pretrain/a")
+    assert read_state(pretrain) == State("missing")
+    ran()
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+    assert ran()[0] == "a"

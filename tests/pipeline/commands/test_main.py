@@ -1,0 +1,25 @@
+"""The commands start quickly."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from pipeline.commands import main as commands
+from pipeline.commands.main import Options
+
+ROOT = Path(__file__).resolve().parents[3]
+CONFIG = Path("configs/tiny.yaml")
+SLURM = Options(executor="slurm")
+
+
+def run(*overrides: str) -> int:
+    return commands.execute("run", CONFIG, ["seeds=[0]", *overrides], SLURM)
+
+
+def test_status_imports_no_torch_and_no_plots() -> None:
+    code = (
+        "import sys, pipeline.commands.main\n"
+        "bad = {'torch', 'matplotlib', 'submitit', 'numpy'} & set(sys.modules)\n"
+        "sys.exit(str(bad) if bad else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -1,0 +1,88 @@
+"""`status` and `logs` over a fake SLURM."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from pipeline.commands import main as commands
+from pipeline.commands import slurm as cluster
+from pipeline.commands.main import Options
+from pipeline.commands.status import show_status
+from pipeline.executors.slurm import states
+from pipeline.executors.slurm.states import Standing, read_standings
+from pipeline.plan.build import load_plan
+
+CONFIG = Path("configs/tiny.yaml")
+SLURM = Options(executor="slurm")
+
+
+def plan_of(*overrides: str):
+    return load_plan(CONFIG, ["seeds=[0]", *overrides])
+
+
+def run(*overrides: str) -> int:
+    return commands.execute("run", CONFIG, ["seeds=[0]", *overrides], SLURM)
+
+
+def standings_of(*overrides: str) -> dict[str, Standing]:
+    return read_standings(plan_of(*overrides))[0]
+
+
+def test_status_as_json_and_the_table_agree(fake, capsys: pytest.CaptureFixture[str]) -> None:
+    run()
+    job = standings_of()["pretrain/a"].job_id
+    fake.set_state(job, state="RUNNING", node="n2")
+    pretrain = next(entry for entry in plan_of().stages if entry.name == "pretrain/a")
+    line = {"step": 10, "max_steps": 40, "loss": 0.5}
+    (pretrain.run_dir / "metrics.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
+    capsys.readouterr()
+    assert commands.execute("status", CONFIG, ["seeds=[0]"], Options(as_json=True)) == 0
+    content = json.loads(capsys.readouterr().out)
+    standing = next(entry for entry in content["stages"] if entry["stage"] == "pretrain/a")
+    assert (
+        standing["status"] == "running" and standing["node"] == "n2" and standing["job_id"] == job
+    )
+    assert (
+        standing["elapsed_s"] == 65
+        and standing["left_s"] == 195
+        and standing["limit_left_s"] == 3535
+    )
+    assert content["counts"] == {"running": 1, "queued": len(content["stages"]) - 1}
+    console = Console(width=200, record=True, quiet=True)
+    assert states.read_standings(plan_of())[0]["pretrain/a"].metric == "step 10/40  loss 0.5"
+    cluster.show_plan(plan_of(), console)
+
+
+def test_the_table_names_stages_in_full_and_failures_once(fake) -> None:
+    run("seeds=[0,1]")
+    stages = {stage.name: stage for stage in plan_of("seeds=[0,1]").stages}
+    (stages["pretrain/a"].run_dir / "failure.json").write_text('{"reason": "NaN"}', "utf-8")
+    (stages["pretrain/a"].run_dir / "log.txt").write_text("one\ntwo\n", "utf-8")
+    for index, state in ((0, "FAILED"), (1, "RUNNING")):
+        fake.set_state(f"101_{index}", state=state, node="n2")
+    console = Console(width=80, record=True, file=io.StringIO())
+    assert show_status(plan_of("seeds=[0,1]"), console) == 1
+    lines = console.export_text().splitlines()
+    assert sum("finetune/coco--seed1" in line and "queued" in line for line in lines) == 2
+    assert sum("(Priority)" in line for line in lines) == 4  # of the random backbone
+    assert "pretrain/a: NaN (log: " in "\n".join(lines) and "    two" in lines
+    tuned = [f"finetune/a--{task}--seed{seed}" for task in ("coco", "voc") for seed in (0, 1)]
+    assert lines[-1] == f"{', '.join(tuned)}: needs convert/a, which failed: needs pretrain/a, " + (
+        "which failed: NaN"
+    )
+
+
+def test_logs_are_found_by_the_name_of_the_stage(fake, capsys: pytest.CaptureFixture[str]) -> None:
+    run()
+    pretrain = next(entry for entry in plan_of().stages if entry.name == "pretrain/a")
+    (pretrain.run_dir / "log.txt").write_text("one\ntwo\n", encoding="utf-8")
+    capsys.readouterr()
+    assert commands.execute("logs", CONFIG, ["seeds=[0]"], Options(stage="pretrain/a")) == 0
+    assert capsys.readouterr().out.splitlines()[-2:] == ["one", "two"]
+    assert commands.execute("logs", CONFIG, ["seeds=[0]"], Options(stage="pretrain/z")) == 2
+    assert "unknown stage 'pretrain/z'; did you mean 'pretrain/" in capsys.readouterr().err
+    assert commands.execute("logs", CONFIG, ["seeds=[0]"]) == 2
+    assert "--stage is missing; tiny has " in capsys.readouterr().err

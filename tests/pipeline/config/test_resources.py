@@ -1,0 +1,42 @@
+"""Resources of the kinds of stages, and what of them is refused."""
+
+import re
+
+import pytest
+from pydantic import ValidationError
+
+from pipeline.config.resources import Resources, ResourcesConfig
+
+
+def test_finetuning_has_one_task_a_node_with_all_its_gpus() -> None:
+    resources = Resources(gpus=8, nodes=2, cpus_per_gpu=4)
+    assert (resources.tasks_per_node("finetune"), resources.cpus_per_task("finetune")) == (1, 32)
+    assert (resources.tasks_per_node("pretrain"), resources.cpus_per_task("pretrain")) == (8, 4)
+    assert resources.num_gpus == 16
+    assert Resources(cpus_per_gpu=3).cpus_per_task("convert") == 3
+
+
+def test_resources_of_a_kind_stand_on_the_default() -> None:
+    config = ResourcesConfig.model_validate(
+        {"default": {"partition": "gpu", "gpus": 1}, "pretrain": {"gpus": 8, "timeout_min": 1440}}
+    )
+    assert config.of("pretrain").gpus == 8 and config.of("pretrain").partition == "gpu"
+    assert config.of("finetune").gpus == 1 and config.of("finetune").timeout_min == 60
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"pretrian": {}}, "unknown stage 'pretrian'; did you mean 'pretrain'? known: default"),
+        ({"pretrain": {"extra": {"time": "1:00"}}}, "time: is set by timeout_min"),
+        ({"pretrain": {"extra": {"job_name": "x"}}}, "job_name: is set by"),
+        ({"pretrain": {"extra": {"a b": 1}}}, "a b: not the name of an sbatch option"),
+        ({"pretrain": {"partition": "a\n#SBATCH --uid=0"}}, "match pattern"),
+        ({"pretrain": {"extra": {"comment": "a\nrm -rf"}}}, "match pattern"),
+        ({"default": {"timeout_min": 2}}, "is before the start"),
+        ({"pretrain": {"gpu": 1}}, "Extra inputs are not permitted"),
+    ],
+)
+def test_faults_of_resources_are_found_before_submission(content: dict, words: str) -> None:
+    with pytest.raises(ValidationError, match=re.escape(words)):
+        ResourcesConfig.model_validate(content)

@@ -1,0 +1,27 @@
+"""Suggestions for names and keys that are not known."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.config.suggestions import unknown
+from pipeline.plan.build import load_plan
+
+
+def test_hints() -> None:
+    assert unknown("task", "voz", ["voc", "coco"]) == (
+        "unknown task 'voz'; did you mean 'voc'? known: voc, coco"
+    )
+    assert unknown("task", "zzz", []) == "unknown task 'zzz'; known: none"
+
+
+def test_an_unknown_key_is_told_with_the_nearest_one(project: Path) -> None:
+    with pytest.raises(ValueError, match="unknown key") as error:
+        load_plan(
+            Path("configs/tiny.yaml"), ["backbones.1.pretrian=a.yaml", "datasets.my_coco.image=x"]
+        )
+    lines = str(error.value).splitlines()
+    assert lines[0].startswith(
+        "configs/tiny.yaml: backbones.1.pretrian: unknown key 'pretrian'; did you mean 'pretrain'?"
+    )
+    assert any("unknown key 'image'; did you mean 'images'?" in line for line in lines)

@@ -1,0 +1,87 @@
+"""The check before the start, with fake stages."""
+
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from pipeline.commands import main as commands
+from pipeline.executors.local import run_local
+from pipeline.executors.preflight import check_before_start
+from pipeline.executors.progress import Progress
+from pipeline.plan.build import load_plan
+from pipeline.plan.plan import Plan
+from pipeline.report.collect import all_states
+from pipeline.stages.run_folder import State
+from transfer.datasets import check as data_check
+
+CONFIG = Path("configs/tiny.yaml")
+ONLY_A = ["backbones=[{name: a, pretrain: a.yaml}]", "seeds=[0]"]
+
+
+def run(plan: Plan) -> dict[str, State]:
+    with Progress(Console(quiet=True), len(plan.stages), 0) as progress:
+        return run_local(plan, progress)
+
+
+def ran() -> list[str]:
+    path = Path("ran.txt")
+    lines = path.read_text(encoding="utf-8").split() if path.exists() else []
+    path.unlink(missing_ok=True)
+    return lines
+
+
+def small_plan(changes: list[str] | None = None) -> Plan:
+    return load_plan(CONFIG, changes or ["seeds=[0]"])
+
+
+def test_another_config_in_a_run_folder_is_an_error_with_the_difference(fakes: Path) -> None:
+    plan = small_plan(ONLY_A)
+    run(plan)
+    path = plan.stages[0].run_dir / "config.json"
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    stored["config"]["seed"] = 99
+    path.write_text(json.dumps(stored), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"config\.seed: stored 99, wanted 0"):
+        check_before_start(plan, all_states(plan))
+
+
+def test_faults_found_before_the_start_run_nothing(
+    fakes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("check.txt").write_text("/a.jpg: not an image\nseed is odd", encoding="utf-8")
+    assert commands.execute("run", CONFIG, []) == 2
+    errors = capsys.readouterr().err.splitlines()
+    configs = [f"configs/{name}.yaml: " for name in ("a", "b", "coco", "voc")]
+    odd = [f"run_pipeline: {where}seed is odd" for where in (*configs, "")]
+    assert errors[0] == "run_pipeline: /a.jpg: not an image"
+    assert sorted(errors[1:]) == sorted(odd)
+    assert ran() == []
+
+
+def test_what_the_check_notes_is_told_once_and_stops_nothing(fakes: Path) -> None:
+    assert data_check.logger.name == "transfer.datasets.check"
+    plan = small_plan()
+    states = {stage.name: State("missing") for stage in plan.stages}
+    assert check_before_start(plan, states) == []
+    Path("notes.txt").write_text("/a.json: annotation 1: no width\nb [x]", encoding="utf-8")
+    notes = ["note: /a.json: annotation 1: no width", "note: b [x]"]
+    assert check_before_start(plan, states) == notes
+    Path("notes.txt").write_text("\n".join(map(str, range(22))), encoding="utf-8")
+    found = check_before_start(plan, states)
+    assert found[:20] == [f"note: {number}" for number in range(20)]
+    assert found[20:] == ["note: 2 more; tools/check_data.py shows them all"]
+    Path("check.txt").write_text("odd", encoding="utf-8")
+    with pytest.raises(ValueError, match="odd") as error:
+        check_before_start(plan, states)
+    assert "note: " not in str(error.value)
+
+
+def test_what_this_machine_lacks_stops_a_local_run_only(fakes: Path) -> None:
+    Path("machine.txt").write_text("8 GPUs, wanted here 9", encoding="utf-8")
+    plan = small_plan()
+    states = {stage.name: State("missing") for stage in plan.stages}
+    with pytest.raises(ValueError, match="8 GPUs, wanted here 9"):
+        check_before_start(plan, states)
+    check_before_start(plan, states, here=False)

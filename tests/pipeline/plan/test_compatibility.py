@@ -1,0 +1,47 @@
+"""A task that does not fit a backbone is refused before pretraining."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.plan.build import load_plan
+
+CONFIG = Path("configs/tiny.yaml")
+
+
+def edit(path: str, change: Callable[[dict[str, Any]], object]) -> None:
+    content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    change(content)
+    Path(path).write_text(yaml.safe_dump(content), encoding="utf-8")
+
+
+def faults() -> list[str]:
+    with pytest.raises(ValueError, match=r"^\S") as caught:
+        load_plan(CONFIG, [])
+    return str(caught.value).splitlines()
+
+
+def test_a_task_that_contradicts_a_backbone_is_found_before_pretraining(project: Path) -> None:
+    edit("configs/voc.yaml", lambda content: content["MODEL"]["RESNETS"].update(DEPTH=50))
+    edit("configs/voc.yaml", lambda content: content.pop("INPUT"))
+    assert faults() == [
+        f"configs/voc.yaml: does not fit backbone {name}: {fault}"
+        for name in ("a", "b")
+        for fault in (
+            "INPUT.FORMAT is BGR, wanted RGB",
+            "MODEL.RESNETS.DEPTH is 50, wanted 18",
+        )
+    ]
+
+
+@pytest.mark.parametrize("stem", ["small", "small-no-pool"])
+def test_a_stem_that_detectron2_lacks_is_refused_before_pretraining(
+    project: Path, stem: str
+) -> None:
+    edit("configs/a.yaml", lambda content: content["model"].update(stem=stem))
+    (line,) = faults()
+    assert line.startswith(f"configs/a.yaml: backbone a: model.stem is {stem} (a 3x3 first")
+    assert "use model.stem imagenet, or pretrain and probe this backbone without tasks" in line
