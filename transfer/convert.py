@@ -15,17 +15,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from transfer.checkpoints.read import Backbone, read_backbone
+from transfer.checkpoints import Backbone, read_backbone
 from transfer.config.stages import ConvertConfig
+from transfer.resnet.loaded import not_loaded
 from transfer.resnet.names import to_detectron2
-from transfer.verify import (
-    Comparison,
-    c4_model,
-    compare_features,
-    fpn_model,
-    load_quietly,
-    not_loaded,
-)
+from transfer.verify import Comparison, c4_model, compare_features, fpn_model, load_quietly
 
 MAX_RELATIVE_DIFFERENCE = 1e-4
 

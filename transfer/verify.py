@@ -1,4 +1,4 @@
-"""Proof by numbers: the same features before and after conversion, and every entry loaded."""
+"""Proof by numbers: the same features before and after conversion."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ from detectron2.modeling.roi_heads import Res5ROIHeads
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from transfer.checkpoints.read import Backbone
+from transfer.checkpoints import Backbone
 from transfer.resnet.architecture import BASIC, Architecture
 from transfer.resnet.names import BLOCKS, COUNTER
 
-PLACES = ("backbone.bottom_up.", "backbone.", "roi_heads.")  # of a backbone in a detector
 STAGES = ("res2", "res3", "res4", "res5")
 
 
@@ -194,29 +193,3 @@ def compare_features(backbone: Backbone, loaded: nn.Module) -> Comparison:
 
 def _finite(features: Mapping[str, Tensor]) -> bool:
     return all(bool(torch.isfinite(features[stage]).all()) for stage in STAGES)
-
-
-def not_loaded(model: nn.Module, weights: Mapping[str, Any]) -> list[str]:
-    """Return what the file has and the model lacks, and what the model has that is not in it."""
-    counted = any(name.endswith(COUNTER) for name in weights)
-    own = {
-        next((name.removeprefix(place) for place in PLACES if name.startswith(place)), "")
-        for name in model.state_dict()
-    }
-    body = {name for name in own if name.startswith(("stem.", "res"))}
-    strange = {name for name in body - set(weights) if counted or not name.endswith(COUNTER)}
-    return lost_entries(model, weights) + sorted(strange)
-
-
-def lost_entries(model: nn.Module, weights: Mapping[str, Any]) -> list[str]:
-    """Return the names in `weights` that `model` does not hold, value for value."""
-    state = model.state_dict()
-    lost = []
-    for name, value in weights.items():
-        found = [state[place + name] for place in PLACES if place + name in state]
-        frozen_counter = name.endswith("num_batches_tracked") and not found
-        if not frozen_counter and not any(
-            torch.equal(tensor.cpu(), torch.as_tensor(value)) for tensor in found
-        ):
-            lost.append(name)
-    return lost

@@ -19,30 +19,33 @@ from typing import Any
 
 import torch
 
-from transfer.checkpoints.safe_calls import (
-    CALLS,
-    DTYPES,
+from transfer.checkpoints.state_dicts import (
     MAX_NUMBER,
     MAX_RANK,
+    Reference,
     Storage,
     TensorView,
     count_like,
-    known,
-)
-from transfer.checkpoints.unpickler import (
-    SMALL_BUDGET,
-    Reference,
-    SafeUnpickler,
-    UnsafeError,
     describe,
     printable,
+    strides,
 )
+from transfer.checkpoints.unpickler import SafeUnpickler, Stream, UnsafeError
 
+Data = mmap.mmap | bytes
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_START = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 LEGACY_PROTOCOL = 1001
 MAX_NESTING = 3
 MAX_KEY = 200
+SMALL_BUDGET = 2**26
+STORAGES = {
+    "FloatStorage": torch.float32, "DoubleStorage": torch.float64, "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
+    "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool, "ComplexFloatStorage": torch.complex64,
+    "ComplexDoubleStorage": torch.complex128, "UntypedStorage": torch.uint8,
+}  # fmt: skip
 SAFETENSORS_DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
@@ -91,7 +94,7 @@ def read_content(path: Path) -> Content:
         ) from None
 
 
-def _read(data: mmap.mmap | bytes, nesting: int = 0) -> Content:
+def _read(data: Data, nesting: int = 0) -> Content:
     start = bytes(data[:256])
     for magic, what in OTHER_FILES:
         if start.startswith(magic):
@@ -100,7 +103,9 @@ def _read(data: mmap.mmap | bytes, nesting: int = 0) -> Content:
         return _torch_zip(data, nesting)
     if start.startswith(LEGACY_START):
         return _torch_legacy(data, nesting)
-    if start[8:9] == b"{" and (start[:1] != b"\x80" or _header_length(data) <= len(data) - 8):
+    if start[8:9] == b"{" and (
+        start[:1] != b"\x80" or int.from_bytes(data[:8], "little") <= len(data) - 8
+    ):
         return _safetensors(data)
     if bytes(data[257:262]) == b"ustar":
         raise ValueError("it is a tar archive; unpack it first")
@@ -111,32 +116,35 @@ def _read(data: mmap.mmap | bytes, nesting: int = 0) -> Content:
     raise ValueError("its first bytes belong to no known kind (torch, safetensors, pickle)")
 
 
+def _stream(data: Data) -> Stream:
+    """Return bytes or a mapped file as a stream, from their start."""
+    if isinstance(data, bytes):
+        return io.BytesIO(data)
+    data.seek(0)
+    return data
+
+
 def _unpickle(
-    stream: io.BytesIO | mmap.mmap, nesting: int, persistent: Callable[[Any], Any] | None = None
+    stream: Stream, size: int, nesting: int, persistent: Callable[[Any], Any] | None = None
 ) -> tuple[Any, set[str]]:
     """Return the object in a stream and the references in it that are not known."""
     unknown: set[str] = set()
 
-    def load_from_bytes(raw: Any, *_: Any) -> Any:
+    def nested(raw: Any, *_: Any) -> Any:
         if nesting >= MAX_NESTING or not isinstance(raw, bytes | bytearray):
             raise ValueError("torch files nested too deeply")
         content = _read(bytes(raw), nesting + 1)
         unknown.update(content.unknown)
         return content.value
 
-    calls = {**CALLS, "torch.storage._load_from_bytes": load_from_bytes}
-    size = stream.getbuffer().nbytes if isinstance(stream, io.BytesIO) else len(stream)
-    budget = SMALL_BUDGET + 4 * size
-    unpickler = SafeUnpickler(stream, calls, known, persistent, budget)
+    unpickler = SafeUnpickler(stream, persistent, nested, budget=SMALL_BUDGET + 4 * size)
     value = unpickler.load()
     return value, unknown | unpickler.unknown
 
 
-def _plain_pickle(data: mmap.mmap | bytes, nesting: int) -> Content:
-    value, unknown = _unpickle(io.BytesIO(data) if isinstance(data, bytes) else data, nesting)
+def _plain_pickle(data: Data, nesting: int) -> Content:
+    value, unknown = _unpickle(_stream(data), len(data), nesting)
     if value == LEGACY_MAGIC:  # written with another pickle protocol than torch's own
-        if not isinstance(data, bytes):
-            data.seek(0)
         return _torch_legacy(data, nesting)
     if isinstance(value, int):
         shown = value if abs(value) < 2**64 else "above 2**64"
@@ -151,9 +159,9 @@ def _storage_parts(identifier: Any) -> tuple[torch.dtype, str, int, Any]:
     _, kind, key, _, count = identifier[:5]
     key = _storage_key(key)
     name = kind.name if isinstance(kind, Reference) else ""
-    if name not in DTYPES or not isinstance(count, int) or not 0 <= count < MAX_NUMBER:
+    if name not in STORAGES or not isinstance(count, int) or not 0 <= count < MAX_NUMBER:
         raise ValueError(f"a storage of unknown kind {name!r} or size")
-    return DTYPES[name], key, count, identifier[5] if len(identifier) > 5 else None
+    return STORAGES[name], key, count, identifier[5] if len(identifier) > 5 else None
 
 
 def _storage_key(key: Any) -> str:
@@ -170,11 +178,17 @@ def _storage_key(key: Any) -> str:
 class _Zip:
     """The records of a zip file in memory, none of them compressed, none overlapping."""
 
-    def __init__(self, data: mmap.mmap | bytes) -> None:
+    def __init__(self, data: Data) -> None:
         self.view = memoryview(data)
         try:
-            archive = zipfile.ZipFile(_Window(self.view))
-        except (zipfile.BadZipFile, struct.error, OSError, NotImplementedError) as error:
+            archive = zipfile.ZipFile(_stream(data))  # type: ignore[arg-type]
+        except (
+            zipfile.BadZipFile,
+            struct.error,
+            OSError,
+            ValueError,
+            NotImplementedError,
+        ) as error:
             raise ValueError(f"a truncated or damaged zip file ({error})") from None
         self.records = {info.filename: info for info in archive.infolist()}
         for info in self.records.values():
@@ -210,7 +224,7 @@ class _Zip:
         return self.view[start : start + info.file_size]
 
 
-def _torch_zip(data: mmap.mmap | bytes, nesting: int) -> Content:
+def _torch_zip(data: Data, nesting: int) -> Content:
     records = _Zip(data)
     if "constants.pkl" in records:
         raise ValueError("it is a TorchScript archive; save the model's state_dict() instead")
@@ -229,44 +243,13 @@ def _torch_zip(data: mmap.mmap | bytes, nesting: int) -> Content:
             storages[key] = Storage(key, dtype, count * dtype.itemsize, raw)
         return storages[key]
 
-    value, unknown = _unpickle(io.BytesIO(records.read("data.pkl")), nesting, persistent)
+    pickled = io.BytesIO(records.read("data.pkl"))
+    value, unknown = _unpickle(pickled, len(pickled.getbuffer()), nesting, persistent)
     return Content("torch zip", value, unknown)
 
 
-class _Window(io.RawIOBase):
-    """A reading position over bytes in memory."""
-
-    def __init__(self, view: memoryview) -> None:
-        self.view, self.position = view, 0
-
-    def seekable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: len(self.view)}[whence]
-        if base + offset < 0:
-            raise OSError("seek before the start")
-        self.position = base + offset
-        return self.position
-
-    def tell(self) -> int:
-        return self.position
-
-    def readall(self) -> bytes:
-        return self.read(len(self.view))
-
-    def read(self, size: int | None = -1) -> bytes:
-        stop = len(self.view) if size is None or size < 0 else self.position + size
-        raw = bytes(self.view[self.position : stop])
-        self.position += len(raw)
-        return raw
-
-
-def _torch_legacy(data: mmap.mmap | bytes, nesting: int) -> Content:
-    stream = io.BytesIO(data) if isinstance(data, bytes) else data
+def _torch_legacy(data: Data, nesting: int) -> Content:
+    stream, size = _stream(data), len(data)
     storages: dict[str, Storage] = {}
 
     def persistent(identifier: Any) -> Any:
@@ -280,15 +263,15 @@ def _torch_legacy(data: mmap.mmap | bytes, nesting: int) -> Content:
             raise ValueError(f"storage {key} is a view, as torch before 0.4 wrote it")
         return storage
 
-    magic, _ = _unpickle(stream, nesting)
-    version, _ = _unpickle(stream, nesting)
+    magic, _ = _unpickle(stream, size, nesting)
+    version, _ = _unpickle(stream, size, nesting)
     if magic != LEGACY_MAGIC or version != LEGACY_PROTOCOL:
         raise ValueError("it is a torch file of an unknown version")
-    system, _ = _unpickle(stream, nesting)
+    system, _ = _unpickle(stream, size, nesting)
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise ValueError("it was written on a big-endian machine")
-    value, unknown = _unpickle(stream, nesting, persistent)
-    keys, _ = _unpickle(stream, nesting)
+    value, unknown = _unpickle(stream, size, nesting, persistent)
+    keys, _ = _unpickle(stream, size, nesting)
     position, view = stream.tell(), memoryview(data)
     for key in keys if isinstance(keys, list) else ():
         storage = storages.get(_storage_key(key))
@@ -302,12 +285,8 @@ def _torch_legacy(data: mmap.mmap | bytes, nesting: int) -> Content:
     return Content("torch legacy", value, unknown)
 
 
-def _header_length(data: mmap.mmap | bytes) -> int:
-    return int.from_bytes(data[:8], "little")
-
-
-def _safetensors(data: mmap.mmap | bytes) -> Content:
-    length = _header_length(data)
+def _safetensors(data: Data) -> Content:
+    length = int.from_bytes(data[:8], "little")
     if length > len(data) - 8:
         raise ValueError(f"a safetensors header of {length} bytes in a file of {len(data)}")
     try:
@@ -336,8 +315,5 @@ def _safetensor(entry: dict[str, Any], body: memoryview) -> TensorView:
         raise ValueError("sizes that are no counts")
     if not start <= stop <= len(body) or math.prod(shape) * dtype.itemsize != stop - start:
         raise ValueError(f"bytes {start}-{stop} of {len(body)} for shape {str(shape)[:60]}")
-    steps = [1]
-    for size in reversed(shape[1:]):
-        steps.insert(0, steps[0] * max(size, 1))
     storage = Storage("safetensors", dtype, stop - start, body[start:stop])
-    return TensorView(storage, dtype, 0, shape, tuple(steps[: len(shape)]))
+    return TensorView(storage, dtype, 0, shape, strides(shape))

@@ -1,7 +1,7 @@
-"""Tables of names: how other projects spell the entries of torchvision's ResNet.
+"""Tables of patterns: how other projects spell the entries of torchvision's ResNet.
 
-A layout is a list of patterns; each takes a name apart into what stands before the encoder and the
-entry's name in torchvision's spelling. Patterns are anchored at both ends and at dots, so that
+A spelling is a list of patterns; each takes a name apart into what stands before the encoder and
+the entry's name in torchvision's spelling. Patterns are anchored at both ends and at dots, so that
 `momentum_backbone.` is never taken for `backbone.`.
 """
 
@@ -23,12 +23,8 @@ def _same(match: re.Match[str]) -> str:
     return match["rest"]
 
 
-def _stage(match: re.Match[str], offset: int) -> str:
-    return f"layer{int(match['stage']) + offset}.{match['block']}"
-
-
-def _mapped(offset: int, part: Callable[[re.Match[str]], str]) -> Names:
-    return lambda match: f"{_stage(match, offset)}.{part(match)}"
+def _mapped(offset: int, part: Names) -> Names:
+    return lambda m: f"layer{int(m['stage']) + offset}.{m['block']}.{part(m)}"
 
 
 def _counted(match: re.Match[str]) -> str:
@@ -115,7 +111,7 @@ DETECTRON2: tuple[tuple[str, Names], ...] = (
     (rf"stem\.conv1\.norm\.{ENTRY}", lambda m: f"bn1.{m['entry']}"),
     (r"res(?P<stage>[2-5])\.(?P<block>\d+)\.(?P<rest>(?:conv\d|shortcut)\..+)", _mapped(-1, _same)),
 )
-LAYOUTS: dict[str, tuple[tuple[str, Names], ...]] = {
+SPELLINGS: dict[str, tuple[tuple[str, Names], ...]] = {
     "torchvision": TORCHVISION,
     "sequential": SEQUENTIAL,
     "hugging-face": HUGGING_FACE,
@@ -126,14 +122,14 @@ LAYOUTS: dict[str, tuple[tuple[str, Names], ...]] = {
     "lightly-own": LIGHTLY_OWN,
 }
 _COMPILED = {
-    layout: [(re.compile(BEFORE + pattern), names) for pattern, names in table]
-    for layout, table in LAYOUTS.items()
+    spelling: [(re.compile(BEFORE + pattern), names) for pattern, names in table]
+    for spelling, table in SPELLINGS.items()
 }
 
 
-def split(layout: str, name: str) -> tuple[str, str] | None:
+def split(spelling: str, name: str) -> tuple[str, str] | None:
     """Return what stands before the encoder in `name`, and torchvision's name of the entry."""
-    for pattern, names in _COMPILED[layout]:
+    for pattern, names in _COMPILED[spelling]:
         match = pattern.fullmatch(name)
         if match is not None:
             return match["before"], without_wrappers(names(match))

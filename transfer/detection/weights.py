@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from transfer.resnet.loaded import PLACES, lost_entries
 from transfer.resnet.names import COUNTER
-from transfer.verify import PLACES, lost_entries
 
 # What a detector has and a backbone has not: its parameters start at random.
 NEW_PARAMETERS = (

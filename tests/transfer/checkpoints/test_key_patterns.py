@@ -12,10 +12,10 @@ import torch
 import torchvision
 from torch import Tensor
 
-from transfer.checkpoints.copies import is_copy
+from transfer.checkpoints.families import is_copy
 from transfer.checkpoints.haiku import without_haiku
 from transfer.checkpoints.read import read_backbone
-from transfer.checkpoints.safe_calls import Array, Dtype, TensorView
+from transfer.checkpoints.state_dicts import Instance, Reference, TensorView
 
 HERE = Path(__file__).resolve()
 
@@ -193,8 +193,10 @@ def test_haikus_own_classes(tmp_path: Path) -> None:
 
 
 def test_haikus_kernels_are_turned_and_its_norms_flattened() -> None:
-    def array(value: np.ndarray[Any, Any]) -> Array:
-        return Array(Dtype("f4"), value.shape, value.astype("f4").tobytes())
+    def array(value: np.ndarray[Any, Any]) -> Instance:
+        dtype = Instance(Reference("numpy", "dtype"), ("f4",))
+        state = (1, value.shape, dtype, False, value.astype("f4").tobytes())
+        return Instance(Reference("numpy.core.multiarray", "_reconstruct"), state=state)
 
     kernel = np.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5)  # height, width, in, out
     params = {

@@ -22,8 +22,9 @@ from transfer.checkpoints.families import FAMILIES
 from transfer.checkpoints.read import Backbone, read_backbone
 from transfer.convert import convert_checkpoint
 from transfer.resnet.architecture import Architecture
+from transfer.resnet.loaded import not_loaded
 from transfer.resnet.names import ordered_names
-from transfer.verify import c4_model, not_loaded
+from transfer.verify import c4_model
 
 ROOT = Path(__file__).resolve().parents[3]
 State = dict[str, Tensor]
