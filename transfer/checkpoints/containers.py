@@ -25,6 +25,7 @@ from transfer.checkpoints.state_dicts import (
     Reference,
     Storage,
     TensorView,
+    as_text,
     count_like,
     describe,
     printable,
@@ -125,7 +126,7 @@ def _stream(data: Data) -> Stream:
 
 
 def _unpickle(
-    stream: Stream, size: int, nesting: int, persistent: Callable[[Any], Any] | None = None
+    stream: Stream, nesting: int, persistent: Callable[[Any], Any] | None = None
 ) -> tuple[Any, set[str]]:
     """Return the object in a stream and the references in it that are not known."""
     unknown: set[str] = set()
@@ -137,13 +138,14 @@ def _unpickle(
         unknown.update(content.unknown)
         return content.value
 
+    size = stream.getbuffer().nbytes if isinstance(stream, io.BytesIO) else len(stream)
     unpickler = SafeUnpickler(stream, persistent, nested, budget=SMALL_BUDGET + 4 * size)
     value = unpickler.load()
     return value, unknown | unpickler.unknown
 
 
 def _plain_pickle(data: Data, nesting: int) -> Content:
-    value, unknown = _unpickle(_stream(data), len(data), nesting)
+    value, unknown = _unpickle(_stream(data), nesting)
     if value == LEGACY_MAGIC:  # written with another pickle protocol than torch's own
         return _torch_legacy(data, nesting)
     if isinstance(value, int):
@@ -166,10 +168,9 @@ def _storage_parts(identifier: Any) -> tuple[torch.dtype, str, int, Any]:
 
 def _storage_key(key: Any) -> str:
     """Return the key of a storage as text; a short text, number or (in old files) bytes."""
-    if isinstance(key, bytes) and len(key) <= MAX_KEY:
-        return key.decode("latin-1")
-    if isinstance(key, str) and len(key) <= MAX_KEY:
-        return key
+    text = as_text(key)
+    if text is not None and len(text) <= MAX_KEY:
+        return text
     if isinstance(key, int) and 0 <= key < 2**64:
         return str(key)
     raise ValueError(f"a storage whose key is {describe(key)}, wanted a short text or number")
@@ -243,13 +244,12 @@ def _torch_zip(data: Data, nesting: int) -> Content:
             storages[key] = Storage(key, dtype, count * dtype.itemsize, raw)
         return storages[key]
 
-    pickled = io.BytesIO(records.read("data.pkl"))
-    value, unknown = _unpickle(pickled, len(pickled.getbuffer()), nesting, persistent)
+    value, unknown = _unpickle(io.BytesIO(records.read("data.pkl")), nesting, persistent)
     return Content("torch zip", value, unknown)
 
 
 def _torch_legacy(data: Data, nesting: int) -> Content:
-    stream, size = _stream(data), len(data)
+    stream = _stream(data)
     storages: dict[str, Storage] = {}
 
     def persistent(identifier: Any) -> Any:
@@ -263,15 +263,14 @@ def _torch_legacy(data: Data, nesting: int) -> Content:
             raise ValueError(f"storage {key} is a view, as torch before 0.4 wrote it")
         return storage
 
-    magic, _ = _unpickle(stream, size, nesting)
-    version, _ = _unpickle(stream, size, nesting)
+    magic, version = (_unpickle(stream, nesting)[0] for _ in range(2))
     if magic != LEGACY_MAGIC or version != LEGACY_PROTOCOL:
         raise ValueError("it is a torch file of an unknown version")
-    system, _ = _unpickle(stream, size, nesting)
+    system, _ = _unpickle(stream, nesting)
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise ValueError("it was written on a big-endian machine")
-    value, unknown = _unpickle(stream, size, nesting, persistent)
-    keys, _ = _unpickle(stream, size, nesting)
+    value, unknown = _unpickle(stream, nesting, persistent)
+    keys, _ = _unpickle(stream, nesting)
     position, view = stream.tell(), memoryview(data)
     for key in keys if isinstance(keys, list) else ():
         storage = storages.get(_storage_key(key))

@@ -177,13 +177,10 @@ def is_copy(copy: str, online: str) -> bool:
 
     `model.momentum_encoder` is a copy of `model.encoder`.
     """
-    pairs = list(zip(copy.split("."), online.split("."), strict=False))
+    pairs = zip(copy.split("."), online.split("."), strict=False)
     differing = [pair for pair in pairs if pair[0] != pair[1]]
     if copy.count(".") != online.count(".") or len(differing) != 1:
         return False
     second, first = differing[0]
-    for pattern, forms in COPIES:
-        match = re.fullmatch(pattern, second)
-        if match is not None and first in [form.format(match[1]) for form in forms]:
-            return True
-    return False
+    matches = ((re.fullmatch(pattern, second), forms) for pattern, forms in COPIES)
+    return any(match and first in (f.format(match[1]) for f in forms) for match, forms in matches)

@@ -31,7 +31,7 @@ from transfer.checkpoints.state_dicts import (
     whole_model,
 )
 from transfer.resnet.architecture import Architecture, recognise
-from transfer.resnet.names import COUNTER, detectron2_keys, ordered_names
+from transfer.resnet.names import COUNTER, ordered_names
 
 OWN = "whitening-transfer"
 UNCOUNTED = "no batch was counted: from another framework? --format simclr-v1 for [0,1] input"
@@ -59,7 +59,12 @@ class Backbone:
     @property
     def detectron2(self) -> dict[str, Any]:
         """The detectron2 config keys that must be set for these weights."""
-        return detectron2_keys(self.arch, self.input, self.architecture.detectron2_keys())
+        return {
+            "INPUT.FORMAT": self.input["format"],
+            "MODEL.PIXEL_MEAN": list(self.input["pixel_mean"]),
+            "MODEL.PIXEL_STD": list(self.input["pixel_std"]),
+            **self.architecture.detectron2_keys(),
+        }
 
 
 def read_backbone(path: Path, *, format: str | None = None, encoder: str | None = None) -> Backbone:

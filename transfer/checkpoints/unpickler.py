@@ -43,14 +43,6 @@ class UnsafeError(ValueError):
     """The file asks for something to be run."""
 
 
-def dtype_of(value: Any) -> torch.dtype | None:
-    """Return the torch dtype that a reference such as `torch.float16` names."""
-    if isinstance(value, Reference) and value.module == "torch" and value.name.isidentifier():
-        dtype = getattr(torch, value.name, None)
-        return dtype if isinstance(dtype, torch.dtype) else None
-    return None
-
-
 def _tensor(
     storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any, dtype: torch.dtype | None = None
 ) -> TensorView:
@@ -66,8 +58,9 @@ def _tensor(
 
 
 def _tensor_v3(storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any) -> TensorView:
-    dtype = dtype_of(rest[2])
-    if dtype is None:
+    named = isinstance(rest[2], Reference) and rest[2].module == "torch"
+    dtype = getattr(torch, rest[2].name, None) if named and rest[2].name.isidentifier() else None
+    if not isinstance(dtype, torch.dtype):
         raise ValueError("a tensor without a storage or dtype")
     return _tensor(storage, offset, shape, stride, *rest[:2], *rest[3:], dtype=dtype)
 
@@ -253,7 +246,7 @@ class SafeUnpickler(_Stdlib):  # type: ignore[misc]
         if not isinstance(function, Reference):
             raise UnsafeError(f"this file would run {describe(function)}")
         path = function.path
-        if path in ("copyreg._reconstructor", "copyreg.__newobj__"):
+        if path in ("copyreg._reconstructor", "copyreg.__newobj__") and not new:
             return self._call(args[0], args[1:] if "newobj" in path else (), new=True)
         if path in FROM_TYPE:
             return self._call(args[0], args[2])
@@ -276,20 +269,16 @@ class SafeUnpickler(_Stdlib):  # type: ignore[misc]
         for key, value in zip(pairs[::2], pairs[1::2], strict=True):
             mapping[hashable(key)] = value
 
-    def _reduce(self) -> None:
-        args = self.stack.pop()
-        self.append(self._call(self.stack.pop(), args))
-
     def _instantiate(self, cls: Any, args: list[Any]) -> None:
         self.append(self._call(cls, tuple(args)))
 
-    def _newobj(self) -> None:
+    def _reduce(self, *, new: bool = False) -> None:
         args = self.stack.pop()
-        self.append(self._call(self.stack.pop(), args, new=True))
+        self.append(self._call(self.stack.pop(), args, new=new))
 
     def _newobj_ex(self) -> None:
         self.stack.pop()  # named arguments
-        self._newobj()
+        self._reduce(new=True)
 
     def _build(self) -> None:
         """Give the instance on the stack its state."""
@@ -328,7 +317,7 @@ class SafeUnpickler(_Stdlib):  # type: ignore[misc]
     dispatch: ClassVar[dict[int, Call]] = {
         **{code: step for code, step in _Stdlib.dispatch.items() if code not in OUT_OF_BAND},
         pickle.REDUCE[0]: _reduce,
-        pickle.NEWOBJ[0]: _newobj,
+        pickle.NEWOBJ[0]: lambda self: self._reduce(new=True),
         pickle.NEWOBJ_EX[0]: _newobj_ex,
         pickle.BUILD[0]: _build,
         pickle.DICT[0]: _dict,
