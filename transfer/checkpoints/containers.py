@@ -1,4 +1,4 @@
-"""Open a checkpoint file, whatever wrote it, recognised by its first bytes and never by its name.
+"""The kinds of checkpoint files, recognised by their first bytes and never by their names.
 
 The file is mapped, not read: tensors are looked up and checked at once, but take memory only when
 they are asked for.

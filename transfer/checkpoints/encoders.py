@@ -140,16 +140,10 @@ def chosen_by_hand(
     Raises:
         ValueError: there is none of that name, or several.
     """
-    ways = (
-        lambda one: one.label,
-        lambda one: one.prefix,
-        lambda one: f"{one.path}.{one.prefix}",
-        lambda one: one.role,
-        lambda one: f"{one.path}.{one.role}",
-        lambda one: one.path,
-    )
-    for named in ways:
-        fitting = [one for one in candidates if named(one).rstrip(".") == text.rstrip(".")]
+    ways = ("{0.label}", "{0.prefix}", "{0.path}.{0.prefix}", "{0.role}", "{0.path}.{0.role}",
+            "{0.path}")  # fmt: skip
+    for way in ways:
+        fitting = [one for one in candidates if way.format(one).rstrip(".") == text.rstrip(".")]
         if len(fitting) == 1:
             return candidates, fitting[0]
         if fitting:

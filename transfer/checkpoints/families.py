@@ -57,14 +57,8 @@ class Family:
     note: str = ""
 
 
-EMA = (
-    "@model_ema",
-    "@ema_model",
-    "@state_dict_ema",
-    "@ema_state_dict",
-    "@ema",
-    "@current_model_state",
-)
+EMA = ("@model_ema", "@ema_model", "@state_dict_ema", "@ema_state_dict", "@ema",
+       "@current_model_state")  # fmt: skip
 MM_OTHERS = (
     "encoder_q.0", "online_net.0", "base_encoder.0", "encoder_k.0", "encoder_k", "target_net.0",
     "target_net", "momentum_encoder.0", "encoder_q", "online_net", "base_encoder", *EMA,

@@ -33,7 +33,7 @@ from transfer.checkpoints.state_dicts import (
 from transfer.resnet.architecture import Architecture, recognise
 from transfer.resnet.names import COUNTER, ordered_names
 
-OWN = "whitening-transfer"
+THIS_PROJECT = "whitening-transfer"
 UNCOUNTED = "no batch was counted: from another framework? --format simclr-v1 for [0,1] input"
 
 
@@ -133,9 +133,9 @@ def _backbone(content: Content, format: str | None, encoder: str | None) -> Back
     if chosen.spelling == "caffe2":
         architecture = replace(architecture, stride_in_1x1=True)
     state, notes = _tensors(chosen, architecture)
-    if family.name not in (OWN, "simclr-v1", "simclr-v2") and no_batch_counted(chosen):
+    if family.name not in (THIS_PROJECT, "simclr-v1", "simclr-v2") and no_batch_counted(chosen):
         notes.append(UNCOUNTED)
-    method = content.value.get("method") if family.name == OWN else None
+    method = content.value.get("method") if family.name == THIS_PROJECT else None
     return Backbone(
         state_dict=state,
         arch=architecture.name,
@@ -188,7 +188,7 @@ def _without_encoder(content: Content, state_dicts: Mapping[str, StateDict]) -> 
 
 def _input(content: Content, family: Family, architecture: Architecture) -> dict[str, Any]:
     """Return the input convention: the file's own where it is one of ours, else the family's."""
-    if family.name != OWN:
+    if family.name != THIS_PROJECT:
         return dict(family.input or IMAGENET_INPUT)
     stated = content.value.get("input")
     if stated is None or "arch" not in content.value:

@@ -130,6 +130,15 @@ INERT = {  # calls that leave an Instance with the arguments
     "torch.serialization._get_layout",
     *(f"haiku._src.data_structures.{name}" for name in ("frozendict", "FlatMapping", "FlatMap")),
 }
+JAX_ARRAYS = (
+    "jax._src.array._reconstruct_array",
+    "jax._src.device_array.reconstruct_device_array",
+    *(f"jax.interpreters.xla.{name}reconstruct_device_array" for name in ("", "_")),
+)
+REBUILT = tuple(
+    f"torch._utils._rebuild_{name}"
+    for name in ("parameter", "parameter_with_state", "device_tensor_from_numpy")
+)
 FROM_TYPE = ("torch._tensor._rebuild_from_type_v2", "torch._tensor._rebuild_from_type")
 CALLS: dict[str, Call] = {
     **{f"collections.{name}": _mapping for name in ("OrderedDict", "defaultdict", "Counter")},
@@ -140,23 +149,15 @@ CALLS: dict[str, Call] = {
     "builtins.tuple": lambda *args: tuple(_list(*args)),
     "builtins.set": lambda *args: set(map(hashable, _list(*args))),
     "builtins.frozenset": lambda *args: frozenset(map(hashable, _list(*args))),
-    "builtins.bytes": _bytes,
-    "builtins.bytearray": _bytes,
-    "_codecs.encode": _bytes,
-    "operator.getitem": _getitem,
-    "_operator.getitem": _getitem,
+    **dict.fromkeys(("builtins.bytes", "builtins.bytearray", "_codecs.encode"), _bytes),
+    **dict.fromkeys(("operator.getitem", "_operator.getitem"), _getitem),
     "torch.Size": lambda *args: tuple(_list(*args)),
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor_v3": _tensor_v3,
-    "torch._utils._rebuild_parameter": lambda data, *_: data,
-    "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
-    "torch._utils._rebuild_device_tensor_from_numpy": lambda data, *_: data,
+    **dict.fromkeys(REBUILT, lambda data, *_: data),
     **{f"{core}.multiarray.scalar": _scalar for core in NUMPY_CORES},
-    "jax._src.array._reconstruct_array": _jax_array,
-    "jax._src.device_array.reconstruct_device_array": _jax_array,
-    "jax.interpreters.xla._reconstruct_device_array": _jax_array,
-    "jax.interpreters.xla.reconstruct_device_array": _jax_array,
+    **dict.fromkeys(JAX_ARRAYS, _jax_array),
 }
 KNOWN_ROOTS = ("collections", "omegaconf", "typing", "pathlib", "argparse")
 KNOWN_TENSOR = re.compile(
@@ -300,10 +301,6 @@ class SafeUnpickler(_Stdlib):  # type: ignore[misc]
         self.append({})
         self._fill(pairs)
 
-    def _setitem(self) -> None:
-        value = self.stack.pop()
-        self._fill([self.stack.pop(), value])
-
     def _additems(self) -> None:
         values = self.pop_mark()
         if not isinstance(self.stack[-1], set):
@@ -321,7 +318,7 @@ class SafeUnpickler(_Stdlib):  # type: ignore[misc]
         pickle.NEWOBJ_EX[0]: _newobj_ex,
         pickle.BUILD[0]: _build,
         pickle.DICT[0]: _dict,
-        pickle.SETITEM[0]: _setitem,
+        pickle.SETITEM[0]: lambda self: self._fill([self.stack.pop(), self.stack.pop()][::-1]),
         pickle.SETITEMS[0]: lambda self: self._fill(self.pop_mark()),
         pickle.ADDITEMS[0]: _additems,
         pickle.FROZENSET[0]: _frozenset,
