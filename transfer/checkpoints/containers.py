@@ -85,14 +85,11 @@ def read_content(path: Path) -> Content:
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     try:
         return _read(data)
-    except UnsafeError as error:
-        raise ValueError(
-            f"{path}: cannot be read safely: {printable(error)}; nothing was run"
-        ) from None
     except ValueError as error:
-        raise ValueError(
-            f"{path}: not a checkpoint that can be read safely: {printable(error)}"
-        ) from None
+        reason = f"not a checkpoint that can be read safely: {printable(error)}"
+        if isinstance(error, UnsafeError):
+            reason = f"cannot be read safely: {printable(error)}; nothing was run"
+        raise ValueError(f"{path}: {reason}") from None
 
 
 def _read(data: Data, nesting: int = 0) -> Content:

@@ -159,8 +159,9 @@ CALLS: dict[str, Call] = {
     **{f"{core}.multiarray.scalar": _scalar for core in NUMPY_CORES},
     **dict.fromkeys(JAX_ARRAYS, _jax_array),
 }
-KNOWN_ROOTS = ("collections", "omegaconf", "typing", "pathlib", "argparse")
-KNOWN_TENSOR = re.compile(
+KNOWN = re.compile(
+    r"(collections|omegaconf|typing|pathlib|argparse|copyreg)\.(?s:.*)|"
+    r"builtins\.(int|long|float|str|bool|type)|"
     r"torch\.(\w+Storage|Tensor|Size|device|dtype|layout|strided|memory_format|"
     r"(q?u?int|b?float|complex)\d\w*|bool|half|double|long|short)|"
     r"torch\.(storage|_utils|_tensor|nn\.parameter)\.\w+|"
@@ -168,15 +169,11 @@ KNOWN_TENSOR = re.compile(
     r"numpy\.(dtypes|_?core\.(multiarray|numeric))\.\w+|"
     r"numpy\.random\.(_pickle|_mt19937|_pcg64|_philox|_sfc64|bit_generator)\.\w+"
 )
-KNOWN = INERT.union(CALLS, (f"builtins.{name}" for name in ("int", "long", "float", "str", "bool",
-                                                            "type")))  # fmt: skip
 
 
 def known(path: str) -> bool:
     """Return whether a reference in a checkpoint is no news."""
-    if path in KNOWN or path.startswith("copyreg.") or KNOWN_TENSOR.fullmatch(path):
-        return True
-    return path.partition(".")[0] in KNOWN_ROOTS
+    return path in CALLS or path in INERT or KNOWN.fullmatch(path) is not None
 
 
 _Stdlib: Any = pickle._Unpickler  # the one in C cannot be stopped at an opcode
@@ -242,9 +239,9 @@ class SafeUnpickler(_Stdlib):  # type: ignore[misc]
 
     def _call(self, function: Any, args: Any, *, new: bool = False) -> Any:
         """Make a listed call, or stop; `new` only makes an empty instance of a class."""
-        if not isinstance(args, tuple):
+        if not isinstance(args, tuple) and not new:
             raise ValueError("a call without an argument tuple")
-        if not isinstance(function, Reference):
+        if not isinstance(function, Reference) or not isinstance(args, tuple):
             raise UnsafeError(f"this file would run {describe(function)}")
         path = function.path
         if path in ("copyreg._reconstructor", "copyreg.__newobj__") and not new:
