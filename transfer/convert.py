@@ -129,25 +129,7 @@ def _convert(
     try:
         model = write_detectron2_pickle(backbone, temporary)
         verification = prove(source, backbone, temporary, model)
-        report = ConversionReport(
-            source=source.name,
-            sha256=_sha256(source),
-            output_sha256=_sha256(temporary),
-            container=backbone.container,
-            format=backbone.format,
-            family=backbone.format,
-            encoder=backbone.encoder,
-            other_encoders=backbone.other_encoders,
-            arch=backbone.arch,
-            architecture=asdict(backbone.architecture),
-            num_entries=len(backbone.state_dict),
-            input=backbone.input,
-            detectron2=backbone.detectron2,
-            largest_feature_difference=verification["largest_feature_difference"],
-            verification=verification,
-            notes=(*backbone.notes, *verification["not_checked"]),
-            unknown_references=backbone.unknown,
-        )
+        report = _report(source, temporary, backbone, verification)
         temporary_companion = temporary.with_suffix(".json")
         text = json.dumps(asdict(report), indent=2, allow_nan=False)
         temporary_companion.write_text(text + "\n", "utf-8")
@@ -160,6 +142,30 @@ def _convert(
         temporary.unlink(missing_ok=True)
         temporary.with_suffix(".json").unlink(missing_ok=True)
     return report
+
+
+def _report(
+    source: Path, output: Path, backbone: Backbone, verification: dict[str, Any]
+) -> ConversionReport:
+    return ConversionReport(
+        source=source.name,
+        sha256=_sha256(source),
+        output_sha256=_sha256(output),
+        container=backbone.container,
+        format=backbone.format,
+        family=backbone.format,
+        encoder=backbone.encoder,
+        other_encoders=backbone.other_encoders,
+        arch=backbone.arch,
+        architecture=asdict(backbone.architecture),
+        num_entries=len(backbone.state_dict),
+        input=backbone.input,
+        detectron2=backbone.detectron2,
+        largest_feature_difference=verification["largest_feature_difference"],
+        verification=verification,
+        notes=(*backbone.notes, *verification["not_checked"]),
+        unknown_references=backbone.unknown,
+    )
 
 
 def prove(
