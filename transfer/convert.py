@@ -6,26 +6,18 @@ import hashlib
 import json
 import os
 import pickle
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
-from torch import nn
 
-from transfer.checkpoints.read import Backbone, read_backbone
+from transfer.checkpoints import Backbone, read_backbone
 from transfer.config.convert import ConvertConfig
+from transfer.resnet.loaded import not_loaded
 from transfer.resnet.names import to_detectron2
-from transfer.verify import (
-    Comparison,
-    c4_model,
-    compare_features,
-    fpn_model,
-    load_quietly,
-    not_loaded,
-)
+from transfer.verify import c4_model, compare_features, fpn_model, load_quietly
 
 MAX_RELATIVE_DIFFERENCE = 1e-4
 
@@ -67,29 +59,49 @@ def convert_checkpoint(
     entry of an FPN and a C4 backbone, and computes the features that torchvision computes from the
     source (largest relative difference at most 1e-4). An older `target` stays until its
     replacement is ready, then goes before the companion changes: at no time does one stand beside
-    the companion of another. `output_sha256` in the companion is that of `target`. `plain` is where
-    the same weights go under torchvision's names, as pretraining writes its `backbone.pth`.
+    the companion of another. `output_sha256` in the companion is that of `target`.
+
+    Args:
+        source: a checkpoint, as `read_backbone` reads it.
+        target: the file to write, its name ending in .pkl; its folder is made.
+        format: the family, one of `families.FORMATS`; recognised from the content where left out.
+        encoder: the encoder, or the prefix before its names, where the file holds several.
+        plain: where the same weights go under torchvision's names, as pretraining writes its
+            `backbone.pth`; nowhere if left out.
+
+    Returns:
+        What the companion holds.
 
     Raises:
         ValueError: the source holds no complete backbone, or the proof failed.
+
+    Example:
+        >>> import tempfile, torchvision
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     source, target = Path(folder) / "resnet18.pth", Path(folder) / "resnet18.pkl"
+        ...     torch.save(torchvision.models.resnet18().state_dict(), source)
+        ...     report = convert_checkpoint(source, target)
+        ...     sorted(path.name for path in Path(folder).iterdir())
+        ['resnet18.json', 'resnet18.pkl', 'resnet18.pth']
+        >>> report.arch, report.num_entries, report.largest_feature_difference < 1e-4
+        ('resnet18', 120, True)
     """
     if target.suffix != ".pkl":
         raise ValueError(f"{target}: wanted a name ending in .pkl; detectron2 reads by that name")
     for written in (target, target.with_suffix(".json")):
         if written.is_dir() or (source.exists() and written.exists() and source.samefile(written)):
             raise ValueError(f"{written}: is a folder or INPUT itself, wanted a file to write")
-    _check_folder(target.parent)
-    _check_companion(target.with_suffix(".json"))
-    with one_thread():
-        backbone = read_backbone(source, format=format, encoder=encoder)
-        return _convert(source, backbone, target, plain)
-
-
-def _check_folder(folder: Path) -> None:
-    """Raise ValueError where a file stands in the place of a folder."""
-    for part in (folder, *folder.parents):
+    for part in target.parents:
         if part.exists() and not part.is_dir():
             raise ValueError(f"{part}: is a file, wanted a folder to write OUTPUT into")
+    _check_companion(target.with_suffix(".json"))
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so little work gains nothing by more, and loses much on busy cores
+    try:
+        backbone = read_backbone(source, format=format, encoder=encoder)
+        return _convert(source, backbone, target, plain)
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def _check_companion(path: Path) -> None:
@@ -97,25 +109,15 @@ def _check_companion(path: Path) -> None:
     if not path.exists():
         return
     try:
-        found = json.loads(path.read_text("utf-8"))
+        content = json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict) or not {"sha256", "detectron2", "verification"} <= set(found):
+        content = None
+    fields = {"sha256", "detectron2", "verification"}
+    if not isinstance(content, dict) or not fields <= set(content):
         raise ValueError(
             f"{path}: is there and is no companion of converted weights; it would be overwritten: "
             "move it, or choose another OUTPUT"
         )
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute in one thread: so little work gains nothing by more, and loses much on busy cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _convert(
@@ -142,62 +144,6 @@ def _convert(
     return report
 
 
-def prove(
-    source: Path, backbone: Backbone, weights: Path, model: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return the numbers that show a converted file to be complete and right.
-
-    Raises:
-        ValueError: it is not.
-    """
-    fpn = fpn_model(backbone)
-    load_quietly(fpn, weights)
-    compared = compare_features(backbone, fpn)
-    difference = compared.difference
-    if not difference <= MAX_RELATIVE_DIFFERENCE:
-        raise ValueError(
-            f"{source}: converted features differ by {difference:.2g} of their size, wanted at "
-            f"most {MAX_RELATIVE_DIFFERENCE:.0e}; nothing was written"
-        )
-    loaded = {"fpn": _loaded(source, "FPN", fpn, model)}
-    del fpn
-    if backbone.architecture.depth >= 50:  # detectron2's C4 head is made of bottleneck blocks
-        c4 = c4_model(backbone)
-        load_quietly(c4, weights)
-        loaded["c4"] = _loaded(source, "C4", c4, model)
-    return {
-        "largest_feature_difference": difference,
-        "limit": MAX_RELATIVE_DIFFERENCE,
-        "precision": compared.precision,
-        "entries_loaded": loaded,
-        "not_checked": _not_checked(backbone, compared),
-    }
-
-
-def _not_checked(backbone: Backbone, compared: Comparison) -> list[str]:
-    """Return in words what the proof could not cover, or covered in another way."""
-    words = []
-    if backbone.architecture.depth < 50:
-        words.append("proved with FPN only: detectron2's C4 head takes ResNet-50 and deeper")
-    if compared.precision != "float32":
-        words.append(
-            f"its features overflow float32, so they were compared in {compared.precision}"
-        )
-    if compared.silent:
-        words.append(f"all zero on the test input, so not compared: {', '.join(compared.silent)}")
-    return words
-
-
-def _loaded(source: Path, kind: str, detector: nn.Module, model: Mapping[str, Any]) -> int:
-    lost = not_loaded(detector, model)
-    if lost:
-        raise ValueError(
-            f"{source}: detectron2's checkpointer leaves {len(lost)} entries of a {kind} backbone "
-            f"unfilled, first {lost[0]}; nothing was written"
-        )
-    return len(model)
-
-
 def _report(
     source: Path, output: Path, backbone: Backbone, verification: dict[str, Any]
 ) -> ConversionReport:
@@ -222,6 +168,54 @@ def _report(
     )
 
 
+def prove(
+    source: Path, backbone: Backbone, weights: Path, model: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the numbers that show a converted file to be complete and right.
+
+    Raises:
+        ValueError: it is not.
+    """
+    builders = {"fpn": fpn_model, "c4": c4_model}
+    not_checked = []
+    if backbone.architecture.depth < 50:
+        del builders["c4"]  # it is made of bottleneck blocks
+        not_checked.append("proved with FPN only: detectron2's C4 head takes ResNet-50 and deeper")
+    entries_loaded = {}
+    for kind, build in builders.items():
+        detector = build(backbone)
+        load_quietly(detector, weights)
+        if kind == "fpn":
+            compared = compare_features(backbone, detector)
+            if not compared.difference <= MAX_RELATIVE_DIFFERENCE:
+                raise ValueError(
+                    f"{source}: converted features differ by {compared.difference:.2g} of their "
+                    f"size, wanted at most {MAX_RELATIVE_DIFFERENCE:.0e}; nothing was written"
+                )
+        lost = not_loaded(detector, model)
+        if lost:
+            raise ValueError(
+                f"{source}: detectron2's checkpointer leaves {len(lost)} entries of a "
+                f"{kind.upper()} backbone unfilled, first {lost[0]}; nothing was written"
+            )
+        entries_loaded[kind] = len(model)
+        del detector
+    if compared.precision != "float32":
+        not_checked.append(
+            f"its features overflow float32, so they were compared in {compared.precision}"
+        )
+    if compared.silent:
+        stages = ", ".join(compared.silent)
+        not_checked.append(f"all zero on the test input, so not compared: {stages}")
+    return {
+        "largest_feature_difference": compared.difference,
+        "limit": MAX_RELATIVE_DIFFERENCE,
+        "precision": compared.precision,
+        "entries_loaded": entries_loaded,
+        "not_checked": not_checked,
+    }
+
+
 def write_detectron2_pickle(backbone: Backbone, path: Path) -> dict[str, Any]:
     """Write the file that detectron2's checkpointer reads, names of its own, and return them."""
     model = {
@@ -232,10 +226,7 @@ def write_detectron2_pickle(backbone: Backbone, path: Path) -> dict[str, Any]:
         "__author__": "whitening-transfer-benchmark",
         "matching_heuristics": True,
     }
-    with path.open("wb") as file:
-        pickle.dump(content, file)
-        file.flush()
-        os.fsync(file.fileno())
+    _write_to_disk(pickle.dump, content, path)
     return model
 
 
@@ -253,13 +244,17 @@ def write_plain(backbone: Backbone, path: Path) -> None:
     }
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
+        _write_to_disk(torch.save, content, temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _write_to_disk(dump: Callable[[Any, IO[bytes]], None], content: Any, path: Path) -> None:
+    with path.open("wb") as file:
+        dump(content, file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def run_stage(

@@ -1,10 +1,9 @@
-"""Proof by numbers: the same features before and after conversion, and every entry loaded."""
+"""Proof by numbers: the same features before and after conversion."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,60 +18,41 @@ from detectron2.modeling.roi_heads import Res5ROIHeads
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from transfer.checkpoints.read import Backbone
+from transfer.checkpoints import Backbone
 from transfer.resnet.architecture import BASIC, Architecture
 from transfer.resnet.names import BLOCKS, COUNTER
 
-PLACES = ("backbone.bottom_up.", "backbone.", "roi_heads.")  # of a backbone in a detector
 STAGES = ("res2", "res3", "res4", "res5")
 
 
 def torchvision_network(architecture: Architecture) -> nn.Module:
-    """Return torchvision's ResNet without weights; wider stems are put together of its blocks."""
+    """Return torchvision's ResNet without weights, every layer wider where the stem is."""
     blocks = BLOCKS[architecture.base]
     kind: Any = BasicBlock if architecture.base in BASIC else Bottleneck
-    planes = architecture.res2 // kind.expansion
-    groups = architecture.groups
+    planes, groups = architecture.res2 // kind.expansion, architecture.groups
     base_width = 64 if kind is BasicBlock else architecture.width * 64 // (groups * planes)
     with torch.device("meta"):
-        network: nn.Module = ResNet(kind, list(blocks), groups=groups, width_per_group=base_width)
+        network: Any = ResNet(kind, list(blocks), groups=groups, width_per_group=base_width)
         if (architecture.stem, planes) != (64, 64):
-            _widen(network, architecture, base_width)
+            network.inplanes = architecture.stem
+            network.conv1 = nn.Conv2d(3, architecture.stem, 7, stride=2, padding=3, bias=False)
+            network.bn1 = nn.BatchNorm2d(architecture.stem)
+            for index, num in enumerate(blocks):
+                layer = network._make_layer(kind, planes * 2**index, num, 2 if index else 1)
+                setattr(network, f"layer{index + 1}", layer)
     if architecture.stride_in_1x1:
-        for stage in (2, 3, 4):
-            first = network.get_submodule(f"layer{stage}.0")
-            first.conv1.stride, first.conv2.stride = (2, 2), (1, 1)  # type: ignore[assignment]
-    return network
-
-
-def _widen(network: nn.Module, architecture: Architecture, base_width: int) -> None:
-    """Replace every layer of a bottleneck ResNet by a wider one."""
-    stem, planes, groups = architecture.stem, architecture.res2 // 4, architecture.groups
-    network.conv1 = nn.Conv2d(3, stem, 7, stride=2, padding=3, bias=False)
-    network.bn1 = nn.BatchNorm2d(stem)
-    before = stem
-    for stage, num_blocks in enumerate(BLOCKS[architecture.base], start=1):
-        out, stride = 4 * planes * 2 ** (stage - 1), 1 if stage == 1 else 2
-        shortcut = nn.Sequential(
-            nn.Conv2d(before, out, 1, stride=stride, bias=False), nn.BatchNorm2d(out)
-        )
-        layer = [Bottleneck(before, out // 4, stride, shortcut, groups, base_width)]
-        layer += [
-            Bottleneck(out, out // 4, groups=groups, base_width=base_width)
-            for _ in range(num_blocks - 1)
-        ]
-        setattr(network, f"layer{stage}", nn.Sequential(*layer))
-        before = out
+        for layer in (network.layer2, network.layer3, network.layer4):
+            layer[0].conv1.stride, layer[0].conv2.stride = (2, 2), (1, 1)
+    return network  # type: ignore[no-any-return]
 
 
 def torchvision_features(backbone: Backbone, images: Tensor) -> dict[str, Tensor]:
     """Return res2..res5 of torchvision's ResNet with the source weights, `images [N, 3, H, W]`."""
     network: Any = torchvision_network(backbone.architecture)
     missing, unexpected = network.load_state_dict(backbone.state_dict, strict=False, assign=True)
-    strangers = [name for name in missing if not name.startswith("fc.")
-                 and not name.endswith(COUNTER)]  # fmt: skip
-    if strangers or unexpected:
-        raise ValueError(f"torchvision's {backbone.arch} lacks {strangers}, ignores {unexpected}")
+    lacking = [n for n in missing if not n.startswith("fc.") and not n.endswith(COUNTER)]
+    if lacking or unexpected:
+        raise ValueError(f"torchvision's {backbone.arch} lacks {lacking}, ignores {unexpected}")
     del network.fc
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -132,16 +112,10 @@ def filled_with_nan(model: nn.Module) -> nn.Module:
 
 def load_quietly(model: nn.Module, weights: Path) -> None:
     """Load a file by detectron2's own checkpointer; what it did is checked by value, not by log."""
-    with _no_logging():
-        DetectionCheckpointer(model).load(str(weights))
-
-
-@contextmanager
-def _no_logging() -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        yield
+        DetectionCheckpointer(model).load(str(weights))
     finally:
         logging.disable(before)
 
@@ -171,19 +145,20 @@ def compare_features(backbone: Backbone, loaded: nn.Module) -> Comparison:
         ValueError: the source's own features are not finite.
     """
     images = torch.randn(1, 3, 96, 64, generator=torch.Generator().manual_seed(0))
-    wanted = torchvision_features(backbone, images)
-    if not _finite(wanted):
+    expected = torchvision_features(backbone, images)
+    if not _finite(expected):
         images = images.double()
-        wanted = torchvision_features(backbone, images)
-        if not _finite(wanted):
+        expected = torchvision_features(backbone, images)
+        if not _finite(expected):
             raise ValueError("the source's own features are NaN or infinite, in float64 too")
     network = loaded.get_submodule("backbone.bottom_up").to(images.dtype)
     with torch.no_grad():
         got = network(images)
     network.float()
-    sizes = {stage: wanted[stage].abs().max() for stage in STAGES}
+    sizes = {stage: expected[stage].abs().max() for stage in STAGES}
     differences = [
-        (wanted[stage] - got[stage]).abs().max() / sizes[stage].clamp_min(1e-30) for stage in STAGES
+        (expected[stage] - got[stage]).abs().max() / sizes[stage].clamp_min(1e-30)
+        for stage in STAGES
     ]
     return Comparison(
         float(torch.stack(differences).max()),
@@ -194,29 +169,3 @@ def compare_features(backbone: Backbone, loaded: nn.Module) -> Comparison:
 
 def _finite(features: Mapping[str, Tensor]) -> bool:
     return all(bool(torch.isfinite(features[stage]).all()) for stage in STAGES)
-
-
-def not_loaded(model: nn.Module, weights: Mapping[str, Any]) -> list[str]:
-    """Return what the file has and the model lacks, and what the model has that is not in it."""
-    counted = any(name.endswith(COUNTER) for name in weights)
-    own = {
-        next((name.removeprefix(place) for place in PLACES if name.startswith(place)), "")
-        for name in model.state_dict()
-    }
-    body = {name for name in own if name.startswith(("stem.", "res"))}
-    strange = {name for name in body - set(weights) if counted or not name.endswith(COUNTER)}
-    return lost_entries(model, weights) + sorted(strange)
-
-
-def lost_entries(model: nn.Module, weights: Mapping[str, Any]) -> list[str]:
-    """Return the names in `weights` that `model` does not hold, value for value."""
-    state = model.state_dict()
-    lost = []
-    for name, value in weights.items():
-        found = [state[place + name] for place in PLACES if place + name in state]
-        frozen_counter = name.endswith("num_batches_tracked") and not found
-        if not frozen_counter and not any(
-            torch.equal(tensor.cpu(), torch.as_tensor(value)) for tensor in found
-        ):
-            lost.append(name)
-    return lost

@@ -5,13 +5,57 @@ from __future__ import annotations
 import argparse
 import re
 from collections import OrderedDict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torchvision
 from torch import Tensor
 
 State = dict[str, Tensor]
+
+
+def resnet(arch: str = "resnet18") -> State:
+    """Return a cheap network: small random numbers, sound statistics."""
+    with torch.device("meta"):
+        names = torchvision.models.get_model(arch, weights=None).state_dict()
+    torch.manual_seed(0)
+    state = {}
+    for name, value in names.items():
+        if name.endswith("num_batches_tracked"):
+            state[name] = torch.tensor(3)
+        elif name.startswith("fc."):
+            continue
+        else:
+            scale = 1 if value.ndim == 1 else (2 / value[0].numel()) ** 0.5
+            state[name] = torch.rand(value.shape) * scale + 0.1 * (value.ndim == 1)
+    return state
+
+
+def source_state(arch: str) -> State:
+    """Return a ResNet whose every entry differs from what a fresh network holds."""
+    torch.manual_seed(1)
+    model = torchvision.models.get_model(arch, weights=None)
+    model.train()
+    with torch.no_grad():
+        for _ in range(2):
+            model(torch.randn(4, 3, 64, 64) + 0.5)
+        for name, value in model.named_parameters():
+            if "bn" in name or "downsample.1" in name:
+                value.add_(0.2 * torch.rand_like(value))
+    return {name: v for name, v in model.state_dict().items() if not name.startswith("fc.")}
+
+
+def save_backbone(path: Path, arch: str) -> Path:
+    content = {
+        "state_dict": source_state(arch),
+        "arch": arch,
+        "method": "test",
+        "input": {"format": "RGB", "pixel_mean": [1.0, 2.0, 3.0], "pixel_std": [4.0, 5.0, 6.0]},
+    }
+    torch.save(content, path)
+    return path
 
 
 def under(prefix: str, state: State) -> State:

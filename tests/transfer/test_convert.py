@@ -1,16 +1,16 @@
 """Conversion against detectron2's own loader, with negative controls that must fail."""
 
+import doctest
 import hashlib
+import importlib.util
 import json
 import os
 import pickle
-from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
-import torchvision
-from torch import Tensor
 
 from transfer import convert
 from transfer.checkpoints.read import read_backbone
@@ -18,29 +18,16 @@ from transfer.convert import convert_checkpoint
 from transfer.resnet.names import to_detectron2
 
 
-def source_state(arch: str) -> dict[str, Tensor]:
-    """Return a ResNet whose every entry differs from what a fresh network holds."""
-    torch.manual_seed(1)
-    model = torchvision.models.get_model(arch, weights=None)
-    model.train()
-    with torch.no_grad():
-        for _ in range(2):
-            model(torch.randn(4, 3, 64, 64) + 0.5)
-        for name, value in model.named_parameters():
-            if "bn" in name or "downsample.1" in name:
-                value.add_(0.2 * torch.rand_like(value))
-    return {name: v for name, v in model.state_dict().items() if not name.startswith("fc.")}
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-def save_backbone(path: Path, arch: str) -> Path:
-    content = {
-        "state_dict": source_state(arch),
-        "arch": arch,
-        "method": "test",
-        "input": {"format": "RGB", "pixel_mean": [1.0, 2.0, 3.0], "pixel_std": [4.0, 5.0, 6.0]},
-    }
-    torch.save(content, path)
-    return path
+published = load(Path(__file__).resolve().parents[0] / "published.py")
+source_state, save_backbone = published.source_state, published.save_backbone
 
 
 @pytest.mark.parametrize(("arch", "num_entries"), [("resnet18", 120), ("resnet50", 318)])
@@ -84,80 +71,6 @@ def test_the_stage_also_writes_the_weights_under_torchvisions_names(tmp_path: Pa
     assert (plain["arch"], plain["method"]) == ("resnet18", "moco")
     assert plain["input"]["pixel_mean"] == [123.675, 116.28, 103.53]
     assert read_backbone(tmp_path / "own" / "backbone.pth").format == "whitening-transfer"
-
-
-def swapped_blocks(name: str) -> str:
-    """Exchange the norms of res3.0.conv1 and res3.1.conv1: same shapes, wrong places."""
-    renamed = to_detectron2(name)
-    swap = {"res3.0.conv1.norm": "res3.1.conv1.norm", "res3.1.conv1.norm": "res3.0.conv1.norm"}
-    head, _, entry = renamed.rpartition(".")
-    return f"{swap.get(head, head)}.{entry}"
-
-
-@pytest.mark.parametrize(
-    "broken",
-    [
-        swapped_blocks,
-        lambda name: to_detectron2(name).replace("res5.0.shortcut", "res5.0.lost"),
-        lambda name: to_detectron2(name).replace("stem.conv1.norm.running_mean", "lost"),
-        lambda name: to_detectron2(name).replace("running_var", "lost_var"),
-    ],
-)
-def test_a_conversion_with_one_step_wrong_is_refused_and_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: Callable[[str], str]
-) -> None:
-    source = save_backbone(tmp_path / "backbone.pth", "resnet18")
-    target = tmp_path / "out" / "weights.pkl"
-    monkeypatch.setattr(convert, "to_detectron2", broken)
-    with pytest.raises(ValueError, match="converted features differ by"):
-        convert_checkpoint(source, target)
-    assert list(target.parent.iterdir()) == []
-
-
-def scaled(state: dict[str, Tensor], factor: float) -> dict[str, Tensor]:
-    """Return a network with its kernels and its norms' scales and shifts multiplied."""
-    fixed = ("running", "tracked", "downsample")
-    return {
-        name: value if any(part in name for part in fixed) else value * factor
-        for name, value in state.items()
-    }
-
-
-def test_features_beyond_float32_are_compared_in_float64_and_it_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    state = source_state("resnet18")
-    torch.save(scaled(state, 1e3), tmp_path / "large")
-    report = convert_checkpoint(tmp_path / "large", tmp_path / "large.pkl")
-    assert report.verification["precision"] == "float64"
-    assert report.notes == (
-        "proved with FPN only: detectron2's C4 head takes ResNet-50 and deeper",
-        "its features overflow float32, so they were compared in float64",
-    )
-    torch.save(scaled(state, 0), tmp_path / "zero")
-    report = convert_checkpoint(tmp_path / "zero", tmp_path / "zero.pkl")
-    assert report.verification["precision"] == "float32"
-    assert report.notes[1] == "all zero on the test input, so not compared: res2"
-    monkeypatch.setattr(convert, "to_detectron2", swapped_blocks)
-    with pytest.raises(ValueError, match="converted features differ by"):
-        convert_checkpoint(tmp_path / "large", tmp_path / "wrong.pkl")
-
-
-def test_plain_torchvision_and_prefixed_files_are_read(tmp_path: Path) -> None:
-    state = source_state("resnet18")
-    torch.save(state | {"fc.weight": torch.zeros(3), "fc.bias": torch.zeros(3)}, tmp_path / "a.pth")
-    plain = read_backbone(tmp_path / "a.pth")
-    assert (plain.format, plain.arch, len(plain.state_dict)) == ("torchvision", "resnet18", 120)
-    assert plain.input["pixel_mean"] == [123.675, 116.28, 103.53]
-    prefixed = {f"module.encoder_q.{name}": value for name, value in state.items()}
-    torch.save({"state_dict": prefixed, "epoch": 3}, tmp_path / "b.pth")
-    chosen = read_backbone(tmp_path / "b.pth", encoder="module.encoder_q.")
-    assert chosen.state_dict.keys() == state.keys()
-    assert read_backbone(tmp_path / "b.pth").format == "moco"
-    with pytest.raises(
-        ValueError, match=r"no encoder under 'module\.enc'; found: module\.encoder_q"
-    ):
-        read_backbone(tmp_path / "b.pth", encoder="module.enc")
 
 
 class Hostile:
@@ -258,28 +171,6 @@ def test_an_older_output_stays_until_its_replacement_is_ready(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["backbone.pth", "out.json"]
 
 
-RGB = {"format": "RGB", "pixel_mean": [1.0, 2, 3], "pixel_std": (4.0, 5.0, 6.0)}
-
-
-def test_our_own_input_is_three_finite_keys_and_the_arch_is_true(tmp_path: Path) -> None:
-    state, path = source_state("resnet18"), tmp_path / "own.pth"
-    own = {"state_dict": state, "arch": "resnet18", "input": RGB | {"more": torch.float32}}
-    torch.save(own, path)
-    got = read_backbone(path).input
-    assert got == {"format": "RGB", "pixel_mean": [1.0, 2.0, 3.0], "pixel_std": [4.0, 5.0, 6.0]}
-    nan, infinite = float("nan"), float("inf")
-    bad: list[dict[str, object]] = [
-        {"pixel_mean": [nan] * 3}, {"pixel_std": [0, 0, 0]}, {"pixel_std": [-1, 1, 1]},
-        {"pixel_std": [True] * 3}, {"pixel_std": [infinite] * 3}, {"format": ["RGB"]},
-        {"pixel_mean": [10**400] * 3}, {"pixel_mean": [1, 2]},
-    ]  # fmt: skip
-    for change in bad:
-        torch.save(own | {"input": RGB | change}, path)
-        with pytest.raises(ValueError, match="its `input` is not"):
-            read_backbone(path)
-    for lie in ("resnet50", ["resnet18"], None):
-        torch.save(own | {"arch": lie}, path)
-        with pytest.raises(ValueError, match=r"it says that it is .*, its weights are resnet18's"):
-            read_backbone(path)
-    torch.save(own | {"input": "rgb"}, path)
-    assert read_backbone(path).format != "whitening-transfer"
+def test_the_example_in_the_docstring() -> None:
+    failed, attempted = doctest.testmod(convert)
+    assert failed == 0 and attempted > 2

@@ -1,4 +1,4 @@
-"""Open a checkpoint file, whatever wrote it, recognised by its first bytes and never by its name.
+"""The kinds of checkpoint files, recognised by their first bytes and never by their names.
 
 The file is mapped, not read: tensors are looked up and checked at once, but take memory only when
 they are asked for.
@@ -19,30 +19,34 @@ from typing import Any
 
 import torch
 
-from transfer.checkpoints.safe_calls import (
-    CALLS,
-    DTYPES,
+from transfer.checkpoints.state_dicts import (
     MAX_NUMBER,
     MAX_RANK,
+    Reference,
     Storage,
     TensorView,
+    as_text,
     count_like,
-    known,
-)
-from transfer.checkpoints.unpickler import (
-    SMALL_BUDGET,
-    Reference,
-    SafeUnpickler,
-    UnsafeError,
     describe,
     printable,
+    strides,
 )
+from transfer.checkpoints.unpickler import SafeUnpickler, Stream, UnsafeError
 
+Data = mmap.mmap | bytes
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_START = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 LEGACY_PROTOCOL = 1001
 MAX_NESTING = 3
 MAX_KEY = 200
+SMALL_BUDGET = 2**26
+STORAGES = {
+    "FloatStorage": torch.float32, "DoubleStorage": torch.float64, "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
+    "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool, "ComplexFloatStorage": torch.complex64,
+    "ComplexDoubleStorage": torch.complex128, "UntypedStorage": torch.uint8,
+}  # fmt: skip
 SAFETENSORS_DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
@@ -81,17 +85,14 @@ def read_content(path: Path) -> Content:
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     try:
         return _read(data)
-    except UnsafeError as error:
-        raise ValueError(
-            f"{path}: cannot be read safely: {printable(error)}; nothing was run"
-        ) from None
     except ValueError as error:
-        raise ValueError(
-            f"{path}: not a checkpoint that can be read safely: {printable(error)}"
-        ) from None
+        reason = f"not a checkpoint that can be read safely: {printable(error)}"
+        if isinstance(error, UnsafeError):
+            reason = f"cannot be read safely: {printable(error)}; nothing was run"
+        raise ValueError(f"{path}: {reason}") from None
 
 
-def _read(data: mmap.mmap | bytes, nesting: int = 0) -> Content:
+def _read(data: Data, nesting: int = 0) -> Content:
     start = bytes(data[:256])
     for magic, what in OTHER_FILES:
         if start.startswith(magic):
@@ -100,7 +101,9 @@ def _read(data: mmap.mmap | bytes, nesting: int = 0) -> Content:
         return _torch_zip(data, nesting)
     if start.startswith(LEGACY_START):
         return _torch_legacy(data, nesting)
-    if start[8:9] == b"{" and (start[:1] != b"\x80" or _header_length(data) <= len(data) - 8):
+    if start[8:9] == b"{" and (
+        start[:1] != b"\x80" or int.from_bytes(data[:8], "little") <= len(data) - 8
+    ):
         return _safetensors(data)
     if bytes(data[257:262]) == b"ustar":
         raise ValueError("it is a tar archive; unpack it first")
@@ -111,32 +114,36 @@ def _read(data: mmap.mmap | bytes, nesting: int = 0) -> Content:
     raise ValueError("its first bytes belong to no known kind (torch, safetensors, pickle)")
 
 
+def _stream(data: Data) -> Stream:
+    """Return bytes or a mapped file as a stream, from their start."""
+    if isinstance(data, bytes):
+        return io.BytesIO(data)
+    data.seek(0)
+    return data
+
+
 def _unpickle(
-    stream: io.BytesIO | mmap.mmap, nesting: int, persistent: Callable[[Any], Any] | None = None
+    stream: Stream, nesting: int, persistent: Callable[[Any], Any] | None = None
 ) -> tuple[Any, set[str]]:
     """Return the object in a stream and the references in it that are not known."""
     unknown: set[str] = set()
 
-    def load_from_bytes(raw: Any, *_: Any) -> Any:
+    def nested(raw: Any, *_: Any) -> Any:
         if nesting >= MAX_NESTING or not isinstance(raw, bytes | bytearray):
             raise ValueError("torch files nested too deeply")
         content = _read(bytes(raw), nesting + 1)
         unknown.update(content.unknown)
         return content.value
 
-    calls = {**CALLS, "torch.storage._load_from_bytes": load_from_bytes}
     size = stream.getbuffer().nbytes if isinstance(stream, io.BytesIO) else len(stream)
-    budget = SMALL_BUDGET + 4 * size
-    unpickler = SafeUnpickler(stream, calls, known, persistent, budget)
+    unpickler = SafeUnpickler(stream, persistent, nested, budget=SMALL_BUDGET + 4 * size)
     value = unpickler.load()
     return value, unknown | unpickler.unknown
 
 
-def _plain_pickle(data: mmap.mmap | bytes, nesting: int) -> Content:
-    value, unknown = _unpickle(io.BytesIO(data) if isinstance(data, bytes) else data, nesting)
+def _plain_pickle(data: Data, nesting: int) -> Content:
+    value, unknown = _unpickle(_stream(data), nesting)
     if value == LEGACY_MAGIC:  # written with another pickle protocol than torch's own
-        if not isinstance(data, bytes):
-            data.seek(0)
         return _torch_legacy(data, nesting)
     if isinstance(value, int):
         shown = value if abs(value) < 2**64 else "above 2**64"
@@ -151,17 +158,16 @@ def _storage_parts(identifier: Any) -> tuple[torch.dtype, str, int, Any]:
     _, kind, key, _, count = identifier[:5]
     key = _storage_key(key)
     name = kind.name if isinstance(kind, Reference) else ""
-    if name not in DTYPES or not isinstance(count, int) or not 0 <= count < MAX_NUMBER:
+    if name not in STORAGES or not isinstance(count, int) or not 0 <= count < MAX_NUMBER:
         raise ValueError(f"a storage of unknown kind {name!r} or size")
-    return DTYPES[name], key, count, identifier[5] if len(identifier) > 5 else None
+    return STORAGES[name], key, count, identifier[5] if len(identifier) > 5 else None
 
 
 def _storage_key(key: Any) -> str:
     """Return the key of a storage as text; a short text, number or (in old files) bytes."""
-    if isinstance(key, bytes) and len(key) <= MAX_KEY:
-        return key.decode("latin-1")
-    if isinstance(key, str) and len(key) <= MAX_KEY:
-        return key
+    text = as_text(key)
+    if text is not None and len(text) <= MAX_KEY:
+        return text
     if isinstance(key, int) and 0 <= key < 2**64:
         return str(key)
     raise ValueError(f"a storage whose key is {describe(key)}, wanted a short text or number")
@@ -170,11 +176,17 @@ def _storage_key(key: Any) -> str:
 class _Zip:
     """The records of a zip file in memory, none of them compressed, none overlapping."""
 
-    def __init__(self, data: mmap.mmap | bytes) -> None:
+    def __init__(self, data: Data) -> None:
         self.view = memoryview(data)
         try:
-            archive = zipfile.ZipFile(_Window(self.view))
-        except (zipfile.BadZipFile, struct.error, OSError, NotImplementedError) as error:
+            archive = zipfile.ZipFile(_stream(data))  # type: ignore[arg-type]
+        except (
+            zipfile.BadZipFile,
+            struct.error,
+            OSError,
+            ValueError,
+            NotImplementedError,
+        ) as error:
             raise ValueError(f"a truncated or damaged zip file ({error})") from None
         self.records = {info.filename: info for info in archive.infolist()}
         for info in self.records.values():
@@ -210,7 +222,7 @@ class _Zip:
         return self.view[start : start + info.file_size]
 
 
-def _torch_zip(data: mmap.mmap | bytes, nesting: int) -> Content:
+def _torch_zip(data: Data, nesting: int) -> Content:
     records = _Zip(data)
     if "constants.pkl" in records:
         raise ValueError("it is a TorchScript archive; save the model's state_dict() instead")
@@ -233,40 +245,8 @@ def _torch_zip(data: mmap.mmap | bytes, nesting: int) -> Content:
     return Content("torch zip", value, unknown)
 
 
-class _Window(io.RawIOBase):
-    """A reading position over bytes in memory."""
-
-    def __init__(self, view: memoryview) -> None:
-        self.view, self.position = view, 0
-
-    def seekable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: len(self.view)}[whence]
-        if base + offset < 0:
-            raise OSError("seek before the start")
-        self.position = base + offset
-        return self.position
-
-    def tell(self) -> int:
-        return self.position
-
-    def readall(self) -> bytes:
-        return self.read(len(self.view))
-
-    def read(self, size: int | None = -1) -> bytes:
-        stop = len(self.view) if size is None or size < 0 else self.position + size
-        raw = bytes(self.view[self.position : stop])
-        self.position += len(raw)
-        return raw
-
-
-def _torch_legacy(data: mmap.mmap | bytes, nesting: int) -> Content:
-    stream = io.BytesIO(data) if isinstance(data, bytes) else data
+def _torch_legacy(data: Data, nesting: int) -> Content:
+    stream = _stream(data)
     storages: dict[str, Storage] = {}
 
     def persistent(identifier: Any) -> Any:
@@ -280,8 +260,7 @@ def _torch_legacy(data: mmap.mmap | bytes, nesting: int) -> Content:
             raise ValueError(f"storage {key} is a view, as torch before 0.4 wrote it")
         return storage
 
-    magic, _ = _unpickle(stream, nesting)
-    version, _ = _unpickle(stream, nesting)
+    magic, version = (_unpickle(stream, nesting)[0] for _ in range(2))
     if magic != LEGACY_MAGIC or version != LEGACY_PROTOCOL:
         raise ValueError("it is a torch file of an unknown version")
     system, _ = _unpickle(stream, nesting)
@@ -302,12 +281,8 @@ def _torch_legacy(data: mmap.mmap | bytes, nesting: int) -> Content:
     return Content("torch legacy", value, unknown)
 
 
-def _header_length(data: mmap.mmap | bytes) -> int:
-    return int.from_bytes(data[:8], "little")
-
-
-def _safetensors(data: mmap.mmap | bytes) -> Content:
-    length = _header_length(data)
+def _safetensors(data: Data) -> Content:
+    length = int.from_bytes(data[:8], "little")
     if length > len(data) - 8:
         raise ValueError(f"a safetensors header of {length} bytes in a file of {len(data)}")
     try:
@@ -336,8 +311,5 @@ def _safetensor(entry: dict[str, Any], body: memoryview) -> TensorView:
         raise ValueError("sizes that are no counts")
     if not start <= stop <= len(body) or math.prod(shape) * dtype.itemsize != stop - start:
         raise ValueError(f"bytes {start}-{stop} of {len(body)} for shape {str(shape)[:60]}")
-    steps = [1]
-    for size in reversed(shape[1:]):
-        steps.insert(0, steps[0] * max(size, 1))
     storage = Storage("safetensors", dtype, stop - start, body[start:stop])
-    return TensorView(storage, dtype, 0, shape, tuple(steps[: len(shape)]))
+    return TensorView(storage, dtype, 0, shape, strides(shape))

@@ -1,4 +1,4 @@
-"""Find the encoders in a file's tensors, and choose the one that its project evaluates."""
+"""The encoders among a file's tensors, and the one that its project evaluates."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from transfer.checkpoints.copies import is_copy
-from transfer.checkpoints.families import FAMILIES, SIDE_NAMES, Family
-from transfer.checkpoints.key_patterns import LAYOUTS, TRANSPARENT, role, split, without_wrappers
-from transfer.checkpoints.state_dicts import Group
+from transfer.checkpoints.families import FAMILIES, SIDE_NAMES, Family, is_copy
+from transfer.checkpoints.key_patterns import SPELLINGS, TRANSPARENT, role, split, without_wrappers
+from transfer.checkpoints.state_dicts import StateDict
 from transfer.resnet.architecture import foreign
 from transfer.resnet.names import BLOCKS, COUNTER, NORM_ENTRIES, ordered_names
 
@@ -25,17 +24,22 @@ KINDS_OF_COPY = (
     (r"(^|\.|_)target", "the target network"),
     (r"", "the momentum encoder"),
 )
+SPELLINGS_OF_A_FAMILY = ("caffe2", "hugging-face", "simclr-v2", "classy")
 UNLISTED = Family("unlisted", note="of no listed family: ImageNet's mean and std are assumed")
 
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """An encoder: which dict it is in, what stands before its names, its tensors by our names."""
+    """An encoder: its tensors under torchvision's names, and where the file has them.
 
-    layout: str
-    group: str
+    `path` is that of the dict in the file, `prefix` what stands before the names in it, `sources`
+    the whole names there by torchvision's; `spelling` is one of `key_patterns`.
+    """
+
+    spelling: str
+    path: str
     prefix: str
-    tensors: Group
+    tensors: StateDict
     sources: dict[str, str]
     label: str = ""
 
@@ -45,41 +49,31 @@ class Candidate:
         return role(self.prefix)
 
 
-@dataclass(frozen=True)
-class Beside:
-    """What else stands under an encoder's prefix: heads, and what does not belong there."""
-
-    heads: tuple[str, ...]
-    extra: tuple[str, ...]
-
-
-def find_candidates(groups: Mapping[str, Group]) -> list[Candidate]:
+def find_candidates(state_dicts: Mapping[str, StateDict]) -> list[Candidate]:
     """Return every encoder in a file, whatever its spelling."""
-    found = []
-    for path, group in groups.items():
+    candidates: list[Candidate] = []
+    for path, tensors in state_dicts.items():
         here = []
-        for layout in LAYOUTS:
+        for spelling in SPELLINGS:
             by_prefix: dict[str, dict[str, str]] = {}
-            for key in group:
-                parts = split(layout, key)
+            for key in tensors:
+                parts = split(spelling, key)
                 if parts is not None:
                     by_prefix.setdefault(parts[0], {})[parts[1]] = key
-            for prefix, names in _joined(by_prefix).items():
-                if any(BODY.match(name) for name in names):
-                    here.append(_candidate(layout, path, prefix, names, group))
+            here += [
+                _candidate(spelling, path, prefix, names, tensors)
+                for prefix, names in _joined(by_prefix).items()
+                if any(BODY.match(name) for name in names)
+            ]
         here = _without_shadows(here)
         if not here and path.split(".")[-1] in ("online_backbone", "target_backbone"):
-            here = _by_order(path, group)
-        found += here
-    several = len({candidate.group for candidate in found}) > 1
+            here = _by_order(path, tensors)
+        candidates += here
+    if len({one.path for one in candidates}) < 2:
+        return [replace(one, label=one.prefix) for one in candidates]
     return [
-        replace(
-            candidate,
-            label=".".join(part for part in (candidate.group, candidate.prefix) if part)
-            if several
-            else candidate.prefix,
-        )
-        for candidate in found
+        replace(one, label=".".join(part for part in (one.path, one.prefix) if part))
+        for one in candidates
     ]
 
 
@@ -98,85 +92,75 @@ def _joined(by_prefix: Mapping[str, dict[str, str]]) -> dict[str, dict[str, str]
 
 
 def _candidate(
-    layout: str, path: str, prefix: str, names: dict[str, str], group: Group
+    spelling: str, path: str, prefix: str, sources: dict[str, str], tensors: StateDict
 ) -> Candidate:
-    if layout == "classy":
-        last = 3 if any(".conv3." in name for name in names) else 2
-        names = {name.replace("bn_last", f"bn{last}"): key for name, key in names.items()}
-    tensors = {name: group[key] for name, key in names.items()}
-    return Candidate(layout, path, prefix, tensors, names)
+    if spelling == "classy":
+        last = 3 if any(".conv3." in name for name in sources) else 2
+        sources = {name.replace("bn_last", f"bn{last}"): key for name, key in sources.items()}
+    named = {name: tensors[key] for name, key in sources.items()}
+    return Candidate(spelling, path, prefix, named, sources)
 
 
 def _without_shadows(candidates: list[Candidate]) -> list[Candidate]:
-    """Drop what a second layout made of the names of a better-fitting first one."""
+    """Drop what a second spelling made of the names of a better-fitting first one."""
     kept: list[Candidate] = []
     for candidate in sorted(candidates, key=lambda one: -len(one.sources)):
         names = set(candidate.sources.values())
         if not any(len(names & set(other.sources.values())) > len(names) // 2 for other in kept):
             kept.append(candidate)
-    order = {id(candidate): index for index, candidate in enumerate(candidates)}
-    return sorted(kept, key=lambda one: order[id(one)])
+    return [one for one in candidates if one in kept]
 
 
-def _by_order(path: str, group: Group) -> list[Candidate]:
-    """Return an encoder whose names are unknown but whose entries come in torchvision's order."""
+def _by_order(path: str, tensors: StateDict) -> list[Candidate]:
+    """Return an encoder whose names are unknown but whose entries come in torchvision's order.
+
+    Raises:
+        ValueError: a name says that it is another entry than its place says.
+    """
     for arch in BLOCKS:
         for names in (ordered_names(arch), [n for n in ordered_names(arch) if COUNTER not in n]):
-            if len(names) == len(group):
-                _check_order(path, names, group)
-                sources = dict(zip(names, group, strict=True))
-                return [_candidate("order", path, "", sources, group)]
+            if len(names) != len(tensors):
+                continue
+            for name, key in zip(names, tensors, strict=True):
+                last = key.split(".")[-1]
+                if last in NORM_ENTRIES and last != name.split(".")[-1]:
+                    raise ValueError(
+                        f"{path}: {key} stands where torchvision's order has {name}; names that "
+                        "are not known can only be taken in that order"
+                    )
+            return [_candidate("order", path, "", dict(zip(names, tensors, strict=True)), tensors)]
     return []
 
 
-def _check_order(path: str, names: Iterable[str], group: Group) -> None:
-    """Raise ValueError where a name says that it is another entry than its place says."""
-    for name, key in zip(names, group, strict=True):
-        last = key.split(".")[-1]
-        if last in NORM_ENTRIES and last != name.split(".")[-1]:
-            raise ValueError(
-                f"{path}: {key} stands where torchvision's order has {name}; names that are not "
-                "known can only be taken in that order"
-            )
-
-
 def chosen_by_hand(
-    text: str, candidates: list[Candidate], groups: Mapping[str, Group]
+    text: str, candidates: list[Candidate], state_dicts: Mapping[str, StateDict]
 ) -> tuple[list[Candidate], Candidate]:
     """Return all encoders and the one that the user named, by its prefix or its dict.
 
     Raises:
         ValueError: there is none of that name, or several.
     """
-    wanted = text.rstrip(".")
-    spellings = (
-        lambda one: one.label,
-        lambda one: one.prefix,
-        lambda one: f"{one.group}.{one.prefix}",
-        lambda one: one.role,
-        lambda one: f"{one.group}.{one.role}",
-        lambda one: one.group,
-    )
-    for spelling in spellings:
-        fitting = [one for one in candidates if spelling(one).rstrip(".") == wanted]
+    ways = ("{0.label}", "{0.prefix}", "{0.path}.{0.prefix}", "{0.role}", "{0.path}.{0.role}",
+            "{0.path}")  # fmt: skip
+    for way in ways:
+        fitting = [one for one in candidates if way.format(one).rstrip(".") == text.rstrip(".")]
         if len(fitting) == 1:
             return candidates, fitting[0]
         if fitting:
             raise ValueError(f"--encoder {text} fits several: {_list(fitting)}")
-    for path, group in groups.items():
-        cut = {key.removeprefix(text): view for key, view in group.items() if key.startswith(text)}
-        fitting = find_candidates({path: cut}) if text else []
-        for one in fitting:
+    for path, tensors in state_dicts.items() if text else ():
+        cut = {k.removeprefix(text): view for k, view in tensors.items() if k.startswith(text)}
+        for one in find_candidates({path: cut}):
             if one.prefix == "":
-                own = {name: text + key for name, key in one.sources.items()}
-                own_one = replace(one, prefix=text, sources=own, label=text)
-                return [*candidates, own_one], own_one
+                sources = {name: text + key for name, key in one.sources.items()}
+                chosen = replace(one, prefix=text, sources=sources, label=text)
+                return [*candidates, chosen], chosen
     raise ValueError(f"no encoder under {text!r}; found: {_list(candidates) or 'none'}")
 
 
 def matching_family(
     content: Mapping[Any, Any],
-    groups: Mapping[str, Group],
+    state_dicts: Mapping[str, StateDict],
     candidates: list[Candidate],
     format: str | None,
     by_hand: Candidate | None,
@@ -186,31 +170,32 @@ def matching_family(
     Raises:
         ValueError: the format does not fit, or the file holds several encoders of no known family.
     """
-    for family in FAMILIES:
-        if format not in (None, family.name):
-            continue
+    rows = [family for family in FAMILIES if family.name == format]
+    for family in rows or FAMILIES:
         fitting = sorted((one for one in candidates if _fits(family, one)),
-                         key=lambda one: _rank(family, one))  # fmt: skip
+                         key=lambda one: family.roles.index(one.role))  # fmt: skip
         if format is not None and by_hand is None:
             _refuse_several(fitting, family)
         for one in fitting:
-            if format is None and not all(
-                _marked(mark, content, groups[one.group], one) for mark in family.marks
+            if format is not None or (
+                all(_marked(mark, content, state_dicts[one.path], one) for mark in family.marks)
+                and _explains(family, one, candidates)
             ):
-                continue
-            if format is None and not _explains(family, one, candidates):
-                continue
-            return family, by_hand or one
-    if format is not None:
-        return _forced(format, candidates, by_hand)
+                return family, by_hand or one
     if by_hand is not None:
-        return UNLISTED, by_hand
-    return UNLISTED, _only_one(candidates)
+        return (*rows, UNLISTED)[0], by_hand
+    if format is None:
+        return UNLISTED, _only_one(candidates)
+    roles = sorted({one or "no prefix" for family in rows for one in family.roles})
+    raise ValueError(
+        f"no encoder where --format {format} has it ({', '.join(roles)}); encoders found: "
+        f"{_list(candidates)}; leave --format out, or name one with --encoder"
+    )
 
 
 def _refuse_several(fitting: list[Candidate], family: Family) -> None:
     """Raise ValueError where several encoders fit a family that was given by hand equally well."""
-    best = _distinct(one for one in fitting if _rank(family, one) == _rank(family, fitting[0]))
+    best = _distinct(one for one in fitting if one.role == fitting[0].role)
     if len(best) > 1:
         raise ValueError(
             f"{len(best)} encoders where --format {family.name} has one: say which with "
@@ -226,7 +211,15 @@ def _only_one(candidates: list[Candidate]) -> Candidate:
     ]
     if len(distinct) > 1 and all(reasons):
         raise ValueError(f"{distinct[0].label}: {reasons[0]}")
-    online = [one for one in distinct if _others_are_copies(one, distinct)]
+    online = [
+        one
+        for one in distinct
+        if not _is_second(one)
+        and all(
+            other is one or is_copy(f"{other.path}.{other.role}", f"{one.path}.{one.role}")
+            for other in distinct
+        )
+    ]
     if len(online) == 1:
         return online[0]
     if len(distinct) > 1:
@@ -234,70 +227,40 @@ def _only_one(candidates: list[Candidate]) -> Candidate:
             f"{len(distinct)} encoders and no known family: say which with --encoder: "
             f"{_list(distinct)}"
         )
-    if _second(distinct[0]):
-        one = distinct[0]
+    one = distinct[0]
+    if _is_second(one):
+        place = f"{one.path}.{one.prefix}"
+        kind = next(words for pattern, words in KINDS_OF_COPY if re.search(pattern, place))
         in_names = any(SECOND.fullmatch(part) for part in one.prefix.split("."))
-        name = one.label if in_names else f"{one.group}.{one.prefix}".rstrip(".")
-        raise ValueError(
-            f"only {_what_copy(one)} {name} is readable; say --encoder {name} to take it"
-        )
-    return distinct[0]
+        name = one.label if in_names else place.rstrip(".")
+        raise ValueError(f"only {kind} {name} is readable; say --encoder {name} to take it")
+    return one
 
 
-def _what_copy(one: Candidate) -> str:
-    """Return what kind of second network an encoder's name says it is."""
-    path = f"{one.group}.{one.prefix}"
-    return next(what for pattern, what in KINDS_OF_COPY if re.search(pattern, path))
-
-
-def _others_are_copies(one: Candidate, distinct: Iterable[Candidate]) -> bool:
-    path = f"{one.group}.{one.role}"
-    return not _second(one) and all(
-        other is one or is_copy(f"{other.group}.{other.role}", path) for other in distinct
-    )
-
-
-def _second(one: Candidate, evaluated: Iterable[str] = ()) -> bool:
+def _is_second(one: Candidate, evaluated: Iterable[str] = ()) -> bool:
     """Return whether a name marks a momentum, target or student copy; `evaluated` ones do not."""
-    parts = {*one.group.split("."), *one.prefix.split(".")}
+    parts = {*one.path.split("."), *one.prefix.split(".")}
     return any(SECOND.fullmatch(part) for part in parts - set(evaluated))
 
 
-def _forced(
-    format: str, candidates: list[Candidate], by_hand: Candidate | None
-) -> tuple[Family, Candidate]:
-    rows = [family for family in FAMILIES if family.name == format]
-    if by_hand is not None:
-        return rows[0], by_hand
-    roles = sorted({one or "no prefix" for family in rows for one in family.roles})
-    raise ValueError(
-        f"no encoder where --format {format} has it ({', '.join(roles)}); encoders found: "
-        f"{_list(candidates)}; leave --format out, or name one with --encoder"
-    )
-
-
 def _fits(family: Family, one: Candidate) -> bool:
-    if family.layout is not None and one.layout != family.layout:
+    if family.spelling is not None and one.spelling != family.spelling:
         return False
-    if family.layout is None and one.layout in ("caffe2", "hugging-face", "simclr-v2", "classy"):
+    if family.spelling is None and one.spelling in SPELLINGS_OF_A_FAMILY:
         return False
-    in_group = family.groups is None or any(
-        one.group == key or (key != "" and one.group.endswith("." + key)) for key in family.groups
+    under_key = family.keys is None or any(
+        one.path == key or (key != "" and one.path.endswith("." + key)) for key in family.keys
     )
-    evaluated = {*(family.groups or ()), *".".join(family.roles).split(".")}
-    return in_group and one.role in family.roles and not _second(one, evaluated)
+    evaluated = {*(family.keys or ()), *".".join(family.roles).split(".")}
+    return under_key and one.role in family.roles and not _is_second(one, evaluated)
 
 
-def _rank(family: Family, one: Candidate) -> int:
-    return family.roles.index(one.role) if one.role in family.roles else len(family.roles)
-
-
-def _marked(mark: str, content: Mapping[Any, Any], group: Group, one: Candidate) -> bool:
+def _marked(mark: str, content: Mapping[Any, Any], tensors: StateDict, one: Candidate) -> bool:
     if mark.startswith("!"):
-        return not _marked(mark[1:], content, group, one)
+        return not _marked(mark[1:], content, tensors, one)
     if mark in CONDITIONS:
         return CONDITIONS[mark](content, one)
-    names = {role(key) for key in group}
+    names = {role(key) for key in tensors}
     for choice in mark.split("|"):
         if choice.startswith("@") and choice[1:] in content:
             return True
@@ -326,16 +289,16 @@ CONDITIONS: dict[str, Callable[[Mapping[Any, Any], Candidate], bool]] = {
 def _explains(family: Family, taken: Candidate, candidates: list[Candidate]) -> bool:
     """Return whether every other encoder is one that the family is known to have."""
     for other in candidates:
-        if other is taken or same(other, taken):
+        if other is taken or _same(other, taken):
             continue
-        parts = other.group.split(".")
+        parts = other.path.split(".")
         if not any(known == other.role if known[0] != "@" else known[1:] in parts
                    for known in family.others):  # fmt: skip
             return False
     return True
 
 
-def same(one: Candidate, other: Candidate) -> bool:
+def _same(one: Candidate, other: Candidate) -> bool:
     """Return whether two encoders are two names of the same tensors."""
     return one.tensors.keys() == other.tensors.keys() and all(
         view.place == other.tensors[name].place for name, view in one.tensors.items()
@@ -345,27 +308,30 @@ def same(one: Candidate, other: Candidate) -> bool:
 def _distinct(candidates: Iterable[Candidate]) -> list[Candidate]:
     kept: list[Candidate] = []
     for one in candidates:
-        if not any(same(one, other) for other in kept):
+        if not any(_same(one, other) for other in kept):
             kept.append(one)
     return kept
 
 
-def left_beside(taken: Candidate, candidates: Iterable[Candidate], group: Group) -> Beside:
-    """Sort what else stands under an encoder's prefix into heads and what should not be there."""
-    used = {key for one in candidates if one.group == taken.group for key in one.sources.values()}
-    heads: list[str] = []
-    extra: list[str] = []
-    inner = [one.prefix for one in candidates if one.group == taken.group and one is not taken]
-    for key in group:
-        if not key.startswith(taken.prefix) or key in used:
-            continue
-        if any(prefix != taken.prefix and key.startswith(prefix) and prefix.startswith(taken.prefix)
-               for prefix in inner):  # fmt: skip
-            continue
-        rest = key.removeprefix(taken.prefix)
-        first = next((part for part in rest.split(".") if part not in TRANSPARENT), rest)
-        (heads if SIDE.fullmatch(first) else extra).append(rest)
-    return Beside(tuple(heads), tuple(extra))
+def extra_names(
+    taken: Candidate, candidates: Iterable[Candidate], tensors: StateDict
+) -> tuple[str, ...]:
+    """Return what stands under an encoder's prefix and is neither its own, a head nor another's."""
+    beside = [one for one in candidates if one.path == taken.path]
+    used = {key for one in beside for key in one.sources.values()}
+    inner = tuple(
+        one.prefix
+        for one in beside
+        if one.prefix != taken.prefix and one.prefix.startswith(taken.prefix)
+    )
+    extra = []
+    for key in tensors:
+        if key.startswith(taken.prefix) and key not in used and not key.startswith(inner):
+            rest = key.removeprefix(taken.prefix)
+            first = next((part for part in rest.split(".") if part not in TRANSPARENT), rest)
+            if not SIDE.fullmatch(first):
+                extra.append(rest)
+    return tuple(extra)
 
 
 def _list(candidates: Iterable[Candidate]) -> str:
@@ -374,9 +340,9 @@ def _list(candidates: Iterable[Candidate]) -> str:
     )
 
 
-def absent(groups: Mapping[str, Group]) -> str:
+def absent(state_dicts: Mapping[str, StateDict]) -> str:
     """Return why a file without any encoder holds none."""
-    names = [name for group in groups.values() for name in group]
+    names = [name for tensors in state_dicts.values() for name in tensors]
     text = " ".join(names)
     if re.search(r"cls_token|patch_embed|pos_embed|\.attn\.|self_attention|attention\.", text):
         return "it is a vision transformer (ViT), not a ResNet"

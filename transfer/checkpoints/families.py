@@ -1,11 +1,15 @@
 """The families of published checkpoints, as a table.
 
 A row says how a family is told from the others and which of its encoders is the one to take. To
-add one, add a row: rows are tried from top to bottom, the first that fits is taken.
+add one, add a row: rows are tried from top to bottom, the first that fits is taken. `COPIES` says
+which encoder is a slow copy of which other one: every project of the survey that keeps a momentum,
+target or key copy evaluates the other one. Students and averages (EMA) stay out: which of the two
+is meant differs between projects.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,8 +38,8 @@ class Family:
     """How to recognise files of one origin.
 
     `roles`: names of the encoder to take, without `module.`, `_orig_mod.`, `net.`; the
-    first found wins.
-    `groups`: last keys of the dict that holds it (`""` is the top level); None is any.
+    first that is there wins.
+    `keys`: last keys of the dict that holds it (`""` is the top level); None is any.
     `marks`: what must be there too: `@key` at the top of the file, else the first parts of a
     tensor's name, `|` between alternatives; a leading `!` means that it must not be there;
     `@nothing-else` no other key, `@bare` no prefix, `@untrained` no batch ever counted,
@@ -45,22 +49,16 @@ class Family:
 
     name: str
     roles: tuple[str, ...] = ("",)
-    groups: tuple[str, ...] | None = None
+    keys: tuple[str, ...] | None = None
     marks: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
-    layout: str | None = None
+    spelling: str | None = None
     input: dict[str, Any] | None = None
     note: str = ""
 
 
-EMA = (
-    "@model_ema",
-    "@ema_model",
-    "@state_dict_ema",
-    "@ema_state_dict",
-    "@ema",
-    "@current_model_state",
-)
+EMA = ("@model_ema", "@ema_model", "@state_dict_ema", "@ema_state_dict", "@ema",
+       "@current_model_state")  # fmt: skip
 MM_OTHERS = (
     "encoder_q.0", "online_net.0", "base_encoder.0", "encoder_k.0", "encoder_k", "target_net.0",
     "target_net", "momentum_encoder.0", "encoder_q", "online_net", "base_encoder", *EMA,
@@ -69,16 +67,16 @@ MM_ROLES = ("backbone", "encoder_q.0", "online_net.0", "base_encoder.0")
 STATE, MODEL, FLAT = ("state_dict",), ("model",), ("",)
 
 FAMILIES: tuple[Family, ...] = (
-    Family("whitening-transfer", groups=STATE, marks=("@own",)),
-    Family("caffe2", layout="caffe2", input=CAFFE2_INPUT,
+    Family("whitening-transfer", keys=STATE, marks=("@own",)),
+    Family("caffe2", spelling="caffe2", input=CAFFE2_INPUT,
            note="Caffe2 (MSRA) weights: BGR, std absorbed into conv1, stride in the 1x1 "
            "convolution; detectron2 also reads this file as it is"),
-    Family("hugging-face", ("", "resnet"), layout="hugging-face"),
-    Family("simclr-v2", ("", "resnet"), layout="simclr-v2", input=UNIT_INPUT, note=UNIT_NOTE,
+    Family("hugging-face", ("", "resnet"), spelling="hugging-face"),
+    Family("simclr-v2", ("", "resnet"), spelling="simclr-v2", input=UNIT_INPUT, note=UNIT_NOTE,
            others=EMA),
     Family("vissl", ("_feature_blocks", "base_model._feature_blocks", "trunk._feature_blocks"),
            others=("@loss", "@ema_model", "@heads", "@classy_state_dict")),
-    Family("classyvision", layout="classy", others=("@loss", "@ema_model")),
+    Family("classyvision", spelling="classy", others=("@loss", "@ema_model")),
     # Lightning: solo-learn, lightly, lightning-bolts
     Family("lightly", ("backbone",), None, ("student_backbone",), ("student_backbone", *EMA),
            note="in lightly's DINO `backbone` is the teacher, which it evaluates"),
@@ -88,7 +86,7 @@ FAMILIES: tuple[Family, ...] = (
             "momentum_backbone", *EMA)),
     Family("lightly", ("backbone",), None, ("key_backbone|teacher_backbone|backbone_momentum",),
            ("key_backbone", "teacher_backbone", "backbone_momentum", *EMA)),
-    Family("lightly", ("backbone",), layout="sequential",
+    Family("lightly", ("backbone",), spelling="sequential",
            others=("backbone_momentum", "key_backbone", "teacher_backbone", "student_backbone",
                    "momentum_backbone")),
     Family("solo-learn", ("backbone",), STATE, (LIGHTNING,), ("momentum_backbone", *EMA)),
@@ -101,11 +99,11 @@ FAMILIES: tuple[Family, ...] = (
     Family("lightning-bolts", ("model",), STATE, (LIGHTNING,), EMA),
     # training scripts
     Family("dino", ("backbone", ""), ("teacher",), others=("@student",)),
-    Family("byol-yaox12", groups=("online_backbone",), others=("@target_backbone",)),
+    Family("byol-yaox12", keys=("online_backbone",), others=("@target_backbone",)),
     Family("byol-yaox12", ("online_network.encoder",), others=("target_network.encoder",)),
     Family("byol-lucidrains", ("", "online_encoder"), marks=("online_encoder|target_encoder",),
            others=("online_encoder", "target_encoder")),
-    Family("byol-deepmind", groups=("online_params",), others=("@target_params",),
+    Family("byol-deepmind", keys=("online_params",), others=("@target_params",),
            note="haiku's weights; its stride-2 layers pad on one side only, torch's on both"),
     Family("moco-v3", ("base_encoder",), marks=("!base_encoder.0",), others=("momentum_encoder",)),
     Family("mmselfsup", MM_ROLES, marks=("@message_hub|@param_schedulers|@ema_state_dict",),
@@ -113,8 +111,8 @@ FAMILIES: tuple[Family, ...] = (
     Family("openselfsup", MM_ROLES, None, ("encoder_q.0|online_net.0|base_encoder.0",),
            MM_OTHERS),
     Family("mmselfsup", MM_ROLES, marks=("@meta",), others=MM_OTHERS),
-    Family("openselfsup", groups=STATE, marks=("@author",)),
-    Family("mmselfsup", groups=STATE, marks=("@meta",)),
+    Family("openselfsup", keys=STATE, marks=("@author",)),
+    Family("mmselfsup", keys=STATE, marks=("@meta",)),
     Family("moco", ("encoder_q",), others=("encoder_k",)),
     Family("cw-rgp", ("model",), STATE, others=("model_t",)),
     Family("w-mse", ("model",), FLAT, others=("model_t",)),
@@ -129,14 +127,14 @@ FAMILIES: tuple[Family, ...] = (
     Family("simsiam", ("encoder",), STATE, ("predictor",)),
     Family("swav", marks=("projection_head|prototypes",), input=SWAV_INPUT,
            note="SwAV, DeepCluster-v2 or SeLa-v2: trained with std .228 in red"),
-    Family("timm", groups=("state_dict_ema",), others=("@state_dict",),
+    Family("timm", keys=("state_dict_ema",), others=("@state_dict",),
            note="the averaged weights, which timm's own loader prefers"),
-    Family("simclr-v1", groups=STATE, marks=("@nothing-else", "fc", "@bare", "@untrained"),
+    Family("simclr-v1", keys=STATE, marks=("@nothing-else", "fc", "@bare", "@untrained"),
            input=UNIT_INPUT,
            note=UNIT_NOTE + "; if this file is no SimCLR conversion, say --format torchvision"),
-    Family("timm", groups=STATE, marks=("@arch", "@args", "@version")),
-    Family("pytorch-examples", groups=STATE, marks=("@arch", "@epoch"), others=EMA),
-    Family("torchvision", groups=("", "state_dict", "model", "model_state_dict", "module"),
+    Family("timm", keys=STATE, marks=("@arch", "@args", "@version")),
+    Family("pytorch-examples", keys=STATE, marks=("@arch", "@epoch"), others=EMA),
+    Family("torchvision", keys=("", "state_dict", "model", "model_state_dict", "module"),
            others=EMA),
     # forms without a trace of their origin: taken for torchvision's, or by name
     Family("barlow-twins", marks=("@by-name",)),
@@ -152,3 +150,31 @@ SIDE_NAMES = (
     r"value_transform\w*|student_\w+|teacher_\w+|fc1000_[wb]|conv1_b|\w+_momentum|"
     r"non_linear_evaluator|lr|weight_order|model_iter)"
 )
+COPIES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    (r"momentum_(\w+)", ("{}", "base_{}")),
+    (r"(\w+)_momentum", ("{}",)),
+    (r"target_(\w+)", ("{}", "online_{}")),
+    (r"(\w+)_target", ("{}", "{}_online")),
+    (r"teacher_(\w+)", ("{}",)),
+    (r"key_(\w+)", ("{}", "query_{}")),
+    (r"(\w+)_key", ("{}", "{}_query")),
+    (r"k_(\w+)", ("q_{}",)),
+    (r"(\w+)_k", ("{}", "{}_q")),
+    (r"(\w+)_[mt]", ("{}",)),
+    (r"(target)", ("online",)),
+    (r"(key)", ("query",)),
+)
+
+
+def is_copy(copy: str, online: str) -> bool:
+    """Return whether two dotted paths are equal but for one part, which names a copy.
+
+    `model.momentum_encoder` is a copy of `model.encoder`.
+    """
+    pairs = zip(copy.split("."), online.split("."), strict=False)
+    differing = [pair for pair in pairs if pair[0] != pair[1]]
+    if copy.count(".") != online.count(".") or len(differing) != 1:
+        return False
+    second, first = differing[0]
+    matches = ((re.fullmatch(pattern, second), forms) for pattern, forms in COPIES)
+    return any(match and first in (f.format(match[1]) for f in forms) for match, forms in matches)

@@ -10,9 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from transfer.checkpoints.safe_calls import Array, TensorView
-from transfer.checkpoints.state_dicts import Group
-from transfer.checkpoints.unpickler import Instance
+from transfer.checkpoints.state_dicts import Instance, StateDict, TensorView, as_tensor
 
 EXPERIMENT = "experiment_state"
 FIELDS = ("online_params", "target_params", "online_state", "target_state", "opt_state")
@@ -30,11 +28,11 @@ AVERAGES = {"mean_ema": "running_mean", "var_ema": "running_var"}
 
 def without_haiku(content: Mapping[Any, Any]) -> Mapping[Any, Any]:
     """Return a file's content with haiku's networks, if it holds any, under torchvision's names."""
-    found = content.get(EXPERIMENT)
-    if isinstance(found, Instance):  # a named tuple; pickles do not hold its fields' names
-        fields = dict(zip(FIELDS, found.args, strict=False))
-    elif isinstance(found, Mapping):
-        fields = {key: found.get(key) for key in FIELDS}
+    experiment = content.get(EXPERIMENT)
+    if isinstance(experiment, Instance):  # a named tuple; pickles do not hold its fields' names
+        fields = dict(zip(FIELDS, experiment.args, strict=False))
+    elif isinstance(experiment, Mapping):
+        fields = {key: experiment.get(key) for key in FIELDS}
     else:
         return content
     networks = {
@@ -57,20 +55,20 @@ def _mapping(node: Any) -> Mapping[Any, Any]:
     return next((part for part in inside if part), {})
 
 
-def _network(params: Mapping[Any, Any], averages: Mapping[Any, Any]) -> Group:
+def _network(params: Mapping[Any, Any], averages: Mapping[Any, Any]) -> StateDict:
     """Return a network's tensors; what is no part of a ResNet keeps haiku's name."""
-    group: Group = {}
+    tensors: StateDict = {}
     for module, entries in params.items():
         for entry, value in _mapping(entries).items():
             view = _view(value, kernel=entry == "w")
             if view is not None:
-                group[f"{_module(str(module))}.{ENTRIES.get(entry, entry)}"] = view
+                tensors[f"{_module(str(module))}.{ENTRIES.get(entry, entry)}"] = view
     for module, entries in averages.items():
         norm, _, kind = str(module).rpartition("/~/")
         view = _view(_mapping(entries).get("average"), kernel=False)
         if kind in AVERAGES and view is not None:
-            group[f"{_module(norm)}.{AVERAGES[kind]}"] = view
-    return group
+            tensors[f"{_module(norm)}.{AVERAGES[kind]}"] = view
+    return tensors
 
 
 def _module(name: str) -> str:
@@ -84,8 +82,8 @@ def _module(name: str) -> str:
 
 def _view(value: Any, kernel: bool) -> TensorView | None:
     """Return an array as torch lays it out: kernels OIHW, per-channel values in one dimension."""
-    view = value.view() if isinstance(value, Array) else value
-    if not isinstance(view, TensorView):
+    view = as_tensor(value)
+    if view is None:
         return None
     order = tuple(range(len(view.shape)))
     if kernel and len(order) == 4:

@@ -1,4 +1,4 @@
-"""Read a backbone out of a checkpoint file, without executing anything in it."""
+"""A backbone out of a checkpoint file, read without executing anything in it."""
 
 from __future__ import annotations
 
@@ -16,20 +16,24 @@ from transfer.checkpoints.encoders import (
     Candidate,
     absent,
     chosen_by_hand,
+    extra_names,
     find_candidates,
-    left_beside,
     matching_family,
     no_batch_counted,
 )
 from transfer.checkpoints.families import FORMATS, IMAGENET_INPUT, Family
-from transfer.checkpoints.haiku import without_haiku
-from transfer.checkpoints.safe_calls import TensorView
-from transfer.checkpoints.state_dicts import Group, groups_of, whole_model
-from transfer.checkpoints.unpickler import describe, printable
+from transfer.checkpoints.haiku import EXPERIMENT, without_haiku
+from transfer.checkpoints.state_dicts import (
+    StateDict,
+    describe,
+    find_state_dicts,
+    printable,
+    whole_model,
+)
 from transfer.resnet.architecture import Architecture, recognise
-from transfer.resnet.names import COUNTER, detectron2_keys, ordered_names
+from transfer.resnet.names import COUNTER, ordered_names
 
-OWN = "whitening-transfer"
+THIS_PROJECT = "whitening-transfer"
 UNCOUNTED = "no batch was counted: from another framework? --format simclr-v1 for [0,1] input"
 
 
@@ -55,17 +59,41 @@ class Backbone:
     @property
     def detectron2(self) -> dict[str, Any]:
         """The detectron2 config keys that must be set for these weights."""
-        return detectron2_keys(self.arch, self.input, self.architecture.detectron2_keys())
+        return {
+            "INPUT.FORMAT": self.input["format"],
+            "MODEL.PIXEL_MEAN": list(self.input["pixel_mean"]),
+            "MODEL.PIXEL_STD": list(self.input["pixel_std"]),
+            **self.architecture.detectron2_keys(),
+        }
 
 
 def read_backbone(path: Path, *, format: str | None = None, encoder: str | None = None) -> Backbone:
     """Return the backbone in `path`: of a published family, or under any one prefix.
 
-    `format` names the family (see `families`); `encoder` the encoder, or the prefix before its
-    names, where the file holds several or the one to take is not the family's own.
+    Args:
+        path: a checkpoint as torch, safetensors or pickle writes it, whatever its name.
+        format: the family, one of `families.FORMATS`; recognised from the content where left out.
+        encoder: the encoder, or the prefix before its names, where the file holds several or the
+            one to take is not the family's own.
+
+    Returns:
+        The tensors in float32 under torchvision's names without `fc`, the architecture, the format,
+        and the mean and std of the pixels (0 to 255) that the network expects.
 
     Raises:
         ValueError: the file cannot be read safely, or holds no backbone that detectron2 builds.
+
+    Example:
+        >>> import tempfile, torchvision
+        >>> state = torchvision.models.resnet18().state_dict()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "checkpoint_0199.pth.tar"
+        ...     torch.save({"state_dict": {f"encoder_q.{k}": v for k, v in state.items()}}, path)
+        ...     backbone = read_backbone(path)
+        >>> backbone.format, backbone.encoder, backbone.arch, len(backbone.state_dict)
+        ('moco', 'encoder_q.', 'resnet18', 120)
+        >>> backbone.input["pixel_mean"]
+        [123.675, 116.28, 103.53]
     """
     if format is not None and format not in FORMATS:
         close = "".join(
@@ -79,68 +107,77 @@ def read_backbone(path: Path, *, format: str | None = None, encoder: str | None 
             "state_dict() returns"
         )
     try:
-        return _backbone(replace(content, value=without_haiku(content.value)), format, encoder)
+        if EXPERIMENT in content.value:
+            content = replace(content, value=without_haiku(content.value))
+        return _backbone(content, format, encoder)
     except ValueError as error:
         raise ValueError(f"{path}: {printable(error)}") from None
 
 
 def _backbone(content: Content, format: str | None, encoder: str | None) -> Backbone:
-    groups = groups_of(content.value)
-    candidates = find_candidates(groups)
-    if not groups or not (candidates or encoder):
-        raise ValueError(_without_encoder(content, groups))
+    state_dicts = find_state_dicts(content.value)
+    candidates = find_candidates(state_dicts)
+    if not state_dicts or not (candidates or encoder):
+        raise ValueError(_without_encoder(content, state_dicts))
     chosen = None
     if encoder is not None:
-        candidates, chosen = chosen_by_hand(encoder, candidates, groups)
-    family, chosen = matching_family(content.value, groups, candidates, format, chosen)
-    if chosen.layout == "detectron2":
+        candidates, chosen = chosen_by_hand(encoder, candidates, state_dicts)
+    family, chosen = matching_family(content.value, state_dicts, candidates, format, chosen)
+    tensors = state_dicts[chosen.path]
+    _refuse_detectrons_own(chosen, tensors)
+    extra = extra_names(chosen, candidates, tensors)
+    try:
+        architecture = recognise({name: one.shape for name, one in chosen.tensors.items()}, extra)
+    except ValueError as error:
+        raise ValueError(f"{chosen.label}: {error}" if chosen.label else str(error)) from None
+    if chosen.spelling == "caffe2":
+        architecture = replace(architecture, stride_in_1x1=True)
+    state, notes = _tensors(chosen, architecture)
+    if family.name not in (THIS_PROJECT, "simclr-v1", "simclr-v2") and no_batch_counted(chosen):
+        notes.append(UNCOUNTED)
+    method = content.value.get("method") if family.name == THIS_PROJECT else None
+    return Backbone(
+        state_dict=state,
+        arch=architecture.name,
+        format=family.name,
+        encoder=chosen.label,
+        input=_input(content, family, architecture),
+        architecture=architecture,
+        container=content.container,
+        other_encoders=tuple(printable(one.label) for one in candidates if one is not chosen),
+        notes=tuple(note for note in (family.note, *notes) if note),
+        unknown=tuple(printable(name) for name in sorted(content.unknown)),
+        method=method if isinstance(method, str) else family.name,
+    )
+
+
+def _refuse_detectrons_own(chosen: Candidate, tensors: StateDict) -> None:
+    """Raise ValueError for weights of detectron2 or Detectron 1 that need or bear no conversion."""
+    if chosen.spelling == "detectron2":
         raise ValueError(
             f"already has detectron2's names (under {chosen.prefix or 'no prefix'}), nothing to "
             "convert: give it to MODEL.WEIGHTS as it is, with the INPUT and STRIDE_IN_1X1 it was "
             "trained with"
         )
-    if chosen.layout == "caffe2" and any(name.endswith("_bn_s") for name in groups[chosen.group]):
+    if chosen.spelling != "caffe2":
+        return
+    if any(name.endswith("_bn_s") for name in tensors):
         raise ValueError(
             "Caffe2 weights of Detectron 1, BatchNorm folded into scale and bias: nothing to train "
             "on; detectron2 reads the file as it is (BGR, std 1, STRIDE_IN_1X1 True)"
         )
-    if chosen.layout == "caffe2":
-        _check_bias(groups[chosen.group].get(chosen.prefix + "conv1_b"))
-    beside = left_beside(chosen, candidates, groups[chosen.group])
-    shapes = {name: view.shape for name, view in chosen.tensors.items()}
-    try:
-        architecture = recognise(shapes, beside.extra)
-    except ValueError as error:
-        raise ValueError(f"{chosen.label}: {error}" if chosen.label else str(error)) from None
-    if chosen.layout == "caffe2":
-        architecture = replace(architecture, stride_in_1x1=True)
-    state, notes = _tensors(chosen, architecture)
-    if family.name not in (OWN, "simclr-v1", "simclr-v2") and no_batch_counted(chosen):
-        notes.append(UNCOUNTED)
-    others = tuple(printable(other.label) for other in candidates if other is not chosen)
-    method = content.value.get("method") if family.name == OWN else None
-    return Backbone(
-        state,
-        architecture.name,
-        family.name,
-        chosen.label,
-        _input(content, family, architecture),
-        architecture,
-        content.container,
-        others,
-        tuple(note for note in (family.note, *notes) if note),
-        tuple(printable(name) for name in sorted(content.unknown)),
-        method if isinstance(method, str) else family.name,
-    )
+    bias = tensors.get(chosen.prefix + "conv1_b")
+    if bias is not None and bool(bias.read().any()):
+        raise ValueError("conv1_b is not zero: its stem has a bias, which detectron2's has not")
 
 
-def _without_encoder(content: Content, groups: Mapping[str, Group]) -> str:
+def _without_encoder(content: Content, state_dicts: Mapping[str, StateDict]) -> str:
     """Return why there is no encoder in a file."""
     whole = whole_model(content.value)
     if whole is not None:
         return f"a whole pickled model under {whole[:60]!r}; save its state_dict()"
-    if groups:
-        return absent(groups)
+    if state_dicts:
+        return absent(state_dicts)
     kind = content.value.get("type")
     if kind in ("shard_list", "slice_list"):
         return f"VISSL's {kind}: a list of the files that hold the weights, which are not in it"
@@ -149,41 +186,33 @@ def _without_encoder(content: Content, groups: Mapping[str, Group]) -> str:
     return f"no tensors in it; keys: {', '.join(shown)[:200]}"
 
 
-def _check_bias(bias: TensorView | None) -> None:
-    """Raise ValueError where the stem of a Caffe2 file adds something."""
-    if bias is not None and bool(bias.read().any()):
-        raise ValueError("conv1_b is not zero: its stem has a bias, which detectron2's has not")
-
-
 def _input(content: Content, family: Family, architecture: Architecture) -> dict[str, Any]:
     """Return the input convention: the file's own where it is one of ours, else the family's."""
-    if family.name != OWN:
+    if family.name != THIS_PROJECT:
         return dict(family.input or IMAGENET_INPUT)
-    own = content.value.get("input")
-    if own is None or "arch" not in content.value:
+    stated = content.value.get("input")
+    if stated is None or "arch" not in content.value:
         raise ValueError("not a backbone.pth of this project (no arch and input in it)")
-    triples = [own.get("pixel_mean"), own.get("pixel_std")] if isinstance(own, dict) else [None]
+    keys = ("pixel_mean", "pixel_std")
+    triples: list[Any] = [stated.get(key) if isinstance(stated, dict) else None for key in keys]
     sound = all(
         isinstance(values, list | tuple)
         and len(values) == 3
-        and all(_number(value) for value in values)
+        and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+        and all(abs(value) < 1e30 for value in values)
         for values in triples
     )
-    if not sound or own.get("format") not in ("RGB", "BGR") or min(own["pixel_std"]) <= 0:
+    if not sound or stated.get("format") not in ("RGB", "BGR") or min(triples[1]) <= 0:
         raise ValueError(
             "its `input` is not {format: RGB or BGR, pixel_mean: [3], pixel_std: [3]}, finite "
             "numbers, the latter above 0"
         )
-    stated = content.value["arch"]
-    if stated != architecture.name:
-        what = stated[:60] if isinstance(stated, str) else describe(stated)
+    arch = content.value["arch"]
+    if arch != architecture.name:
+        what = arch[:60] if isinstance(arch, str) else describe(arch)
         raise ValueError(f"it says that it is {what}, its weights are {architecture.name}'s")
-    numbers = {key: [float(value) for value in own[key]] for key in ("pixel_mean", "pixel_std")}
-    return {"format": own["format"], **numbers}
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
+    numbers = {key: [float(value) for value in stated[key]] for key in keys}
+    return {"format": stated["format"], **numbers}
 
 
 def _tensors(chosen: Candidate, architecture: Architecture) -> tuple[dict[str, Tensor], list[str]]:
@@ -202,7 +231,8 @@ def _tensors(chosen: Candidate, architecture: Architecture) -> tuple[dict[str, T
         if value.dtype != torch.float32:
             cast.add(str(value.dtype).removeprefix("torch."))
         state[name] = value.to(torch.float32)
-        if not bool(torch.isfinite(state[name].sum())) and not _finite(state[name]):
+        # the sum is quicker, but may overflow
+        if not bool(torch.isfinite(state[name].sum()) or torch.isfinite(state[name]).all()):
             broken.append(name)
     if broken:
         raise ValueError(f"{len(broken)} tensors hold NaN or infinity, first {broken[0]}")
@@ -212,11 +242,6 @@ def _tensors(chosen: Candidate, architecture: Architecture) -> tuple[dict[str, T
     if cast:
         notes.append(f"stored as {', '.join(sorted(cast))}, converted as float32")
     return state, notes
-
-
-def _finite(value: Tensor) -> bool:
-    """Return whether all is finite, where the sum, which is quicker, is not."""
-    return bool(torch.isfinite(value).all())
 
 
 def _count(name: str, value: Tensor) -> Tensor:

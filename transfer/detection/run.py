@@ -34,8 +34,8 @@ from transfer.datasets.register import register
 from transfer.detection.hooks import EXIT_INTERRUPTED, METRICS, SIGNALS
 from transfer.detection.trainer import TRAINERS, Diverged, Trainer
 from transfer.evaluation.evaluators import flat_metrics, write_json
+from transfer.resnet.loaded import PLACES, lost_entries
 from transfer.resnet.names import COUNTER
-from transfer.verify import PLACES, lost_entries
 
 EFFECTIVE = "effective_config.yaml"
 RESULT = ".launched.json"

@@ -1,6 +1,6 @@
-"""Which ResNet a set of tensors is, read from its names and shapes, or why it is none.
+"""The architecture of a ResNet, read from the names and shapes of its tensors.
 
-Names are torchvision's without `fc`; shapes are those of the tensors.
+Names are torchvision's without `fc`. What detectron2 cannot build is refused with the reason.
 """
 
 from __future__ import annotations
@@ -51,12 +51,8 @@ class Architecture:
             pattern = "{}" + f"_x{self.stem / 64:g}"
         if pattern is None:
             pattern = "{}" + f"_{self.stem}_{self.width}_{self.res2}_g{self.groups}"
-        base = (
-            self.base.replace("resnet", "resnext")
-            if self.groups > 1 and "x" in pattern
-            else self.base
-        )
-        return pattern.format(base)
+        resnext = self.groups > 1 and "x" in pattern
+        return pattern.format(self.base.replace("resnet", "resnext") if resnext else self.base)
 
     def shape(self, name: str) -> Shape:
         """Return the shape that an entry of this architecture has."""
@@ -107,29 +103,29 @@ def recognise(shapes: Mapping[str, Shape], extra: Sequence[str] = ()) -> Archite
     counters = {name for name in names if name.endswith(COUNTER)}
     if not counters & set(shapes):
         names -= counters
-    missing, strange = sorted(names - set(shapes)), sorted({*extra, *(set(shapes) - names)})
-    if missing or strange:
+    missing, more = sorted(names - set(shapes)), sorted({*extra, *(set(shapes) - names)})
+    if missing or more:
         raise ValueError(
             f"not a complete torchvision ResNet; nearest is {base}: "
-            f"{len(missing)} missing {missing[:3]}, {len(strange)} extra {strange[:3]}"
+            f"{len(missing)} missing {missing[:3]}, {len(more)} extra {more[:3]}"
         )
     _check_ranks(names, shapes)
-    found = widths(base, shapes)
+    built = widths(base, shapes)
     for name in sorted(names):
-        wanted = found.shape(name)
-        if shapes[name] != wanted and not (wanted == () and shapes[name] == (1,)):
-            raise ValueError(f"{name} has shape {shapes[name]}, wanted {wanted} for {found.name}")
-    if base in BASIC and (found.stem, found.res2) != (64, 64):
+        shape = built.shape(name)
+        if shapes[name] != shape and not (shape == () and shapes[name] == (1,)):
+            raise ValueError(f"{name} has shape {shapes[name]}, wanted {shape} for {built.name}")
+    if base in BASIC and (built.stem, built.res2) != (64, 64):
         raise ValueError(
-            f"a {base} of {found.stem} channels in the stem and {found.res2} in res2; detectron2 "
+            f"a {base} of {built.stem} channels in the stem and {built.res2} in res2; detectron2 "
             "builds it with 64 only"
         )
-    if base not in BASIC and not _even(found):
+    if base not in BASIC and not _even(built):
         raise ValueError(
-            f"odd widths: stem {found.stem}, 3x3 {found.width} in {found.groups} groups, res2 "
-            f"{found.res2}; torchvision builds no such network to compare with"
+            f"odd widths: stem {built.stem}, 3x3 {built.width} in {built.groups} groups, res2 "
+            f"{built.res2}; torchvision builds no such network to compare with"
         )
-    return found
+    return built
 
 
 def _check_ranks(names: Iterable[str], shapes: Mapping[str, Shape]) -> None:
@@ -144,12 +140,11 @@ def _check_ranks(names: Iterable[str], shapes: Mapping[str, Shape]) -> None:
             )
 
 
-def _even(found: Architecture) -> bool:
+def _even(one: Architecture) -> bool:
     """Return whether torchvision's rule for the widths of a bottleneck gives these."""
-    planes, groups = found.res2 // 4, found.groups
-    base_width = found.width * 64 // (groups * planes) if planes else 0
-    built = int(planes * (base_width / 64)) * groups
-    return found.res2 % 4 == 0 and built == found.width
+    planes, groups = one.res2 // 4, one.groups
+    base_width = one.width * 64 // (groups * planes) if planes else 0
+    return one.res2 % 4 == 0 and int(planes * (base_width / 64)) * groups == one.width
 
 
 def widths(base: str, shapes: Mapping[str, Shape]) -> Architecture:
@@ -172,18 +167,16 @@ def nearest(shapes: Mapping[str, Shape]) -> str:
 
 def foreign(shapes: Mapping[str, Shape], extra: Sequence[str]) -> str | None:
     """Return why a network is of a kind that detectron2's ResNet cannot be, or None."""
-    every = [*shapes, *extra]
-    checks = (_selective(every), _stem(shapes, every), _shortcut(shapes, every), _norm(shapes),
-              _depth(shapes))  # fmt: skip
-    return next((reason for reason in checks if reason is not None), None)
-
-
-def _selective(names: Sequence[str]) -> str | None:
+    names = [*shapes, *extra]
+    norms = [name for name in shapes if re.search(r"bn\d\.weight$", name)]
     if any(SELECTIVE.search(name) for name in names):
         return "it has selective kernels (SK-ResNet), which detectron2's ResNet has not"
     if any(ATTENTION.search(name) for name in names):
         return "it has attention units (squeeze-excitation or alike), detectron2's ResNet has none"
-    return None
+    reason = _stem(shapes, names) or _shortcut(shapes, names)
+    if reason is None and norms and not any(name.endswith("running_mean") for name in shapes):
+        return "it has no running statistics: GroupNorm or alike in place of BatchNorm"
+    return reason or _depth(shapes)
 
 
 def _stem(shapes: Mapping[str, Shape], names: Sequence[str]) -> str | None:
@@ -214,17 +207,10 @@ def _shortcut(shapes: Mapping[str, Shape], names: Sequence[str]) -> str | None:
     return None
 
 
-def _norm(shapes: Mapping[str, Shape]) -> str | None:
-    norms = [name for name in shapes if re.search(r"bn\d\.weight$", name)]
-    if norms and not any(name.endswith("running_mean") for name in shapes):
-        return "it has no running statistics: GroupNorm or alike in place of BatchNorm"
-    return None
-
-
 def _depth(shapes: Mapping[str, Shape]) -> str | None:
-    found = [re.match(r"layer(\d+)\.(\d+)\.", name) for name in shapes]
     blocks: dict[int, set[int]] = {}
-    for match in found:
+    for name in shapes:
+        match = re.match(r"layer(\d+)\.(\d+)\.", name)
         if match is not None:
             blocks.setdefault(int(match[1]), set()).add(int(match[2]))
     counts = tuple(len(blocks[stage]) for stage in sorted(blocks))

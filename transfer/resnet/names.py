@@ -1,10 +1,8 @@
-"""Names of ResNet tensors: torchvision's to detectron2's, and what a complete set looks like."""
+"""Names of ResNet tensors: torchvision's complete sets, and detectron2's names for them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any
 
 BLOCKS: dict[str, tuple[int, int, int, int]] = {
     "resnet18": (2, 2, 2, 2),
@@ -58,37 +56,6 @@ def ordered_names(arch: str) -> list[str]:
 def expected_names(arch: str, counters: bool = True) -> set[str]:
     """Return torchvision's entry names of a ResNet without `fc`, with or without counters."""
     return {name for name in ordered_names(arch) if counters or not name.endswith(COUNTER)}
-
-
-def recognise_arch(names: Iterable[str]) -> str | None:
-    """Return the architecture whose complete entry names these are, with or without counters."""
-    found = {name for name in names if not name.endswith(COUNTER)}
-    for arch in BLOCKS:
-        if found == expected_names(arch, counters=False):
-            return arch
-    return None
-
-
-def detectron2_keys(
-    arch: str, pixel: Mapping[str, Any], resnets: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """Return the detectron2 config keys that a backbone demands; `resnets` are those of its widths.
-
-    Without `resnets`, `arch` is one of the plain depths.
-    """
-    if resnets is None:
-        depth = DEPTHS[arch]
-        resnets = {
-            "MODEL.RESNETS.DEPTH": depth,
-            "MODEL.RESNETS.RES2_OUT_CHANNELS": 64 if depth < 50 else 256,
-            "MODEL.RESNETS.STRIDE_IN_1X1": False,
-        }
-    return {
-        "INPUT.FORMAT": pixel["format"],
-        "MODEL.PIXEL_MEAN": list(pixel["pixel_mean"]),
-        "MODEL.PIXEL_STD": list(pixel["pixel_std"]),
-        **resnets,
-    }
 
 
 def _norm(prefix: str) -> list[str]:

@@ -13,6 +13,7 @@ import torch
 import torchvision
 from torch import Tensor
 
+from transfer.checkpoints.families import is_copy
 from transfer.checkpoints.read import read_backbone
 from transfer.resnet.names import to_detectron2
 
@@ -162,32 +163,6 @@ def test_the_command_converts_every_form(
             assert torch.equal(torch.as_tensor(model[to_detectron2(key)]), value), key
 
 
-def test_a_second_encoder_is_taken_only_on_demand(tmp_path: Path) -> None:
-    state = weights("resnet18")
-    content = {"state_dict": published.under("module.encoder_k.", state)}
-    source = save(content, tmp_path / "file")
-    backbone = read_backbone(source, encoder="module.encoder_k.")
-    assert torch.equal(backbone.state_dict["bn1.bias"], state["bn1.bias"])
-    save({"target": {"state_dict": state}}, source)
-    assert read_backbone(source, encoder="target.state_dict").encoder == ""
-    second = published.other(state)
-    save({"ema_state_dict": second, "meta": {}, "state_dict": state}, source)
-    assert torch.equal(read_backbone(source).state_dict["bn1.bias"], state["bn1.bias"])
-
-
-def test_a_format_does_not_choose_between_encoders(tmp_path: Path) -> None:
-    state = weights("resnet18")
-    second = published.other(state)
-    both = {"model": state, "state_dict": second}
-    source = save(both, tmp_path / "file")
-    with pytest.raises(ValueError, match=r"2 encoders where --format torchvision has one.*model"):
-        read_backbone(source, format="torchvision")
-    chosen = read_backbone(source, format="torchvision", encoder="state_dict")
-    assert torch.equal(chosen.state_dict["bn1.bias"], second["bn1.bias"])
-    save({"model": state, "model_ema": {"module": second}}, source)
-    assert read_backbone(source, format="torchvision").encoder == "model"
-
-
 def test_counters_tell_simclr_only_where_there_are_some(tmp_path: Path) -> None:
     state = weights("resnet18")
     zero = {key: value * 0 if key.endswith("tracked") else value for key, value in state.items()}
@@ -213,3 +188,11 @@ def test_wrappers_inside_numbered_names(tmp_path: Path) -> None:
     }
     source = save({"state_dict": published.under("backbone.", wrapped)}, tmp_path / "file")
     holds(read_backbone(source).state_dict, state, 120)
+
+
+def test_a_copy_differs_in_one_part_of_its_path() -> None:
+    assert is_copy("a.momentum_encoder.b", "a.encoder.b")
+    assert not is_copy("a.encoder.b", "a.momentum_encoder.b")
+    assert not is_copy("c.momentum_encoder.b", "a.encoder.b")
+    assert not is_copy("momentum_encoder", "encoder.b")
+    assert not is_copy("encoder", "encoder")

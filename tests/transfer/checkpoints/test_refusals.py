@@ -1,10 +1,8 @@
 """What is refused, why, in one line and with exit code 2; and what is chosen by hand."""
 
 import importlib.util
-import json
 import os
 import re
-import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,11 +17,9 @@ import torchvision
 from torch import Tensor
 
 from transfer.checkpoints.families import FAMILIES
-from transfer.checkpoints.read import Backbone, read_backbone
-from transfer.convert import convert_checkpoint
+from transfer.checkpoints.read import read_backbone
 from transfer.resnet.architecture import Architecture
 from transfer.resnet.names import ordered_names
-from transfer.verify import c4_model, not_loaded
 
 ROOT = Path(__file__).resolve().parents[3]
 State = dict[str, Tensor]
@@ -38,24 +34,8 @@ def load(path: Path) -> ModuleType:
 
 
 published = load(Path(__file__).parents[1] / "published.py")
+resnet = published.resnet
 command = load(ROOT / "tools" / "convert_to_detectron2.py")
-
-
-def resnet(arch: str = "resnet18") -> State:
-    """Return a cheap network: small random numbers, sound statistics."""
-    with torch.device("meta"):
-        names = torchvision.models.get_model(arch, weights=None).state_dict()
-    torch.manual_seed(0)
-    state = {}
-    for name, value in names.items():
-        if name.endswith("num_batches_tracked"):
-            state[name] = torch.tensor(3)
-        elif name.startswith("fc."):
-            continue
-        else:
-            scale = 1 if value.ndim == 1 else (2 / value[0].numel()) ** 0.5
-            state[name] = torch.rand(value.shape) * scale + 0.1 * (value.ndim == 1)
-    return state
 
 
 def renamed(rule: str, to: str) -> Callable[[State], State]:
@@ -222,47 +202,6 @@ def test_it_is_refused_in_one_line_and_nothing_is_written(
     assert [path.name for path in tmp_path.iterdir()] == ["some.pth"]
 
 
-WRAPPERS = ("module.", "_orig_mod.", "net.", "module._orig_mod.", "_orig_mod.module.",
-            "net.module.", "module.net._orig_mod.", "module.module.")  # fmt: skip
-
-
-@pytest.mark.parametrize("wrapper", WRAPPERS)
-def test_wrappers_in_any_order_and_place(wrapper: str, tmp_path: Path) -> None:
-    state = resnet()
-    source = tmp_path / "file"
-    for outer, inner in ((wrapper, ""), ("", wrapper), (wrapper, wrapper)):
-        online = published.under(f"{outer}encoder_q.{inner}", state)
-        momentum = published.under(f"{outer}encoder_k.{inner}", published.other(state))
-        torch.save({"state_dict": momentum | online}, source)
-        backbone = read_backbone(source)
-        assert (backbone.format, backbone.arch) == ("moco", "resnet18")
-        assert torch.equal(backbone.state_dict["bn1.bias"], state["bn1.bias"])
-    torch.save(published.under(wrapper, state) | {f"{wrapper}fc.weight": torch.ones(2)}, source)
-    assert read_backbone(source).state_dict.keys() == state.keys()
-
-
-def test_another_encoder_is_taken_on_demand(tmp_path: Path) -> None:
-    state = resnet()
-    second = published.other(state)
-    source = tmp_path / "file"
-    cases = {
-        "dino-full": ("student", "student.module.backbone.", "student.module.backbone"),
-        "intl": ("module.momentum_backbone.", "momentum_backbone"),
-        "pycontrast": ("model_ema", "model_ema.encoder."),
-        "moco": ("module.encoder_k.", "encoder_k"),
-    }
-    for name, spellings in cases.items():
-        torch.save(published.files(state)[name][2], source)
-        assert len(read_backbone(source).other_encoders) == 1
-        for spelling in spellings:
-            got = read_backbone(source, encoder=spelling)
-            assert torch.equal(got.state_dict["bn1.bias"], second["bn1.bias"]), (name, spelling)
-    with pytest.raises(ValueError, match=r"no encoder under 'encoder'; found: module.encoder_q"):
-        read_backbone(source, encoder="encoder")
-    torch.save({"enc_" + name: value for name, value in state.items()}, source)
-    assert len(read_backbone(source, encoder="enc_").state_dict) == 120
-
-
 def test_a_format_that_does_not_fit_is_refused_and_one_that_does_sets_the_input(
     tmp_path: Path,
 ) -> None:
@@ -285,33 +224,6 @@ def test_help_lists_the_formats(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(family.name in shown for family in FAMILIES)
 
 
-def as_safetensors(state: State, path: Path, metadata: dict[str, str] | None = None) -> Path:
-    header: dict[str, Any] = {"__metadata__": metadata or {"format": "pt"}}
-    body = b""
-    for name, value in state.items():
-        dtype = {torch.float32: "F32", torch.int64: "I64", torch.bfloat16: "BF16"}[value.dtype]
-        raw = value.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-        place = [len(body), len(body) + len(raw)]
-        header[name] = {"dtype": dtype, "shape": list(value.shape), "data_offsets": place}
-        body += raw
-    text = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + body)
-    return path
-
-
-def test_safetensors_are_told_by_structure_not_by_the_first_byte(tmp_path: Path) -> None:
-    state, source = resnet(), tmp_path / "file"
-    for pad in range(256):
-        as_safetensors({"a": torch.ones(1)}, source, {"n": "x" * pad})
-        if source.read_bytes()[0] == 0x80:
-            break
-    assert source.read_bytes()[0] == 0x80
-    with pytest.raises(ValueError, match="no ResNet among its 1 tensors"):
-        read_backbone(source)
-    strange: Any = {"backbone.conv1.weight": [1], "backbone.bn1.weight": {"a": 1}}
-    assert read_backbone(as_safetensors(state, source, strange)).container == "safetensors"
-
-
 def test_an_unforeseen_error_is_one_line_that_names_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -322,61 +234,6 @@ def test_an_unforeseen_error_is_one_line_that_names_it(
     assert command.main([str(tmp_path / "in"), str(tmp_path / "out.pkl")]) == 2
     error = capsys.readouterr().err
     assert error.endswith("in: unexpected TypeError: two lines\n") and error.count("\n") == 1
-
-
-def test_safetensors_with_aliases_and_half_precision(tmp_path: Path) -> None:
-    state = resnet()
-    kept = published.under("encoder_q.0.", state) | {"neck.mlp.0.weight": torch.ones(2)}
-    aliases = {f"backbone.{name}": f"encoder_q.0.{name}" for name in state}
-    source = as_safetensors(kept, tmp_path / "file", aliases)
-    backbone = read_backbone(source)
-    assert (backbone.container, backbone.encoder) == ("safetensors", "backbone.")
-    assert all(torch.equal(backbone.state_dict[name], value) for name, value in state.items())
-    half = {n: v if v.dtype == torch.int64 else v.bfloat16() for n, v in state.items()}
-    backbone = read_backbone(as_safetensors(half, tmp_path / "half"))
-    assert backbone.state_dict["conv1.weight"].dtype == torch.float32
-    assert "stored as bfloat16" in backbone.notes[0]
-
-
-@pytest.mark.parametrize(
-    ("arch", "keys"),
-    [
-        ("resnet34", {"DEPTH": 34, "RES2_OUT_CHANNELS": 64}),
-        ("resnet101", {"DEPTH": 101}),
-        ("wide_resnet50_2", {"WIDTH_PER_GROUP": 128, "RES2_OUT_CHANNELS": 256}),
-        ("resnext50_32x4d", {"WIDTH_PER_GROUP": 4, "NUM_GROUPS": 32}),
-    ],
-)
-def test_depth_and_width_come_from_the_shapes(
-    arch: str, keys: dict[str, int], tmp_path: Path
-) -> None:
-    source = tmp_path / "file"
-    torch.save(resnet(arch), source)
-    report = convert_checkpoint(source, tmp_path / "out.pkl")
-    assert report.arch == arch and report.largest_feature_difference < 1e-5
-    for key, value in keys.items():
-        assert report.detectron2[f"MODEL.RESNETS.{key}"] == value
-
-
-def test_twice_the_width_everywhere(tmp_path: Path) -> None:
-    source = tmp_path / "file"
-    state = {}
-    for name, value in resnet("resnet50").items():
-        repeats = [2 if i < 2 and not (name == "conv1.weight" and i == 1) else 1
-                   for i in range(value.ndim)]  # fmt: skip
-        state[name] = value.repeat(repeats) if value.ndim else value
-    torch.save(state, source)
-    report = convert_checkpoint(source, tmp_path / "out.pkl")
-    assert report.arch == "resnet50_x2" and report.largest_feature_difference < 1e-5
-    resnets = {key.split(".")[-1]: value for key, value in report.detectron2.items()}
-    assert resnets["STEM_OUT_CHANNELS"] == resnets["WIDTH_PER_GROUP"] == 128
-    assert (resnets["RES2_OUT_CHANNELS"], resnets["DEPTH"]) == (512, 50)
-
-
-def test_what_the_checkpointer_leaves_out_is_seen() -> None:
-    model = c4_model(Backbone(resnet("resnet50"), "resnet50", "torchvision"))
-    lost = not_loaded(model, {"stem.conv1.weight": torch.ones(1)})
-    assert len(lost) == 265 and {"stem.conv1.weight", "res5.2.conv3.norm.bias"} <= set(lost)
 
 
 def test_the_command_as_a_process(tmp_path: Path) -> None:

@@ -1,0 +1,80 @@
+"""The dicts of tensors in a file, whatever their keys."""
+
+import importlib.util
+import pickle
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from transfer.checkpoints.read import read_backbone
+from transfer.checkpoints.state_dicts import (
+    Instance,
+    Reference,
+    Storage,
+    TensorView,
+    find_state_dicts,
+)
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+published = load(Path(__file__).resolve().parents[1] / "published.py")
+resnet = published.resnet
+
+
+State = dict[str, Tensor]
+
+
+def read(content: object, path: Path, encoder: str | None = None) -> Any:
+    torch.save(content, path)
+    return read_backbone(path, encoder=encoder)
+
+
+def same(got: State, wanted: State) -> bool:
+    return got.keys() == wanted.keys() and all(torch.equal(got[n], wanted[n]) for n in wanted)
+
+
+def test_names_as_bytes(tmp_path: Path) -> None:
+    state, path = resnet(), tmp_path / "file"
+    for legacy in (False, True):
+        content = {b"state_dict": {b"module." + name.encode(): v for name, v in state.items()}}
+        torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+        assert same(read_backbone(path).state_dict, state)
+    arrays = {name.encode(): value.numpy() for name, value in state.items()}
+    for protocol in (0, 2, 4):
+        path.write_bytes(pickle.dumps(arrays, protocol))
+        assert same(read_backbone(path).state_dict, state)
+    with pytest.raises(ValueError, match=r"two tensors of the name conv1\.weight, one as bytes"):
+        read(state | {b"conv1.weight": torch.ones(2)}, path)
+
+
+def view(count: int, *, offset: int = 0, stride: int = 1) -> TensorView:
+    raw = np.arange(6, dtype="f4").tobytes()
+    return TensorView(
+        Storage("0", torch.float32, 24, raw), torch.float32, offset, (count,), (stride,)
+    )
+
+
+def test_a_view_reads_its_part_of_the_storage() -> None:
+    assert view(2, offset=1, stride=3).read().tolist() == [1, 4]
+    with pytest.raises(ValueError, match="reaches byte 28 of a storage of 24 bytes"):
+        view(3, stride=3).read()
+
+
+def test_paths_go_through_lists_and_instances() -> None:
+    inner = {"weight": view(1), "epoch": 3}
+    made = Instance(Reference("a", "Model"), items={"net": inner})
+    content = {"runs": [{}, made], "again": inner, b"bias": view(2), 7: {"weight": view(1)}}
+    assert {path: list(d) for path, d in find_state_dicts(content).items()} == {
+        "": ["bias"], "runs.1.net": ["weight"]}  # fmt: skip

@@ -1,0 +1,155 @@
+"""Pickles: what is taken apart, what stays a name, and what is answered here."""
+
+import argparse
+import collections
+import datetime
+import decimal
+import fractions
+import importlib.util
+import pickle
+import pickletools
+import struct
+import tracemalloc
+import types
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from transfer.checkpoints.containers import read_content
+from transfer.checkpoints.read import read_backbone
+from transfer.checkpoints.state_dicts import Instance, as_tensor
+from transfer.checkpoints.unpickler import SafeUnpickler
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+opcodes = load(Path(__file__).resolve().parents[1] / "opcodes.py")
+text = opcodes.text
+
+
+def test_unknown_classes_stay_names_and_are_listed(tmp_path: Path) -> None:
+    body = (b"\x80\x02}(" + text(b"a") + b"c__main__\nexclude_bias_and_norm\n" + text(b"b")
+            + b"cmmengine.logging\nHistoryBuffer\n)\x81}" + text(b"max") + b"K\x05sb"
+            + b"cpytorch_lightning.callbacks\nModelCheckpoint\nNu.")  # fmt: skip
+    path = tmp_path / "file"
+    path.write_bytes(body)
+    content = read_content(path)
+    assert content.unknown == {
+        "__main__.exclude_bias_and_norm",
+        "mmengine.logging.HistoryBuffer",
+        "pytorch_lightning.callbacks.ModelCheckpoint",
+    }
+    assert content.value["b"].state == {"max": 5}
+    made = b"cbuiltins\ngetattr\n(cevil\nmod\n" + text(b"Thing") + b"tR)\x81"
+    path.write_bytes(b"\x80\x02(" + made + b"ctorch.hub\nload\ncnumpy\nsave\nl.")
+    assert read_content(path).unknown == {"evil.mod", "evil.mod.Thing", "torch.hub.load",
+                                          "numpy.save"}  # fmt: skip
+
+
+def test_a_pickle_that_unfolds_is_stopped(tmp_path: Path) -> None:
+    many = b"(" + b"N" * 100_000 + b"lq\x00"
+    copies = b"cbuiltins\nlist\nq\x01" + b"h\x01h\x00\x85R" * 2000
+    path = tmp_path / "file"
+    path.write_bytes(b"\x80\x02(" + many + copies + b"l.")
+    new = b"cbuiltins\nlist\nq\x01" + b"h\x01h\x00\x85\x81" * 2000
+    state = b"cnumpy.core.multiarray\n_reconstruct\n)R(K\x01K\x01\x85Nh\x00h\x00tb" * 2000
+    for unfolding in (copies, new, state):
+        path.write_bytes(b"\x80\x02(" + many + unfolding + b"l.")
+        with pytest.raises(ValueError, match="unfold to more than the file holds"):
+            read_backbone(path)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_what_honest_checkpoints_hold_is_read(protocol: int, tmp_path: Path) -> None:
+    values = {
+        "args": argparse.Namespace(lr=0.1, out=Path("runs/1")),
+        "lr": np.float64(0.25),
+        "step": np.int64(7),
+        "array": np.arange(6.0).reshape(2, 3),
+        "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        "hparams": OmegaConf.create({"a": [1, {"b": 2.5}], "c": "text"}),
+        "lists": collections.defaultdict(list, {1: [2]}),
+        "counts": collections.Counter("aab"),
+        "queue": collections.deque([1, 2]),
+        "weights": collections.OrderedDict(a=torch.arange(6.0).reshape(2, 3).t()),
+        "parameter": torch.nn.Parameter(torch.ones(3).bfloat16()),
+        "random": [np.random.RandomState(0), np.random.default_rng(0)],
+        "numbers": [decimal.Decimal(1), fractions.Fraction(1, 2), types.SimpleNamespace(a=1)],
+        "date": datetime.datetime.now(datetime.UTC),
+        "things": [{1, 2}, frozenset({3}), torch.Size([4]), torch.device("cpu"), torch.float16],
+    }
+    plain, wrapped, legacy = (tmp_path / name for name in ("plain", "zip", "legacy"))
+    plain.write_bytes(pickle.dumps(values, protocol))
+    torch.save(values, wrapped, pickle_protocol=max(protocol, 2))
+    torch.save(values, legacy, pickle, max(protocol, 2), _use_new_zipfile_serialization=False)
+    for path in (plain, wrapped, legacy):
+        content = read_content(path)
+        got = content.value
+        assert not content.unknown
+        assert (got["lr"], got["step"]) == (0.25, 7)
+        for name in ("array", "fortran"):
+            tensor = as_tensor(got[name])
+            assert tensor is not None and np.array_equal(tensor.read().numpy(), values[name])
+        assert torch.equal(got["weights"]["a"].read(), torch.arange(6.0).reshape(2, 3).t())
+        assert torch.equal(got["parameter"].read(), torch.ones(3).bfloat16())
+        assert got["lists"] == {1: [2]} and got["counts"] == {"a": 2, "b": 1}
+        assert got["queue"] == [1, 2] and got["things"][:3] == [{1, 2}, frozenset({3}), (4,)]
+
+
+HARMLESS = (  # they push, pop and remember, or end in one of the methods that are answered here
+    "PROTO FRAME STOP MARK POP POP_MARK DUP NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG "
+    "LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE BINUNICODE8 "
+    "SHORT_BINUNICODE BINBYTES BINBYTES8 SHORT_BINBYTES EMPTY_LIST LIST APPEND APPENDS EMPTY_TUPLE "
+    "TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT EMPTY_SET PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET "
+    "LONG_BINGET GLOBAL STACK_GLOBAL INST OBJ PERSID BINPERSID EXT1 EXT2 EXT4"
+)
+ANSWERED = "REDUCE NEWOBJ NEWOBJ_EX BUILD DICT SETITEM SETITEMS ADDITEMS FROZENSET BYTEARRAY8"
+
+
+def test_every_opcode_that_acts_is_answered_here() -> None:
+    stdlib: Any = pickle._Unpickler  # type: ignore[attr-defined]
+    code = {opcode.name: ord(opcode.code) for opcode in pickletools.opcodes}
+    harmless = {code[name] for name in HARMLESS.split()}
+    answered = {code[name] for name in ANSWERED.split()}
+    assert SafeUnpickler.dispatch.keys() == harmless | answered
+    for step in harmless:
+        assert SafeUnpickler.dispatch[step] is stdlib.dispatch[step]
+    for step in answered:
+        assert SafeUnpickler.dispatch[step] is not stdlib.dispatch[step]
+    for method in ("find_class", "persistent_load", "get_extension", "_instantiate"):
+        assert hasattr(stdlib, method) and method in vars(SafeUnpickler)
+
+
+SIZE = struct.pack("<Q", 2**40)
+
+
+@pytest.mark.parametrize("claim", [b"\x96" + SIZE, b"\x8e" + SIZE, b"\x8d" + SIZE, b"\x95" + SIZE])
+def test_claimed_sizes_take_no_memory(claim: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"\x80\x04" + claim + b"abc.")
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="damaged pickle"):
+        read_content(path)
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+
+
+def test_constructors_of_constructors_do_not_recurse(tmp_path: Path) -> None:
+    made = b"ccopyreg\n__newobj__\nq\x01(" + b"h\x01" * 100_000 + b"tR"
+    path = tmp_path / "file"
+    path.write_bytes(b"\x80\x02" + made + b".")
+    tracemalloc.start()
+    assert isinstance(read_content(path).value, Instance)
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()

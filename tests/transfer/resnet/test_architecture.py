@@ -1,0 +1,87 @@
+"""Depth and widths from the shapes of a file."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from transfer.checkpoints import Backbone
+from transfer.convert import convert_checkpoint
+from transfer.resnet.architecture import BASIC, Architecture, recognise
+from transfer.resnet.names import BLOCKS, expected_names
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+published = load(Path(__file__).resolve().parents[1] / "published.py")
+resnet = published.resnet
+
+
+@pytest.mark.parametrize(
+    ("arch", "keys"),
+    [
+        ("resnet34", {"DEPTH": 34, "RES2_OUT_CHANNELS": 64}),
+        ("resnet101", {"DEPTH": 101}),
+        ("wide_resnet50_2", {"WIDTH_PER_GROUP": 128, "RES2_OUT_CHANNELS": 256}),
+        ("resnext50_32x4d", {"WIDTH_PER_GROUP": 4, "NUM_GROUPS": 32}),
+    ],
+)
+def test_depth_and_width_come_from_the_shapes(
+    arch: str, keys: dict[str, int], tmp_path: Path
+) -> None:
+    source = tmp_path / "file"
+    torch.save(resnet(arch), source)
+    report = convert_checkpoint(source, tmp_path / "out.pkl")
+    assert report.arch == arch and report.largest_feature_difference < 1e-5
+    for key, value in keys.items():
+        assert report.detectron2[f"MODEL.RESNETS.{key}"] == value
+
+
+def test_twice_the_width_everywhere(tmp_path: Path) -> None:
+    source = tmp_path / "file"
+    state = {}
+    for name, value in resnet("resnet50").items():
+        repeats = [2 if i < 2 and not (name == "conv1.weight" and i == 1) else 1
+                   for i in range(value.ndim)]  # fmt: skip
+        state[name] = value.repeat(repeats) if value.ndim else value
+    torch.save(state, source)
+    report = convert_checkpoint(source, tmp_path / "out.pkl")
+    assert report.arch == "resnet50_x2" and report.largest_feature_difference < 1e-5
+    resnets = {key.split(".")[-1]: value for key, value in report.detectron2.items()}
+    assert resnets["STEM_OUT_CHANNELS"] == resnets["WIDTH_PER_GROUP"] == 128
+    assert (resnets["RES2_OUT_CHANNELS"], resnets["DEPTH"]) == (512, 50)
+
+
+def basic(arch: str) -> Architecture:
+    """Return torchvision's own widths."""
+    return Architecture(arch, res2=64 if arch in BASIC else 256)
+
+
+@pytest.mark.parametrize("arch", sorted(BLOCKS))
+def test_a_complete_set_of_names_is_recognised_with_and_without_counters(arch: str) -> None:
+    for counters in (True, False):
+        names = expected_names(arch, counters)
+        shapes = {name: basic(arch).shape(name) for name in names}
+        assert recognise(shapes) == basic(arch)
+        with pytest.raises(ValueError, match="1 missing"):
+            recognise({name: shapes[name] for name in names if name != "bn1.weight"})
+
+
+def test_config_keys_follow_the_architecture() -> None:
+    pixel = {"format": "RGB", "pixel_mean": (1, 2, 3), "pixel_std": (4, 5, 6)}
+    small, large = (
+        Backbone({}, arch, "torchvision", input=pixel, architecture=basic(arch)).detectron2
+        for arch in ("resnet34", "resnet50")
+    )
+    assert (small["MODEL.RESNETS.DEPTH"], small["MODEL.RESNETS.RES2_OUT_CHANNELS"]) == (34, 64)
+    assert (large["MODEL.RESNETS.DEPTH"], large["MODEL.RESNETS.RES2_OUT_CHANNELS"]) == (50, 256)
+    assert large["MODEL.RESNETS.STRIDE_IN_1X1"] is False
+    assert large["MODEL.PIXEL_STD"] == [4, 5, 6]
