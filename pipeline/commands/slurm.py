@@ -17,7 +17,7 @@ from pipeline.executors.slurm.arrays import plan_groups, resource_faults
 from pipeline.executors.slurm.gpu_hours import gpu_hours
 from pipeline.executors.slurm.ledger import LEDGER, Submission, close_submissions, read_ledger
 from pipeline.executors.slurm.queue import JobRow, SlurmError, read_queue
-from pipeline.executors.slurm.sbatch import sbatch_parameters, sbatch_text
+from pipeline.executors.slurm.sbatch import dependency_words, sbatch_parameters, sbatch_text
 from pipeline.executors.slurm.states import Standing, read_standings
 from pipeline.executors.slurm.submit import cancel_jobs, settle, submit
 from pipeline.plan.plan import Plan
@@ -101,7 +101,7 @@ def show_plan(plan: Plan, console: Console) -> int:
     names = {group.name: f"<{group.name}>" for group in groups}
     estimates = gpu_hours(plan, groups)
     for group in groups:
-        needs = ", ".join(needs.text(names) for needs in group.dependencies)
+        needs = ", ".join(dependency_words(group, names))
         needs = "afterany: all above" if group.kind == REPORT else needs
         resources, estimate = group.resources, estimates[group.name]
         size = f"{resources.nodes} x {resources.gpus}"
@@ -113,7 +113,7 @@ def show_plan(plan: Plan, console: Console) -> int:
     tell(console, changed_lines(plan.stages, states))
     root = plan.config.root.absolute()
     for group in groups:
-        dependency = ",".join(needs.text(names) for needs in group.dependencies)
+        dependency = ",".join(dependency_words(group, names))
         name = f"{plan.config.name}-{group.name}-<token>"
         folder, code = root / LEDGER / "<token>", root / "code" / "<digest>"
         parameters = sbatch_parameters(group, name, dependency, folder, code)

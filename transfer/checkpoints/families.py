@@ -1,10 +1,10 @@
 """The families of published checkpoints, as a table.
 
 A row says how a family is told from the others and which of its encoders is the one to take. To
-add one, add a row: rows are tried from top to bottom, the first that fits is taken. `COPIES` says
-which encoder is a slow copy of which other one: every project of the survey that keeps a momentum,
-target or key copy evaluates the other one. Students and averages (EMA) stay out: which of the two
-is meant differs between projects.
+add one, add a row: `encoders` tries them from top to bottom and takes the first that fits. `COPIES`
+says which encoder is a slow copy of which other one: every project of the survey that keeps a
+momentum, target or key copy evaluates the other one. Students and averages (EMA) stay out: which of
+the two is meant differs between projects.
 """
 
 from __future__ import annotations

@@ -26,11 +26,6 @@ class Dependency:
     task: int | None = None
     job_id: str = ""
 
-    def text(self, job_ids: Mapping[str, str]) -> str:
-        """Return sbatch's words, with the ids of the groups that have been submitted."""
-        job = self.job_id or job_ids[self.group]
-        return f"{self.how}:{job}" if self.task is None else f"{self.how}:{job}_{self.task}"
-
 
 @dataclass(frozen=True)
 class JobGroup:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,17 @@ job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-$SLURM_JOB_ID}
 [ -d "$folder" ] || [ "${SLURM_RESTART_COUNT:-0}" -ge 10 ] || { scontrol requeue "$job"; exit 1; }
 exec >>"$folder/batch-$job.log" 2>&1"""
+
+
+def dependency_words(group: JobGroup, job_ids: Mapping[str, str]) -> list[str]:
+    """Return what `--dependency` joins, `job_ids` naming the groups that have been submitted."""
+    words = []
+    for needs in group.dependencies:
+        job = needs.job_id or job_ids[needs.group]
+        words.append(
+            f"{needs.how}:{job}" if needs.task is None else f"{needs.how}:{job}_{needs.task}"
+        )
+    return words
 
 
 def sbatch_parameters(

@@ -28,7 +28,12 @@ from pipeline.executors.slurm.ledger import (
 )
 from pipeline.executors.slurm.plan_file import write_plan
 from pipeline.executors.slurm.queue import JobRow, SlurmError, call, read_queue
-from pipeline.executors.slurm.sbatch import python_command, sbatch_parameters, sbatch_text
+from pipeline.executors.slurm.sbatch import (
+    dependency_words,
+    python_command,
+    sbatch_parameters,
+    sbatch_text,
+)
 from pipeline.executors.slurm.snapshot import take_snapshot
 from pipeline.executors.slurm.stage_job import ReportJob, StageJob
 from pipeline.plan.plan import Plan
@@ -91,7 +96,6 @@ def submit(
 
     Yields each array once SLURM has accepted it. `submitted` has the job ids, by stage name, of
     stages that are in the queue already.
-    stages that are in the queue already.
 
     Raises:
         SlurmError: SLURM refused; what was accepted before stays, and the next run goes on.
@@ -119,7 +123,7 @@ def submit(
         if group.kind == REPORT:
             write_plan(plan, folder / "plan.json")
             calls = [ReportJob(str(folder / "plan.json"))]
-        dependency = ",".join(needs.text(job_ids) for needs in group.dependencies)
+        dependency = ",".join(dependency_words(group, job_ids))
         parameters = sbatch_parameters(group, submission.job_name, dependency, folder, code)
         job_ids[group.name] = _sbatch(calls, parameters, group, folder)
         submission = replace(submission, job_id=job_ids[group.name])

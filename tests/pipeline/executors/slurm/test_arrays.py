@@ -6,6 +6,7 @@ from pathlib import Path
 from pipeline.config.resources import ResourcesConfig
 from pipeline.config.schema import PipelineConfig
 from pipeline.executors.slurm.arrays import job_groups, resource_faults
+from pipeline.executors.slurm.sbatch import dependency_words
 from pipeline.plan.plan import Plan
 from pipeline.stages.stage import Stage
 
@@ -36,10 +37,7 @@ NOTHING = ResourcesConfig()
 def shown(groups: list) -> dict[str, tuple[list[str], list[str]]]:
     ids = {group.name: f"<{group.name}>" for group in groups}
     return {
-        group.name: (
-            [stage.slug for stage in group.stages],
-            [needs.text(ids) for needs in group.dependencies],
-        )
+        group.name: ([stage.slug for stage in group.stages], dependency_words(group, ids))
         for group in groups
     }
 
