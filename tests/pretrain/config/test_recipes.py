@@ -44,11 +44,12 @@ RECIPES = {row[0]: dict(zip(ROWS[0], row, strict=True)) for row in ROWS[1:]}
 
 # data: format, view, stem, mean and std; augmentation: crop from, jitter, gray, blur, interpolation
 CIFAR = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+CIFAR100 = ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
 TINY = ((0.480, 0.448, 0.398), (0.277, 0.269, 0.282))
 MILD = (0.2, (0.4, 0.4, 0.4, 0.1), 0.1, 0.0, "bicubic")
 SETS = {
     "cifar10": ("cifar10", 32, "small-no-pool", *CIFAR, MILD),
-    "cifar100": ("cifar100", 32, "small-no-pool", *CIFAR, MILD),
+    "cifar100": ("cifar100", 32, "small-no-pool", *CIFAR100, MILD),
     "stl10": ("stl10", 64, "small", (0.43, 0.42, 0.39), (0.27, 0.26, 0.27), MILD),
     "tiny_imagenet": ("imagefolder", 64, "small", *TINY, MILD),
     "imagenet100": (
