@@ -1,0 +1,1 @@
+"""This project beside the published code it follows, live: `python -m benchmarks.parity --help`."""
