@@ -48,15 +48,23 @@ def path_fault(name: str, path: Path) -> str | None:
 
 
 def commit(path: Path) -> str:
-    """Return the short commit of a checkout, or `unknown commit` where `path` is not its top."""
-    words = ["git", "-C", str(path), "rev-parse", "--show-toplevel", "--short=7", "HEAD"]
+    """Return a checkout's short commit, and whether files differ from it.
+
+    `unknown commit` where `path` is not the top of a checkout.
+    """
     try:
-        answer = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split(
-            "\n"
-        )
+        top, head = _git(path, "rev-parse", "--show-toplevel", "--short=7", "HEAD").splitlines()
+        if Path(top).resolve() != path.resolve():
+            return "unknown commit"
+        changed = _git(path, "status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.CalledProcessError):
         return "unknown commit"
-    return answer[1] if Path(answer[0]).resolve() == path.resolve() else "unknown commit"
+    return f"{head} with changes" if changed else head
+
+
+def _git(path: Path, *words: str) -> str:
+    command = ["git", "-C", str(path), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def run_script(script: Path, *arguments: Path) -> None:

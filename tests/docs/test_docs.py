@@ -21,7 +21,7 @@ from pretrain.config.pretrain import PretrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-NEEDS = {"a cluster", "real data", "20 minutes", "a GPU", "an editor"}
+NEEDS = {"a cluster", "real data", "20 minutes", "a GPU", "an editor", "the published code"}
 FENCE = re.compile(
     r"(?:^ *<!-- needs: (?P<needs>[^>]*) -->\n)?^(?P<indent> *)```(?P<language>\w*)\n"
     r"(?P<body>.*?)^ *```$",
@@ -83,6 +83,8 @@ def test_marked_commands_exist(path: Path) -> None:
         for command in commands(block.body) if block.language == "sh" else []:
             for tool in re.findall(r"python (tools/\w+\.py)", command):
                 assert (ROOT / tool).is_file(), command
+            for module in re.findall(r"python -m (benchmarks\.[\w.]+)", command):
+                assert (ROOT / module.replace(".", "/") / "__main__.py").is_file(), command
             for config in re.findall(r"\bconfigs/[\w/.-]+\.yaml", command):
                 assert (ROOT / config).is_file(), command
             for target in re.findall(r"^make ([\w-]+)", command):
