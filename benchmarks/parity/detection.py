@@ -25,7 +25,7 @@ from benchmarks.parity.configs import our_config, their_config
 from benchmarks.parity.conversion import converted
 from benchmarks.parity.draws import HEIGHT, WIDTH, draw_pictures, drawn_detections
 from benchmarks.parity.peers import call
-from transfer.config.stages import CocoData, VocData
+from transfer.config.data import CocoData, VocData
 from transfer.datasets.register import register
 from transfer.detection.cli import read_config
 from transfer.detection.loader import SeededLoader, build_loader, derived_seed

@@ -12,7 +12,7 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 from torch import Tensor
 
-from transfer.config.stages import CocoData, VocData
+from transfer.config.data import CocoData, VocData
 
 WIDTH, HEIGHT = 96, 72
 NUM_IMAGES, NUM_OBJECTS = 6, 5

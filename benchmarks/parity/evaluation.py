@@ -89,7 +89,8 @@ def our_evaluation(sets: Sets) -> dict[str, Any]:
     for k in NEIGHBOURS:
         neighbours = Neighbours(sets["x_test"], k)
         neighbours.add(sets["x_train"], sets["y_train"])
-        scores = votes(*neighbours.found(), CLASSES)
+        distances, labels = neighbours.nearest()
+        scores = votes(distances, labels, CLASSES)
         knn[f"k {k}"] = accuracy(scores, sets["y_test"])["top1"] / 100
     features, labels = sets["x_train"], sets["y_train"]
     # a step of 1e-300 leaves the weights as they were drawn
