@@ -20,7 +20,7 @@ from pipeline.config.yaml_files import (
     load_yaml,
     validated,
 )
-from pipeline.plan.compatibility import dataset_names, disagreements, stem_fault
+from pipeline.plan.compatibility import dataset_names, demands_of, disagreements, stem_fault
 from pipeline.plan.data_identity import detection_identity, image_identity
 from pipeline.plan.data_sets import unknown_set
 from pipeline.plan.plan import Plan
@@ -198,7 +198,7 @@ def _pretrain_stage(
         scope.faults.append(f"{path}: backbone {backbone.name}: {fault}")
     for task, resolved in tasks:
         where = f"{scope.folder / task.config}: does not fit backbone {backbone.name}"
-        faults = disagreements(recipe, resolved[0].detectron2) if resolved else []
+        faults = disagreements(demands_of(recipe), resolved[0].detectron2) if resolved else []
         scope.faults.extend(f"{where}: {fault}" for fault in faults)
     settings = _absolute(recipe.model_dump(mode="json"), "data", "root")
     return Stage(

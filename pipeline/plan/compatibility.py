@@ -1,7 +1,7 @@
 """A task's detectron2 config as a plan reads it: its data sets, its contradictions to a backbone.
 
 Fine-tuning compares task and backbone again, from the converted weights; here a contradiction costs
-a second instead of a pretraining.
+a second instead of a pretraining, or of the baseline that stands before it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,15 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.PIXEL_MEAN": [103.53, 116.28, 123.675],
     "MODEL.PIXEL_STD": [1.0, 1.0, 1.0],
     "MODEL.RESNETS.DEPTH": 50,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 256,
+    "MODEL.RESNETS.STRIDE_IN_1X1": True,
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": 64,
+    "MODEL.RESNETS.NUM_GROUPS": 1,
+    "MODEL.RESNETS.WIDTH_PER_GROUP": 64,
 }
+# Of networks of basic blocks (ResNet-18 and 34) nothing reads the stride, and detectron2 builds
+# them with one width only.
+OF_BOTTLENECKS = ("MODEL.RESNETS.RES2_OUT_CHANNELS", "MODEL.RESNETS.STRIDE_IN_1X1")
 
 
 def dataset_names(content: dict[str, Any], path: Path) -> tuple[dict[str, list[str]], list[str]]:
@@ -37,18 +45,26 @@ def dataset_names(content: dict[str, Any], path: Path) -> tuple[dict[str, list[s
     return names, faults
 
 
-def disagreements(config: PretrainConfig, task: dict[str, Any]) -> list[str]:
-    """Return one line for each key of the task that contradicts the backbone."""
-    of_backbone = {
+def demands_of(config: PretrainConfig) -> dict[str, Any]:
+    """Return the detectron2 keys that a backbone pretrained so demands of every task."""
+    depth = int(config.model.arch.removeprefix("resnet"))
+    return {
         "INPUT.FORMAT": "RGB",
         "MODEL.PIXEL_MEAN": [round(255 * value, 6) for value in config.augment.mean],
         "MODEL.PIXEL_STD": [round(255 * value, 6) for value in config.augment.std],
-        "MODEL.RESNETS.DEPTH": int(config.model.arch.removeprefix("resnet")),
+        "MODEL.RESNETS.DEPTH": depth,
+        "MODEL.RESNETS.RES2_OUT_CHANNELS": 64 if depth < 50 else 256,
+        "MODEL.RESNETS.STRIDE_IN_1X1": False,
     }
+
+
+def disagreements(demands: dict[str, Any], task: dict[str, Any]) -> list[str]:
+    """Return one line for each key of the task that contradicts what a backbone demands."""
+    basic = demands.get("MODEL.RESNETS.DEPTH", 50) < 50
     faults = []
-    for key, value in of_backbone.items():
+    for key, value in demands.items():
         got = _value(task, key)
-        if not _equal(got, value):
+        if not _equal(got, value) and not (basic and key in OF_BOTTLENECKS):
             faults.append(f"{key} is {got}, wanted {value}")
     return faults
 

@@ -37,6 +37,18 @@ def test_a_task_that_contradicts_a_backbone_is_found_before_pretraining(project:
     ]
 
 
+def test_the_stride_of_bottlenecks_is_compared_that_of_basic_blocks_is_read_by_nothing(
+    project: Path,
+) -> None:
+    edit("configs/a.yaml", lambda content: content["model"].update(arch="resnet50"))
+    edit("configs/coco.yaml", lambda content: content["MODEL"]["RESNETS"].update(DEPTH=50))
+    where = "configs/coco.yaml: does not fit backbone"
+    assert [line for line in faults() if line.startswith(where)] == [
+        f"{where} a: MODEL.RESNETS.STRIDE_IN_1X1 is True, wanted False",
+        f"{where} b: MODEL.RESNETS.DEPTH is 50, wanted 18",
+    ]
+
+
 @pytest.mark.parametrize("stem", ["small", "small-no-pool"])
 def test_a_stem_that_detectron2_lacks_is_refused_before_pretraining(
     project: Path, stem: str
