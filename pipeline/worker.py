@@ -1,15 +1,15 @@
 """The child process that runs one stage, or checks many before any of them starts.
 
-python -m pipeline.worker run RUN_DIR       exit 0 done, 1 failed, 75 interrupted, 76 locked
-python -m pipeline.worker check JOBS.json   prints one fault a line, exit 2 if there are any, else
-                                            what the check of the data sets notes
+python -m pipeline.worker run RUN_DIR   exit 0 done, 1 failed, 75 interrupted, 76 locked
+python -m pipeline.worker check JOBS.json ANSWERS.json
+                                        asks whether stages can run; writes faults, notes and
+                                        demands of each
 """
 
 from __future__ import annotations
 
 import ctypes
 import importlib
-import json
 import logging
 import logging.handlers
 import math
@@ -32,7 +32,6 @@ from pipeline.stages.run_folder import (
     JOB,
     LOCK,
     MANIFEST,
-    NOTE,
     LockedError,
     attempts_s,
     drop_changed_outputs,
@@ -50,13 +49,9 @@ def main(arguments: list[str]) -> int:
     die_with_parent()
     if len(arguments) == 2 and arguments[0] == "run":
         return run(Path(arguments[1]))
-    if len(arguments) == 2 and arguments[0] == "check":
-        notes = logging.handlers.MemoryHandler(1, flushLevel=sys.maxsize)  # without target it keeps
-        logging.getLogger(NOTES_FROM).addHandler(notes)
-        faults = check(json.loads(Path(arguments[1]).read_text(encoding="utf-8")))
-        told = (NOTE + record.getMessage() for record in notes.buffer)
-        print("\n".join(faults or dict.fromkeys(told)))
-        return 2 if faults else 0
+    if len(arguments) == 3 and arguments[0] == "check":
+        write_json(Path(arguments[2]), check(read_json(Path(arguments[1]))))
+        return 0
     print(__doc__, file=sys.stderr)
     return 2
 
@@ -136,26 +131,39 @@ def check_input(path: Path) -> None:
         raise ValueError(fault)
 
 
-def check(jobs: list[dict[str, Any]]) -> list[str]:
-    """Return the faults that stages find in their settings, data and checkpoints.
+def check(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return for each job what its stage finds in its settings, data and checkpoint.
 
-    One that begins with no file (their paths are absolute) is of the config, and is named by it.
+    `faults` stop it, `notes` do not, `demands` are the detectron2 keys that its result needs.
     """
-    faults: list[str] = []
-    for job in jobs:
-        try:
-            module = importlib.import_module(job["module"])
-        except ImportError as error:
-            faults.append(f"{job['module']} cannot be imported: {error}; run make env")
-            continue
-        of_job = list(module.check_stage(job["settings"]))
-        if job["here"] and hasattr(module, "check_machine"):
-            of_job += module.check_machine(job["settings"])
-        for fault in of_job:
-            where = job.get("source", "")
-            of_config = where and not Path(fault.partition(": ")[0]).is_absolute()
-            faults.append(f"{where}: {fault}" if of_config else fault)
-    return list(dict.fromkeys(faults))
+    notes = logging.handlers.MemoryHandler(1, flushLevel=sys.maxsize)  # without target it keeps
+    logger = logging.getLogger(NOTES_FROM)
+    logger.addHandler(notes)
+    answers = []
+    try:
+        for job in jobs:
+            notes.buffer.clear()
+            answer = _answer(job)
+            told = dict.fromkeys(record.getMessage() for record in notes.buffer)
+            answers.append(answer | {"notes": list(told)})
+    finally:
+        logger.removeHandler(notes)
+    return answers
+
+
+def _answer(job: dict[str, Any]) -> dict[str, Any]:
+    try:
+        module = importlib.import_module(job["module"])
+    except ImportError as error:
+        return {"faults": [f"{job['module']} cannot be imported: {error}; run make env"]}
+    faults = list(module.check_stage(job["settings"]))
+    if job["here"] and hasattr(module, "check_machine"):
+        faults += module.check_machine(job["settings"])
+    wanted = not faults and hasattr(module, "demanded_keys")
+    return {
+        "faults": faults,
+        "demands": module.demanded_keys(job["settings"]) if wanted else {},
+    }
 
 
 if __name__ == "__main__":

@@ -68,7 +68,11 @@ def refuse_queued(plan: Plan) -> None:
 
 
 def show_plan(plan: Plan, console: Console) -> int:
-    """Print every stage with its signature, what it needs and where it stands; run nothing."""
+    """Print every stage with its signature, what it needs and where it stands; run nothing.
+
+    Raises:
+        ValueError: whatever `run` would refuse before the start.
+    """
     states = all_states(plan)
     table = Table("stage", "signature", "needs", "state", title=f"plan {plan.config.name}")
     for stage in plan.stages:
@@ -77,6 +81,7 @@ def show_plan(plan: Plan, console: Console) -> int:
         table.add_row(stage.name, stage.signature, needs, Text(status, STYLES.get(status, "")))
     console.print(table)
     tell(console, changed_lines(plan.stages, states))
+    tell(console, check_before_start(plan, states, trust_kept=True))
     waiting = sum(state.status != "done" for state in states.values())
     console.print(f"{len(plan.stages)} stages, {waiting} to run; folder {plan.config.root}")
     return 0

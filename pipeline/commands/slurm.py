@@ -89,7 +89,11 @@ def _clear(plan: Plan, ledger: list[Submission], rows: dict[str, JobRow], stale:
 
 
 def show_plan(plan: Plan, console: Console) -> int:
-    """Print the arrays, what they wait for, the exact sbatch text, and the GPU hours."""
+    """Print the arrays, what they wait for, the exact sbatch text, and the GPU hours.
+
+    Raises:
+        ValueError: whatever `run` would refuse before it submits.
+    """
     states = all_states(plan)
     waiting = [stage for stage in plan.stages if states[stage.name].status != "done"]
     groups = plan_groups(plan, waiting)
@@ -111,6 +115,7 @@ def show_plan(plan: Plan, console: Console) -> int:
         )
     console.print(table)
     tell(console, changed_lines(plan.stages, states))
+    tell(console, check_before_start(plan, states, here=False, trust_kept=True))
     root = plan.config.root.absolute()
     for group in groups:
         dependency = ",".join(dependency_words(group, names))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -9,48 +10,106 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from pipeline.plan.plan import Plan
-from pipeline.stages.run_folder import NOTE, State, check_config
-from pipeline.stages.stage import STAGE_KINDS
+from pydantic import TypeAdapter
 
+from pipeline.executors.checked import Answer, keep_answers, keys_of, read_answers
+from pipeline.plan.compatibility import disagreements
+from pipeline.plan.plan import Plan
+from pipeline.stages.files import read_json
+from pipeline.stages.run_folder import State, check_config
+from pipeline.stages.stage import STAGE_KINDS, Stage
+
+NOTE = "note: "  # begins what stops nothing
 MAX_NOTES = 20
 
 
-def check_before_start(plan: Plan, states: dict[str, State], *, here: bool = True) -> list[str]:
+def check_before_start(
+    plan: Plan, states: dict[str, State], *, here: bool = True, trust_kept: bool = False
+) -> list[str]:
     """Ask every stage that still has to run whether it can: data, images, configs, checkpoints.
 
     Returns what stops nothing but should be known, such as boxes that training leaves out. `here`
-    asks too whether this machine has the GPUs; elsewhere the cluster knows.
+    asks too whether this machine has the GPUs; elsewhere the cluster knows. `trust_kept` takes
+    earlier answers for what has not changed since.
 
     Raises:
         ValueError: one line for every fault.
     """
-    waiting = [stage for stage in plan.stages if states[stage.name].status != "done"]
     for stage in plan.stages:
         check_config(stage)
+    waiting = [stage for stage in plan.stages if states[stage.name].status != "done"]
     jobs: dict[str, dict[str, Any]] = {}
+    askers: dict[str, list[Stage]] = {}
     for stage in waiting:
-        settings = stage.settings | ({"seed": 0} if stage.seed is not None else {})
-        job = {"module": STAGE_KINDS[stage.kind].module, "settings": settings, "here": here}
-        named = job | {"source": stage.source}
-        jobs.setdefault(json.dumps(job, sort_keys=True), named)  # seeds share one check
+        job = _job(stage, here)
+        text = json.dumps(job, sort_keys=True)  # seeds share one check
+        jobs[text] = job
+        askers.setdefault(text, []).append(stage)
+    answers = dict(zip(jobs, _answers(plan, list(jobs.values()), trust_kept), strict=True))
+    faults = [_named(askers[text][0], line) for text in jobs for line in answers[text].faults]
+    of_stage = {stage.name: answers[text] for text in jobs for stage in askers[text]}
+    faults += [line for stage in waiting for line in _misfits(stage, of_stage)]
+    if faults:
+        raise ValueError("\n".join(dict.fromkeys(faults)))
+    notes = list(dict.fromkeys(NOTE + line for each in answers.values() for line in each.notes))
+    hidden = len(notes) - MAX_NOTES
+    more = [f"{NOTE}{hidden} more; tools/check_data.py shows them all"] if hidden > 0 else []
+    return notes[:MAX_NOTES] + more
+
+
+def _job(stage: Stage, here: bool) -> dict[str, Any]:
+    settings = stage.settings | ({"seed": 0} if stage.seed is not None else {})
+    return {"module": STAGE_KINDS[stage.kind].module, "settings": settings, "here": here}
+
+
+def _named(stage: Stage, fault: str) -> str:
+    """Return a fault; one that begins with no file (their paths are absolute) is of the config."""
+    of_file = not stage.source or Path(fault.partition(": ")[0]).is_absolute()
+    return fault if of_file else f"{stage.source}: {fault}"
+
+
+def _answers(plan: Plan, jobs: list[dict[str, Any]], trust_kept: bool) -> list[Answer]:
+    """Return the answers to the jobs, kept ones where they may be; keep the others."""
     if not jobs:
         return []
+    keys = keys_of(jobs)
+    kept = read_answers(plan.config.root) if trust_kept else {}
+    open_jobs = {key: job for key, job in zip(keys, jobs, strict=True) if key not in kept}
+    if open_jobs:
+        new = dict(zip(open_jobs, _ask(list(open_jobs.values())), strict=True))
+        keep_answers(plan.config.root, new)
+        kept |= new
+    return [kept[key] for key in keys]
+
+
+def _ask(jobs: list[dict[str, Any]]) -> list[Answer]:
+    """Let a worker answer the jobs."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "jobs.json"
-        path.write_text(json.dumps(list(jobs.values())), encoding="utf-8")
-        answer = subprocess.run(
-            [sys.executable, "-m", "pipeline.worker", "check", str(path)],
+        path, answers = Path(folder) / "jobs.json", Path(folder) / "answers.json"
+        path.write_text(json.dumps(jobs), encoding="utf-8")
+        child = subprocess.run(
+            [sys.executable, "-m", "pipeline.worker", "check", str(path), str(answers)],
             capture_output=True,
             text=True,
             check=False,
         )
-    if answer.returncode == 2:
-        raise ValueError(answer.stdout.strip())
-    if answer.returncode != 0:
-        last = (answer.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ValueError(f"the check before the start broke: {last}")
-    notes = [line for line in answer.stdout.splitlines() if line.startswith(NOTE)]
-    hidden = len(notes) - MAX_NOTES
-    more = [f"{NOTE}{hidden} more; tools/check_data.py shows them all"] if hidden > 0 else []
-    return notes[:MAX_NOTES] + more
+        if child.returncode != 0:
+            last = (child.stderr.strip().splitlines() or ["no message"])[-1]
+            raise ValueError(f"the check before the start broke: {last}")
+        return TypeAdapter(list[Answer]).validate_python(read_json(answers))
+
+
+def _misfits(stage: Stage, answers: dict[str, Answer]) -> list[str]:
+    """Return where a task contradicts the weights it will get, as far as these are known."""
+    weights = stage.inputs.get("weights")
+    if weights is None:
+        return []
+    demands: dict[str, Any] = {}
+    if weights.name in answers:
+        demands = answers[weights.name].demands
+    else:  # they are there: their companion says it
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            demands = read_json(weights.result.with_suffix(".json"))["detectron2"]
+    faults = disagreements(demands, stage.settings["detectron2"])
+    where = f"{stage.source}: does not fit backbone {stage.backbone}"
+    return [f"{where}: {fault}" for fault in faults]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pretrain.config.data import DataConfig
 from pretrain.data.file_index import file_sha256, folder_summary, kept_digest
 from pretrain.data.splits import Split, split_files, split_folder
 from transfer.config.data import CocoData, VocData
+
+FOLDER_FORMATS = ("folder", "imagefolder")
 
 
 def image_identity(data: DataConfig, splits: tuple[Split, ...] = ("pretrain",)) -> dict[str, Any]:
@@ -21,7 +24,7 @@ def image_identity(data: DataConfig, splits: tuple[Split, ...] = ("pretrain",)) 
     Raises:
         ValueError: the data are missing or incomplete.
     """
-    if data.format in ("folder", "imagefolder"):
+    if data.format in FOLDER_FORMATS:
         folders = dict.fromkeys(split_folder(data, split) for split in splits)
         parts = [folder_identity(data.name, folder) for folder in folders]
         return parts[0] if len(parts) == 1 else {"name": data.name, "folders": parts}
@@ -89,3 +92,26 @@ def _digest_of_annotations(split: Path, folder: Path, lines: list[str]) -> str:
         digest.update(annotation.read_bytes())
         digest.update(line.encode())
     return digest.hexdigest()
+
+
+def files_read(settings: dict[str, Any]) -> list[Path]:
+    """Return the files and folders that a stage of these settings reads, but for its inputs'."""
+    paths = [Path(settings["checkpoint"])] if "checkpoint" in settings else []
+    for data in settings.get("datasets", {}).values():
+        paths += [Path(data[key]) for key in ("annotations", "images", "root") if key in data]
+    for section in (settings, settings.get("probe") or {}):
+        if "data" in section:
+            paths += _image_sources(DataConfig.model_validate(section["data"]))
+    return list(dict.fromkeys(paths))
+
+
+def _image_sources(data: DataConfig) -> list[Path]:
+    """Return the files or folders of all splits that are there."""
+    paths = []
+    for split in get_args(Split):
+        with contextlib.suppress(ValueError):  # not every set has every split
+            if data.format in FOLDER_FORMATS:
+                paths.append(split_folder(data, split))
+            else:
+                paths += split_files(data, split)
+    return paths

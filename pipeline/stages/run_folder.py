@@ -25,7 +25,6 @@ LOCK, LOG, METRICS, JOBS = "lock", "log.txt", "metrics.jsonl", "jobs.jsonl"
 ATTEMPTS = "attempts.jsonl"
 LOCK_ATTEMPTS = 10
 EXIT_INTERRUPTED, EXIT_LOCKED = 75, 76
-NOTE = "note: "  # begins what the worker's check tells of data sets, and which stops nothing
 Status = Literal["missing", "queued", "running", "done", "failed"]
 
 
