@@ -7,14 +7,14 @@ import json
 import os
 import pickle
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 
 from transfer.checkpoints import Backbone, read_backbone
-from transfer.config.convert import ConvertConfig
+from transfer.config.convert import ConvertConfig, StatedInput
 from transfer.resnet.loaded import not_loaded
 from transfer.resnet.names import to_detectron2
 from transfer.verify import c4_model, compare_features, fpn_model, load_quietly
@@ -52,6 +52,7 @@ def convert_checkpoint(
     format: str | None = None,
     encoder: str | None = None,
     plain: Path | None = None,
+    stated: StatedInput | None = None,
 ) -> ConversionReport:
     """Convert `source` into detectron2's `target` (.pkl) with a companion `.json`.
 
@@ -68,6 +69,7 @@ def convert_checkpoint(
         encoder: the encoder, or the prefix before its names, where the file holds several.
         plain: where the same weights go under torchvision's names, as pretraining writes its
             `backbone.pth`; nowhere if left out.
+        stated: how the network was fed, over what file and family say; the notes hold it.
 
     Returns:
         What the companion holds.
@@ -98,10 +100,44 @@ def convert_checkpoint(
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)  # so little work gains nothing by more, and loses much on busy cores
     try:
-        backbone = read_backbone(source, format=format, encoder=encoder)
+        config = ConvertConfig(format=format, encoder=encoder, input=stated)
+        backbone = read_as_stated(source, config)
         return _convert(source, backbone, target, plain)
     finally:
         torch.set_num_threads(num_threads)
+
+
+def read_as_stated(source: Path, config: ConvertConfig) -> Backbone:
+    """Return the backbone in a checkpoint, fed as the config states.
+
+    What it does not state stays as file and family say, mean and std turned to the order stated.
+
+    Raises:
+        ValueError: as `read_backbone`; or a stride is stated that no layer of the network has.
+    """
+    backbone = read_backbone(source, format=config.format, encoder=config.encoder)
+    stated, architecture = config.input, backbone.architecture
+    if stated is None:
+        return backbone
+    order = stated.order or backbone.input["format"]
+    step = 1 if order == backbone.input["format"] else -1
+    convention = {
+        "format": order,
+        "pixel_mean": list(stated.mean or backbone.input["pixel_mean"][::step]),
+        "pixel_std": list(stated.std or backbone.input["pixel_std"][::step]),
+    }
+    if stated.stride_in_1x1 is not None:
+        if stated.stride_in_1x1 and architecture.depth < 50:
+            raise ValueError(
+                f"{source}: input.stride_in_1x1 is stated, but {backbone.arch} has no 1x1 "
+                "convolution before its 3x3; remove it"
+            )
+        architecture = replace(architecture, stride_in_1x1=stated.stride_in_1x1)
+    values = stated.model_dump(mode="json", exclude_none=True)
+    note = f"input as the user states it: {', '.join(f'{key} {values[key]}' for key in values)}"
+    return replace(
+        backbone, input=convention, architecture=architecture, notes=(*backbone.notes, note)
+    )
 
 
 def _check_companion(path: Path) -> None:
@@ -265,12 +301,14 @@ def run_stage(
     Beside detectron2's `backbone.pkl` it writes `backbone.pth`, which probes read.
     """
     source = inputs.get("checkpoint") or Path(config["checkpoint"])
+    options = _options(config)
     report = convert_checkpoint(
         source,
         output_dir / "backbone.pkl",
-        format=config["format"],
-        encoder=config["encoder"],
+        format=options.format,
+        encoder=options.encoder,
         plain=output_dir / "backbone.pth",
+        stated=options.input,
     )
     return {
         "num_entries": report.num_entries,
@@ -280,14 +318,29 @@ def run_stage(
 
 def check_stage(config: dict[str, Any]) -> list[str]:
     """Return what would stop the conversion of an existing checkpoint."""
-    if "checkpoint" not in config:
-        return []
-    options = ConvertConfig(format=config["format"], encoder=config["encoder"])
     try:
-        read_backbone(Path(config["checkpoint"]), format=options.format, encoder=options.encoder)
+        demanded_keys(config)
     except ValueError as error:
         return [str(error)]
     return []
+
+
+def demanded_keys(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the detectron2 keys that an existing checkpoint demands of every task.
+
+    Raises:
+        ValueError: it cannot be converted.
+    """
+    if "checkpoint" not in config:
+        return {}
+    return read_as_stated(Path(config["checkpoint"]), _options(config)).detectron2
+
+
+def _options(config: dict[str, Any]) -> ConvertConfig:
+    """Return the part of a stage's settings that says how a checkpoint is read."""
+    return ConvertConfig.model_validate(
+        {key: config.get(key) for key in ConvertConfig.model_fields}
+    )
 
 
 def _sha256(path: Path) -> str:

@@ -12,6 +12,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.config.resources import ResourcesConfig
+from transfer.config.convert import StatedInput
 from transfer.config.data import DetectionData
 from transfer.config.finetune import Optimizer
 
@@ -27,7 +28,10 @@ class Section(BaseModel):
 
 
 class BackboneConfig(Section):
-    """Where a backbone comes from: a pretraining config, an existing checkpoint, or nothing."""
+    """Where a backbone comes from: a pretraining config, an existing checkpoint, or nothing.
+
+    `input` states how a checkpoint's network was fed, over what is known of its family.
+    """
 
     name: Slug
     pretrain: Path | None = None
@@ -35,6 +39,7 @@ class BackboneConfig(Section):
     checkpoint: Path | None = None
     format: str | None = None
     encoder: str | None = None
+    input: StatedInput | None = None
     random: bool = False
 
     @model_validator(mode="after")
@@ -44,8 +49,8 @@ class BackboneConfig(Section):
             raise ValueError("give exactly one of pretrain, checkpoint and random: true")
         if self.overrides and self.pretrain is None:
             raise ValueError("overrides go with pretrain")
-        if (self.format or self.encoder) and self.checkpoint is None:
-            raise ValueError("format and encoder go with checkpoint")
+        if (self.format or self.encoder or self.input) and self.checkpoint is None:
+            raise ValueError("format, encoder and input go with checkpoint")
         return self
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from pipeline.executors.checked import Answer, keep_answers, keys_of, read_answers
-from pipeline.plan.compatibility import disagreements
+from pipeline.plan.compatibility import misfits
 from pipeline.plan.plan import Plan
 from pipeline.stages.files import read_json
 from pipeline.stages.run_folder import State, check_config
@@ -110,6 +110,4 @@ def _misfits(stage: Stage, answers: dict[str, Answer]) -> list[str]:
     else:  # they are there: their companion says it
         with contextlib.suppress(OSError, ValueError, KeyError):
             demands = read_json(weights.result.with_suffix(".json"))["detectron2"]
-    faults = disagreements(demands, stage.settings["detectron2"])
-    where = f"{stage.source}: does not fit backbone {stage.backbone}"
-    return [f"{where}: {fault}" for fault in faults]
+    return misfits(stage, demands)

@@ -213,7 +213,7 @@ def _pretrain_stage(
 
 
 def _convert_stage(scope: _Scope, backbone: BackboneConfig, pretrain: Stage | None) -> Stage:
-    config = ConvertConfig(format=backbone.format, encoder=backbone.encoder)
+    config = ConvertConfig(format=backbone.format, encoder=backbone.encoder, input=backbone.input)
     identity, settings = identity_of(config), config.model_dump(mode="json")
     if backbone.checkpoint is not None:
         source = backbone.checkpoint

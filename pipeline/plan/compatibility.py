@@ -11,6 +11,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from pipeline.stages.stage import Stage
 from pretrain.config.pretrain import PretrainConfig
 
 # detectron2's values where a config is silent (detectron2/config/defaults.py)
@@ -24,6 +25,12 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.RESNETS.STEM_OUT_CHANNELS": 64,
     "MODEL.RESNETS.NUM_GROUPS": 1,
     "MODEL.RESNETS.WIDTH_PER_GROUP": 64,
+}
+STATED_AS = {  # in the `input` of a backbone
+    "INPUT.FORMAT": "order",
+    "MODEL.PIXEL_MEAN": "mean",
+    "MODEL.PIXEL_STD": "std",
+    "MODEL.RESNETS.STRIDE_IN_1X1": "stride_in_1x1",
 }
 # Of networks of basic blocks (ResNet-18 and 34) nothing reads the stride, and detectron2 builds
 # them with one width only.
@@ -43,6 +50,24 @@ def dataset_names(content: dict[str, Any], path: Path) -> tuple[dict[str, list[s
             continue
         names[key] = [str(name) for name in value]
     return names, faults
+
+
+def misfits(stage: Stage, demands: dict[str, Any]) -> list[str]:
+    """Return where a task's stage contradicts what the weights it will get demand.
+
+    What was taken from a checkpoint or its family, its user can state otherwise.
+    """
+    where = f"{stage.source}: does not fit backbone {stage.backbone}"
+    of_weights = stage.inputs["weights"].settings
+    stated = of_weights.get("input") or {}
+    lines = []
+    for fault in disagreements(demands, stage.settings["detectron2"]):
+        part = STATED_AS.get(fault.partition(" is ")[0])
+        hint = ""
+        if "checkpoint" in of_weights and part and stated.get(part) is None:
+            hint = f" as read from the checkpoint; if trained otherwise, state its input.{part}"
+        lines.append(f"{where}: {fault}{hint}")
+    return lines
 
 
 def demands_of(config: PretrainConfig) -> dict[str, Any]:

@@ -18,10 +18,11 @@ class StageKind:
     """What all stages of one name share.
 
     `module` offers `run_stage(config, inputs, output_dir) -> metrics` and
-    `check_stage(config) -> faults`, and where it needs more than any machine has
-    `check_machine(config) -> faults`. `version` is raised by hand when a change of code changes
-    results. `outputs` are patterns below the run folder; each must match, and `result` is the file
-    that the next stage reads.
+    `check_stage(config) -> faults`; where it needs more than any machine has
+    `check_machine(config) -> faults`; and where its result is known beforehand to demand keys of a
+    detectron2 config `demanded_keys(config) -> values by key`. `version` is raised by hand when a
+    change of code changes results. `outputs` are patterns below the run folder; each must match,
+    and `result` is the file that the next stage reads.
     """
 
     module: str

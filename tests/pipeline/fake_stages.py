@@ -1,5 +1,6 @@
 """Stage modules without torch: what a stage does is told by files in the working directory."""
 
+import json
 import logging
 import os
 import signal
@@ -39,3 +40,9 @@ def check_stage(config: dict) -> list[str]:
 def check_machine(config: dict) -> list[str]:
     path = Path("machine.txt")
     return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+
+def demanded_keys(config: dict) -> dict:
+    path = Path("demands.json")
+    known = path.exists() and "checkpoint" in config
+    return json.loads(path.read_text(encoding="utf-8")) if known else {}

@@ -14,6 +14,7 @@ import torch
 
 from transfer import convert
 from transfer.checkpoints.read import read_backbone
+from transfer.config.convert import StatedInput
 from transfer.convert import convert_checkpoint
 from transfer.resnet.names import to_detectron2
 
@@ -71,6 +72,57 @@ def test_the_stage_also_writes_the_weights_under_torchvisions_names(tmp_path: Pa
     assert (plain["arch"], plain["method"]) == ("resnet18", "moco")
     assert plain["input"]["pixel_mean"] == [123.675, 116.28, 103.53]
     assert read_backbone(tmp_path / "own" / "backbone.pth").format == "whitening-transfer"
+
+
+def test_an_input_that_the_user_states_goes_over_what_the_family_says(tmp_path: Path) -> None:
+    source = tmp_path / "theirs.pth"
+    torch.save(source_state("resnet50"), source)
+    stated = {"order": "BGR", "std": [1, 1, 1], "stride_in_1x1": True}
+    settings = {"format": None, "encoder": None, "checkpoint": str(source), "input": stated}
+    assert convert.check_stage(settings) == []
+    demands = convert.demanded_keys(settings)
+    assert demands["INPUT.FORMAT"] == "BGR" and demands["MODEL.PIXEL_STD"] == [1.0, 1.0, 1.0]
+    assert demands["MODEL.PIXEL_MEAN"] == [103.53, 116.28, 123.675]  # the family's, blue first
+    assert demands["MODEL.RESNETS.STRIDE_IN_1X1"] is True
+    (tmp_path / "out").mkdir()
+    convert.run_stage(settings, {}, tmp_path / "out")
+    companion = json.loads((tmp_path / "out" / "backbone.json").read_text("utf-8"))
+    assert companion["detectron2"] == demands
+    assert companion["notes"][-1] == (
+        "input as the user states it: order BGR, std [1.0, 1.0, 1.0], stride_in_1x1 True"
+    )
+    plain = torch.load(tmp_path / "out" / "backbone.pth", weights_only=True)
+    assert plain["arch"] == "resnet50_stride_in_1x1" and plain["input"]["format"] == "BGR"
+    without = convert.demanded_keys(settings | {"input": None})
+    assert (without["INPUT.FORMAT"], without["MODEL.RESNETS.STRIDE_IN_1X1"]) == ("RGB", False)
+    only_mean = convert.demanded_keys(settings | {"input": {"mean": [1, 128, 128]}})
+    changed = {key for key in without if only_mean[key] != without[key]}
+    assert changed == {"MODEL.PIXEL_MEAN"} and only_mean["MODEL.PIXEL_MEAN"] == [1.0, 128.0, 128.0]
+
+
+def test_a_stride_that_no_layer_has_cannot_be_stated(tmp_path: Path) -> None:
+    source = save_backbone(tmp_path / "theirs.pth", "resnet18")
+    settings = {"format": None, "encoder": None, "checkpoint": str(source)}
+    (line,) = convert.check_stage(settings | {"input": {"stride_in_1x1": True}})
+    assert line.startswith(f"{source}: input.stride_in_1x1 is stated, but resnet18 has no 1x1")
+
+
+@pytest.mark.parametrize(
+    ("stated", "expected"),
+    [
+        ({}, "states nothing; give order, mean, std or stride_in_1x1"),
+        ({"mean": [0.485, 0.456, 0.406]}, "look like those of pixels from 0 to 1"),
+        ({"mean": [123.7, 116.3, 103.5], "std": [0.2, 0.2, 0.2]}, "of pixels from 0 to 1; wanted"),
+        ({"std": [1, 0, 1]}, r"std is \[1.0, 0.0, 1.0\], wanted three numbers above 0"),
+        ({"order": "GBR"}, "'RGB' or 'BGR'"),
+        ({"stride_in_1x1": "no"}, "valid boolean"),
+        ({"mean": [1, 2]}, "mean"),
+    ],
+)
+def test_an_input_that_cannot_be_meant_is_refused(stated: dict, expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
+        StatedInput.model_validate(stated)
+    StatedInput.model_validate({"mean": [0, 0, 0], "std": [1, 1, 1]})  # fed from 0 to 255 as it is
 
 
 class Hostile:

@@ -5,11 +5,46 @@ Tested in tests/transfer/test_convert.py.
 
 from __future__ import annotations
 
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
 from transfer.config.data import Section
+
+IF_GIVEN: dict[str, Any] = {"identity": "if given"}
+
+
+class StatedInput(Section):
+    """How a checkpoint's network was fed, as its user states it, over what its family says.
+
+    `mean` and `std` are of pixels from 0 to 255, one a channel in the `order`, as detectron2's
+    MODEL.PIXEL_MEAN and PIXEL_STD. `stride_in_1x1` says where a bottleneck halves its map: in the
+    first 1x1 convolution as in Caffe2's networks, or (False) in the 3x3 as in torchvision's.
+    """
+
+    order: Literal["RGB", "BGR"] | None = Field(default=None, json_schema_extra=IF_GIVEN)
+    mean: tuple[float, float, float] | None = Field(default=None, json_schema_extra=IF_GIVEN)
+    std: tuple[float, float, float] | None = Field(default=None, json_schema_extra=IF_GIVEN)
+    stride_in_1x1: bool | None = Field(default=None, strict=True, json_schema_extra=IF_GIVEN)
+
+    @model_validator(mode="after")
+    def _of_pixels(self) -> Self:
+        if not self.model_dump(exclude_none=True):
+            raise ValueError("states nothing; give order, mean, std or stride_in_1x1")
+        if self.std is not None and min(self.std) <= 0:
+            raise ValueError(f"std is {list(self.std)}, wanted three numbers above 0")
+        of_unit = self.mean is not None and any(self.mean) and max(map(abs, self.mean)) <= 1
+        if of_unit or (self.std is not None and max(self.std) < 1):
+            raise ValueError(
+                "mean and std look like those of pixels from 0 to 1; wanted those of pixels from "
+                "0 to 255, 255 times as large"
+            )
+        return self
 
 
 class ConvertConfig(Section):
-    """How a checkpoint is read; both fields are recognised from its content when left out."""
+    """How a checkpoint is read; what is left out is recognised from its content."""
 
     format: str | None = None
     encoder: str | None = None
+    input: StatedInput | None = Field(default=None, json_schema_extra=IF_GIVEN)

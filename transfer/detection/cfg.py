@@ -174,7 +174,10 @@ def check_companion(cfg: CfgNode, weights: Path) -> None:
     if companion.get("output_sha256") != digest:
         raise ValueError(f"{weights}: not the file that {path.name} describes; convert it again")
     faults = []
+    basic = companion["detectron2"].get("MODEL.RESNETS.DEPTH", 50) < 50
     for key, demanded in companion["detectron2"].items():
+        if basic and key == "MODEL.RESNETS.STRIDE_IN_1X1":
+            continue  # nothing reads it: basic blocks have no 1x1 convolution
         value = value_at(cfg, key)
         value = list(value) if isinstance(value, tuple) else value
         if not agree(value, demanded):

@@ -85,3 +85,57 @@ def test_what_this_machine_lacks_stops_a_local_run_only(fakes: Path) -> None:
     with pytest.raises(ValueError, match="8 GPUs, wanted here 9"):
         check_before_start(plan, states)
     check_before_start(plan, states, here=False)
+
+
+THEIRS = "backbones=[{name: random, random: true}, {name: theirs, checkpoint: theirs.pth%s}]"
+HINT = "as read from the checkpoint; if trained otherwise, state its input."
+
+
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_a_checkpoints_input_is_compared_with_every_task_before_anything_starts(
+    fakes: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    Path("theirs.pth").touch()
+    demands = {
+        "INPUT.FORMAT": "BGR",
+        "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
+        "MODEL.RESNETS.DEPTH": 34,
+        "MODEL.RESNETS.STRIDE_IN_1X1": False,  # of basic blocks: read by nothing
+    }
+    Path("demands.json").write_text(json.dumps(demands), encoding="utf-8")
+    assert commands.execute(command, CONFIG, [THEIRS % "", "seeds=[0,1]"]) == 2
+    lines = [line.split(": ", 2)[1:] for line in capsys.readouterr().err.splitlines()]
+    assert lines == [
+        [f"configs/{task}.yaml", f"does not fit backbone theirs: {fault}"]
+        for task in ("coco", "voc")
+        for fault in (
+            f"INPUT.FORMAT is RGB, wanted BGR {HINT}order",
+            "MODEL.RESNETS.DEPTH is 18, wanted 34",
+        )
+    ]
+    assert ran() == []
+
+
+def test_what_was_stated_is_not_asked_for_again(
+    fakes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("theirs.pth").touch()
+    Path("demands.json").write_text('{"INPUT.FORMAT": "BGR"}', encoding="utf-8")
+    assert commands.execute("plan", CONFIG, [THEIRS % ", input: {order: BGR}"]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert all(line.endswith("INPUT.FORMAT is RGB, wanted BGR") for line in errors)
+
+
+def test_a_task_that_came_later_is_compared_with_weights_that_are_there(
+    fakes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("theirs.pth").touch()
+    plan = small_plan([THEIRS % "", "seeds=[0]"])
+    assert commands.execute("run", CONFIG, [THEIRS % "", "seeds=[0]"]) == 0
+    (convert,) = (stage for stage in plan.stages if stage.kind == "convert")
+    companion = convert.result.with_suffix(".json")
+    companion.write_text('{"detectron2": {"MODEL.RESNETS.DEPTH": 34}}', encoding="utf-8")
+    ran()
+    assert commands.execute("run", CONFIG, [THEIRS % "", "seeds=[0,1]"]) == 2
+    assert "MODEL.RESNETS.DEPTH is 18, wanted 34" in capsys.readouterr().err
+    assert ran() == []

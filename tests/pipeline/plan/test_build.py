@@ -55,6 +55,19 @@ def test_signatures_are_pinned(project: Path) -> None:
     assert found["finetune/a--coco--seed0"] == "9d7ba9e40b660ab9"
 
 
+def test_a_stated_input_is_another_conversion_and_one_not_stated_none(project: Path) -> None:
+    Path("theirs.pth").write_bytes(b"weights")
+    entry = "backbones=[{name: theirs, checkpoint: theirs.pth%s}]"
+    before = signatures([entry % ""])
+    assert before["convert/theirs"] == "a697f2d3243a64e7"
+    stated = signatures([entry % ", input: {order: BGR}"])
+    assert stated["convert/theirs"] != before["convert/theirs"]
+    assert stated["finetune/theirs--voc--seed0"] != before["finetune/theirs--voc--seed0"]
+    for other in ("random: true", "pretrain: a.yaml"):
+        with pytest.raises(ValueError, match="format, encoder and input go with checkpoint"):
+            signatures([f"backbones=[{{name: a, {other}, input: {{order: BGR}}}}]"])
+
+
 def test_editing_one_recipe_changes_only_what_depends_on_it(project: Path) -> None:
     before = signatures()
     edit("configs/a.yaml", lambda content: content["optimizer"].update(lr=0.002))
