@@ -1,10 +1,13 @@
-"""Write a pipeline config from a few flags or questions: commented, valid, ready to run."""
+"""Write a pipeline config from a few flags or questions: commented, and one that `plan` accepts."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import html
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -15,15 +18,23 @@ from pydantic import BaseModel
 
 from pipeline.config.schema import PipelineConfig
 from pipeline.config.yaml_files import BASE_KEY, load_yaml, validated
+from pipeline.executors.preflight import check_before_start
+from pipeline.executors.slurm.arrays import resource_faults
+from pipeline.plan.build import load_plan
 from pipeline.plan.compatibility import dataset_names
-from pipeline.stages.files import write_text
+from pipeline.plan.data_identity import index_file
+from pipeline.stages.files import atomic_path, write_text
+from pipeline.stages.run_folder import read_state
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.config.probe import ProbeConfig
+from transfer.config.data import VOC_CLASSES, VocData
 
 EXAMPLE = """examples:
   python tools/run_pipeline.py init mine.yaml          # asks
   python tools/run_pipeline.py init mine.yaml --backbone random --backbone moco=weights/moco.pth \\
-      --task voc=configs/transfer/digits_faster_rcnn_voc.yaml --seeds 0,1,2 --executor slurm"""
+      --task voc=configs/transfer/digits_faster_rcnn_voc.yaml --seeds 0,1,2 --executor slurm
+  python tools/run_pipeline.py init cats.yaml --backbone random --task cats=cats_task.yaml \\
+      --data cats_train=coco:cats/train.json:cats/images --data cats_val=voc:cats/voc:val"""
 EXAMPLES = {
     "backbone": "random moco=moco.pth mine=configs/pretrain/mine.yaml",
     "task": "voc=configs/transfer/voc07_faster_rcnn_r50_c4_9k.yaml",
@@ -49,12 +60,21 @@ tasks:
 seeds: {seeds}        # mean ± std is over these
 num_parallel: 1           # stages at a time on one machine
 """
+DATASETS = """
+# Sets of your own, named as tasks name them; paths from where you run.
+datasets:
+{lines}
+"""
+DATA_FORMS = {"coco": ("annotations", "images"), "voc": ("root", "split")}
+DATA_WANTED = "NAME=coco:ANNOTATIONS:IMAGES or NAME=voc:ROOT:SPLIT"
+MAX_XML_BYTES = 16_000_000
 RESOURCES = """
 # What the jobs of each kind of stage ask SLURM for; add partition, account, qos, constraint, setup.
+# How many GPUs a task trains on is the task's num_gpus (1 where it is left out).
 resources:
-  default: {cpus_per_gpu: 4, mem_gb: 16, timeout_min: 60}
-  pretrain: {gpus: 8, cpus_per_gpu: 8, mem_gb: 128, timeout_min: 1440}
-  finetune: {gpus: 8, cpus_per_gpu: 4, mem_gb: 64, timeout_min: 720}
+  default: {{cpus_per_gpu: 4, mem_gb: 16, timeout_min: 60}}
+  pretrain: {{gpus: {gpus}, cpus_per_gpu: 8, mem_gb: 128, timeout_min: 1440}}
+  finetune: {{gpus: 1, cpus_per_gpu: 8, mem_gb: 64, timeout_min: 720}}
 """
 
 
@@ -76,6 +96,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--task", action="append", default=[], metavar="NAME=PATH", help="a detectron2 config"
     )
+    parser.add_argument(
+        "--data", action="append", default=[], metavar="NAME=FORMAT:..",
+        help=f"a detection set of your own, as tasks name it: {DATA_WANTED}",
+    )  # fmt: skip
     parser.add_argument("--seeds", metavar="0,1,2", help="default: 0,1,2")
     parser.add_argument("--executor", choices=["local", "slurm"])
     parser.add_argument(
@@ -107,7 +131,7 @@ def write_config(options: argparse.Namespace, ask: Callable[[str], str] | None) 
 
     Raises:
         ValueError: a flag cannot be read, or is missing and nobody can be asked; or every fault in
-            the config and in the files it names, one a line. Nothing is written then.
+            the files it names, one a line; or whatever `plan` refuses. Nothing is written then.
     """
     target: Path = options.target
     given: dict[str, list[str]] = {"backbone": options.backbone, "task": options.task}
@@ -123,6 +147,7 @@ def write_config(options: argparse.Namespace, ask: Callable[[str], str] | None) 
         seeds = [int(part) for part in numbers.replace(" ", ",").split(",") if part]
     except ValueError:
         raise ValueError(f"seeds {numbers!r}: wanted numbers, such as 0,1,2") from None
+    data = _data_section(options.data)
     if target.exists():
         raise ValueError(f"{target}: exists; give another name or remove it")
     text = TEMPLATE.format(
@@ -133,24 +158,42 @@ def write_config(options: argparse.Namespace, ask: Callable[[str], str] | None) 
         tasks="\n".join(entry.line for entry in entries if entry.what == "task"),
         seeds=seeds,
     )
-    text += RESOURCES if executor == "slurm" else ""
-    files = [entry for entry in entries if entry.path and Path(entry.path).is_file()]
-    faults = [
-        f"{entry.path}: no such file ({entry.what} {entry.name})"
-        for entry in entries
-        if entry.path and entry not in files
-    ]
-    for entry in sorted(files, key=lambda entry: entry.what, reverse=True):  # tasks first
-        faults += _faults_in(Path(entry.path), entry.what) if entry.path.endswith(YAML) else []
+    recipes, faults = _check_files(entries)
+    text += data + (RESOURCES.format(gpus=_most_gpus(recipes)) if executor == "slurm" else "")
     try:
         validated(PipelineConfig, yaml.safe_load(text), str(target))
     except ValueError as error:
         faults += str(error).splitlines()
     if faults:
         raise ValueError("\n".join(faults))
-    target.parent.mkdir(parents=True, exist_ok=True)
+    _write_if_planned(target, text, on_slurm=executor == "slurm")
     write_schemas(target.parent, ["pipeline.schema.json"])
-    write_text(target, text)
+
+
+def _write_if_planned(target: Path, text: str, on_slurm: bool) -> None:
+    """Write the config if `plan` accepts it.
+
+    Raises:
+        ValueError: it does not, in its lines; the folder is as it was.
+    """
+    missing = [folder for folder in target.parents if not folder.exists()]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with atomic_path(target) as draft:
+            draft.write_text(text, encoding="utf-8")
+            try:
+                plan = load_plan(draft, [])
+                if on_slurm and (faults := resource_faults(plan)):
+                    raise ValueError("\n".join(faults))
+                states = {stage.name: read_state(stage) for stage in plan.stages}
+                check_before_start(plan, states, here=not on_slurm, trust_kept=True)
+            except ValueError as error:
+                raise ValueError(str(error).replace(str(draft), str(target))) from None
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for folder in missing:
+                folder.rmdir()
+        raise
 
 
 class Entry(NamedTuple):
@@ -179,19 +222,80 @@ def _entry(what: str, text: str, folder: Path) -> Entry:
     return Entry(what, name, path, f"  - {line.strip()}")
 
 
-def _faults_in(path: Path, what: str) -> list[str]:
-    """Return why a file is no detectron2 config that names data sets, or no pretraining config."""
-    try:
-        content = load_yaml(path)
-    except ValueError as error:
-        return [f"{path}: not a config ({error})"]
-    if what == "task":
-        return dataset_names(content, path)[1]
-    try:
-        validated(PretrainConfig, content, str(path))
-    except ValueError as error:
-        return str(error).splitlines()
-    return []
+def _data_section(texts: list[str]) -> str:
+    """Return the section `datasets` of what --data says; nothing without any.
+
+    Raises:
+        ValueError: one cannot be read, or a name is there twice.
+    """
+    contents: dict[str, dict[str, object]] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        form, *parts = value.split(":")
+        if not name or len(parts) != 2 or not all(parts) or form not in DATA_FORMS:
+            raise ValueError(f"data {text!r}: wanted {DATA_WANTED}")
+        if name in contents:
+            raise ValueError(f"data {name}: named twice")
+        contents[name] = {"format": form, **dict(zip(DATA_FORMS[form], parts, strict=True))}
+    sets = [VocData.model_validate(each) for each in contents.values() if each["format"] == "voc"]
+    occurring = {name for data in sets for name in _class_names(data)}
+    if occurring and occurring != set(VOC_CLASSES):
+        ordered = [name for name in VOC_CLASSES if name in occurring]
+        ordered += sorted(occurring - set(VOC_CLASSES))
+        for content in contents.values():
+            if content["format"] == "voc":
+                content["class_names"] = ordered
+    lines = yaml.safe_dump(contents, default_flow_style=None, sort_keys=False, width=10_000)
+    indented = "\n".join(f"  {line}" for line in lines.splitlines())
+    return DATASETS.format(lines=indented) if contents else ""
+
+
+def _class_names(data: VocData) -> set[str]:
+    """Return the names of the objects of a split; what is broken there the check finds."""
+    names: set[str] = set()
+    with contextlib.suppress(OSError, ValueError):
+        for line in index_file(data).read_text(encoding="utf-8").splitlines():
+            path = data.root / "Annotations" / f"{line.strip()}.xml"
+            if not path.is_file() or path.stat().st_size > MAX_XML_BYTES:
+                continue
+            for element in path.read_text("utf-8").split("<object>")[1:]:
+                if name := re.search(r"<name>([^<]*)</name>", element):
+                    names.add(html.unescape(name[1]))
+    return names
+
+
+def _check_files(entries: list[Entry]) -> tuple[list[PretrainConfig], list[str]]:
+    """Return the pretraining configs among the entries, and what is wrong with any of their files.
+
+    A task must be a detectron2 config that names data sets.
+    """
+    recipes, faults = [], []
+    for entry in entries:
+        if entry.path and not Path(entry.path).is_file():
+            faults.append(f"{entry.path}: no such file ({entry.what} {entry.name})")
+    for entry in sorted(entries, key=lambda entry: entry.what, reverse=True):  # tasks first
+        path = Path(entry.path)
+        if not entry.path.endswith(YAML) or not path.is_file():
+            continue
+        try:
+            content = load_yaml(path)
+        except ValueError as error:
+            faults.append(f"{path}: not a config ({error})")
+            continue
+        if entry.what == "task":
+            faults += dataset_names(content, path)[1]
+            continue
+        try:
+            recipes.append(validated(PretrainConfig, content, str(path)))
+        except ValueError as error:
+            faults += str(error).splitlines()
+    return recipes, faults
+
+
+def _most_gpus(recipes: list[PretrainConfig]) -> int:
+    """Return the GPUs, up to 8, over which the batch of every pretraining can be cut."""
+    fitting = (num for num in (8, 4, 2) if not any(each.faults_on(num) for each in recipes))
+    return next(fitting, 1)
 
 
 def write_schemas(folder: Path, names: Iterable[str]) -> list[Path]:

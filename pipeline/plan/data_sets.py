@@ -87,4 +87,9 @@ def unused(name: str, data: CocoData | VocData) -> NamedSet:
 def unknown_set(name: str, path: Path | str, known: dict[str, Any]) -> str:
     """Return the fault of a name that no set has; sets of one's own are listed first."""
     names = sorted(known, key=lambda name: (name in KNOWN_DATASETS, name))
-    return f"{path}: {unknown('data set', name, names)}"
+    return (
+        f"{path}: {unknown('data set', name, names)}; one of your own is an entry under "
+        f"`datasets:` in the pipeline config, `{name}: {{format: coco, annotations: FILE.json, "
+        "images: FOLDER}` or `{format: voc, root: FOLDER, split: NAME, class_names: [..]}` "
+        f"(init --data {name}=coco:FILE.json:FOLDER)"
+    )

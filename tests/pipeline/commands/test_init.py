@@ -1,11 +1,17 @@
 """`init`: what is written can be planned, and what cannot be is refused in one line each."""
 
+import itertools
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import yaml
+from PIL import Image
 
+from pipeline.commands import main as commands
 from pipeline.commands.init import main
+from pipeline.commands.main import Options
 from pipeline.config.schema import PipelineConfig
 from pipeline.plan.build import load_plan
 from pretrain.config.pretrain import PretrainConfig
@@ -16,12 +22,23 @@ def init(*arguments: str) -> int:
     return main(list(arguments))
 
 
-def test_flags_give_a_config_that_plans(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (project / "voc.yaml").write_text(
+ROOT = Path(__file__).resolve().parents[3]
+DATA = ("--data", "my_voc=voc:data/voc:all")
+RANDOM = ("--backbone", "random", "--task", "v=configs/voc.yaml", *DATA)
+
+
+def test_flags_give_a_config_that_plans(fakes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (fakes / "voc.yaml").write_text(
         "_BASE_: configs/voc.yaml\nDATASETS: {TRAIN: [set], TEST: [set]}\n", encoding="utf-8"
     )
     arguments = ["--backbone", "random", "--backbone", "ours=configs/a.yaml", "--seeds", "3,5"]
-    assert init("new/mine.yaml", *arguments, "--task", "voc=voc.yaml") == 0
+    arguments += ["--task", "voc=voc.yaml"]
+    assert init("new/mine.yaml", *arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()  # the paths were right, seen from new/
+    assert "unknown data set 'set'" in line and "an entry under `datasets:`" in line
+    assert "`set: {format: coco, annotations: FILE.json, images: FOLDER}`" in line
+    assert "init --data set=coco:FILE.json:FOLDER" in line and not Path("new").exists()
+    assert init("new/mine.yaml", *arguments, "--data", "set=voc:data/voc:all") == 0
     assert "new/mine.yaml: written" in capsys.readouterr().out
     text = Path("new/mine.yaml").read_text("utf-8")
     assert (
@@ -29,20 +46,126 @@ def test_flags_give_a_config_that_plans(project: Path, capsys: pytest.CaptureFix
         and text.startswith("# yaml-language-server: $schema=")
         and "resources" not in text
     )
-    with pytest.raises(ValueError, match="unknown data set 'set'") as error:
-        load_plan(Path("new/mine.yaml"), [])
-    assert len(str(error.value).splitlines()) == 1  # the paths were right, seen from new/
-    given = "datasets={set: {format: voc, root: data/voc, split: all, class_names: [one]}}"
-    plan = load_plan(Path("new/mine.yaml"), [given])
+    plan = load_plan(Path("new/mine.yaml"), [])
     assert plan.config.seeds == (3, 5) and plan.config.name == "mine"
     assert [stage.name for stage in plan.stages][-1] == "finetune/ours--voc--seed5"
+    names = sorted(path.name for path in Path("new").iterdir())
+    assert names == ["mine.yaml", "pipeline.schema.json"]
 
 
-def test_slurm_gets_resources(project: Path) -> None:
-    assert init("s.yaml", "--backbone", "random", "--task", "v=configs/voc.yaml",
-                "--executor", "slurm") == 0  # fmt: skip
+def test_sets_of_ones_own_and_their_class_names(fakes: Path) -> None:
+    voc = Path("data/voc")
+    text = (voc / "Annotations" / "001.xml").read_text("utf-8")
+    changed = text.replace("<name>one", "<name>zebra &amp; foal").replace(
+        "</object>", "<part><name>head</name></part></object><object><name>cat</name></object>"
+    )
+    (voc / "Annotations" / "001.xml").write_text(changed, encoding="utf-8")
+    (voc / "ImageSets" / "Main" / "two.txt").write_text("000\n002\n", encoding="utf-8")
+    coco = "my_coco=coco:data/coco/annotations.json:data/coco/val"
+    assert init("n.yaml", *RANDOM, "--data", "part=voc:data/voc:two", "--data", coco) == 0
+    classes = ["cat", "one", "zebra & foal"]  # VOC's first, in both sets the same
+    assert yaml.safe_load(Path("n.yaml").read_text("utf-8"))["datasets"] == {
+        "my_voc": {"format": "voc", "root": "data/voc", "split": "all", "class_names": classes},
+        "part": {"format": "voc", "root": "data/voc", "split": "two", "class_names": classes},
+        "my_coco": {
+            "format": "coco", "annotations": "data/coco/annotations.json", "images": "data/coco/val"
+        },
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ("my_voc", "data 'my_voc': wanted NAME=coco:ANNOTATIONS:IMAGES or NAME=voc:ROOT:SPLIT"),
+        ("my_voc=yolo:a:b", "wanted NAME=coco:ANNOTATIONS:IMAGES"),
+        ("my_voc=coco:a", "wanted NAME=coco:ANNOTATIONS:IMAGES"),
+        ("my_voc=voc:data/voc:", "wanted NAME=coco:ANNOTATIONS:IMAGES"),
+        ("my_voc=voc:data/voc:absent", "absent.txt: no such file; data set my_voc wants VOC's"),
+        ("my_voc=coco:absent.json:data/coco/val", "absent.json: no such file; data set my_voc"),
+        ("a b=voc:data/voc:all", "datasets.a b"),
+    ],
+)
+def test_a_set_that_cannot_be_read_is_refused(
+    fakes: Path, capsys: pytest.CaptureFixture[str], data: str, expected: str
+) -> None:
+    arguments = ["--backbone", "random", "--task", "v=configs/voc.yaml", "--data", data]
+    assert init("n.yaml", *arguments) == 2
+    error = capsys.readouterr().err
+    assert expected in error and ".tmp" not in error and "Traceback" not in error
+    assert not Path("n.yaml").exists()
+    assert init("n.yaml", *RANDOM, *DATA) == 2
+    assert "data my_voc: named twice" in capsys.readouterr().err
+
+
+BACKBONES = {
+    "random": ["--backbone", "random"],
+    "recipe": ["--backbone", "ours=configs/a.yaml"],
+    "checkpoint": ["--backbone", "theirs=theirs.pth", "--backbone", "random"],
+    "absent": ["--backbone", "theirs=absent.pth"],
+    "twice": ["--backbone", "random", "--backbone", "random"],
+}
+SETS = {
+    "none": [],
+    "voc": [*DATA],
+    "both": [*DATA, "--data", "my_coco=coco:data/coco/annotations.json:data/coco/val"],
+}
+
+
+@pytest.mark.parametrize("refused", [False, True], ids=["clean", "refused"])
+def test_every_combination_gives_a_config_that_plan_accepts_or_is_refused(
+    fakes: Path, monkeypatch: pytest.MonkeyPatch, refused: bool
+) -> None:
+    Path("theirs.pth").touch()
+    if refused:  # by the stages' own check
+        Path("check.txt").write_text("MODEL.X: detectron2 has no such key", encoding="utf-8")
+    tasks = {"voc": ["--task", "v=configs/voc.yaml"], "coco": ["--task", "c=configs/coco.yaml"]}
+    choices = (BACKBONES.values(), tasks.values(), SETS.values(), ([], ["--seeds", "0,4"]))
+    written = 0
+    for number, parts in enumerate(itertools.product(*choices)):
+        executor = ("local", "slurm")[number // 2 % 2]
+        target = Path(f"made/n{number}.yaml")
+        arguments = [word for part in parts for word in part]
+        code = init(str(target), *arguments, "--executor", executor)
+        assert (code == 0) == target.exists()
+        if code == 0:
+            written += 1
+            assert commands.execute("plan", target, [], Options(executor=executor)) == 0
+    assert written == (0 if refused else 3 * 3 * 2)
+
+
+@pytest.mark.slow
+def test_the_check_is_the_real_one(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    shutil.copytree("data/voc", "data/other")
+    for number, path in enumerate(sorted(Path("data/other/JPEGImages").iterdir())):
+        Image.new("RGB", (64, 48), (10, 70 * number, 7)).save(path)
+    task = {
+        "_BASE_": str(ROOT / "configs" / "transfer" / "digits_base.yaml"),
+        "DATASETS": {"TRAIN": ["my_voc"], "TEST": ["other"]},
+        "MODEL": {"ROI_HEADS": {"NUM_CLASSES": 1}},
+    }
+    arguments = ["--backbone", "random", "--task", "t=t.yaml", *DATA]
+    arguments += ["--data", "other=voc:data/other:all"]
+    Path("t.yaml").write_text(yaml.safe_dump(task | {"SOLVERR": {}}), encoding="utf-8")
+    assert init("n.yaml", *arguments) == 2
+    assert "t.yaml: SOLVERR: detectron2 has no such key" in capsys.readouterr().err
+    Path("t.yaml").write_text(yaml.safe_dump(task), encoding="utf-8")
+    assert init("n.yaml", *arguments) == 0, capsys.readouterr().err
+    assert commands.execute("plan", Path("n.yaml"), []) == 0
+
+
+def test_slurm_gets_resources_that_every_pretraining_can_use(fakes: Path) -> None:
+    assert init("s.yaml", *RANDOM, "--executor", "slurm") == 0
     text = Path("s.yaml").read_text("utf-8")
     assert "--executor slurm" in text and "timeout_min: 1440" in text
+    assert yaml.safe_load(text)["resources"]["pretrain"]["gpus"] == 8
+    ours = ["--backbone", "ours=configs/a.yaml"]  # 8 images in sub-batches of 8
+    assert init("t.yaml", *RANDOM, *ours, "--executor", "slurm") == 0
+    resources = yaml.safe_load(Path("t.yaml").read_text("utf-8"))["resources"]
+    plan = load_plan(Path("t.yaml"), [])
+    assert plan.config.resources.pretrain.gpus == resources["pretrain"]["gpus"] <= 8
 
 
 def test_every_fault_at_once_and_nothing_written(
@@ -94,11 +217,11 @@ def test_an_existing_file_is_kept(project: Path, capsys: pytest.CaptureFixture[s
     assert Path("n.yaml").read_text("utf-8") == "mine"
 
 
-def test_questions_are_asked_at_a_terminal(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_questions_are_asked_at_a_terminal(fakes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = iter(["random", "v=configs/voc.yaml", "", "slurm"])
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("builtins.input", lambda question: next(answers))
-    assert init("q.yaml") == 0
+    assert init("q.yaml", *DATA) == 0
     assert "seeds: [0, 1, 2]" in Path("q.yaml").read_text("utf-8")
 
 
@@ -115,8 +238,8 @@ def test_schemas_for_editors_are_those_of_the_configs(
         assert not any("required" in part for part in schema["$defs"].values())
 
 
-def test_a_config_points_an_editor_at_a_schema_that_is_there(project: Path) -> None:
-    assert init("new/n.yaml", "--backbone", "random", "--task", "v=configs/voc.yaml") == 0
+def test_a_config_points_an_editor_at_a_schema_that_is_there(fakes: Path) -> None:
+    assert init("new/n.yaml", *RANDOM) == 0
     first = Path("new/n.yaml").read_text("utf-8").splitlines()[0]
     schema = Path("new") / first.removeprefix("# yaml-language-server: $schema=")
     properties = json.loads(schema.read_text("utf-8"))["properties"]
