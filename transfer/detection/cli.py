@@ -30,7 +30,15 @@ from transfer.detection.cfg import (
     unknown_keys,
     weights_fault,
 )
-from transfer.detection.run import Machines, Run, repair_last_checkpoint, run_detector, run_on
+from transfer.detection.resume import evaluation_fault, resume_faults
+from transfer.detection.run import (
+    Machines,
+    Run,
+    effective_config,
+    repair_last_checkpoint,
+    run_detector,
+    run_on,
+)
 from transfer.detection.trainer import TRAINERS
 
 EXAMPLE = """example:
@@ -91,12 +99,31 @@ def execute(options: argparse.Namespace, load: Loader) -> dict[str, float]:
     if cfg.MODEL.WEIGHTS.endswith(".pkl"):
         check_companion(cfg, Path(cfg.MODEL.WEIGHTS))
     folder = Path(cfg.OUTPUT_DIR)
-    if options.resume and machines.node == 0:
-        repair_last_checkpoint(folder)
-        if not (folder / "last_checkpoint").exists():
-            logger.warning("--resume, but %s has no checkpoint: starting anew", folder)
+    if options.resume:
+        check_resume(cfg, machines, options)
     run = Run(cfg, datasets, options.optimizer, options.resume, options.eval_only)
     return run_on(machines, run_detector, (run,), folder)
+
+
+def check_resume(cfg: CfgNode, machines: Machines, options: argparse.Namespace) -> None:
+    """Compare the config with what OUTPUT_DIR was trained with, if it holds a checkpoint.
+
+    Raises:
+        ValueError: a line for each setting that would be ignored, or would change the result.
+    """
+    folder = Path(cfg.OUTPUT_DIR)
+    if machines.node == 0:
+        repair_last_checkpoint(folder)
+    if not (folder / "last_checkpoint").exists():
+        logger.warning("--resume, but %s has no checkpoint: starting anew", folder)
+        return
+    if options.eval_only:
+        faults = [fault for fault in [evaluation_fault(cfg, folder)] if fault]
+    else:
+        scaled = effective_config(cfg, machines.num_processes)
+        faults = resume_faults(scaled, folder, options.optimizer)
+    if faults:
+        raise ValueError("\n".join(faults))
 
 
 def machines_for(options: argparse.Namespace) -> Machines:

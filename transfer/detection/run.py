@@ -207,11 +207,16 @@ def train(run: Run) -> Metrics:
     if trainer.start_iter == 0 and cfg.MODEL.WEIGHTS:
         check_loaded(trainer.checkpointer.model, Path(cfg.MODEL.WEIGHTS))
     if comm.is_main_process():
+        if trainer.start_iter == 0:  # an earlier run's checkpoints are none of this one's
+            (folder / "last_checkpoint").unlink(missing_ok=True)
         (folder / EFFECTIVE).write_text(cfg.dump(), encoding="utf-8")
         logger.info("%s", settings_line(cfg, comm.get_world_size()))
         model, optimizer = trainer.checkpointer.model, trainer.optimizer
         logger.info("%s", memory_estimate(cfg, model, optimizer, comm.get_world_size()))
         drop_metrics_after(folder / METRICS, trainer.start_iter)
+        if trainer.start_iter >= trainer.max_iter:
+            at = f"already at iteration {trainer.start_iter} of {trainer.max_iter}"
+            logger.info("%s: nothing to train, evaluating what is there", at)
     try:
         trainer.train()
     except Diverged as error:

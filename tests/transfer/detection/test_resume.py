@@ -1,0 +1,144 @@
+"""Resuming by hand: what changes a result is refused, key by key; a run may become longer."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+
+from examples.digits.build import Sizes, build_digits
+from transfer.detection.cfg import for_this_machine
+from transfer.detection.cli import main, read_config
+from transfer.detection.resume import evaluation_fault, resume_faults
+from transfer.detection.run import EFFECTIVE
+
+CONFIG = Path(__file__).resolve().parents[3] / "configs/transfer/digits_faster_rcnn_voc.yaml"
+BASE = ["SOLVER.MAX_ITER", "10", "SOLVER.STEPS", "(8,)", "SOLVER.WARMUP_ITERS", "2"]
+
+
+def config(*changes: str) -> CfgNode:
+    return for_this_machine(read_config(str(CONFIG), [*BASE, *changes]))
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Path:
+    """Return a folder as a run of SGD leaves it that was stopped with five iterations done."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    torch.save({"optimizer": optimizer.state_dict(), "iteration": 4}, tmp_path / "model_4.pth")
+    (tmp_path / "last_checkpoint").write_text("model_4.pth", encoding="utf-8")
+    text = config("MODEL.WEIGHTS", "some/backbone.pkl").dump()
+    (tmp_path / EFFECTIVE).write_text(text, encoding="utf-8")
+    return tmp_path
+
+
+def faults(folder: Path, *changes: str, optimizer: Any = "sgd") -> list[str]:
+    cfg = config("MODEL.WEIGHTS", "some/backbone.pkl", *changes)
+    lines = resume_faults(cfg, folder, optimizer)
+    assert all("\n" not in line and "or train anew in another folder" in line for line in lines)
+    return [line.removeprefix(f"{folder}: ").partition("; a resumed run")[0] for line in lines]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        (),
+        ("OUTPUT_DIR", "elsewhere", "DATALOADER.NUM_WORKERS", "7", "TEST.EVAL_PERIOD", "3"),
+        ("SOLVER.CHECKPOINT_PERIOD", "1", "VIS_PERIOD", "5"),
+        ("MODEL.WEIGHTS", "./some/../some/backbone.pkl"),
+        ("SOLVER.MAX_ITER", "20"),  # longer
+        ("SOLVER.MAX_ITER", "20", "SOLVER.STEPS", "(5, 15)"),  # no drop before iteration 5
+        ("SOLVER.MAX_ITER", "6"),
+    ],
+)
+def test_what_changes_nothing_that_is_done_is_accepted(trained: Path, changes: Any) -> None:
+    assert faults(trained, *changes) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "lines"),
+    [
+        (("SOLVER.BASE_LR", "0.5", "SEED", "3"), ["SEED was 0, asked 3", "BASE_LR was 0.0003, as"]),
+        (("MODEL.WEIGHTS", "x.pth"), ["MODEL.WEIGHTS was 'some/backbone.pkl', asked 'x.pth'"]),
+        (("MODEL.WEIGHTS", ""), ["MODEL.WEIGHTS was 'some/backbone.pkl', asked ''"]),
+        (("INPUT.MIN_SIZE_TRAIN", "(96,)"), ["INPUT.MIN_SIZE_TRAIN was [128], asked [96]"]),
+        (("SOLVER.MAX_ITER", "4"), ["MAX_ITER was 10, asked 4, but 5 iterations are done"]),
+        (("SOLVER.STEPS", "(3,)"), ["SOLVER.STEPS was [8], asked [3], but iteration 3 of the 5"]),
+        (("SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR"), ["LR_SCHEDULER_NAME was 'WarmupMulti"]),
+    ],
+)
+def test_what_changes_a_result_is_refused_with_a_line_for_each_key(
+    trained: Path, changes: Any, lines: list[str]
+) -> None:
+    told = faults(trained, *changes)
+    assert len(told) == len(lines) and all(map(str.__contains__, told, lines)), told
+
+
+def test_a_longer_run_is_another_where_its_rates_were(trained: Path) -> None:
+    cosine = ("SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "MODEL.WEIGHTS", "some/backbone.pkl")
+    (trained / EFFECTIVE).write_text(config(*cosine).dump(), encoding="utf-8")
+    assert faults(trained, *cosine) == []
+    (line,) = faults(trained, *cosine, "SOLVER.MAX_ITER", "20")
+    assert "MAX_ITER was 10, asked 20, but iteration 1 of the 5 that are done had learn" in line
+
+
+def test_another_optimiser_is_refused(trained: Path) -> None:
+    assert faults(trained, optimizer="adamw") == ["--optimizer was 'sgd', asked 'adamw'"]
+
+
+@pytest.mark.parametrize(
+    "content", [None, "- a list", "{", "a: !!python/object/apply:os.getpid []"]
+)
+def test_a_folder_that_does_not_say_its_settings_is_not_resumed(
+    trained: Path, content: str | None
+) -> None:
+    (trained / EFFECTIVE).unlink()
+    if content is not None:
+        (trained / EFFECTIVE).write_text(content, encoding="utf-8")
+    (line,) = resume_faults(config(), trained, "sgd")
+    assert line.startswith(f"{trained / EFFECTIVE}: cannot be compared with the config (")
+    (trained / EFFECTIVE).write_text(config().dump(), encoding="utf-8")
+    (trained / "model_4.pth").write_bytes(b"cut")
+    (line,) = resume_faults(config(), trained, "sgd")
+    assert line.startswith(f"{trained / 'model_4.pth'}: not a checkpoint to resume from (")
+
+
+def test_an_evaluation_of_the_folder_takes_no_other_weights(trained: Path) -> None:
+    assert evaluation_fault(config(), trained) is None
+    assert evaluation_fault(config("MODEL.WEIGHTS", "some/backbone.pkl"), trained) is None
+    fault = evaluation_fault(config("MODEL.WEIGHTS", "x.pth"), trained)
+    assert fault is not None and "but MODEL.WEIGHTS is x.pth; leave out one of" in fault
+
+
+@pytest.mark.slow
+def test_a_longer_run_ends_like_one_that_was_long_from_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    build_digits(tmp_path / "digits", sizes=Sizes(4, 20, 2, 20, 20))
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    line = ["--config-file", str(CONFIG), "--resume"]
+    changes = ["SOLVER.WARMUP_ITERS", "0", "SOLVER.STEPS", "(3,)", "SOLVER.IMS_PER_BATCH", "2"]
+    changes += ["TEST.DETECTIONS_PER_IMAGE", "3"]
+
+    def train(folder: str, length: int, *more: str) -> int:
+        length_of = ["OUTPUT_DIR", folder, "SOLVER.MAX_ITER", str(length)]
+        return main(arguments=[*line, *changes, *length_of, *more])
+
+    assert train("twice", 2) == 0 and train("twice", 4) == 0 and train("once", 4) == 0
+    states = [
+        torch.load(tmp_path / name / "model_final.pth", weights_only=True)["model"]
+        for name in ("twice", "once")
+    ]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    before = (tmp_path / "twice" / EFFECTIVE).read_bytes()
+    assert train("twice", 4, "SOLVER.BASE_LR", "0.5") == 2
+    assert "train_net: twice: SOLVER.BASE_LR was 0.0003, asked 0.5" in capsys.readouterr().err
+    assert (tmp_path / "twice" / EFFECTIVE).read_bytes() == before
+    with caplog.at_level(logging.INFO):
+        assert train("twice", 4) == 0
+    assert "already at iteration 4 of 4: nothing to train, evaluating" in caplog.text
+    assert json.loads(capsys.readouterr().out.partition("{")[2].join(["{", ""]))["iteration"] == 4

@@ -1,0 +1,143 @@
+"""Resuming by hand: the settings asked for against those that a folder was trained with."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from detectron2.config import CfgNode
+from detectron2.solver import build_lr_scheduler
+
+from transfer.config.finetune import Optimizer
+from transfer.detection.cfg import one_line
+from transfer.detection.run import EFFECTIVE
+
+# what changes no weight and no AP
+FREE = (
+    "DATALOADER.NUM_WORKERS",
+    "OUTPUT_DIR",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "TEST.EVAL_PERIOD",
+    "VIS_PERIOD",
+)
+# what may differ in the iterations ahead, so that a run can be made longer
+AHEAD = ("SOLVER.MAX_ITER", "SOLVER.STEPS")
+REMEDY = "a resumed run keeps its settings: ask for what it was, or train anew in another folder"
+
+
+def resume_faults(cfg: CfgNode, folder: Path, optimizer: Optimizer) -> list[str]:
+    """Return a line for each setting that is not what the last checkpoint was trained with.
+
+    `cfg` is the effective config asked for. A longer run is the same experiment as long as no
+    iteration that is done had another learning rate.
+    """
+    try:
+        stored = flat(yaml.safe_load((folder / EFFECTIVE).read_text(encoding="utf-8")))
+        num_done, trained_by = _last_checkpoint(folder)
+    except (yaml.YAMLError, OSError, AttributeError) as error:
+        reason = one_line(error)[:200]
+        return [f"{folder / EFFECTIVE}: cannot be compared with the config ({reason}); {REMEDY}"]
+    except ValueError as error:
+        return [str(error)]
+    asked = flat(yaml.safe_load(cfg.dump()))
+    changed = {
+        key: (stored.get(key), asked.get(key))
+        for key in sorted(stored.keys() | asked.keys())
+        if key not in FREE and not _same(key, stored.get(key), asked.get(key))
+    }
+    if trained_by != optimizer:
+        changed["--optimizer"] = trained_by, optimizer
+    if changed.keys() <= set(AHEAD) and changed:
+        past = _changed_past(cfg, stored, num_done)
+        return [
+            f"{folder}: {key} was {was!r}, asked {now!r}, but {past}; {REMEDY}"
+            for key, (was, now) in changed.items()
+            if past
+        ]
+    return [
+        f"{folder}: {key} was {was!r}, asked {now!r}; {REMEDY}"
+        for key, (was, now) in changed.items()
+        if key not in AHEAD
+    ]
+
+
+def evaluation_fault(cfg: CfgNode, folder: Path) -> str | None:
+    """Return that MODEL.WEIGHTS would be ignored: a checkpoint of the folder is evaluated."""
+    path = folder / EFFECTIVE
+    if not cfg.MODEL.WEIGHTS or not path.is_file():
+        return None
+    try:
+        stored = flat(yaml.safe_load(path.read_text(encoding="utf-8"))).get("MODEL.WEIGHTS")
+    except (yaml.YAMLError, OSError, ValueError, AttributeError):
+        stored = None
+    if _same("MODEL.WEIGHTS", stored, cfg.MODEL.WEIGHTS):
+        return None
+    return (
+        f"{folder}: --eval-only --resume evaluates its last checkpoint, but MODEL.WEIGHTS is "
+        f"{cfg.MODEL.WEIGHTS}; leave out one of --resume and MODEL.WEIGHTS"
+    )
+
+
+def flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a config's values by `SECTION.KEY`."""
+    values: dict[str, Any] = {}
+    for key, value in content.items():
+        values |= (
+            flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        )
+    return values
+
+
+def _same(key: str, stored: Any, asked: Any) -> bool:
+    """Return whether two values are equal; of weights, whether they name one file."""
+    if key == "MODEL.WEIGHTS" and stored and asked:
+        return Path(str(stored)).resolve() == Path(str(asked)).resolve()
+    return bool(stored == asked)
+
+
+def _last_checkpoint(folder: Path) -> tuple[int, Optimizer]:
+    """Return how many iterations the last checkpoint has behind it, and with which optimiser.
+
+    Raises:
+        ValueError: it is no checkpoint of a run.
+    """
+    path = folder / (folder / "last_checkpoint").read_text(encoding="utf-8").strip()
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        is_adamw = "betas" in content["optimizer"]["param_groups"][0]
+        return int(content["iteration"]) + 1, "adamw" if is_adamw else "sgd"
+    except Exception as error:  # noqa: BLE001  (damage shows in many types)
+        why = type(error).__name__
+        raise ValueError(f"{path}: not a checkpoint to resume from ({why}); {REMEDY}") from None
+
+
+def _changed_past(cfg: CfgNode, stored: dict[str, Any], num_done: int) -> str | None:
+    """Return why the run asked for is not a longer or shorter one of the same experiment."""
+    if num_done > cfg.SOLVER.MAX_ITER:
+        return f"{num_done} iterations are done"
+    before = cfg.clone()
+    before.defrost()
+    try:
+        before.merge_from_list([part for key in AHEAD for part in (key, stored.get(key))])
+        was, now = (_learning_rates(config, num_done) for config in (before, cfg))
+    except (ValueError, TypeError, AssertionError, ZeroDivisionError) as error:
+        return f"the learning rate of what is done is not known ({one_line(error)[:200]})"
+    for iteration, (one, other) in enumerate(zip(was, now, strict=True)):
+        if not math.isclose(one, other, rel_tol=1e-6):
+            rates = f"had learning rate {one:g} and would have {other:g}"
+            return f"iteration {iteration} of the {num_done} that are done {rates}"
+    return None
+
+
+def _learning_rates(cfg: CfgNode, count: int) -> list[float]:
+    """Return the learning rates of the first iterations."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=cfg.SOLVER.BASE_LR)
+    scheduler, rates = build_lr_scheduler(cfg, optimizer), []
+    for _ in range(count):
+        rates.append(float(optimizer.param_groups[0]["lr"]))
+        optimizer.step()
+        scheduler.step()
+    return rates
