@@ -20,6 +20,7 @@ from transfer.detection.cfg import (
     check_companion,
     class_faults,
     config_faults,
+    recipe_faults,
 )
 from transfer.detection.pictures import write_pictures
 from transfer.detection.run import Run, machines_of, repair_last_checkpoint, run_detector, run_on
@@ -92,7 +93,9 @@ def check_stage(config: dict[str, Any]) -> list[str]:
     if faults:
         return faults
     cfg = build_cfg(settings, None, Path())
-    if faults := build_faults(cfg, settings.optimizer):
+    num_processes = settings.num_gpus * settings.num_nodes
+    faults = build_faults(cfg, settings.optimizer)
+    if faults := faults + recipe_faults(cfg, settings.datasets, num_processes):
         return faults
     for name, data in settings.datasets.items():
         evaluated = name in cfg.DATASETS.TEST

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 NOT_IDENTITY: dict[str, Any] = {"identity": False}
 
+MAX_DETECTIONS = 100  # of an image, in COCO's AP as it is published
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",

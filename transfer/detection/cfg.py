@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from detectron2.data import DatasetMapper
 from detectron2.modeling import build_model
 from torch import Tensor
 
+from transfer.config.data import MAX_DETECTIONS, DetectionData, VocData
 from transfer.config.finetune import FinetuneConfig
 from transfer.datasets.register import class_names
 from transfer.detection.trainer import TRAINERS
@@ -35,6 +36,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "SOLVER.BASE_LR": (1e-12, 1e6),
     "SOLVER.MAX_ITER": (1, 1e9),
     "SOLVER.IMS_PER_BATCH": (1, 1e6),
+    "SOLVER.REFERENCE_WORLD_SIZE": (0, 1e6),
     "SOLVER.CHECKPOINT_PERIOD": (1, 1e9),
     "SOLVER.WARMUP_ITERS": (0, 1e9),
     "SOLVER.WARMUP_FACTOR": (0, 1),
@@ -227,6 +229,37 @@ def build_faults(cfg: CfgNode, optimizer: str = "sgd") -> list[str]:
         reason = one_line(f"{type(error).__name__}: {error}")[:300]
         return [f"no detector can be built from this config: {reason}"]
     return []
+
+
+def recipe_faults(
+    cfg: CfgNode, datasets: Mapping[str, DetectionData], num_processes: int
+) -> list[str]:
+    """Return a line for each value that the number of processes or the evaluation contradicts."""
+    faults = [fault] if (fault := batch_fault(cfg, num_processes)) else []
+    kept, name = cfg.TEST.DETECTIONS_PER_IMAGE, cfg.DATASETS.TEST[0]
+    if kept > MAX_DETECTIONS and not isinstance(datasets.get(name), VocData):
+        faults.append(
+            f"TEST.DETECTIONS_PER_IMAGE is {kept}, but {name} is measured by COCO's AP, which is "
+            f"published for {MAX_DETECTIONS} an image and leaves out what one class has beyond "
+            f"them; set it to {MAX_DETECTIONS} or less"
+        )
+    return faults
+
+
+def batch_fault(cfg: CfgNode, num_processes: int) -> str | None:
+    """Return why the images of a step cannot be dealt to the processes, or None."""
+    images, reference = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE
+    parts = reference or num_processes
+    if images % parts == 0:
+        return None
+    fault = f"SOLVER.IMS_PER_BATCH is {images}, wanted a multiple of {parts}"
+    remedy = f"set SOLVER.IMS_PER_BATCH to {images + -images % parts}"
+    if not reference:
+        return f"{fault}, the number of processes; {remedy}, or start another number of them"
+    if images % num_processes == 0:
+        unscaled = f"trains with {images} images a step on {num_processes} process(es)"
+        remedy += f", or SOLVER.REFERENCE_WORLD_SIZE to 0, which {unscaled}"
+    return f"{fault}, SOLVER.REFERENCE_WORLD_SIZE (the GPUs it is meant for); {remedy}"
 
 
 def class_faults(cfg: CfgNode) -> list[str]:

@@ -27,6 +27,7 @@ from transfer.detection.cfg import (
     default_cfg,
     for_this_machine,
     one_line,
+    recipe_faults,
     unknown_keys,
     weights_fault,
 )
@@ -82,9 +83,11 @@ def execute(options: argparse.Namespace, load: Loader) -> dict[str, float]:
     """
     machines = machines_for(options)
     cfg = for_this_machine(read_config(options.config_file, options.opts or [], load))
-    if faults := build_faults(cfg, options.optimizer):
-        raise ValueError("\n".join(f"{options.config_file}: {fault}" for fault in faults))
     datasets = named_datasets(cfg)
+    faults = build_faults(cfg, options.optimizer)
+    faults += recipe_faults(cfg, datasets, machines.num_processes)
+    if faults:
+        raise ValueError("\n".join(f"{options.config_file}: {fault}" for fault in faults))
     faults = [fault for fault in [weights_fault(cfg.MODEL.WEIGHTS)] if fault]
     for name, data in datasets.items():
         if name in cfg.DATASETS.TEST or not options.eval_only:

@@ -31,6 +31,7 @@ from torch.multiprocessing.spawn import ProcessExitedException
 from transfer.config.data import DetectionData
 from transfer.config.finetune import Optimizer
 from transfer.datasets.register import register
+from transfer.detection.cfg import batch_fault
 from transfer.detection.hooks import EXIT_INTERRUPTED, METRICS, SIGNALS
 from transfer.detection.trainer import TRAINERS, Diverged, Trainer
 from transfer.evaluation.evaluators import flat_metrics, write_json
@@ -256,12 +257,8 @@ def effective_config(cfg: CfgNode, world_size: int) -> CfgNode:
     Raises:
         ValueError: the images of a step cannot be dealt to the processes.
     """
-    images = cfg.SOLVER.IMS_PER_BATCH
-    parts = cfg.SOLVER.REFERENCE_WORLD_SIZE or world_size
-    if images % parts:
-        raise ValueError(
-            f"SOLVER.IMS_PER_BATCH is {images}, wanted a multiple of {parts} processes"
-        )
+    if fault := batch_fault(cfg, world_size):
+        raise ValueError(fault)
     scaled: CfgNode = DefaultTrainer.auto_scale_workers(cfg, world_size)
     return scaled
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from transfer.detection.cfg import check_companion, for_this_machine
+from transfer.config.data import KNOWN_DATASETS
+from transfer.detection.cfg import batch_fault, check_companion, for_this_machine, recipe_faults
 from transfer.detection.cli import read_config
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs" / "transfer"
@@ -36,3 +37,43 @@ def test_the_stride_counts_where_a_block_has_a_1x1_convolution(
         return check_companion(cfg, weights)
     with pytest.raises(ValueError, match="STRIDE_IN_1X1 is True, wanted False"):
         check_companion(cfg, weights)
+
+
+@pytest.mark.parametrize(
+    ("images", "reference", "num_processes", "remedy"),
+    [
+        (16, 8, 3, None),
+        (6, 0, 3, None),
+        (2, 8, 1, "a multiple of 8, SOLVER.REFERENCE_WORLD_SIZE (the GPUs it is meant for); set "
+         "SOLVER.IMS_PER_BATCH to 8, or SOLVER.REFERENCE_WORLD_SIZE to 0, which trains with 2 "
+         "images a step on 1 process(es)"),
+        (9, 8, 4, "a multiple of 8, SOLVER.REFERENCE_WORLD_SIZE (the GPUs it is meant for); set "
+         "SOLVER.IMS_PER_BATCH to 16"),
+        (2, 0, 4, "a multiple of 4, the number of processes; set SOLVER.IMS_PER_BATCH to 4, or "
+         "start another number of them"),
+    ],
+)  # fmt: skip
+def test_a_batch_that_cannot_be_dealt_names_the_key_that_fixes_it(
+    images: int, reference: int, num_processes: int, remedy: str | None
+) -> None:
+    changes = ["SOLVER.IMS_PER_BATCH", str(images), "SOLVER.REFERENCE_WORLD_SIZE", str(reference)]
+    cfg = read_config(str(CONFIGS / "digits_faster_rcnn_voc.yaml"), changes)
+    wanted = remedy and f"SOLVER.IMS_PER_BATCH is {images}, wanted {remedy}"
+    assert batch_fault(cfg, num_processes) == wanted
+    assert recipe_faults(cfg, KNOWN_DATASETS, num_processes) == ([wanted] if wanted else [])
+
+
+@pytest.mark.parametrize(
+    ("task", "kept", "is_fault"),
+    [
+        ("mask_rcnn_coco", 100, False),
+        ("mask_rcnn_coco", 101, True),
+        ("faster_rcnn_voc", 300, False),
+    ],
+)
+def test_more_detections_than_coco_counts_are_refused(task: str, kept: int, is_fault: bool) -> None:
+    changes = ["TEST.DETECTIONS_PER_IMAGE", str(kept)]
+    cfg = read_config(str(CONFIGS / f"digits_{task}.yaml"), changes)
+    faults = recipe_faults(cfg, KNOWN_DATASETS, 1)
+    wanted = f"DETECTIONS_PER_IMAGE is {kept}, but digits_coco_val is measured by COCO's AP, which"
+    assert [wanted in fault for fault in faults] == [True] * is_fault
