@@ -41,6 +41,7 @@ from transfer.detection.run import (
     run_on,
 )
 from transfer.detection.trainer import TRAINERS
+from transfer.evaluation.evaluators import as_json
 
 EXAMPLE = """example:
   python tools/train_net.py --config-file configs/transfer/voc_faster_rcnn_r50_c4_24k.yaml \\
@@ -71,7 +72,7 @@ def main(
         print(f"train_net: {error}", file=sys.stderr)
         return 2
     if metrics:
-        print(json.dumps(metrics, indent=2))
+        print(json.dumps(as_json(metrics), indent=2, allow_nan=False))
     return 0
 
 

@@ -10,6 +10,7 @@ import argparse
 import copy
 import json
 import logging
+import math
 import multiprocessing
 import os
 import pickle
@@ -34,7 +35,7 @@ from transfer.datasets.register import register
 from transfer.detection.cfg import batch_fault
 from transfer.detection.hooks import EXIT_INTERRUPTED, METRICS, SIGNALS
 from transfer.detection.trainer import TRAINERS, Diverged, Trainer
-from transfer.evaluation.evaluators import flat_metrics, write_json
+from transfer.evaluation.evaluators import as_json, flat_metrics, write_json
 from transfer.resnet.loaded import PLACES, lost_entries
 from transfer.resnet.names import COUNTER
 
@@ -142,7 +143,8 @@ def run_on(
             if error.exit_code == EXIT_FAULT and result.exists():
                 raise ValueError(_taken(result)["fault"]) from None
             raise
-    return _taken(result)["metrics"] if machines.node == 0 else {}
+    metrics = _taken(result)["metrics"] if machines.node == 0 else {}
+    return {key: math.nan if value is None else value for key, value in metrics.items()}
 
 
 def in_one_process(function: Callable[..., Metrics], args: tuple[Any, ...], folder: Path) -> None:
@@ -156,7 +158,7 @@ def in_one_process(function: Callable[..., Metrics], args: tuple[Any, ...], fold
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
     try:
-        answer = {"metrics": function(*args)}
+        answer = {"metrics": as_json(function(*args))}
     except ValueError as error:
         write_json(folder / RESULT, {"fault": str(error)})
         raise SystemExit(EXIT_FAULT) from None

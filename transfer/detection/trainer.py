@@ -26,7 +26,7 @@ from transfer.detection.hooks import (
     restarted_precise_bn,
 )
 from transfer.detection.loader import SeededLoader, build_loader, derived_seed
-from transfer.evaluation.evaluators import build_evaluator, flat_metrics
+from transfer.evaluation.evaluators import build_evaluator, flat_metrics, without_nan
 
 MAX_CHECKPOINTS = 2
 
@@ -105,7 +105,7 @@ class Trainer(DefaultTrainer):  # type: ignore[misc]
         if comm.is_main_process():
             path, done = Path(self.cfg.OUTPUT_DIR) / METRICS, min(self.iter + 1, self.max_iter)
             self.metrics = record_evaluation(path, flat_metrics(results), done, self.max_iter)
-        return results
+        return without_nan(results)
 
     def build_hooks(self) -> list[HookBase]:
         """Return detectron2's hooks; those for precise BN, checkpoints and evaluation are ours."""

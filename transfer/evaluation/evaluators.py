@@ -94,9 +94,9 @@ class VocEvaluator(Evaluator):
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a file in one piece."""
+    """Write a file in one piece; NaN, which is no JSON, is refused."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content), encoding="utf-8")
+    temporary.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
     temporary.replace(path)
 
 
@@ -112,7 +112,10 @@ def build_evaluator(name: str, output_dir: Path, masks: bool = False) -> Dataset
 
 
 def flat_metrics(results: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Return `{"bbox/AP": ..}` in percent.
+    """Return `{"bbox/AP": ..}` in percent, NaN where a size or a class has no object to detect.
+
+    Averages are over the classes that have objects. Where some have none, `classes/measured` and
+    `classes/all` say of how many.
 
     Raises:
         ValueError: an average is NaN, because the set has nothing to detect.
@@ -123,4 +126,21 @@ def flat_metrics(results: Mapping[str, Mapping[str, float]]) -> dict[str, float]
         if broken:
             raise ValueError(f"{task} {', '.join(broken)} is NaN: the set has no object to detect")
         metrics |= {f"{task}/{key}": float(value) for key, value in values.items()}
+    of_classes = [value for key, value in metrics.items() if key.startswith("bbox/AP-")]
+    measured = sum(math.isfinite(value) for value in of_classes)
+    if measured < len(of_classes):
+        metrics |= {"classes/measured": measured, "classes/all": len(of_classes)}
     return metrics
+
+
+def without_nan(results: Mapping[str, Mapping[str, float]]) -> Results:
+    """Return the results without what could not be measured, as logs keep them."""
+    return {
+        task: {key: value for key, value in values.items() if not math.isnan(float(value))}
+        for task, values in results.items()
+    }
+
+
+def as_json(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """Return metrics as JSON can hold them: what could not be measured is null, as in manifests."""
+    return {key: value if math.isfinite(value) else None for key, value in metrics.items()}

@@ -5,12 +5,13 @@ The year decides the metric: 2007 takes the mean of 11 precisions, 2012 the area
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from detectron2.evaluation.pascal_voc_evaluation import voc_eval
+from detectron2.evaluation.pascal_voc_evaluation import parse_rec, voc_eval
 
 THRESHOLDS = tuple(range(50, 100, 5))  # percent of overlap
 
@@ -35,12 +36,23 @@ def voc_ap(
     """Return AP, AP50, AP75 and, of several classes, `AP-<class>` and `AP50-<class>`, in percent.
 
     AP is the mean over the thresholds 50, 55 .. 95. `lines` has the detections of each class (by
-    its index) as `detection_line` writes them.
+    its index) as `detection_line` writes them. A class without an object to find (difficult ones
+    do not count) is NaN, and the means are over the others.
     """
     values: dict[str, dict[int, float]] = {}
     folder = str(root / "Annotations").replace("{", "{{").replace("}", "}}")
+    names = root / "ImageSets" / "Main" / f"{split}.txt"
+    present = {
+        entry["name"]
+        for line in names.read_text(encoding="utf-8").splitlines()
+        for entry in parse_rec(f"{folder}/{{}}.xml".format(line.strip()))
+        if not entry["difficult"]
+    }
     with tempfile.TemporaryDirectory(prefix="voc_ap_") as scratch:
         for index, name in enumerate(class_names):
+            if name not in present:
+                values[name] = dict.fromkeys(THRESHOLDS, math.nan)
+                continue
             detections = Path(scratch) / f"{index}.txt"
             detections.write_text("\n".join(lines.get(index, ())), encoding="utf-8")
             values[name] = {
@@ -49,7 +61,7 @@ def voc_ap(
                     voc_eval(
                         str(detections),
                         f"{folder}/{{}}.xml",
-                        str(root / "ImageSets" / "Main" / f"{split}.txt"),
+                        str(names),
                         name,
                         ovthresh=threshold / 100,
                         use_07_metric=year == 2007,
@@ -69,5 +81,6 @@ def voc_ap(
 
 
 def _mean(values: Iterable[float]) -> float:
-    numbers = list(values)
-    return sum(numbers) / len(numbers)
+    """Return the mean of what could be measured, NaN where nothing could."""
+    numbers = [value for value in values if not math.isnan(value)]
+    return sum(numbers) / len(numbers) if numbers else math.nan

@@ -58,6 +58,22 @@ def test_training_resuming_and_evaluating(
     assert trained["iteration"] == trained["best/iteration"] == 2
 
 
+@pytest.mark.slow
+def test_everything_written_is_json(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    config = ["--config-file", str(CONFIGS / "digits_mask_rcnn_coco.yaml")]  # no large objects
+    assert main(arguments=[*config, *FAST, "TEST.EVAL_PERIOD", "1", "OUTPUT_DIR", "out"]) == 0
+    printed = json.loads(capsys.readouterr().out.partition("{")[2].join(["{", ""]))
+    assert printed["bbox/APl"] is None and printed["segm/APl"] is None
+    for name in ("metrics.json", "metrics.jsonl"):
+        for line in (data / "out" / name).read_text(encoding="utf-8").splitlines():
+            assert "bbox/APl" not in json.loads(line, parse_constant=refuse)
+    text = (data / "out" / "predictions.json").read_text(encoding="utf-8")
+    json.loads(text, parse_constant=refuse)
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

@@ -1,5 +1,6 @@
 """Many processes: what the environment says, what comes back, and how an end is told."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,8 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
 def test_metrics_and_faults_come_back(launched: list[tuple[Any, ...]], tmp_path: Path) -> None:
     assert run_on(Machines(2), double, (3,), tmp_path) == {"twice": 6}
+    unmeasured = run_on(Machines(2), double, (math.nan,), tmp_path)["twice"]
+    assert math.isnan(unmeasured) and launched.pop() == (2, 1, 0, "auto")
     assert launched == [(2, 1, 0, "auto")]
     with pytest.raises(ValueError, match=r"^-3 is negative$"):
         run_on(Machines(2), double, (-3,), tmp_path)

@@ -19,7 +19,14 @@ from pycocotools.coco import COCO
 from examples.digits.build import Sizes, build_digits
 from transfer.config.data import KNOWN_DATASETS, CocoData, VocData
 from transfer.datasets.register import register
-from transfer.evaluation.evaluators import PREDICTIONS, build_evaluator, flat_metrics
+from transfer.evaluation.evaluators import (
+    PREDICTIONS,
+    as_json,
+    build_evaluator,
+    flat_metrics,
+    without_nan,
+    write_json,
+)
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +167,35 @@ def test_several_processes_measure_all_detections(
         assert shards[0].evaluate()["bbox"]["AP"] == pytest.approx(100)
         kept = json.loads((tmp_path / name / PREDICTIONS).read_text(encoding="utf-8"))
         assert sorted(entry["image_id"] for entry in kept) == [r["image_id"] for r in records]
+
+
+def test_classes_without_objects_are_counted_and_enter_no_mean(
+    coco: CocoData, tmp_path: Path
+) -> None:
+    content = json.loads(coco.annotations.read_text(encoding="utf-8"))
+    content["categories"] += [{"id": 9, "name": "absent"}, {"id": 11, "name": "crowds"}]
+    content["annotations"][2] |= {"category_id": 11, "iscrowd": 1}
+    coco.annotations.write_text(json.dumps(content), encoding="utf-8")
+    register({"hand_coco": coco})
+    metrics = evaluate("hand_coco", tmp_path, perfect)
+    assert metrics["bbox/AP"] == metrics["bbox/AP-one"] == pytest.approx(100)
+    assert (metrics["classes/measured"], metrics["classes/all"]) == (1, 3)
+    assert math.isnan(metrics["bbox/AP-absent"]) and math.isnan(metrics["bbox/AP-crowds"])
+    written = as_json(metrics)
+    assert written["bbox/AP-absent"] is None and written["bbox/AP"] == metrics["bbox/AP"]
+    write_json(tmp_path / "metrics.json", written)
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "metrics.json", metrics)
+
+
+def test_nothing_is_said_of_classes_where_all_were_measured(tmp_path: Path, digits: object) -> None:
+    metrics = evaluate("digits_coco_val", tmp_path, perfect)
+    assert not [key for key in metrics if key.startswith("classes/")]
+
+
+def test_logs_leave_out_what_could_not_be_measured() -> None:
+    values = {"AP": 1.0, "APl": float("nan"), "AP-one": 0.0}
+    assert without_nan({"bbox": values}) == {"bbox": {"AP": 1.0, "AP-one": 0.0}}
 
 
 def test_an_average_that_is_nan_is_refused() -> None:

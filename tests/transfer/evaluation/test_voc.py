@@ -1,5 +1,6 @@
 """Pascal VOC's numbers: equal to detectron2's, and to cases worked out by hand."""
 
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -137,3 +138,23 @@ def test_voc_class_names_and_folders_of_any_kind(voc: VocData, tmp_path: Path) -
     mine = voc.model_copy(update={"root": root, "class_names": ("and/or {}",)})
     register({"hand_voc": mine})
     assert evaluate("hand_voc", tmp_path / "out", perfect)["bbox/AP"] == pytest.approx(100)
+
+
+@pytest.mark.parametrize("year", [2007, 2012])
+def test_a_class_without_objects_to_count_enters_no_mean(
+    voc: VocData, tmp_path: Path, year: int
+) -> None:
+    # "two" has no object; "three" has difficult ones alone, which count neither way
+    root = voc.root
+    path = root / "Annotations" / "002.xml"
+    difficult = path.read_text(encoding="utf-8").replace("<name>one<", "<name>three<")
+    difficult = difficult.replace("<difficult>0<", "<difficult>1<")
+    path.write_text(difficult, encoding="utf-8")
+    names = ("one", "two", "three")
+    register({"hand_voc": voc.model_copy(update={"year": year, "class_names": names})})
+    metrics = evaluate("hand_voc", tmp_path, perfect)
+    assert metrics["bbox/AP"] == metrics["bbox/AP-one"] == pytest.approx(100)
+    assert metrics["bbox/AP50"] == metrics["bbox/AP75"] == pytest.approx(100)
+    for name in ("two", "three"):
+        assert math.isnan(metrics[f"bbox/AP-{name}"]) and math.isnan(metrics[f"bbox/AP50-{name}"])
+    assert (metrics["classes/measured"], metrics["classes/all"]) == (1, 3)
