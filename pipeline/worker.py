@@ -134,7 +134,8 @@ def check_input(path: Path) -> None:
 def check(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return for each job what its stage finds in its settings, data and checkpoint.
 
-    `faults` stop it, `notes` do not, `demands` are the detectron2 keys that its result needs.
+    `faults` stop it, `notes` and `remarks` on its config do not, `demands` are the detectron2 keys
+    that its result needs.
     """
     notes = logging.handlers.MemoryHandler(1, flushLevel=sys.maxsize)  # without target it keeps
     logger = logging.getLogger(NOTES_FROM)
@@ -159,11 +160,12 @@ def _answer(job: dict[str, Any]) -> dict[str, Any]:
     faults = list(module.check_stage(job["settings"]))
     if job["here"] and hasattr(module, "check_machine"):
         faults += module.check_machine(job["settings"])
-    wanted = not faults and hasattr(module, "demanded_keys")
-    return {
-        "faults": faults,
-        "demands": module.demanded_keys(job["settings"]) if wanted else {},
-    }
+    answer: dict[str, Any] = {"faults": faults}
+    if not faults and hasattr(module, "demanded_keys"):
+        answer["demands"] = module.demanded_keys(job["settings"])
+    if not faults and hasattr(module, "stage_notes"):
+        answer["remarks"] = module.stage_notes(job["settings"], job["inputs"])
+    return answer
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from transfer.detection.cfg import (
     check_companion,
     class_faults,
     config_faults,
+    notes_before_start,
     recipe_faults,
 )
 from transfer.detection.pictures import write_pictures
@@ -109,6 +110,14 @@ def check_stage(config: dict[str, Any]) -> list[str]:
         register(settings.datasets)
         faults += class_faults(cfg)
     return faults
+
+
+def stage_notes(config: dict[str, Any], inputs: list[list[str]]) -> list[str]:
+    """Return what stops nothing and is seldom meant; `inputs` has the roles of each stage's."""
+    settings = FinetuneConfig.model_validate(config)
+    has_weights = all("weights" in roles for roles in inputs)
+    cfg = build_cfg(settings, None, Path())
+    return notes_before_start(cfg, settings.datasets, has_weights=has_weights)
 
 
 def check_machine(config: dict[str, Any]) -> list[str]:

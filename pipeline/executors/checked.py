@@ -34,12 +34,16 @@ Stamp = tuple[int, int, int, int]
 
 
 class Answer(BaseModel):
-    """An answer to one job: its faults, its notes, and the detectron2 keys its result demands."""
+    """An answer to one job: its faults, notes on its data, remarks on its config, and demands.
+
+    `demands` are the detectron2 keys that its result needs.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     faults: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
     demands: dict[str, Any] = {}
 
 

@@ -42,8 +42,10 @@ def check_before_start(
     askers: dict[str, list[Stage]] = {}
     for stage in waiting:
         job = _job(stage, here)
-        text = json.dumps(job, sort_keys=True)  # seeds share one check
-        jobs[text] = job
+        text = json.dumps(job, sort_keys=True)  # seeds and backbones share one check
+        jobs.setdefault(text, job | {"inputs": []})
+        if (roles := sorted(stage.inputs)) not in jobs[text]["inputs"]:
+            jobs[text]["inputs"].append(roles)
         askers.setdefault(text, []).append(stage)
     answers = dict(zip(jobs, _answers(plan, list(jobs.values()), trust_kept), strict=True))
     faults = [_named(askers[text][0], line) for text in jobs for line in answers[text].faults]
@@ -51,7 +53,9 @@ def check_before_start(
     faults += [line for stage in waiting for line in _misfits(stage, of_stage)]
     if faults:
         raise ValueError("\n".join(dict.fromkeys(faults)))
-    notes = list(dict.fromkeys(NOTE + line for each in answers.values() for line in each.notes))
+    said = [line for each in answers.values() for line in each.notes]
+    said += [_named(askers[text][0], line) for text in jobs for line in answers[text].remarks]
+    notes = list(dict.fromkeys(NOTE + line for line in said))
     hidden = len(notes) - MAX_NOTES
     more = [f"{NOTE}{hidden} more; tools/check_data.py shows them all"] if hidden > 0 else []
     return notes[:MAX_NOTES] + more

@@ -19,7 +19,8 @@ class StageKind:
 
     `module` offers `run_stage(config, inputs, output_dir) -> metrics` and
     `check_stage(config) -> faults`; where it needs more than any machine has
-    `check_machine(config) -> faults`; and where its result is known beforehand to demand keys of a
+    `check_machine(config) -> faults`; for what stops nothing `stage_notes(config, roles of the
+    inputs of each stage) -> remarks`; and where its result is known beforehand to demand keys of a
     detectron2 config `demanded_keys(config) -> values by key`. `version` is raised by hand when a
     change of code changes results. `outputs` are patterns below the run folder; each must match,
     and `result` is the file that the next stage reads.

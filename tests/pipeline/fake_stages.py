@@ -37,6 +37,11 @@ def check_stage(config: dict) -> list[str]:
     return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
 
+def stage_notes(config: dict, inputs: list[list[str]]) -> list[str]:
+    path = Path("inputs.txt")
+    return [f"made from {inputs}"] if path.exists() else []
+
+
 def check_machine(config: dict) -> list[str]:
     path = Path("machine.txt")
     return path.read_text(encoding="utf-8").splitlines() if path.exists() else []

@@ -43,6 +43,11 @@ class CocoData(Section):
     fraction: float | None = Field(default=None, gt=0, lt=1)
     subset_seed: int = Field(default=0, ge=0)
 
+    @property
+    def ap_rule(self) -> str:
+        """Return in words by which rule AP is measured on the set."""
+        return f"COCO's, of at most {MAX_DETECTIONS} detections an image"
+
     def under(self, root: Path) -> CocoData:
         """Return the same set with its paths taken below `root`."""
         return self.model_copy(
@@ -61,6 +66,12 @@ class VocData(Section):
     split: str
     year: Literal[2007, 2012] = 2007
     class_names: tuple[str, ...] = VOC_CLASSES
+
+    @property
+    def ap_rule(self) -> str:
+        """Return in words by which rule AP is measured on the set."""
+        rule = "mean of 11 precisions" if self.year == 2007 else "area under the curve"
+        return f"VOC {self.year}'s, the {rule}"
 
     def under(self, root: Path) -> VocData:
         """Return the same set with its paths taken below `root`."""

@@ -18,7 +18,7 @@ from detectron2.data import DatasetMapper
 from detectron2.modeling import build_model
 from torch import Tensor
 
-from transfer.config.data import MAX_DETECTIONS, DetectionData, VocData
+from transfer.config.data import KNOWN_DATASETS, MAX_DETECTIONS, DetectionData, VocData
 from transfer.config.finetune import FinetuneConfig
 from transfer.datasets.register import class_names
 from transfer.detection.trainer import TRAINERS
@@ -244,6 +244,27 @@ def recipe_faults(
             f"them; set it to {MAX_DETECTIONS} or less"
         )
     return faults
+
+
+def notes_before_start(
+    cfg: CfgNode, datasets: Mapping[str, DetectionData], *, has_weights: bool
+) -> list[str]:
+    """Return a line for what is allowed and seldom meant."""
+    notes = []
+    frozen, name = cfg.MODEL.BACKBONE.FREEZE_AT, cfg.DATASETS.TEST[0]
+    if frozen > 0 and not has_weights:
+        parts = ", ".join(["its stem", "res2", "res3", "res4", "res5"][:frozen])
+        notes.append(
+            f"MODEL.BACKBONE.FREEZE_AT is {frozen}: of a backbone that starts at random, {parts} "
+            "stay random to the end, which costs AP; 0 trains all of it"
+        )
+    data = datasets.get(name)
+    if isinstance(data, VocData) and data.year == 2007 and name not in KNOWN_DATASETS:
+        notes.append(
+            f"{name}: AP is {data.ap_rule}, as for every set without a `year`; `year: 2012` takes "
+            "the area under the curve"
+        )
+    return notes
 
 
 def batch_fault(cfg: CfgNode, num_processes: int) -> str | None:

@@ -32,7 +32,7 @@ from torch.multiprocessing.spawn import ProcessExitedException
 from transfer.config.data import DetectionData
 from transfer.config.finetune import Optimizer
 from transfer.datasets.register import register
-from transfer.detection.cfg import batch_fault
+from transfer.detection.cfg import batch_fault, notes_before_start
 from transfer.detection.hooks import EXIT_INTERRUPTED, METRICS, SIGNALS
 from transfer.detection.trainer import TRAINERS, Diverged, Trainer
 from transfer.evaluation.evaluators import as_json, flat_metrics, write_json
@@ -212,14 +212,8 @@ def train(run: Run) -> Metrics:
     if comm.is_main_process():
         if trainer.start_iter == 0:  # an earlier run's checkpoints are none of this one's
             (folder / "last_checkpoint").unlink(missing_ok=True)
-        (folder / EFFECTIVE).write_text(cfg.dump(), encoding="utf-8")
-        logger.info("%s", settings_line(cfg, comm.get_world_size()))
-        model, optimizer = trainer.checkpointer.model, trainer.optimizer
-        logger.info("%s", memory_estimate(cfg, model, optimizer, comm.get_world_size()))
         drop_metrics_after(folder / METRICS, trainer.start_iter)
-        if trainer.start_iter >= trainer.max_iter:
-            at = f"already at iteration {trainer.start_iter} of {trainer.max_iter}"
-            logger.info("%s: nothing to train, evaluating what is there", at)
+        tell_settings(cfg, run.datasets, trainer)
     try:
         trainer.train()
     except Diverged as error:
@@ -263,6 +257,22 @@ def effective_config(cfg: CfgNode, world_size: int) -> CfgNode:
         raise ValueError(fault)
     scaled: CfgNode = DefaultTrainer.auto_scale_workers(cfg, world_size)
     return scaled
+
+
+def tell_settings(cfg: CfgNode, datasets: Mapping[str, DetectionData], trainer: Trainer) -> None:
+    """Log what a run really uses, and what may surprise; keep its config and the rule of its AP."""
+    for note in notes_before_start(cfg, datasets, has_weights=bool(cfg.MODEL.WEIGHTS)):
+        logger.warning("%s", note)
+    (name,) = cfg.DATASETS.TEST
+    rule = f"AP of {name} is {datasets[name].ap_rule}" if name in datasets else f"AP of {name}"
+    text = f"# {rule}\n{cfg.dump()}"
+    (Path(cfg.OUTPUT_DIR) / EFFECTIVE).write_text(text, encoding="utf-8")
+    logger.info("%s; %s", settings_line(cfg, comm.get_world_size()), rule)
+    model, optimizer = trainer.checkpointer.model, trainer.optimizer
+    logger.info("%s", memory_estimate(cfg, model, optimizer, comm.get_world_size()))
+    if trainer.start_iter >= trainer.max_iter:
+        at = f"already at iteration {trainer.start_iter} of {trainer.max_iter}"
+        logger.info("%s: nothing to train, evaluating what is there", at)
 
 
 def settings_line(cfg: CfgNode, world_size: int) -> str:

@@ -78,6 +78,16 @@ def test_what_the_check_notes_is_told_once_and_stops_nothing(fakes: Path) -> Non
     assert "note: " not in str(error.value)
 
 
+def test_stages_note_what_they_are_made_from(fakes: Path) -> None:
+    plan = small_plan()
+    states = {stage.name: State("missing") for stage in plan.stages}
+    Path("inputs.txt").touch()
+    notes = check_before_start(plan, states)
+    assert "note: configs/voc.yaml: made from [[], ['weights']]" in notes
+    assert "note: made from [['checkpoint']]" in notes  # no config file is its own
+    assert len(notes) == len(set(notes))
+
+
 def test_what_this_machine_lacks_stops_a_local_run_only(fakes: Path) -> None:
     Path("machine.txt").write_text("8 GPUs, wanted here 9", encoding="utf-8")
     plan = small_plan()

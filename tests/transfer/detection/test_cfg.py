@@ -7,8 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from transfer.config.data import KNOWN_DATASETS
-from transfer.detection.cfg import batch_fault, check_companion, for_this_machine, recipe_faults
+from transfer.config.data import KNOWN_DATASETS, VocData
+from transfer.detection.cfg import (
+    batch_fault,
+    check_companion,
+    for_this_machine,
+    notes_before_start,
+    recipe_faults,
+)
 from transfer.detection.cli import read_config
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs" / "transfer"
@@ -77,3 +83,30 @@ def test_more_detections_than_coco_counts_are_refused(task: str, kept: int, is_f
     faults = recipe_faults(cfg, KNOWN_DATASETS, 1)
     wanted = f"DETECTIONS_PER_IMAGE is {kept}, but digits_coco_val is measured by COCO's AP, which"
     assert [wanted in fault for fault in faults] == [True] * is_fault
+
+
+@pytest.mark.parametrize(
+    ("freeze_at", "has_weights", "parts"),
+    [(0, False, ""), (2, True, ""), (1, False, "its stem"), (3, False, "its stem, res2, res3")],
+)
+def test_frozen_random_weights_are_noted(freeze_at: int, has_weights: bool, parts: str) -> None:
+    changes = ["MODEL.BACKBONE.FREEZE_AT", str(freeze_at)]
+    cfg = read_config(str(CONFIGS / "digits_faster_rcnn_voc.yaml"), changes)
+    notes = notes_before_start(cfg, KNOWN_DATASETS, has_weights=has_weights)
+    wanted = f"FREEZE_AT is {freeze_at}: of a backbone that starts at random, {parts} stay random"
+    assert [wanted in note for note in notes] == [True] * bool(parts)
+
+
+@pytest.mark.parametrize(("year", "is_noted"), [(None, True), (2007, True), (2012, False)])
+def test_a_set_of_ones_own_is_told_which_rule_of_voc_it_gets(
+    year: int | None, is_noted: bool
+) -> None:
+    cfg = read_config(
+        str(CONFIGS / "digits_faster_rcnn_voc.yaml"), ["DATASETS.TEST", "('my_test',)"]
+    )
+    content = {"root": "my", "split": "test"} | ({"year": year} if year else {})
+    notes = notes_before_start(cfg, {"my_test": VocData.model_validate(content)}, has_weights=True)
+    wanted = (
+        "my_test: AP is VOC 2007's, the mean of 11 precisions, as for every set without a `year`"
+    )
+    assert [wanted in note for note in notes] == [True] * is_noted
