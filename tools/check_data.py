@@ -25,7 +25,7 @@ def main() -> int:
         "--decode",
         choices=("auto", "all", "none"),
         default="auto",
-        help="decode images: in sets of up to 2,000 (auto), in all, in none; always in parallel",
+        help="decode images: of sets up to 2,000 or measured on (auto), all, none; in parallel",
     )
     arguments = parser.parse_args()
     try:

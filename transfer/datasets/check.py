@@ -63,7 +63,8 @@ def check_set(
 ) -> SetReport:
     """Check annotations, ids, boxes, masks, images, and the counts of the sets everybody knows.
 
-    Every image is opened and its size compared; `auto` decodes them in sets of up to 2,000 images.
+    Every image is opened and its size compared; `auto` decodes them in sets of up to 2,000 images
+    and in those that AP is measured on, which else are decoded first when training is over.
     At most ten lines of a kind are kept, and one that says how many more there are.
     """
     place = data.annotations if isinstance(data, CocoData) else data.root
@@ -72,7 +73,8 @@ def check_set(
     findings.add(check)
     if name in KNOWN_COUNTS and findings.num_images:
         findings.add(_count_findings(name, findings))
-    decoded = decode == "all" or (decode == "auto" and len(findings.jobs) <= DECODE_LIMIT)
+    is_auto = needs.evaluated or len(findings.jobs) <= DECODE_LIMIT
+    decoded = decode == "all" or (decode == "auto" and is_auto)
     findings.add(check_images(findings.jobs, decode=decoded))
     return SetReport(
         num_images=findings.num_images,

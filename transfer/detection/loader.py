@@ -29,6 +29,38 @@ Record = dict[str, Any]
 Batch = list[tuple[int, int]]  # (position in the order of all images, index of the image)
 
 
+class ImageError(ValueError):
+    """An image cannot be read or augmented; the text is one line, also from a worker process.
+
+    torch puts the worker's whole traceback, whose last line is the error's own, before the text.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text.rstrip().rpartition(f"{type(self).__name__}: ")[2])
+
+
+class ImageMapper(DatasetMapper):  # type: ignore[misc]
+    """detectron2's mapper from a record to what a model reads; its errors name the image's file."""
+
+    def __call__(self, record: Record) -> Record:
+        """Read and augment one image.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+        try:
+            mapped: Record = super().__call__(record)
+        except MemoryError:
+            raise
+        except Exception as error:  # decoders trip over damage in many ways
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ImageError(
+                f"{record['file_name']}: cannot be read ({reason}); replace it and start again (in "
+                "a pipeline the set then is another, and stages that use it start anew)"
+            ) from error
+        return mapped
+
+
 def derived_seed(*parts: str | int) -> int:
     """Return 31 bits that differ wherever one of the parts does."""
     text = ":".join(str(part) for part in parts)
@@ -153,7 +185,7 @@ def build_loader(cfg: CfgNode) -> SeededLoader:
     return SeededLoader(
         DatasetFromList(records, copy=False),
         [record["width"] > record["height"] for record in records] if grouped else None,
-        DatasetMapper(cfg, is_train=True),
+        ImageMapper(cfg, is_train=True),
         derived_seed("train", cfg.SEED),
         cfg.SOLVER.IMS_PER_BATCH,
         cfg.DATALOADER.NUM_WORKERS,

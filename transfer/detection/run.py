@@ -34,7 +34,7 @@ from transfer.config.finetune import Optimizer
 from transfer.datasets.register import register
 from transfer.detection.cfg import batch_fault, notes_before_start
 from transfer.detection.hooks import EXIT_INTERRUPTED, METRICS, SIGNALS
-from transfer.detection.trainer import TRAINERS, Diverged, Trainer
+from transfer.detection.trainer import TRAINERS, Diverged, Trainer, Unreadable
 from transfer.evaluation.evaluators import as_json, flat_metrics, write_json
 from transfer.resnet.loaded import PLACES, lost_entries
 from transfer.resnet.names import COUNTER
@@ -216,6 +216,8 @@ def train(run: Run) -> Metrics:
         tell_settings(cfg, run.datasets, trainer)
     try:
         trainer.train()
+    except Unreadable as error:
+        raise ValueError(str(error)) from None
     except Diverged as error:
         half = ", SOLVER.AMP.ENABLED False" if cfg.SOLVER.AMP.ENABLED else ""
         raise ValueError(

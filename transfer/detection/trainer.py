@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
@@ -25,7 +27,13 @@ from transfer.detection.hooks import (
     record_evaluation,
     restarted_precise_bn,
 )
-from transfer.detection.loader import SeededLoader, build_loader, derived_seed
+from transfer.detection.loader import (
+    ImageError,
+    ImageMapper,
+    SeededLoader,
+    build_loader,
+    derived_seed,
+)
 from transfer.evaluation.evaluators import build_evaluator, flat_metrics, without_nan
 
 MAX_CHECKPOINTS = 2
@@ -36,6 +44,10 @@ class Diverged(BaseException):
 
     Not an `Exception`: of those detectron2 logs the whole stack, which says nothing to a user.
     """
+
+
+class Unreadable(BaseException):
+    """An image could not be read; no `Exception` for the same reason."""
 
 
 class Trainer(DefaultTrainer):  # type: ignore[misc]
@@ -67,6 +79,11 @@ class Trainer(DefaultTrainer):  # type: ignore[misc]
         return build_loader(cfg)
 
     @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        """Return detectron2's loader of a set that is evaluated."""
+        return build_detection_test_loader(cfg, dataset_name, mapper=ImageMapper(cfg, False))
+
+    @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         """Return the evaluator of a set, by its layout."""
         return build_evaluator(dataset_name, Path(cfg.OUTPUT_DIR), masks=cfg.MODEL.MASK_ON)
@@ -82,16 +99,31 @@ class Trainer(DefaultTrainer):  # type: ignore[misc]
         self.data_loader.start = self.start_iter
 
     def run_step(self) -> None:
-        """Run one iteration.
+        """Run one iteration."""
+        with self.faults_in_one_line():
+            super().run_step()
+
+    def after_step(self) -> None:
+        """Run the hooks, of which some read images and some evaluate."""
+        with self.faults_in_one_line():
+            super().after_step()
+
+    @contextmanager
+    def faults_in_one_line(self) -> Iterator[None]:
+        """Keep detectron2 from logging the stack of what a user can fix.
 
         Raises:
             Diverged: a loss or a prediction is NaN or infinite.
+            Unreadable: an image is damaged or gone.
         """
         try:
-            super().run_step()
+            yield
         except FloatingPointError as error:
             self.is_complete = False
             raise Diverged(" ".join(str(error).split())) from None
+        except ImageError as error:
+            self.is_complete = False
+            raise Unreadable(str(error)) from None
 
     def evaluate(self) -> dict[str, Any]:
         """Return the results on the test set, unless the run was stopped or diverged.

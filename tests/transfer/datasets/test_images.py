@@ -113,15 +113,16 @@ def test_images_of_every_kind(
             assert re.search(f"002.jpg: {expected}", faults[0]), faults
 
 
-def test_images_are_decoded_up_to_a_size_of_set_or_when_asked(
+def test_images_are_decoded_when_asked_in_small_sets_and_where_ap_is_measured(
     coco: CocoData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (coco.images / "002.jpg").write_bytes(noise(tmp_path)[:-900])
-    for decode, limit, decoded in (
-        ("auto", 3, 3), ("auto", 2, 0), ("all", 2, 3), ("none", 3, 0),
+    for decode, limit, evaluated, decoded in (
+        ("auto", 3, False, 3), ("auto", 2, False, 0), ("auto", 2, True, 3),
+        ("all", 2, False, 3), ("none", 3, True, 0),
     ):  # fmt: skip
         monkeypatch.setattr("transfer.datasets.check.DECODE_LIMIT", limit)
-        report = check_set("", coco, Needs(True, False), decode)  # type: ignore[arg-type]
+        report = check_set("", coco, Needs(evaluated, False), decode)  # type: ignore[arg-type]
         assert (report.num_decoded, len(report.faults)) == (decoded, int(decoded == 3))
 
 

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -12,8 +13,21 @@ from detectron2.data import DatasetFromList
 from detectron2.data.samplers import TrainingSampler
 from detectron2.utils.env import seed_all_rng
 
-from transfer.detection.loader import Batch, ImageOrder, SeededLoader, derived_seed, seed_generators
+from transfer.config.data import CocoData
+from transfer.datasets.register import register
+from transfer.detection.cli import read_config
+from transfer.detection.loader import (
+    Batch,
+    ImageError,
+    ImageOrder,
+    SeededLoader,
+    build_loader,
+    derived_seed,
+    seed_generators,
+)
+from transfer.detection.trainer import Trainer
 
+CONFIGS = Path(__file__).resolve().parents[3] / "configs" / "transfer"
 WIDE = [True, False, True, True, False, True, False]
 
 
@@ -103,3 +117,25 @@ def test_generators_are_seeded_as_detectron2_does() -> None:
     wanted = draws()
     seed_generators(7)
     assert draws() == wanted
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("damage", ["cut", "absent", "text"])
+def test_an_image_that_cannot_be_read_is_named_in_one_line(
+    coco: CocoData, num_workers: int, damage: str
+) -> None:
+    path = coco.images / "001.jpg"
+    content = path.read_bytes()
+    path.write_bytes({"cut": content[:-200], "text": b"no image"}.get(damage, b""))
+    if damage == "absent":
+        path.unlink()
+    register({"hand_coco": coco})
+    changes = ["DATASETS.TRAIN", "('hand_coco',)", "DATASETS.TEST", "('hand_coco',)"]
+    changes += ["SOLVER.IMS_PER_BATCH", "1", "DATALOADER.NUM_WORKERS", str(num_workers)]
+    cfg = read_config(str(CONFIGS / "digits_faster_rcnn_voc.yaml"), changes)
+    for batches in (islice(build_loader(cfg), 3), Trainer.build_test_loader(cfg, "hand_coco")):
+        with pytest.raises(ImageError) as error:
+            list(batches)
+        told = str(error.value)
+        assert told.startswith(f"{path}: cannot be read (") and "\n" not in told
+        assert "; replace it and start again" in told and "Traceback" not in told
