@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from pipeline.config.yaml_files import apply_overrides, faults_of, load_yaml
 from pretrain.config.pretrain import PretrainConfig
-from pretrain.train import pretrain
+from pretrain.train import pretrain, tell_fault
 from pretrain.training.divergence import DivergedError
 
 EXAMPLE = """example:
@@ -38,18 +38,13 @@ def main(arguments: list[str] | None = None) -> int:
         content = apply_overrides(load_yaml(options.config_file), options.overrides)
         metrics = pretrain(PretrainConfig.model_validate(content), options.output_dir)
     except ValidationError as error:
-        if first:
-            print(
-                "\n".join(faults_of(error, str(options.config_file), PretrainConfig)),
-                file=sys.stderr,
-            )
+        tell_fault("\n".join(faults_of(error, str(options.config_file), PretrainConfig)))
         return 2
     except DivergedError as error:
-        if first:
-            print(f"pretrain: {error}", file=sys.stderr)
+        tell_fault(f"pretrain: {error}")
         return 1
     except (ValueError, OSError) as error:
-        print(f"pretrain: {error}", file=sys.stderr)
+        tell_fault(f"pretrain: {error}")
         return 2
     if first:
         print(f"{options.output_dir / 'backbone.pth'}: loss {metrics.get('loss', 0):.4f}")

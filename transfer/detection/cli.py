@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable
 from difflib import get_close_matches
@@ -46,6 +47,11 @@ from transfer.evaluation.evaluators import as_json
 EXAMPLE = """example:
   python tools/train_net.py --config-file configs/transfer/voc_faster_rcnn_r50_c4_24k.yaml \\
       --num-gpus 8 MODEL.WEIGHTS backbone.pkl OUTPUT_DIR runs/voc"""
+TORCHRUN = (
+    "train_net: torchrun started {} processes, but train_net starts its own, one for each GPU; run "
+    "it without torchrun: python tools/train_net.py --num-gpus N (more machines: --num-machines, "
+    "--machine-rank, --dist-url)"
+)
 Loader = Callable[[str], dict[str, Any]]
 logger = logging.getLogger(__name__)
 
@@ -59,6 +65,10 @@ def main(
 
     `load` reads a config file with its `_BASE_`.
     """
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
+        if os.environ.get("RANK") == "0":
+            print(TORCHRUN.format(os.environ["WORLD_SIZE"]), file=sys.stderr)
+        return 2
     parser = default_argument_parser(epilog=EXAMPLE)
     parser.description = description
     parser.add_argument(

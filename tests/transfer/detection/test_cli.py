@@ -121,6 +121,21 @@ def test_the_command_line_is_that_of_detectron2(monkeypatch: pytest.MonkeyPatch)
     assert seen == [vars(theirs().parse_args(line)) | {"optimizer": "sgd"}]
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_torchrun_is_told_once_that_processes_are_started_otherwise(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: int
+) -> None:
+    monkeypatch.setattr(cli, "execute", lambda options, _: {})
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert main(arguments=["--config-file", "f"]) == 0
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", str(rank))
+    assert main(arguments=["--config-file", "f"]) == 2
+    told = capsys.readouterr().err
+    assert told.count("train_net: torchrun started 2 processes, but train_net starts") == 1 - rank
+
+
 def test_machines_follow_the_command_line_and_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     options = theirs().parse_args(["--num-gpus", "4", "--num-machines", "2", "--machine-rank", "1"])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

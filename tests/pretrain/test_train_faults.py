@@ -1,0 +1,55 @@
+"""What stops a run is said once, however many processes torchrun has started."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from torch.distributed import TCPStore
+
+from pretrain.train import tell_fault
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_processes_that_share_a_store_say_the_same_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    environment = {
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+    }
+    for text in ("one", "one", "another's own", "one"):
+        tell_fault(text, environment)
+    assert capsys.readouterr().err.splitlines() == ["one", "another's own"]
+
+
+def test_a_process_alone_speaks_each_time(capsys: pytest.CaptureFixture[str]) -> None:
+    tell_fault("one", {})
+    tell_fault("one", {"WORLD_SIZE": "1"})
+    assert capsys.readouterr().err.splitlines() == ["one", "one"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (("batch_size=64", "loss.sub_batch=64"), "pretrain: batch_size 64 over 2 processes is 32"),
+        (("batch_sizes=64",), "digits_cw_rgp.yaml: batch_sizes: "),
+    ],
+)
+def test_torchrun_tells_the_reason_once(
+    tmp_path: Path, change: tuple[str, ...], reason: str
+) -> None:
+    answer = subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+            str(ROOT / "tools" / "pretrain.py"),
+            "--config-file", str(ROOT / "configs" / "pretrain" / "digits_cw_rgp.yaml"),
+            "--output-dir", "out", "max_steps=3", *change,
+        ],
+        capture_output=True, text=True, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    assert answer.returncode != 0 and answer.stderr.count(reason) == 1, answer.stderr
