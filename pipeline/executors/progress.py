@@ -1,7 +1,4 @@
-"""Progress of stages at work: a live bar on a terminal, plain lines elsewhere.
-
-Tested in tests/pipeline/executors/test_local.py.
-"""
+"""Progress of stages at work: a live bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -64,6 +61,7 @@ class Progress:
             for key in ("loss", "total_loss", "lr", "images_per_s", "bbox/AP")
             if isinstance(entry.get(key), int | float)
         )
+        note = str(entry.get("doing", note))  # beside training, such as an evaluation
         if stage.name in self.tasks:
             self.bars.update(self.tasks[stage.name], completed=step, total=total, note=note)
         elif time.monotonic() - self.last_lines[stage.name] > LINE_EVERY_S:

@@ -17,6 +17,7 @@ from transfer import finetune as stage
 from transfer.config.data import KNOWN_DATASETS
 from transfer.config.finetune import FinetuneConfig
 from transfer.convert import convert_checkpoint
+from transfer.detection import hooks
 from transfer.detection.cfg import build_cfg
 from transfer.detection.hooks import EXIT_INTERRUPTED, METRICS
 from transfer.detection.run import (
@@ -132,6 +133,24 @@ def test_a_stopped_run_resumes_with_the_right_learning_rate(
     finetune(config, root / "backbone.pkl", tmp_path)
     assert rates == pytest.approx([0.005, 0.0075, 0.01, 0.001])
     assert momentum[0] == 0 and momentum[2] == momentum[1] > 50
+
+
+@pytest.mark.slow
+def test_precise_norms_and_evaluations_say_how_far_they_are_and_change_nothing(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    test = {"EVAL_PERIOD": 2, "PRECISE_BN": {"ENABLED": True, "NUM_ITER": 2}}
+    config = task(root, "faster_rcnn_voc", TEST=test)
+    silent = finetune(config, root / "backbone.pkl", tmp_path / "silent")
+    monkeypatch.setattr(hooks, "TELL_EVERY_S", -1)
+    assert finetune(config, root / "backbone.pkl", tmp_path / "telling") == silent
+    assert_equal_runs(tmp_path / "silent", tmp_path / "telling")
+    lines = logged(tmp_path / "telling")
+    said = [(line["step"], line["doing"]) for line in lines if "doing" in line]
+    norms = ["precise BatchNorm 1/2"]  # behind the last one nothing is asked for
+    images = [f"evaluating {done}/6" for done in range(1, 7)]
+    assert said == [(step, doing) for step in (2, 3) for doing in (*norms, *images)]
+    assert not any("doing" in line for line in logged(tmp_path / "silent"))
 
 
 @pytest.mark.slow

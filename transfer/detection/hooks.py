@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import signal
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,8 @@ AVERAGES = ("AP", "AP50", "AP75")
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: saved, to be started again
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 ASK_PERIOD = 10  # iterations; to ask all processes takes milliseconds
+TELL_EVERY_S = 10.0
+logger = logging.getLogger(__name__)
 
 
 class MetricsWriter(EventWriter):  # type: ignore[misc]
@@ -42,6 +47,48 @@ class MetricsWriter(EventWriter):  # type: ignore[misc]
             return
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
+
+
+@dataclass
+class LongPass:
+    """Batches of a pass beside training, which says every ten seconds how far it is.
+
+    In the log, and within a training as a line of `path` that has no metric: `doing` is what goes
+    on, "evaluating 1,200/4,952". `num_each` batches or images, of all processes, come at a time.
+    """
+
+    batches: Any
+    what: str
+    total: int
+    path: Path
+    max_steps: int
+    num_each: int = 1
+
+    def __post_init__(self) -> None:
+        try:
+            self.step: int | None = min(get_event_storage().iter + 1, self.max_steps)
+        except AssertionError:  # an evaluation without training
+            self.step = None
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the batches."""
+        last = time.monotonic()
+        for number, batch in enumerate(self.batches, start=1):
+            yield batch
+            if time.monotonic() - last > TELL_EVERY_S and comm.is_main_process():
+                last = time.monotonic()
+                done = min(number * self.num_each, self.total)
+                self._tell(f"{self.what} {done:,}/{self.total:,}")
+
+    def _tell(self, doing: str) -> None:
+        logger.info("%s", doing)
+        if self.step is not None:
+            entry = {"step": self.step, "max_steps": self.max_steps, "doing": doing}
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
 
 
 class StopOnSignal(HookBase):  # type: ignore[misc]
@@ -82,17 +129,20 @@ class StopOnSignal(HookBase):  # type: ignore[misc]
 
 
 def restarted_precise_bn(
-    period: int, model: nn.Module, data_loader: Iterable[Any], num_iter: int
+    period: int, model: nn.Module, data_loader: Iterable[Any], num_iter: int, path: Path
 ) -> HookBase:
     """Return detectron2's precise BatchNorm, each time over the same images from their beginning.
 
-    Every `period` iterations and after the last one `num_iter` batches are averaged.
+    Every `period` iterations and after the last one `num_iter` batches are averaged; `path` gets
+    how far it is.
     """
 
     def after_step(trainer: TrainerBase) -> None:
         done = trainer.iter + 1
         if done == trainer.max_iter or (period > 0 and done % period == 0):
-            hooks.PreciseBN(0, model, data_loader, num_iter).update_stats()
+            what = "precise BatchNorm"
+            batches = LongPass(data_loader, what, num_iter, path, trainer.max_iter)
+            hooks.PreciseBN(0, model, batches, num_iter).update_stats()
 
     return hooks.CallbackHook(after_step=after_step)
 

@@ -22,6 +22,7 @@ from torch.optim import AdamW, Optimizer
 from transfer.detection import heads  # noqa: F401  (registers the heads that configs name)
 from transfer.detection.hooks import (
     METRICS,
+    LongPass,
     MetricsWriter,
     StopOnSignal,
     record_evaluation,
@@ -80,8 +81,11 @@ class Trainer(DefaultTrainer):  # type: ignore[misc]
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
-        """Return detectron2's loader of a set that is evaluated."""
-        return build_detection_test_loader(cfg, dataset_name, mapper=ImageMapper(cfg, False))
+        """Return detectron2's loader of a set that is evaluated; it says how far it is."""
+        loader = build_detection_test_loader(cfg, dataset_name, mapper=ImageMapper(cfg, False))
+        path, num_images = Path(cfg.OUTPUT_DIR) / METRICS, len(loader.dataset)
+        num_each = comm.get_world_size()  # an image a process
+        return LongPass(loader, "evaluating", num_images, path, cfg.SOLVER.MAX_ITER, num_each)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
@@ -163,7 +167,8 @@ class Trainer(DefaultTrainer):  # type: ignore[misc]
             loader = dataclasses.replace(self.data_loader, seed=seed, num_workers=0)
             period, num_iter = self.cfg.TEST.EVAL_PERIOD, self.cfg.TEST.PRECISE_BN.NUM_ITER
             # as in detectron2 before a checkpoint is written
-            return [hook, restarted_precise_bn(period, self.model, loader, num_iter)]
+            path = Path(self.cfg.OUTPUT_DIR) / METRICS
+            return [hook, restarted_precise_bn(period, self.model, loader, num_iter, path)]
         return [hook]
 
 

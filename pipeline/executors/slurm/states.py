@@ -192,6 +192,8 @@ def metric_text(entry: Mapping[str, Any]) -> str:
         if isinstance(entry.get(name), int | float):
             words.append(f"{name} {entry[name]:.4g}")
             break
+    if "doing" in entry:  # beside training, such as an evaluation
+        words.append(str(entry["doing"]))
     return "  ".join(words)
 
 

@@ -1,13 +1,23 @@
 """Hooks: all processes leave together, and every evaluation is kept."""
 
+import json
+import logging
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
 
-from transfer.detection.hooks import EXIT_INTERRUPTED, StopOnSignal, evaluations, record_evaluation
+from transfer.detection import hooks
+from transfer.detection.hooks import (
+    EXIT_INTERRUPTED,
+    LongPass,
+    StopOnSignal,
+    evaluations,
+    record_evaluation,
+)
 
 
 @pytest.mark.parametrize("world_size, received_at, left_at", [
@@ -59,3 +69,30 @@ def test_evaluations_are_kept_with_their_iteration(tmp_path: Path) -> None:
     assert best == {
         "best/bbox/AP": 31, "best/bbox/AP50": 32, "best/segm/AP": 19, "best/iteration": 20,
     }  # fmt: skip
+
+
+def test_a_pass_beside_training_says_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    monkeypatch.setattr(hooks, "TELL_EVERY_S", -1)
+    with EventStorage(11), caplog.at_level(logging.INFO):
+        batches = LongPass([["a"], ["b"], ["c"]], "evaluating", 2_005, path, 40, num_each=1_000)
+        with EventStorage():  # as precise BatchNorm opens one of its own
+            assert len(batches) == 3 and list(batches) == [["a"], ["b"], ["c"]]
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    said = [f"evaluating {done}/2,005" for done in ("1,000", "2,000", "2,005")]
+    assert lines == [{"step": 12, "max_steps": 40, "doing": doing} for doing in said]
+    assert [record.getMessage() for record in caplog.records] == said
+    assert evaluations(path) == []
+
+
+def test_a_short_pass_and_one_without_training_write_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with EventStorage(0):
+        assert list(LongPass([1, 2], "evaluating", 2, path, 40)) == [1, 2]
+    monkeypatch.setattr(hooks, "TELL_EVERY_S", -1)
+    assert list(LongPass([1, 2], "evaluating", 2, path, 40)) == [1, 2]
+    assert not path.exists()

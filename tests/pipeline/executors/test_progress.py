@@ -1,0 +1,38 @@
+"""What a person sees while stages run."""
+
+import io
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from pipeline.executors import progress as module
+from pipeline.executors.progress import Progress
+from pipeline.executors.slurm.states import metric_text
+
+TRAINING = {"step": 30, "max_steps": 40, "total_loss": 1.5, "lr": 0.1}
+EVALUATING = {"step": 30, "max_steps": 40, "doing": "evaluating 1,200/4,952"}
+
+
+def shown(entry: dict[str, Any], folder: Path) -> str:
+    path = folder / "metrics.jsonl"
+    path.write_text(json.dumps(entry) + "\n", encoding="utf-8")
+    text = io.StringIO()
+    stage: Any = SimpleNamespace(name="finetune/a")
+    with Progress(Console(file=text), 1, 0) as progress:
+        progress.started(stage)
+        progress.update(stage, path)
+    return text.getvalue()
+
+
+def test_what_goes_on_beside_training_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LINE_EVERY_S", -1)
+    assert "step 30 of 40  total_loss 1.5  lr 0.1" in shown(TRAINING, tmp_path)
+    assert "step 30 of 40  evaluating 1,200/4,952" in shown(EVALUATING, tmp_path)
+    assert metric_text(TRAINING) == "step 30/40  total_loss 1.5"
+    assert metric_text(EVALUATING) == "step 30/40  evaluating 1,200/4,952"
