@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from pretrain.config.base import (
+    IDENTITY_IF_GIVEN,
     NOT_IDENTITY,
     Architecture,
     Fraction,
@@ -121,8 +122,9 @@ class PretrainConfig(Section):
     """One pretraining run: images in, `backbone.pth` out.
 
     `batch_size` is that of all processes together. `covariance_epochs` ends the loss's covariance
-    term after so many epochs. `checkpoint_every` steps the last state is replaced; every
-    `keep_every_epochs` epochs one is kept.
+    term after so many epochs and `covariance_extra_steps` of the next: 1 unless given, as CW-RGP's
+    code does. `checkpoint_every` steps the last state is replaced; every `keep_every_epochs` epochs
+    one is kept.
     """
 
     method: str
@@ -137,6 +139,9 @@ class PretrainConfig(Section):
     epochs: PositiveInt | None = None
     max_steps: PositiveInt | None = None
     covariance_epochs: PositiveInt | None = None
+    covariance_extra_steps: int | None = Field(
+        default=None, ge=0, json_schema_extra=IDENTITY_IF_GIVEN
+    )
     seed: int = Field(default=0, ge=0, lt=2**63)
     probe: TrainingProbeConfig | None = Field(default=None, json_schema_extra=NOT_IDENTITY)
     log_every: PositiveInt = Field(default=10, json_schema_extra=NOT_IDENTITY)
@@ -146,6 +151,14 @@ class PretrainConfig(Section):
     def faults_on(self, num_processes: int) -> list[str]:
         """Return why the batch cannot be cut over so many processes, or []."""
         return split_faults(self.batch_size, self.loss, num_processes, self.compute.accumulate)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, values: Any) -> Any:
+        extra = "covariance_extra_steps"
+        if isinstance(values, dict) and values.get("covariance_epochs") is not None:
+            return values if values.get(extra) is not None else {**values, extra: 1}
+        return values
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
@@ -166,6 +179,11 @@ class PretrainConfig(Section):
             faults.append(
                 f"covariance_epochs {self.covariance_epochs} has no effect with "
                 "loss.covariance_weight 0; remove it or give the weight"
+            )
+        if self.covariance_extra_steps is not None and self.covariance_epochs is None:
+            faults.append(
+                f"covariance_extra_steps {self.covariance_extra_steps} has no effect without "
+                "covariance_epochs; remove it or give the epochs"
             )
         if faults:
             raise ValueError("; ".join(faults))

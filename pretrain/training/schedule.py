@@ -52,8 +52,11 @@ def lr_factor(step: int, length: Length, config: OptimizerConfig) -> float:
 
 
 def covariance_weight(step: int, length: Length, config: PretrainConfig) -> float:
-    """Return the weight of the loss's covariance term before step `step`."""
+    """Return the weight of the loss's covariance term before step `step`.
+
+    CW-RGP's code sets it to 0 after the first step of the epoch that ends the term.
+    """
     if config.covariance_epochs is None:
         return config.loss.covariance_weight
-    ended = step >= config.covariance_epochs * length.steps_per_epoch
-    return 0.0 if ended else config.loss.covariance_weight
+    end = config.covariance_epochs * length.steps_per_epoch + (config.covariance_extra_steps or 0)
+    return 0.0 if step >= end else config.loss.covariance_weight

@@ -46,3 +46,11 @@ def test_accumulation_is_refused_where_images_of_other_parts_matter(
 ) -> None:
     with pytest.raises(ValidationError, match=rf"compute.accumulate 2: {words}.*set it to 1"):
         tiny(**changes, compute={"accumulate": 2})
+
+
+def test_how_the_covariance_term_ends_is_identity_only_where_it_ends(tiny: Make) -> None:
+    weighted = CW_RGP | {"loss": {**CW_RGP["loss"], "covariance_weight": 0.1}}
+    assert "covariance_extra_steps" not in tiny(**weighted).identity()
+    assert tiny(**weighted, covariance_epochs=1).identity()["covariance_extra_steps"] == 1
+    with pytest.raises(ValidationError, match="covariance_extra_steps 2 has no effect without"):
+        tiny(**weighted, covariance_extra_steps=2)

@@ -7,6 +7,16 @@ import pytest
 from pretrain.config.pretrain import OptimizerConfig, PretrainConfig
 from pretrain.training.schedule import Length, covariance_weight, lr_factor
 
+RUN = {
+    "method": "cw-rgp",
+    "data": {"name": "x", "root": "x"},
+    "model": {"embedding_dim": 64},
+    "loss": {"name": "cw-rgp", "sub_batch": 4, "groups": 2, "covariance_weight": 0.01},
+    "optimizer": {"lr": 1.0},
+    "batch_size": 8,
+    "epochs": 5,
+}
+
 
 def factors(length: Length, steps: list[int], **settings: object) -> list[float]:
     config = OptimizerConfig.model_validate({"lr": 1.0, "warmup_steps": 0, **settings})
@@ -50,22 +60,19 @@ def test_cw_rgp_on_imagenet_takes_a_cosine_of_whole_epochs() -> None:
 
 
 def test_length_leaves_out_what_fills_no_batch() -> None:
-    config = PretrainConfig.model_validate(
-        {
-            "method": "cw-rgp",
-            "data": {"name": "x", "root": "x"},
-            "model": {"embedding_dim": 64},
-            "loss": {"name": "cw-rgp", "sub_batch": 4, "groups": 2, "covariance_weight": 0.01},
-            "optimizer": {"lr": 1.0},
-            "batch_size": 8,
-            "epochs": 5,
-            "covariance_epochs": 2,
-        }
-    )
+    config = PretrainConfig.model_validate(RUN)
     length = Length.of(config, num_images=31)
     assert length == Length(total_steps=15, steps_per_epoch=3)
     assert [length.epoch_start(step) for step in (0, 2, 3, 14)] == [0, 0, 3, 12]
-    weights = [covariance_weight(step, length, config) for step in (0, 5, 6, 14)]
-    assert weights == [0.01, 0.01, 0.0, 0.0]
-    always = config.model_copy(update={"covariance_epochs": None})
-    assert covariance_weight(14, length, always) == 0.01
+
+
+def test_the_covariance_term_outlasts_its_epochs_by_a_step_as_published() -> None:
+    # the published loop sets the weight to 0 after the first step of the epoch that ends it
+    length = Length(total_steps=15, steps_per_epoch=3)
+    for extra, weights in (
+        ({"covariance_epochs": 2}, [0.01, 0.01, 0.01, 0.0, 0.0]),
+        ({"covariance_epochs": 2, "covariance_extra_steps": 0}, [0.01, 0.01, 0.0, 0.0, 0.0]),
+        ({}, [0.01] * 5),
+    ):
+        config = PretrainConfig.model_validate(RUN | extra)
+        assert [covariance_weight(step, length, config) for step in (0, 5, 6, 7, 14)] == weights

@@ -170,5 +170,5 @@ def test_the_covariance_term_ends_and_rates_follow_the_schedule(
         "epochs": 2, "max_steps": None, "covariance_epochs": 1,
     }  # fmt: skip
     pretrain(tiny(**changes), tmp_path / "run")
-    assert seen == [(0, 0.5), (1, 0.5), (2, 0.0), (3, 0.0)]
+    assert seen == [(0, 0.5), (1, 0.5), (2, 0.5), (3, 0.0)]
     assert [entry["lr"] for entry in logged(tmp_path / "run")] == pytest.approx([1, 1, 0.5, 0.5])
