@@ -29,6 +29,7 @@ from pretrain.views.loader import ViewLoader
 
 BATCH = 16
 JITTER = (0.4, 0.4, 0.4, 0.1)
+SMALL = {"jitter": JITTER, "grayscale": 0.1, "colours_before_crop": True}
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,27 @@ LOADER_CASES = (
         augment={"size": 224, "jitter": JITTER, "grayscale": 0.1},
     ),
     LoaderCase(
+        "ImageNet-100, W-MSE 2, 500x375 JPEG -> 2 x 224",
+        image_size=(500, 375),
+        jpeg=True,
+        num_images=64,
+        num_views=2,
+        augment={
+            **SMALL,
+            "size": 224,
+            "crop_scale": (0.08, 1.0),
+            "jitter": (0.8, 0.8, 0.8, 0.2),
+            "grayscale": 0.2,
+            "blur_probability": 0.5,
+        },
+    ),
+    LoaderCase(
         "Tiny ImageNet, W-MSE 4, 64 px JPEG -> 4 x 64",
         image_size=(64, 64),
         jpeg=True,
         num_images=320,
         num_views=4,
-        augment={"size": 64, "jitter": JITTER, "grayscale": 0.1},
+        augment={"size": 64, **SMALL},
     ),
     LoaderCase(
         "STL-10, W-MSE 2, 96 px array -> 2 x 64",
@@ -74,7 +90,7 @@ LOADER_CASES = (
         jpeg=False,
         num_images=320,
         num_views=2,
-        augment={"size": 64, "jitter": JITTER, "grayscale": 0.1},
+        augment={"size": 64, **SMALL},
     ),
     LoaderCase(
         "CIFAR-10, W-MSE 4, 32 px array -> 4 x 32",
@@ -82,7 +98,7 @@ LOADER_CASES = (
         jpeg=False,
         num_images=320,
         num_views=4,
-        augment={"size": 32, "jitter": JITTER, "grayscale": 0.1},
+        augment={"size": 32, **SMALL},
     ),
 )
 
@@ -189,16 +205,19 @@ class PlainViews(Dataset[Tensor]):
 
 def plain_view(config: AugmentConfig) -> Callable[[Image.Image], Tensor]:
     """Return the recipe's view as the published scripts build it, from PIL to a tensor."""
-    steps: list[Any] = [
+    crop: list[Any] = [
         transforms.RandomResizedCrop(
             config.size,
             scale=config.crop_scale,
             ratio=config.crop_ratio,
             interpolation=transforms.InterpolationMode(config.interpolation),
         ),
+    ]
+    colours: list[Any] = [
         transforms.RandomApply([transforms.ColorJitter(*config.jitter)], config.jitter_probability),
         transforms.RandomGrayscale(config.grayscale),
     ]
+    steps = colours + crop if config.colours_before_crop else crop + colours
     if config.blur_probability:
         steps.append(transforms.RandomApply([_PilBlur(config)], config.blur_probability))
     steps += [transforms.RandomHorizontalFlip(config.flip), transforms.ToTensor()]

@@ -2,8 +2,8 @@
 
 A signature covers the stage's name and version, its whole resolved config and the signatures of its
 inputs. Settings that cannot change a result carry `json_schema_extra={"identity": False}` in their
-config class and stay out. A setting that came later carries `{"identity": "if given"}`: while it is
-None, the signatures are those of before.
+config class and stay out. A setting that came later carries `{"identity": "if given"}`: while it
+has its default, the signatures are those of before.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def identity_of(config: BaseModel) -> dict[str, Any]:
     for name, field in type(config).model_fields.items():
         extra, value = field.json_schema_extra, getattr(config, name)
         mark = extra.get("identity") if isinstance(extra, dict) else None
-        if mark is False or (mark == "if given" and value is None):
+        if mark is False or (mark == "if given" and value == field.default):
             continue
         content[name] = _plain(value)
     return content

@@ -1,7 +1,8 @@
 """The frozen base of config sections, and types and marks of fields. Imports no torch.
 
 Fields marked with `NOT_IDENTITY` cannot change the result and stay out of a run's signature; those
-marked with `IDENTITY_IF_GIVEN` came later and are part of it only where they are given.
+marked with `IDENTITY_IF_GIVEN` came later and are part of it only where they differ from their
+default.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def identity(section: BaseModel) -> dict[str, Any]:
     content: dict[str, Any] = {}
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
-        unset = field.json_schema_extra == IDENTITY_IF_GIVEN and value is None
+        unset = field.json_schema_extra == IDENTITY_IF_GIVEN and value == field.default
         if field.json_schema_extra != NOT_IDENTITY and not unset:
             content[name] = identity(value) if isinstance(value, BaseModel) else whole[name]
     return content

@@ -8,6 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, PositiveFloat, model_validator
 
 from pretrain.config.base import (
+    IDENTITY_IF_GIVEN,
     NOT_IDENTITY,
     Fraction,
     NonNegative,
@@ -39,9 +40,14 @@ class AugmentConfig(Section):
     the fastest on a GPU and slow on a CPU; `by_view` with torchvision's transforms, one view after
     the other, slow everywhere. The first two draw the same views; all three draw from the same
     distributions.
+
+    With `colours_before_crop` jitter and grayscale come first and see the whole image, as in the
+    code of W-MSE and CW-RGP for small images, in the loader's workers wherever the rest is done;
+    else they follow crop and flip. Blur and noise come last in both.
     """
 
     colours: Literal["by_view", "in_loader", "on_device"] = "in_loader"
+    colours_before_crop: bool = Field(default=False, json_schema_extra=IDENTITY_IF_GIVEN)
     size: Side = 224
     crop_scale: Range = (0.2, 1.0)
     crop_ratio: Range = (3 / 4, 4 / 3)

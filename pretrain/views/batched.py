@@ -5,6 +5,7 @@ V views, N images, M = V N, S side.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from random import Random
 from typing import NamedTuple
 
@@ -17,14 +18,14 @@ from torchvision.transforms.v2.functional import rotate
 from pretrain.config.data import AugmentConfig
 from pretrain.data.images import Images
 from pretrain.runtime.rng import derived_seed
-from pretrain.views.colour import change_colours
+from pretrain.views.colour import blur, jitter_and_gray
 from pretrain.views.parameters import NUM_COLUMNS, ViewParams, draw_view
 
 CPU_VALUES = 2**17  # changed at once on a CPU: small enough for its caches
 
 
 class RawViews(NamedTuple):
-    """Views before their colours: uint8 `[V, N, 3, S, S]`, rows `[V, N, 10]`, seeds `[N]`."""
+    """Views to be finished: uint8 `[V, N, 3, S, S]`, rows `[V, N, 10]`, seeds `[N]`."""
 
     views: Tensor
     rows: Tensor
@@ -36,21 +37,45 @@ def cut_views(
 ) -> RawViews:
     """Return the views of the images in `chosen`, given as pairs of epoch and index.
 
-    Each image is decoded once; what is drawn for it depends on (seed, epoch, index) alone.
+    Each image is decoded once; what is drawn for it depends on (seed, epoch, index) alone. Colours
+    that come before the crop are changed here, for as many images of one size at once as follow
+    each other and fit the caches.
     """
     views = torch.empty(num_views, len(chosen), 3, config.size, config.size, dtype=torch.uint8)
     rows = torch.empty(num_views, len(chosen), NUM_COLUMNS)
     seeds = torch.empty(len(chosen), dtype=torch.int64)
-    for n, (epoch, index) in enumerate(chosen):
-        image = images.read(index)
-        seeds[n] = derived_seed(seed, epoch, index, 3)
-        chance = Random(int(seeds[n]))
-        height, width = image.shape[1:]
-        params = [draw_view(chance, height, width, config) for _ in range(num_views)]
-        for v, view in enumerate(params):
-            views[v, n] = cut_view(image, view, config)
-        rows[:, n] = torch.tensor([view.colour for view in params])
+    start = 0
+    for pixels in in_groups(images.read(index) for _, index in chosen):
+        group = range(start, start + len(pixels))
+        height, width = pixels.shape[2:]
+        params: list[list[ViewParams]] = []
+        for n in group:
+            seeds[n] = derived_seed(seed, *chosen[n], 3)
+            chance = Random(int(seeds[n]))
+            params.append([draw_view(chance, height, width, config) for _ in range(num_views)])
+            rows[:, n] = torch.tensor([view.colour for view in params[-1]])
+        for v in range(num_views):
+            coloured = pixels
+            if config.colours_before_crop:
+                changed = jitter_and_gray(pixels / 255, rows[v, group.start : group.stop])
+                coloured = changed.mul_(255).round_().to(torch.uint8)
+            for n, image, view in zip(group, coloured, params, strict=True):
+                views[v, n] = cut_view(image, view[v], config)
+        start = group.stop
     return RawViews(views, rows, seeds)
+
+
+def in_groups(images: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Yield consecutive images of one size as [n, 3, H, W], with up to `CPU_VALUES` values."""
+    group: list[Tensor] = []
+    for image in images:
+        full = (len(group) + 1) * image.numel() > CPU_VALUES
+        if group and (full or image.shape != group[0].shape):
+            yield torch.stack(group)
+            group = []
+        group.append(image)
+    if group:
+        yield torch.stack(group)
 
 
 def cut_view(image: Tensor, params: ViewParams, config: AugmentConfig) -> Tensor:
@@ -65,7 +90,7 @@ def cut_view(image: Tensor, params: ViewParams, config: AugmentConfig) -> Tensor
 
 
 def finish_views(raw: RawViews, config: AugmentConfig) -> Tensor:
-    """Return `raw` with its colours changed, noise added and normalised: float32, on its device."""
+    """Return `raw` with the rest of its colours, noise, and normalised: float32, on its device."""
     V, N = raw.views.shape[:2]
     flat, rows = raw.views.flatten(0, 1), raw.rows.flatten(0, 1)
     step = len(flat)
@@ -78,7 +103,9 @@ def finish_views(raw: RawViews, config: AugmentConfig) -> Tensor:
     for start in range(0, len(flat), step):
         part = slice(start, start + step)
         views = torch.mul(flat[part], 1 / 255, out=finished[part])
-        views = change_colours(views, rows[part], config.blur_kernel)
+        if not config.colours_before_crop:
+            views = jitter_and_gray(views, rows[part])
+        views = blur(views, rows[part], config.blur_kernel)
         torch.addcmul(bias, views, scale, out=finished[part])
     finished = finished.view(V, N, *finished.shape[1:])
     if config.noise_std:

@@ -27,16 +27,23 @@ GRAY_WEIGHTS = (0.2989, 0.587, 0.114)
 Op = Callable[[Tensor, Tensor], Tensor]
 
 
-def change_colours(views: Tensor, rows: Tensor, kernel_size: int) -> Tensor:
-    """Return `views [M, 3, S, S]` after the colour settings in `rows [M, 10]` (on the CPU).
+def jitter_and_gray(views: Tensor, rows: Tensor) -> Tensor:
+    """Return `views [M, 3, H, W]` after the jitter and grayscale in `rows [M, 10]` (on the CPU).
 
-    `views` may be changed in place. `kernel_size` is the odd side of the blur's kernel.
+    `views` may be changed in place.
     """
     order = rows[:, ORDER].long()
     for position in range(order.shape[1]):
         for op, function in _OPS.items():
             views = _where(order[:, position] == op, function, views, rows[:, op])
-    views = _where(rows[:, GRAYSCALE] > 0, _grayscale, views, rows[:, GRAYSCALE])
+    return _where(rows[:, GRAYSCALE] > 0, _grayscale, views, rows[:, GRAYSCALE])
+
+
+def blur(views: Tensor, rows: Tensor, kernel_size: int) -> Tensor:
+    """Return `views [M, 3, S, S]` after the blur in `rows [M, 10]` (on the CPU).
+
+    `views` may be changed in place. `kernel_size` is the odd side of the blur's kernel.
+    """
     sigma = rows[:, BLUR_SIGMA]
     return _where(sigma > 0, lambda x, s: gaussian_blur(x, s, kernel_size), views, sigma)
 

@@ -59,7 +59,7 @@ def draw_crop(
 
 
 def draw_colour(chance: Random, config: AugmentConfig) -> tuple[float, ...]:
-    """Return a row of `NUM_COLUMNS` numbers for `pretrain.views.colour.change_colours`."""
+    """Return a row of `NUM_COLUMNS` numbers for the functions of `pretrain.views.colour`."""
     factors, order = list(NEUTRAL), [-1.0] * 4
     if chance.random() < config.jitter_probability:
         ops = [op for op, strength in enumerate(config.jitter) if strength]

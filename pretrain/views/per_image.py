@@ -19,10 +19,25 @@ from pretrain.runtime.rng import derived_seed
 def build_view(config: AugmentConfig) -> v2.Transform:
     """Return the transform `[3, H, W] uint8 -> [3, size, size] float32, normalised`.
 
-    Order and parameters follow the SimCLR/MoCo v2 recipe (crop, flip, jitter, grayscale, blur);
-    rotation and noise are off unless asked for.
+    Order and parameters follow the SimCLR/MoCo v2 recipe (crop, flip, jitter, grayscale, blur), or
+    with `colours_before_crop` that of W-MSE (jitter, grayscale, crop, flip, blur); rotation and
+    noise are off unless asked for.
     """
-    brightness, contrast, saturation, hue = config.jitter
+    steps = [*_colours(config), *_geometry(config)]
+    if not config.colours_before_crop:
+        steps = [*_geometry(config), *_colours(config)]
+    if config.blur_probability:
+        blur = v2.GaussianBlur(config.blur_kernel, sigma=config.blur_sigma)
+        steps.append(v2.RandomApply([blur], p=config.blur_probability))
+    steps.append(v2.ToDtype(torch.float32, scale=True))
+    if config.noise_std:
+        steps.append(v2.GaussianNoise(sigma=config.noise_std, clip=False))
+    steps.append(v2.Normalize(config.mean, config.std))
+    return v2.Compose(steps)
+
+
+def _geometry(config: AugmentConfig) -> list[nn.Module]:
+    """Return rotation, crop and flip."""
     steps: list[nn.Module] = []
     if config.rotation_degrees:
         steps.append(
@@ -39,19 +54,18 @@ def build_view(config: AugmentConfig) -> v2.Transform:
     )
     if config.flip:
         steps.append(v2.RandomHorizontalFlip(config.flip))
+    return steps
+
+
+def _colours(config: AugmentConfig) -> list[nn.Module]:
+    """Return jitter and grayscale."""
+    steps: list[nn.Module] = []
     if config.jitter_probability and any(config.jitter):
-        jitter = v2.ColorJitter(brightness, contrast, saturation, hue)
+        jitter = v2.ColorJitter(*config.jitter)
         steps.append(v2.RandomApply([jitter], p=config.jitter_probability))
     if config.grayscale:
         steps.append(v2.RandomGrayscale(config.grayscale))
-    if config.blur_probability:
-        blur = v2.GaussianBlur(config.blur_kernel, sigma=config.blur_sigma)
-        steps.append(v2.RandomApply([blur], p=config.blur_probability))
-    steps.append(v2.ToDtype(torch.float32, scale=True))
-    if config.noise_std:
-        steps.append(v2.GaussianNoise(sigma=config.noise_std, clip=False))
-    steps.append(v2.Normalize(config.mean, config.std))
-    return v2.Compose(steps)
+    return steps
 
 
 def draw_views(

@@ -33,10 +33,10 @@ def test_every_way_loads_all_views(jpeg: bool) -> None:
     assert all(rate > 0 for rate in rates.values())
 
 
-def test_the_plain_pipeline_has_the_recipes_distribution(tmp_path: Path) -> None:
-    case = dataclasses.replace(
-        TINY, num_images=1, num_views=250, augment={"size": 24, "blur_probability": 0.5}
-    )
+@pytest.mark.parametrize("before_crop", [True, False])
+def test_the_plain_pipeline_has_the_recipes_distribution(tmp_path: Path, before_crop: bool) -> None:
+    augment = {"size": 24, "blur_probability": 0.5, "colours_before_crop": before_crop}
+    case = dataclasses.replace(TINY, num_images=1, num_views=250, augment=augment)
     images = drawn_images(case, tmp_path)
     config = loader_config(case, "in_loader", 0, tmp_path)
     torch.manual_seed(0)

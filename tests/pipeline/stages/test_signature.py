@@ -38,12 +38,16 @@ def test_paths_workers_and_log_periods_stay_out() -> None:
     assert "root" not in identity_of(here)["data"]
 
 
-def test_a_setting_that_came_later_counts_only_where_it_is_given() -> None:
+def test_a_setting_that_came_later_counts_only_where_it_is_not_its_default() -> None:
     loss = {"name": "cw-rgp", "sub_batch": 16, "groups": 2, "covariance_weight": 0.1}
     before = identity_of(PretrainConfig.model_validate(RECIPE | {"loss": loss}))
     loss |= {"covariance_batch": 64}
     given = identity_of(PretrainConfig.model_validate(RECIPE | {"loss": loss}))
     assert given["loss"] == before["loss"] | {"covariance_batch": 64}
+    for value in (False, True):
+        augment = {"augment": {"colours_before_crop": value}}
+        given = identity_of(PretrainConfig.model_validate(RECIPE | augment))
+        assert ("colours_before_crop" in given["augment"]) == value
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,16 @@ CW_RGP = {
 }
 
 
-def test_a_setting_that_came_later_is_identity_only_where_it_is_given(tiny: Make) -> None:
+def test_a_setting_that_came_later_is_identity_only_where_it_is_not_its_default(tiny: Make) -> None:
     loss = {**CW_RGP["loss"], "covariance_weight": 0.1}
     size = loss["sub_batch"]
     without = tiny(**CW_RGP | {"loss": loss})
     given = tiny(**CW_RGP | {"loss": {**loss, "covariance_batch": size}})
     assert "covariance_batch" not in without.identity()["loss"]
     assert given.identity()["loss"]["covariance_batch"] == size
+    for before in (False, True):
+        augment = tiny(augment={"colours_before_crop": before}).identity()["augment"]
+        assert ("colours_before_crop" in augment) == before
 
 
 def test_yes_and_no_are_no_numbers_and_unknown_keys_are_refused() -> None:

@@ -118,6 +118,7 @@ def test_data_stem_and_augmentation_are_the_tables(name: str) -> None:
     assert (augment.flip, augment.blur_sigma) == (0.5, (0.1, 2.0))
     assert (augment.interpolation, augment.rotation_degrees) == (interpolation, 0)
     assert augment.noise_std == 0
+    assert augment.colours_before_crop == (key != "imagenet")
 
 
 def test_the_covariance_term_belongs_to_published_imagenet_runs() -> None:

@@ -76,8 +76,8 @@ def test_rows_choose_ops_and_their_order_for_each_view() -> None:
     want[2] = tv.adjust_brightness(tv.adjust_contrast(views[2], 0.7), 1.3)
     want[3] = tv.rgb_to_grayscale(views[3], num_output_channels=3)
     want[4] = tv.gaussian_blur(views[4], [5, 5], [1.0, 1.0])
-    got = colour.change_colours(views.clone(), rows, kernel_size=5)
+    got = colour.blur(colour.jitter_and_gray(views.clone(), rows), rows, kernel_size=5)
     torch.testing.assert_close(got, want, rtol=0, atol=2e-4)
     assert torch.equal(got[0], views[0])
-    all_gray = colour.change_colours(views[3:4].clone(), rows[3:4], kernel_size=5)
+    all_gray = colour.jitter_and_gray(views[3:4].clone(), rows[3:4])
     assert torch.equal(all_gray.mul_(1), got[3:4])  # memory of its own
