@@ -74,7 +74,7 @@ def main(
     parser.add_argument(
         "--optimizer", choices=sorted(TRAINERS), default="sgd", help="what SOLVER speaks of"
     )
-    options = parser.parse_args(arguments)
+    options = parsed(parser, sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
         metrics = execute(options, load)
@@ -84,6 +84,20 @@ def main(
     if metrics:
         print(json.dumps(as_json(metrics), indent=2, allow_nan=False))
     return 0
+
+
+def parsed(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
+    """Return the options, those behind a `KEY VALUE` too, which detectron2 takes for a key."""
+    pairs: list[str] = []
+    while True:
+        options = parser.parse_args(arguments)
+        rest = list(options.opts or [])
+        at = next((place for place, word in enumerate(rest) if word.startswith("--")), None)
+        if at is None:
+            options.opts = pairs + rest
+            return options
+        pairs += rest[:at]
+        arguments = arguments[: len(arguments) - len(rest)] + rest[at:]
 
 
 def execute(options: argparse.Namespace, load: Loader) -> dict[str, float]:

@@ -121,6 +121,16 @@ def test_the_command_line_is_that_of_detectron2(monkeypatch: pytest.MonkeyPatch)
     assert seen == [vars(theirs().parse_args(line)) | {"optimizer": "sgd"}]
 
 
+def test_options_may_stand_behind_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(cli, "execute", lambda options, _: seen.append(options) or {})
+    line = ["--config-file", "f", "OUTPUT_DIR", "a", "--resume", "SEED", "1", "OUTPUT_DIR", "b"]
+    assert main(arguments=[*line, "--optimizer", "adamw", "SEED", "2"]) == 0
+    (options,) = seen
+    assert options.resume and options.optimizer == "adamw" and options.config_file == "f"
+    assert options.opts == ["OUTPUT_DIR", "a", "SEED", "1", "OUTPUT_DIR", "b", "SEED", "2"]
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_torchrun_is_told_once_that_processes_are_started_otherwise(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: int
