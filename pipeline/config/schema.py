@@ -7,16 +7,15 @@ working directory.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pipeline.config.resources import ResourcesConfig
 from transfer.config.convert import StatedInput
 from transfer.config.data import DetectionData
 from transfer.config.finetune import Optimizer
 
-Reference = Literal["voc-0712-faster-rcnn-r50-c4-24k", "coco-mask-rcnn-r50-c4"]
 Slug = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
@@ -57,14 +56,14 @@ class BackboneConfig(Section):
 class TaskConfig(Section):
     """A detection task: a detectron2 config and `KEY=VALUE` changes to it.
 
-    `reference` names the published rows that stand beside its results (see
-    `pipeline.report.published`).
+    Published rows of its data, detector and schedule stand beside its results; `reference` names
+    a table that does so though one of them differs (see `pipeline.config.references`).
     """
 
     name: Slug
     config: Path
     title: str = ""
-    reference: Reference | None = None
+    reference: str | None = None
     optimizer: Optimizer = "sgd"
     num_gpus: int = Field(default=1, ge=1, description="GPUs on each node")
     num_nodes: int = Field(default=1, ge=1)
@@ -81,7 +80,10 @@ class ProbeEntry(Section):
 
 
 class PipelineConfig(Section):
-    """The whole plan: every backbone is fine-tuned on every task with every seed, and probed."""
+    """The whole plan: every backbone is fine-tuned on every task with every seed, and probed.
+
+    `references` are files of published rows besides the built-in ones, one path or several.
+    """
 
     name: Slug
     backbones: tuple[BackboneConfig, ...] = Field(min_length=1)
@@ -89,6 +91,7 @@ class PipelineConfig(Section):
     seeds: tuple[Seed, ...] = ()
     probes: tuple[ProbeEntry, ...] = ()
     datasets: dict[Slug, DetectionData] = {}
+    references: tuple[Path, ...] = ()
     num_pictures: int = Field(default=6, ge=1)
     output_dir: Path = Path("runs")
     num_parallel: int = Field(default=1, ge=1, description="stages at a time on one machine")
@@ -98,6 +101,11 @@ class PipelineConfig(Section):
     def root(self) -> Path:
         """Return the folder of this pipeline's runs."""
         return self.output_dir / self.name
+
+    @field_validator("references", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str | Path) else value
 
     @model_validator(mode="after")
     def _something_to_do(self) -> Self:

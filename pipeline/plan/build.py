@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from pipeline.config.references import references_of
 from pipeline.config.schema import BackboneConfig, PipelineConfig, ProbeEntry, TaskConfig
 from pipeline.config.yaml_files import (
     apply_overrides,
@@ -78,6 +79,7 @@ def load_plan(config_file: Path, overrides: list[str], *, on_paper: bool = False
         )
         raise ValueError("\n".join(lines)) from None
     scope = _Scope(config, config_file.parent, on_paper)
+    scope.attempt(lambda: references_of(config, config_file))
     stages = _build_stages(scope)
     if scope.faults:
         raise ValueError("\n".join(dict.fromkeys(scope.faults)))

@@ -16,7 +16,14 @@ from pretrain.config.pretrain import PretrainConfig
 
 # detectron2's values where a config is silent (detectron2/config/defaults.py)
 DEFAULTS: dict[str, Any] = {
+    "DATASETS.TEST": [],
+    "DATASETS.TRAIN": [],
     "INPUT.FORMAT": "BGR",
+    "MODEL.BACKBONE.FREEZE_AT": 2,
+    "MODEL.BACKBONE.NAME": "build_resnet_backbone",
+    "MODEL.KEYPOINT_ON": False,
+    "MODEL.MASK_ON": False,
+    "MODEL.META_ARCHITECTURE": "GeneralizedRCNN",
     "MODEL.PIXEL_MEAN": [103.53, 116.28, 123.675],
     "MODEL.PIXEL_STD": [1.0, 1.0, 1.0],
     "MODEL.RESNETS.DEPTH": 50,
@@ -25,6 +32,9 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.RESNETS.STEM_OUT_CHANNELS": 64,
     "MODEL.RESNETS.NUM_GROUPS": 1,
     "MODEL.RESNETS.WIDTH_PER_GROUP": 64,
+    "MODEL.ROI_HEADS.NAME": "Res5ROIHeads",
+    "SOLVER.IMS_PER_BATCH": 16,
+    "SOLVER.MAX_ITER": 40_000,
 }
 STATED_AS = {  # in the `input` of a backbone
     "INPUT.FORMAT": "order",
@@ -88,7 +98,7 @@ def disagreements(demands: dict[str, Any], task: dict[str, Any]) -> list[str]:
     basic = demands.get("MODEL.RESNETS.DEPTH", 50) < 50
     faults = []
     for key, value in demands.items():
-        got = _value(task, key)
+        got = task_value(task, key)
         if not _equal(got, value) and not (basic and key in OF_BOTTLENECKS):
             faults.append(f"{key} is {got}, wanted {value}")
     return faults
@@ -105,7 +115,8 @@ def stem_fault(config: PretrainConfig) -> str | None:
     )
 
 
-def _value(task: dict[str, Any], key: str) -> Any:
+def task_value(task: dict[str, Any], key: str) -> Any:
+    """Return the value of a key of DEFAULTS, detectron2's own where the config is silent."""
     node: Any = task
     for part in key.split("."):
         if not isinstance(node, dict) or part not in node:

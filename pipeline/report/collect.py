@@ -5,13 +5,25 @@ Tested in tests/pipeline/plan/test_probe_stages.py and tests/pipeline/executors/
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.references import References, references_of
 from pipeline.plan.plan import Plan
-from pipeline.report.data import AP_METRICS, Curve, ProbeRow, ReportData, ResultRow, TaskInfo
+from pipeline.report.data import (
+    AP_METRICS,
+    Curve,
+    ProbeRow,
+    PublishedProbe,
+    ReportData,
+    ResultRow,
+    TaskInfo,
+)
+from pipeline.report.protocol import Protocol, protocol_of
+from pipeline.report.published import published_probes, published_rows
 from pipeline.stages.files import read_json, sha256_of
 from pipeline.stages.provenance import code_state
 from pipeline.stages.run_folder import LOG, MANIFEST, METRICS, State, first_broken, read_state
@@ -33,7 +45,9 @@ def collect(plan: Plan) -> ReportData:
     }
     finetunes = [stage for stage in plan.stages if stage.kind == "finetune"]
     models = {stage.task: stage.settings["detectron2"].get("MODEL", {}) for stage in finetunes}
+    protocols = {stage.task: protocol_of(stage.settings) for stage in finetunes}
     config = plan.config
+    references = references_of(config, plan.config_file)
     command = "python tools/run_pipeline.py run --config-file " + shlex.join(
         [str(plan.config_file), *plan.overrides]
     )
@@ -45,7 +59,7 @@ def collect(plan: Plan) -> ReportData:
                 task.name,
                 task.title or task.name,
                 AP_METRICS if models.get(task.name, {}).get("MASK_ON") else AP_METRICS[:3],
-                task.reference,
+                published_rows(references, protocols.get(task.name, Protocol()), task.reference),
             )
             for task in config.tasks
         ),
@@ -63,7 +77,36 @@ def collect(plan: Plan) -> ReportData:
         finetuning=tuple(_curve(stage) for stage in finetunes),
         provenance=_provenance(manifests),
         command=command,
+        published_probes=_published_probes(plan, references, manifests),
     )
+
+
+def _published_probes(
+    plan: Plan, references: References, manifests: Manifests
+) -> tuple[PublishedProbe, ...]:
+    """Return the published rows beside the probes of the plan that are done."""
+    stages: dict[str, list[Stage]] = {}
+    for stage in plan.stages:
+        if stage.probe is not None and stage.name in manifests:
+            stages.setdefault(stage.probe, []).append(stage)
+    return tuple(
+        row
+        for probe, of_probe in stages.items()
+        for row in published_probes(
+            references, probe, of_probe[0].settings, {arch_of(stage) for stage in of_probe}
+        )
+    )
+
+
+def arch_of(stage: Stage) -> str:
+    """Return the architecture that a finished probe was made of."""
+    source = stage.inputs.get("backbone")
+    if source is None:
+        return str(stage.settings["random_arch"])
+    if source.kind == "pretrain":
+        return str(source.settings["model"]["arch"])
+    report = source.result.with_suffix(".json")  # of the conversion
+    return str(read_json(report).get("arch")) if report.is_file() else ""
 
 
 def all_states(plan: Plan) -> dict[str, State]:
@@ -155,7 +198,10 @@ def report_key(plan: Plan) -> list[list[str | None]]:
         state = states[stage.name]
         sha256 = sha256_of(stage.run_dir / MANIFEST) if state.status == "done" else None
         key.append([stage.name, state.status, state.reason, sha256])
-    return key + [[task.name, task.title] for task in plan.config.tasks]
+    references = references_of(plan.config, plan.config_file)
+    digest = hashlib.sha256(references.model_dump_json().encode()).hexdigest()
+    key += [[task.name, task.title, task.reference] for task in plan.config.tasks]
+    return [*key, ["published rows", digest]]
 
 
 def report_dir(plan: Plan) -> Path:

@@ -32,16 +32,59 @@ Status = Literal["done", "failed", "missing", "running", "queued"]
 
 
 @dataclass(frozen=True)
+class PublishedRow:
+    """A line of somebody else's detection table beside a task, in percent.
+
+    `label` names the backbone, its pretraining, and what differs from the task; `differs` and
+    `inferred` name keys: those that are not the task's, and those that the source does not say.
+    `search` tells whether the learning rate was searched for each backbone, None where nobody says.
+    """
+
+    backbone: str
+    label: str
+    table: str
+    data: str
+    detector: str
+    schedule: str
+    protocol: str
+    epochs: int | None
+    views: int | str | None
+    search: bool | None
+    inferred: tuple[str, ...]
+    differs: tuple[str, ...]
+    source: str
+    metrics: dict[str, float]
+    stds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class PublishedProbe:
+    """A line of somebody else's probe table beside a probe; as `PublishedRow`."""
+
+    backbone: str
+    label: str
+    probe: str
+    data: str
+    arch: str
+    protocol: str
+    epochs: int | None
+    views: int | str | None
+    inferred: tuple[str, ...]
+    source: str
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
 class TaskInfo:
     """A detection task and its metrics, in the order of the columns.
 
-    `reference` names the published rows it can be compared with (`pipeline.report.published`).
+    `published` are the rows that stand beside it.
     """
 
     name: str
     title: str
     metrics: tuple[str, ...]
-    reference: str | None = None
+    published: tuple[PublishedRow, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,6 +144,7 @@ class ReportData:
     finetuning: tuple[Curve, ...]
     provenance: dict[str, Any]
     command: str
+    published_probes: tuple[PublishedProbe, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -269,7 +313,9 @@ Metrics = dict[str, Annotated[float | None, AfterValidator(finite)]]
 class Part(BaseModel):
     """A part of results.json; a value that was not measured or is not finite is null."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", json_schema_serialization_defaults_required=True
+    )
 
 
 class ResultEntry(Part):
@@ -298,6 +344,50 @@ class UnfinishedEntry(Part):
     status: Status
     reason: str | None
     log: str | None
+
+
+class PublishedEntry(Part):
+    """A published row beside a task: somebody else's numbers."""
+
+    table: str
+    backbone: str
+    epochs: int | None
+    views: int | str | None
+    data: str
+    detector: str
+    schedule: str
+    protocol: str
+    search: bool | None = Field(
+        description="whether the learning rate was searched for each backbone; null: not said"
+    )
+    inferred: tuple[str, ...] = Field(description="keys that the source does not say")
+    differs: tuple[str, ...] = Field(description="keys in which it is not the task's equal")
+    source: str
+    metrics: Metrics
+    stds: Metrics
+
+
+class TaskEntry(Part):
+    """A task and the published rows beside it."""
+
+    name: str
+    title: str
+    published: tuple[PublishedEntry, ...]
+
+
+class PublishedProbeEntry(Part):
+    """A published row beside a probe: somebody else's numbers."""
+
+    probe: str
+    backbone: str
+    epochs: int | None
+    views: int | str | None
+    data: str
+    arch: str
+    protocol: str
+    inferred: tuple[str, ...]
+    source: str
+    metrics: Metrics
 
 
 class DifferenceEntry(Part):
@@ -333,6 +423,8 @@ class Results(Part):
     probes: tuple[ProbeEntry, ...]
     unfinished: tuple[UnfinishedEntry, ...]
     summary: tuple[SummaryEntry, ...]
+    tasks: tuple[TaskEntry, ...] = ()  # what has a default is not in older files
+    published_probes: tuple[PublishedProbeEntry, ...] = ()
 
 
 def results_json(data: ReportData) -> str:
@@ -357,6 +449,8 @@ def results_json(data: ReportData) -> str:
             "probes": data.probes,
             "unfinished": [row for row in data.rows if row.status != "done"],
             "summary": summary,
+            "tasks": data.tasks,
+            "published_probes": data.published_probes,
         },
         from_attributes=True,
     ).model_dump(mode="json")
@@ -365,4 +459,5 @@ def results_json(data: ReportData) -> str:
 
 def schema_json() -> str:
     """Return the JSON schema of results.json."""
-    return json.dumps(Results.model_json_schema(), indent=1) + "\n"
+    schema = Results.model_json_schema(mode="serialization")
+    return json.dumps(schema, indent=1) + "\n"

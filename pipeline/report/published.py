@@ -1,53 +1,106 @@
-"""Published transfer results that stand beside this project's own, as reference rows.
-
-Percent; `bbox` and `segm` as COCO's evaluation names them. A task of a pipeline names the set of
-rows it can be compared with in `reference:`.
-
-Tested in tests/pipeline/report/test_tables.py.
-"""
+"""Published rows beside a pipeline's own: which tables stand beside which task and probe."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import Any
 
-from pipeline.report.data import AP_METRICS
+from pipeline.config.references import DetectionTable, References
+from pipeline.report.data import AP_METRICS, PublishedProbe, PublishedRow
+from pipeline.report.protocol import Protocol
 
-CW_RGP = "README of github.com/winci-ai/CW-RGP"
-MOCO = "detection/README of github.com/facebookresearch/moco, commit 7397dfe, mean of 5 trials"
-
-
-@dataclass(frozen=True)
-class PublishedRow:
-    """A line of somebody else's table; means and standard deviations in the order of AP_METRICS."""
-
-    backbone: str
-    source: str
-    means: tuple[float, ...]
-    stds: tuple[float, ...] | None = None
-
-    @property
-    def metrics(self) -> dict[str, tuple[float, float | None]]:
-        """Mean, and standard deviation where it is given, by metric."""
-        stds = self.stds or (None,) * len(self.means)
-        return dict(zip(AP_METRICS, zip(self.means, stds, strict=True), strict=False))
-
-
-PUBLISHED: dict[str, tuple[PublishedRow, ...]] = {
-    # Faster R-CNN R50-C4, VOC 07+12 trainval -> 07 test, 24k iterations
-    "voc-0712-faster-rcnn-r50-c4-24k": (
-        PublishedRow("supervised ImageNet", MOCO, (81.3, 53.5, 58.8)),
-        PublishedRow("MoCo v1, 200 epochs", MOCO, (81.5, 55.9, 62.6)),
-        PublishedRow("MoCo v2, 200 epochs", MOCO, (82.4, 57.0, 63.6)),
-        PublishedRow("MoCo v2, 800 epochs", MOCO, (82.5, 57.4, 64.0)),
-        PublishedRow("CW-RGP 4, 200 epochs", CW_RGP, (82.2, 57.2, 63.8), (0.07, 0.10, 0.11)),
-    ),
-    # Mask R-CNN R50-C4, COCO 2017 train -> val
-    "coco-mask-rcnn-r50-c4": (
-        PublishedRow(
-            "CW-RGP 4, 200 epochs",
-            CW_RGP,
-            (60.5, 40.7, 44.1, 57.3, 35.5, 37.9),
-            (0.28, 0.14, 0.14, 0.16, 0.12, 0.14),
-        ),
-    ),
+PROBE_METRICS = {
+    "linear": "linear/top1",
+    "augmented_linear": "augmented_linear/top1",
+    "knn": "knn/top1",
 }
+PUBLISHED_KNN = {"k": 5, "distance": "euclidean"}
+
+
+def published_rows(
+    references: References, protocol: Protocol, named: str | None = None
+) -> tuple[PublishedRow, ...]:
+    """Return the rows of every table of a task's data, detector and schedule.
+
+    The rows of the table that the task names in `reference:` come too, with the words that differ.
+    """
+    return tuple(
+        _row(table, number, _differing(table, protocol))
+        for table in references.detection
+        if table.name == named or (table.data, table.detector, table.schedule) == protocol
+        for number in range(len(table.rows))
+    )
+
+
+def _differing(table: DetectionTable, protocol: Protocol) -> dict[str, str]:
+    """Return what of a table differs from a task, in words by key."""
+    words = {
+        "data": f"{table.data} data",
+        "detector": table.detector,
+        "schedule": f"{table.schedule} schedule",
+    }
+    return {k: text for k, text in words.items() if getattr(table, k) != getattr(protocol, k)}
+
+
+def _row(table: DetectionTable, number: int, differing: Mapping[str, str]) -> PublishedRow:
+    entry = table.rows[number]
+    words = [f"{w}, inferred" if key in entry.inferred else w for key, w in differing.items()]
+    means = (*entry.box, *(entry.mask or (None,) * 3))
+    stds = (*(entry.box_std or (None,) * 3), *(entry.mask_std or (None,) * 3))
+    return PublishedRow(
+        backbone=entry.backbone,
+        label=f"{entry.label} ({'; '.join(words)})" if words else entry.label,
+        table=table.name,
+        data=table.data,
+        detector=table.detector,
+        schedule=table.schedule,
+        protocol=entry.protocol or table.protocol,
+        epochs=entry.epochs,
+        views=entry.views,
+        search=entry.search,
+        inferred=entry.inferred,
+        differs=tuple(differing),
+        source=entry.source,
+        metrics={m: value for m, value in zip(AP_METRICS, means, strict=True) if value is not None},
+        stds={m: value for m, value in zip(AP_METRICS, stds, strict=True) if value is not None},
+    )
+
+
+def published_probes(
+    references: References, probe: str, settings: Mapping[str, Any], archs: set[str]
+) -> tuple[PublishedProbe, ...]:
+    """Return the rows of a probe's data and of the architectures that were probed.
+
+    `settings` are those of the probe. Only what it measures in the published way is compared:
+    nearest neighbours by their number and distance.
+    """
+    knn = settings.get("knn")
+    measured = {key: settings.get(key) is not None for key in PROBE_METRICS}
+    measured["knn"] = knn is not None and all(knn[k] == v for k, v in PUBLISHED_KNN.items())
+    rows = []
+    for table in references.probes:
+        if table.data != settings["data"]["name"] or table.arch not in archs:
+            continue
+        for entry in table.rows:
+            values = {
+                metric: getattr(entry, key)
+                for key, metric in PROBE_METRICS.items()
+                if measured[key] and getattr(entry, key) is not None
+            }
+            if values:
+                rows.append(
+                    PublishedProbe(
+                        backbone=entry.backbone,
+                        label=entry.label,
+                        probe=probe,
+                        data=table.data,
+                        arch=table.arch,
+                        protocol=entry.protocol or table.protocol,
+                        epochs=entry.epochs,
+                        views=entry.views,
+                        inferred=entry.inferred,
+                        source=entry.source,
+                        metrics=values,
+                    )
+                )
+    return tuple(rows)

@@ -7,12 +7,19 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from io import StringIO
+from itertools import count
 
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from pipeline.report.data import Cell, ReportData, TaskSummary, summarise
-from pipeline.report.published import PUBLISHED
+from pipeline.report.data import (
+    Cell,
+    PublishedProbe,
+    PublishedRow,
+    ReportData,
+    TaskSummary,
+    summarise,
+)
 from pipeline.report.statistics import SIGNIFICANT, Verdict, finite
 from pipeline.report.text import (
     DASH,
@@ -32,10 +39,12 @@ from pipeline.report.text import (
 )
 
 MARK = "‡"
+SEARCHED = "§"
 LATEX_SPECIAL = str.maketrans({
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
     "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "†": r"\dag{}", MARK: r"\ddag{}", "±": r"$\pm$", "−": "$-$", "<": r"\textless{}",
+    "†": r"\dag{}", MARK: r"\ddag{}", SEARCHED: r"\S{}",
+    "±": r"$\pm$", "−": "$-$", "<": r"\textless{}",
 })  # fmt: skip
 
 
@@ -60,7 +69,11 @@ class TableCell:
 
 @dataclass(frozen=True)
 class Line:
-    """A backbone; `state` is what became of unfinished seeds, `source` marks a published line."""
+    """A backbone; `state` is what became of unfinished seeds, `source` marks a published line.
+
+    `searched` tells that a published line's learning rate was searched for each backbone; None
+    where the source does not say.
+    """
 
     name: str
     cells: tuple[TableCell, ...]
@@ -71,11 +84,13 @@ class Line:
     dirty: bool = False
     source: str = ""
     source_number: int = 0
+    searched: bool | None = False
 
     @property
     def marked(self) -> str:
-        """The name with its marks: † modified code, [1] the source it is from."""
+        """The name with its marks: † modified code, [1] the source it is from, § searched."""
         source = f" [{self.source_number}]" if self.source else ""
+        source += f" {SEARCHED}" if self.searched else ""
         return f"{self.name}{source}{' †' if self.dirty else ''}"
 
 
@@ -137,7 +152,7 @@ def _cell(cell: Cell, decimals: int) -> TableCell:
 
 
 def probe_table(data: ReportData) -> Table:
-    """Return what the probes measured; backbones without any are left out."""
+    """Return what the probes measured, published rows below; backbones without any are left out."""
     pairs = [(row.probe, metric) for row in data.probes for metric in row.metrics]
     columns = sorted(dict.fromkeys(pairs), key=lambda pair: [p for p, _ in pairs].index(pair[0]))
     measured = {(row.backbone, row.probe): row.metrics for row in data.probes}
@@ -149,7 +164,27 @@ def probe_table(data: ReportData) -> Table:
         for name, value in values.items():
             cells[name].append(TableCell(number(value, 1 if largest >= 10 else 3)))
     headings = tuple(f"{probe} {metric_label(metric)}" for probe, metric in columns)
-    return Table("Probes", headings, tuple(Line(name, tuple(c)) for name, c in cells.items()))
+    lines = tuple(Line(name, tuple(c)) for name, c in cells.items())
+    published, notes = _published_probe_lines(data.published_probes, columns)
+    return Table("Probes", headings, (*lines, *published), notes=tuple(notes))
+
+
+def _published_probe_lines(
+    rows: Sequence[PublishedProbe], columns: Sequence[tuple[str, str]]
+) -> tuple[list[Line], list[str]]:
+    """Return the published lines of the probes, and the notes on them."""
+    sources = list(dict.fromkeys(row.source for row in rows))
+    lines, notes = [], [_sources_note(sources)] if sources else []
+    for row in rows:
+        values = {(row.probe, metric): value for metric, value in row.metrics.items()}
+        cells = tuple(TableCell(number(values.get(column), 2)) for column in columns)
+        number_of_source = sources.index(row.source) + 1
+        lines.append(Line(row.label, cells, source=row.source, source_number=number_of_source))
+        notes.append(f"Beside {row.probe}: {row.data}, {row.arch}; {row.protocol}.")
+        if row.inferred:
+            keys = ", ".join(row.inferred)
+            notes.append(f"{row.label}: {keys} inferred, not said by the source.")
+    return lines, list(dict.fromkeys(notes))
 
 
 def paper_table(data: ReportData) -> Table:
@@ -176,31 +211,72 @@ def paper_table(data: ReportData) -> Table:
             f"{MARK} differs from {data.baseline} with p < {SIGNIFICANT}: two-sided paired t-test, "
             "same seed against same seed, not corrected for the number of comparisons."
         )
-    if published:
-        sources = dict.fromkeys(f"[{line.source_number}] {line.source}" for line in published)
-        notes.append(f"Published numbers, not measured here: {'; '.join(sources)}.")
+    notes += _published_notes(data, published)
     headings = tuple(f"{heading} {name}" for heading, names in groups for name in names)
     return Table("", headings, (*lines, *published), groups=groups, notes=tuple(notes))
 
 
 def _published_lines(data: ReportData) -> list[Line]:
-    """Return the published lines of every task's reference; one name and source share a line."""
-    published: dict[tuple[str, str], dict[tuple[str, str], tuple[float, float | None]]] = {}
+    """Return the published lines beside the tasks; one name and source share a line."""
+    shared: dict[tuple[str, str, bool | None, int], dict[str, PublishedRow]] = {}
     for task in data.tasks:
-        for row in PUBLISHED[task.reference] if task.reference else ():
-            values = published.setdefault((row.backbone, row.source), {})
-            values |= {(task.name, metric): value for metric, value in row.metrics.items()}
+        for row in task.published:
+            keys = ((row.label, row.source, row.search, copy) for copy in count())
+            key = next(key for key in keys if task.name not in shared.get(key, {}))
+            shared.setdefault(key, {})[task.name] = row
     columns = [(task.name, metric) for task in data.tasks for metric in task.metrics]
-    sources = list(dict.fromkeys(source for _, source in published))
+    sources = list(dict.fromkeys(source for _, source, _, _ in shared))
     lines = []
-    for (name, source), values in published.items():
+    for (label, source, search, _), rows in shared.items():
         cells = []
-        for column in columns:
-            mean, std = values.get(column, (None, None))
+        for task_name, metric in columns:
+            beside = rows.get(task_name)
+            mean = beside.metrics.get(metric) if beside else None
+            std = beside.stds.get(metric) if beside else None
             cells.append(TableCell(number(mean, 1), None if std is None else number(std, 2)))
         number_of_source = sources.index(source) + 1
-        lines.append(Line(name, tuple(cells), source=source, source_number=number_of_source))
+        lines.append(
+            Line(
+                label,
+                tuple(cells),
+                source=source,
+                source_number=number_of_source,
+                searched=search,
+            )
+        )
     return lines
+
+
+def _published_notes(data: ReportData, lines: Sequence[Line]) -> list[str]:
+    """Return what has to be known of the published lines: sources, protocols, what is inferred."""
+    if not lines:
+        return []
+    sources = {line.source: line.source_number for line in lines}
+    notes = [_sources_note(sources)]
+    if any(line.searched for line in lines):
+        notes.append(
+            f"{SEARCHED} the fine-tuning learning rate was searched for each backbone: another "
+            "protocol than one rate for all, as here."
+        )
+    if silent := {f"[{line.source_number}]": 0 for line in lines if line.searched is None}:
+        notes.append(f"Not said whether the learning rate was searched: {', '.join(silent)}.")
+    for task in data.tasks:
+        inferred: dict[str, list[str]] = {}
+        for row in task.published:
+            what = ", ".join([row.data, row.detector, row.schedule])
+            notes.append(f"Beside {task.title}: {what}; {row.protocol}.")
+            if row.inferred:
+                inferred.setdefault(", ".join(row.inferred), []).append(row.label)
+        notes += [
+            f"Beside {task.title}: {keys} inferred, not said by the source, of {'; '.join(labels)}."
+            for keys, labels in inferred.items()
+        ]
+    return list(dict.fromkeys(notes))
+
+
+def _sources_note(sources: Iterable[str]) -> str:
+    listed = "; ".join(f"[{i}] {source}" for i, source in enumerate(sources, start=1))
+    return f"Published numbers, not measured here: {listed}."
 
 
 # --- Markdown ---------------------------------------------------------------------------------
@@ -215,8 +291,14 @@ def markdown(data: ReportData) -> str:
         parts += _markdown_task(task_table(summary, data.baseline), data.baseline)
     if data.probes:
         table = probe_table(data)
-        body = [[md(line.name), *(cell.text for cell in line.cells)] for line in table.lines]
+        body = []
+        for line in table.lines:
+            cells = [cell.text for cell in line.cells]
+            body.append(
+                _published_markdown(line, cells) if line.source else [md(line.name), *cells]
+            )
         parts += ["## Probes", grid(["Backbone", *map(md, table.headings)], body)]
+        parts.append(bullets(table.notes))
     parts += ["## How to read it", bullets(legend(data)), "## Provenance"]
     origins = [f"command: {data.command}"]
     for entry in provenance(data):
@@ -254,10 +336,14 @@ def _markdown_table(table: Table, show: Callable[[TableCell], str]) -> str:
         name, seeds = md(line.marked), f"{line.seeds} ({line.state})" if line.state else line.seeds
         cells = [f"**{show(cell)}**" if cell.best else show(cell) for cell in line.cells]
         if line.source:
-            name, seeds = f"*{name}*", "published"
-            cells = [text if text == DASH else f"*{text}*" for text in cells]
+            seeds, (name, *cells) = "published", _published_markdown(line, cells)
         body.append([name, seeds, *cells, *([md(line.verdict)] if verdicts else [])])
     return grid(["Backbone", "Seeds", *map(md, table.headings), *verdicts], body)
+
+
+def _published_markdown(line: Line, cells: Sequence[str]) -> list[str]:
+    """Return a published line's name and cells in italics."""
+    return [f"*{md(line.marked)}*", *(c if c == DASH else f"*{c}*" for c in cells)]
 
 
 def bullets(texts: Iterable[str]) -> str:
@@ -306,7 +392,7 @@ def _rich_table(table: Table, headings: Sequence[str]) -> RichTable:
     rich.add_column(Text(headings[0]), overflow="fold", min_width=len(headings[0]))
     for heading in headings[1:]:
         rich.add_column(Text(heading), justify="right", no_wrap=True)
-    for line in table.lines:
+    for line in (line for line in table.lines if not line.source):
         cells = []
         for cell in line.cells:
             cells.append(Text(cell.text, style="bold" if cell.best else ""))

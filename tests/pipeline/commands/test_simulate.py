@@ -87,8 +87,8 @@ def test_the_full_comparison_is_what_it_says(tmp_path: Path) -> None:
     counts = {
         kind: sum(j.kind == kind for j in jobs) for kind in ("pretrain", "convert", "finetune")
     }
-    # 2 pretrained, 5 checkpoints and random; VOC x 5 seeds and COCO x 3 seeds each
-    assert counts == {"pretrain": 2, "convert": 7, "finetune": 8 * (5 + 3)}
+    # 2 pretrained, 5 checkpoints and random; VOC x 5 seeds, COCO 1x and 2x x 3 seeds each
+    assert counts == {"pretrain": 2, "convert": 7, "finetune": 8 * (5 + 3 + 3)}
     by_name = {j.name: j for j in jobs}
     # 200 epochs of 1,281,167 images in 4 views at 224 views/s on each of 8 GPUs
     hours = 200 * 1_281_167 * 4 / (224 * 8) / 3600
@@ -98,9 +98,9 @@ def test_the_full_comparison_is_what_it_says(tmp_path: Path) -> None:
     voc = (24_000 * 0.551 * 1.42 + 4_952 * 0.11 / 8) / 3600
     assert by_name["finetune/random--voc--seed4"].hours == pytest.approx(voc)
     text = summary(plan, read_rates(RATES), (8, 64, 512))
-    assert "| finetune | 64 | 64 | 8 |" in text and "| 512 |" in text
+    assert "| finetune | 88 | 112 | 8 |" in text and "| 512 |" in text
     # pretraining; its conversions and those of checkpoints; fine-tuning by backbone; the report
-    assert text.startswith("73 stages in 12 sbatch calls")
+    assert text.startswith("97 stages in 12 sbatch calls")
 
 
 def test_what_the_rates_lack_is_named(tmp_path: Path) -> None:

@@ -2,7 +2,10 @@
 
 import math
 
+from pipeline.config.references import load_references
 from pipeline.report.data import Curve, ProbeRow, ReportData, ResultRow, TaskInfo
+from pipeline.report.protocol import Protocol
+from pipeline.report.published import published_rows
 
 VOC = TaskInfo("voc", "Faster R-CNN on VOC", ("bbox/AP50", "bbox/AP", "bbox/AP75"))
 COCO = TaskInfo("coco", "Mask R-CNN on COCO", ("bbox/AP", "segm/AP"))
@@ -60,8 +63,11 @@ def case(ours="cw-rgp", reason="out of memory"):
 
 BOX = ("bbox/AP50", "bbox/AP", "bbox/AP75")
 MASK = ("segm/AP50", "segm/AP", "segm/AP75")
-PUBLISHED_VOC = TaskInfo("voc", "VOC", BOX, "voc-0712-faster-rcnn-r50-c4-24k")
-PUBLISHED_COCO = TaskInfo("coco", "COCO", BOX + MASK, "coco-mask-rcnn-r50-c4")
+REFERENCES = load_references()
+VOC_0712 = Protocol("VOC 07+12", "Faster R-CNN R50-C4", "24k")
+COCO_2X = Protocol("COCO 2017", "Mask R-CNN R50-C4", "2x")
+PUBLISHED_VOC = TaskInfo("voc", "VOC", BOX, published_rows(REFERENCES, VOC_0712))
+PUBLISHED_COCO = TaskInfo("coco", "COCO", BOX + MASK, published_rows(REFERENCES, COCO_2X))
 MORE = {"bbox/APs": 1.0, "bbox/APm": 2.0, "bbox/AP-cat": 3.0, "bbox/AP-dog": 5.0}
 
 

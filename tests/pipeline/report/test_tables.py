@@ -10,11 +10,14 @@ from pathlib import Path
 from rich.console import Console
 
 from pipeline.report.data import ProbeRow, results_json
-from pipeline.report.published import PUBLISHED
+from pipeline.report.html import html
+from pipeline.report.protocol import Protocol
+from pipeline.report.published import published_probes, published_rows
 from pipeline.report.tables import TableCell, latex, markdown, paper_table, results_csv, rich_tables
 
 CASES = runpy.run_path(str(Path(__file__).with_name("cases.py")))
 case, row, paper_case, VOC, COCO = itemgetter("case", "row", "paper_case", "VOC", "COCO")(CASES)
+REFERENCES, COCO_2X = itemgetter("REFERENCES", "COCO_2X")(CASES)
 
 
 def test_markdown_tables():
@@ -100,13 +103,91 @@ def test_columns_are_all_tasks_side_by_side():
 def test_own_lines_then_published_ones_with_their_source():
     table = paper_table(paper_case())
     names = [line.marked for line in table.lines]
-    assert names[:3] == ["random", "ours", "supervised ImageNet [1]"]
-    assert names[-1] == "CW-RGP 4, 200 epochs [2]" and len(names) == 7
-    shared = table.lines[-1].cells  # one line for both tasks
+    assert names[:4] == ["random", "ours", "random [1] §", "supervised ImageNet [2]"]
+    assert names[-1] == "INTL, 200 epochs, multi-crop [7]" and len(names) == 22
+    [shared] = [line.cells for line in table.lines if line.name.startswith("CW-RGP")]
     assert [cell.mean for cell in shared] == [
         "82.2", "57.2", "63.8", "60.5", "40.7", "44.1", "57.3", "35.5", "37.9",
     ]  # fmt: skip
+    assert [cell.std for cell in shared][3:6] == ["0.28", "0.14", "0.14"]
     assert all(cell == TableCell() for cell in table.lines[2].cells[3:])
+
+
+def test_notes_say_sources_protocols_searches_and_what_is_inferred():
+    notes = paper_table(paper_case()).notes
+    assert notes[1].startswith(
+        "Published numbers, not measured here: [1] arXiv 2011.10566, table 5;"
+    )
+    assert notes[2:] == (
+        "§ the fine-tuning learning rate was searched for each backbone: another protocol than "
+        "one rate for all, as here.",
+        "Not said whether the learning rate was searched: [4], [5].",
+        "Beside VOC: VOC 07+12, Faster R-CNN R50-C4, 24k; trained on trainval of 2007 and 2012, "
+        "measured on test of 2007.",
+        "Beside COCO: COCO 2017, Mask R-CNN R50-C4, 2x; trained on train2017, measured on val2017.",
+        "Beside COCO: schedule inferred, not said by the source, of CW-RGP, 200 epochs, 4 views.",
+    )
+    assert r"CW-RGP, 200 epochs, 4 views." in latex(paper_case())
+    assert r"\textit{random [1] \S{}}" in latex(paper_case())
+
+
+def test_rows_of_one_name_and_source_beside_one_task_keep_their_lines():
+    rows = published_rows(REFERENCES, COCO_2X)[2:3]
+    other = replace(rows[0], metrics={"bbox/AP": 1.0})
+    [voc, coco] = paper_case().tasks
+    data = replace(paper_case(), tasks=(voc, replace(coco, published=(*rows, other))))
+    found = [line for line in paper_table(data).lines if line.name.startswith("CW-RGP")]
+    assert [[cell.mean for cell in line.cells][3:5] for line in found] == [
+        ["60.5", "40.7"],
+        ["–", "1.0"],
+    ]
+
+
+def test_a_row_of_another_schedule_says_so_in_every_format():
+    rows = published_rows(
+        REFERENCES, Protocol("COCO 2017", "Mask R-CNN R50-C4", "1x"), "coco-mask-rcnn-r50-c4-2x"
+    )
+    [voc, coco] = paper_case().tasks
+    data = replace(paper_case(), tasks=(voc, replace(coco, published=rows)))
+    name = "CW-RGP, 200 epochs, 4 views (2x schedule, inferred)"
+    assert f"| *{name} \\[3\\]* | published | – | – | – | *60.5 ± 0.28* |" in markdown(data)
+    assert name in latex(data) and name in html(data)
+    [entry] = [
+        e
+        for e in json.loads(results_json(data))["tasks"][1]["published"]
+        if e["backbone"] == "CW-RGP"
+    ]
+    assert entry == {
+        "table": "coco-mask-rcnn-r50-c4-2x", "backbone": "CW-RGP", "epochs": 200, "views": 4,
+        "data": "COCO 2017", "detector": "Mask R-CNN R50-C4", "schedule": "2x",
+        "protocol": "trained on train2017, measured on val2017", "search": False,
+        "inferred": ["schedule"], "differs": ["schedule"],
+        "source": "README of github.com/winci-ai/CW-RGP",
+        "metrics": {
+            "bbox/AP50": 60.5, "bbox/AP": 40.7, "bbox/AP75": 44.1,
+            "segm/AP50": 57.3, "segm/AP": 35.5, "segm/AP75": 37.9,
+        },
+        "stds": {
+            "bbox/AP50": 0.28, "bbox/AP": 0.14, "bbox/AP75": 0.14,
+            "segm/AP50": 0.16, "segm/AP": 0.12, "segm/AP75": 0.14,
+        },
+    }  # fmt: skip
+
+
+def test_published_rows_beside_probes():
+    settings = {"data": {"name": "cifar10"}, "linear": {}, "knn": None}
+    rows = published_probes(REFERENCES, "cifar", settings, {"resnet18"})
+    probes = (ProbeRow("cw-rgp", "cifar", {"linear/top1": 90.0, "linear/top5": 99.0}),)
+    data = replace(case(), probes=probes, published_probes=rows)
+    text = markdown(data)
+    assert "| cw-rgp | 90.0 | 99.0 |\n" in text
+    assert "| *CW-RGP, 1000 epochs, 4 views \\[1\\]* | *92.47* | – |" in text
+    assert "- Beside cifar: cifar10, resnet18; linear classifier on features of the" in text
+    assert "CW-RGP, 1000 epochs, 4 views [1]</th>" in html(data)
+    assert "92.47" not in shown(rich_tables(data)[-1])  # a terminal shows what is measured here
+    [_, entry] = json.loads(results_json(data))["published_probes"]
+    assert (entry["probe"], entry["arch"], entry["views"]) == ("cifar", "resnet18", 4)
+    assert entry["metrics"] == {"linear/top1": 92.47}
 
 
 def test_significance_is_of_the_paired_test():
@@ -115,7 +196,7 @@ def test_significance_is_of_the_paired_test():
     text = markdown(paper_case())
     assert "| ours | 2 | **31.0 ± 1.4 ‡** | " in text
     assert "two-sided paired t-test" in text
-    assert "| *supervised ImageNet \\[1\\]* | published | *81.3* |" in text
+    assert "| *supervised ImageNet \\[2\\]* | published | *81.3* |" in text
 
 
 def test_latex_table_is_complete():
@@ -126,11 +207,10 @@ def test_latex_table_is_complete():
     body = [
         line for line in text.splitlines() if line.endswith(r"\\") and "multicolumn" not in line
     ]
-    assert len(body) == 8 and {line.count(" & ") for line in body} == {10}
+    assert len(body) == 23 and {line.count(" & ") for line in body} == {10}
 
 
 def test_published_numbers_are_never_among_the_results():
     found = json.loads(results_json(paper_case()))
     assert {entry["backbone"] for entry in found["rows"]} == {"random", "ours"}
     assert {entry["backbone"] for entry in found["summary"]} == {"random", "ours"}
-    assert all(row.source for rows in PUBLISHED.values() for row in rows)

@@ -1,0 +1,95 @@
+"""A task's protocol: data, detector and schedule, as published tables name them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+from pydantic import TypeAdapter
+
+from pipeline.plan.compatibility import task_value
+from transfer.config.data import KNOWN_DATASETS, CocoData, DetectionData, VocData
+
+IMAGES_PER_STEP = 16  # published schedules count iterations of so many images
+COCO_1X = 90_000
+PUBLISHED_DATA: dict[tuple[tuple[str, ...], tuple[str, ...]], str] = {
+    (("voc_2007_trainval", "voc_2012_trainval"), ("voc_2007_test",)): "VOC 07+12",
+    (("voc_2007_trainval",), ("voc_2007_test",)): "VOC 07",
+    (("coco_2017_train",), ("coco_2017_val",)): "COCO 2017",
+}
+LAYOUTS = {  # by the names of detectron2's backbone and heads
+    ("build_resnet_backbone", "Res5ROIHeads"): "C4",
+    ("build_resnet_backbone", "Res5ROIHeadsExtraNorm"): "C4",
+    ("build_resnet_fpn_backbone", "StandardROIHeads"): "FPN",
+}
+PLACES = {"annotations", "images", "root"}
+DATA: TypeAdapter[CocoData | VocData] = TypeAdapter(DetectionData)
+
+
+class Protocol(NamedTuple):
+    """What has to be equal for two rows to stand beside each other; empty where nobody names it."""
+
+    data: str = ""
+    detector: str = ""
+    schedule: str = ""
+
+
+def protocol_of(settings: dict[str, Any]) -> Protocol:
+    """Return the protocol of a fine-tuning from its settings (`FinetuneConfig` as JSON).
+
+    The schedule is told by the number of images, so that fewer GPUs with smaller batches and more
+    iterations keep it. 1x of COCO is 90,000 iterations of 16 images.
+
+    Example:
+        >>> sets = {"TRAIN": ["coco_2017_train"], "TEST": ["coco_2017_val"]}
+        >>> task = {"DATASETS": sets, "MODEL": {"MASK_ON": True}, "SOLVER": {"MAX_ITER": 180_000}}
+        >>> protocol_of({"detectron2": task})
+        Protocol(data='COCO 2017', detector='Mask R-CNN R50-C4', schedule='2x')
+    """
+    task = settings["detectron2"]
+    declared = settings.get("datasets", {})
+    names = (set_names(task, "TRAIN"), set_names(task, "TEST"))
+    as_published = all(_is_as_known(name, declared) for listed in names for name in listed)
+    data = PUBLISHED_DATA.get((tuple(sorted(names[0])), names[1]), "") if as_published else ""
+    return Protocol(data, _detector(task), _schedule(task, data))
+
+
+def set_names(task: dict[str, Any], key: Literal["TRAIN", "TEST"]) -> tuple[str, ...]:
+    """Return the sets that a detectron2 config trains on or is measured on."""
+    value = task_value(task, f"DATASETS.{key}")
+    return tuple(map(str, value)) if isinstance(value, list | tuple) else ()
+
+
+def _is_as_known(name: str, declared: dict[str, Any]) -> bool:
+    """Whether a set is the known one of its name, wherever it lies."""
+    if name not in declared or name not in KNOWN_DATASETS:
+        return name in KNOWN_DATASETS
+    given = DATA.validate_python(declared[name]).model_dump(exclude=PLACES)
+    return bool(given == KNOWN_DATASETS[name].model_dump(exclude=PLACES))
+
+
+def _detector(task: dict[str, Any]) -> str:
+    """Return `Mask R-CNN R50-C4`; empty for all but Faster and Mask R-CNN on a plain ResNet."""
+    part = {
+        key: task_value(task, f"MODEL.{key}")
+        for key in (
+            "META_ARCHITECTURE", "KEYPOINT_ON", "MASK_ON", "BACKBONE.NAME", "ROI_HEADS.NAME",
+            "RESNETS.DEPTH", "RESNETS.NUM_GROUPS", "RESNETS.WIDTH_PER_GROUP",
+        )
+    }  # fmt: skip
+    layout = LAYOUTS.get((str(part["BACKBONE.NAME"]), str(part["ROI_HEADS.NAME"])))
+    plain = (part["RESNETS.NUM_GROUPS"], part["RESNETS.WIDTH_PER_GROUP"]) == (1, 64)
+    is_rcnn = part["META_ARCHITECTURE"] == "GeneralizedRCNN" and not part["KEYPOINT_ON"]
+    if layout is None or not plain or not is_rcnn:
+        return ""
+    kind = "Mask R-CNN" if part["MASK_ON"] else "Faster R-CNN"
+    return f"{kind} R{part['RESNETS.DEPTH']}-{layout}"
+
+
+def _schedule(task: dict[str, Any], data: str) -> str:
+    """Return `1x` or `2x` on COCO, `24k` on others."""
+    parts = [task_value(task, f"SOLVER.{key}") for key in ("MAX_ITER", "IMS_PER_BATCH")]
+    if not all(isinstance(value, int) for value in parts):
+        return ""
+    iterations = parts[0] * parts[1] / IMAGES_PER_STEP
+    is_coco = data.startswith("COCO")
+    return f"{iterations / COCO_1X:.4g}x" if is_coco else f"{iterations / 1000:.4g}k"
