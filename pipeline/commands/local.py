@@ -97,7 +97,9 @@ def rebuild_report(plan: Plan, console: Console) -> int:
 
 def show_report(plan: Plan, console: Console) -> None:
     """Print the result tables and the path of the page."""
-    for table in rich_tables(collect(plan)):
+    data = collect(plan)
+    for table in rich_tables(data):
         console.print(table)
+    tell(console, list(data.remarks))
     page = (report_dir(plan) / "index.html").absolute()
     console.print(f"report: {page}", soft_wrap=True, highlight=False)

@@ -16,6 +16,7 @@ from rich.text import Text
 from pipeline.config.suggestions import unknown
 from pipeline.executors.slurm.states import Standing, last_lines, read_standings
 from pipeline.plan.plan import Plan
+from pipeline.report.remarks import remarks
 from pipeline.stages.run_folder import Status
 
 STYLES = {"done": "green", "failed": "red", "running": "yellow", "queued": "cyan"}
@@ -31,6 +32,7 @@ MAX_REASONS = 20
 def show_status(plan: Plan, console: Console, watch: bool = False, as_json: bool = False) -> int:
     """Print where every stage stands; return 1 if any failed."""
     standings, notes = read_standings(plan)
+    notes += remarks(plan)
     if as_json:
         print(json.dumps(status_json(plan, standings, notes), indent=2))
         return _code(standings)
@@ -41,6 +43,7 @@ def show_status(plan: Plan, console: Console, watch: bool = False, as_json: bool
         while any(standing.status in ("queued", "running") for standing in standings.values()):
             time.sleep(WATCH_EVERY_S)
             standings, notes = read_standings(plan)
+            notes += remarks(plan)
             live.update(status_text(plan, standings, notes), refresh=True)
     return _code(standings)
 

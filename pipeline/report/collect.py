@@ -22,8 +22,9 @@ from pipeline.report.data import (
     ResultRow,
     TaskInfo,
 )
-from pipeline.report.protocol import Protocol, protocol_of
+from pipeline.report.protocol import Protocol, ap_rule, protocol_of
 from pipeline.report.published import published_probes, published_rows
+from pipeline.report.remarks import remarks
 from pipeline.stages.files import read_json, sha256_of
 from pipeline.stages.provenance import code_state
 from pipeline.stages.run_folder import LOG, MANIFEST, METRICS, State, first_broken, read_state
@@ -46,6 +47,7 @@ def collect(plan: Plan) -> ReportData:
     finetunes = [stage for stage in plan.stages if stage.kind == "finetune"]
     models = {stage.task: stage.settings["detectron2"].get("MODEL", {}) for stage in finetunes}
     protocols = {stage.task: protocol_of(stage.settings) for stage in finetunes}
+    rules = {stage.task: ap_rule(stage.settings) for stage in finetunes}
     config = plan.config
     references = references_of(config, plan.config_file)
     command = "python tools/run_pipeline.py run --config-file " + shlex.join(
@@ -60,6 +62,7 @@ def collect(plan: Plan) -> ReportData:
                 task.title or task.name,
                 AP_METRICS if models.get(task.name, {}).get("MASK_ON") else AP_METRICS[:3],
                 published_rows(references, protocols.get(task.name, Protocol()), task.reference),
+                rules.get(task.name, ""),
             )
             for task in config.tasks
         ),
@@ -77,6 +80,7 @@ def collect(plan: Plan) -> ReportData:
         finetuning=tuple(_curve(stage) for stage in finetunes),
         provenance=_provenance(manifests),
         command=command,
+        remarks=tuple(remarks(plan)),
         published_probes=_published_probes(plan, references, manifests),
     )
 

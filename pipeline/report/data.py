@@ -78,13 +78,15 @@ class PublishedProbe:
 class TaskInfo:
     """A detection task and its metrics, in the order of the columns.
 
-    `published` are the rows that stand beside it.
+    `published` are the rows that stand beside it; `rule` says by which rule its AP is
+    measured.
     """
 
     name: str
     title: str
     metrics: tuple[str, ...]
     published: tuple[PublishedRow, ...] = ()
+    rule: str = ""
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,10 @@ class Curve:
 
 @dataclass(frozen=True)
 class ReportData:
-    """Everything a report shows; `backbones` and `tasks` in display order."""
+    """Everything a report shows; `backbones` and `tasks` in display order.
+
+    `remarks` say what makes a number mean less than it seems to.
+    """
 
     pipeline: str
     backbones: tuple[str, ...]
@@ -144,6 +149,7 @@ class ReportData:
     finetuning: tuple[Curve, ...]
     provenance: dict[str, Any]
     command: str
+    remarks: tuple[str, ...] = ()
     published_probes: tuple[PublishedProbe, ...] = ()
 
 
@@ -372,6 +378,7 @@ class TaskEntry(Part):
 
     name: str
     title: str
+    rule: str = Field(description="by which rule its AP is measured")
     published: tuple[PublishedEntry, ...]
 
 
@@ -424,6 +431,7 @@ class Results(Part):
     unfinished: tuple[UnfinishedEntry, ...]
     summary: tuple[SummaryEntry, ...]
     tasks: tuple[TaskEntry, ...] = ()  # what has a default is not in older files
+    remarks: tuple[str, ...] = ()
     published_probes: tuple[PublishedProbeEntry, ...] = ()
 
 
@@ -450,6 +458,7 @@ def results_json(data: ReportData) -> str:
             "unfinished": [row for row in data.rows if row.status != "done"],
             "summary": summary,
             "tasks": data.tasks,
+            "remarks": data.remarks,
             "published_probes": data.published_probes,
         },
         from_attributes=True,

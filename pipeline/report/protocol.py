@@ -1,4 +1,4 @@
-"""A task's protocol: data, detector and schedule, as published tables name them."""
+"""A task's protocol: data, detector and schedule as published tables name them, the rule of AP."""
 
 from __future__ import annotations
 
@@ -51,6 +51,13 @@ def protocol_of(settings: dict[str, Any]) -> Protocol:
     as_published = all(_is_as_known(name, declared) for listed in names for name in listed)
     data = PUBLISHED_DATA.get((tuple(sorted(names[0])), names[1]), "") if as_published else ""
     return Protocol(data, _detector(task), _schedule(task, data))
+
+
+def ap_rule(settings: dict[str, Any]) -> str:
+    """Return in words by which rule a task's AP is measured, as layout and year of its set say."""
+    declared = settings.get("datasets", {})
+    names = [name for name in set_names(settings["detectron2"], "TEST") if name in declared]
+    return "; ".join(dict.fromkeys(DATA.validate_python(declared[name]).ap_rule for name in names))
 
 
 def set_names(task: dict[str, Any], key: Literal["TRAIN", "TEST"]) -> tuple[str, ...]:

@@ -33,6 +33,7 @@ from pipeline.report.text import (
     one_line,
     p_text,
     provenance,
+    rule_text,
     task_decimals,
     verdict_heading,
     verdict_text,
@@ -212,6 +213,8 @@ def paper_table(data: ReportData) -> Table:
             "same seed against same seed, not corrected for the number of comparisons."
         )
     notes += _published_notes(data, published)
+    rules = ((task.title, rule_text(data, task)) for task in data.tasks)
+    notes += [f"AP of {title}: {rule}." for title, rule in rules if rule]
     headings = tuple(f"{heading} {name}" for heading, names in groups for name in names)
     return Table("", headings, (*lines, *published), groups=groups, notes=tuple(notes))
 
@@ -285,6 +288,7 @@ def _sources_note(sources: Iterable[str]) -> str:
 def markdown(data: ReportData) -> str:
     """Return the report's tables in GitHub's Markdown."""
     parts = [f"# {md(data.pipeline)}: transfer to detection", bullets(findings(data))]
+    parts.append(bullets(data.remarks))
     paper = paper_table(data)
     parts += [_markdown_table(paper, _text_and_mark), bullets(paper.notes)]
     for summary in summarise(data):
@@ -374,6 +378,8 @@ def rich_tables(data: ReportData) -> list[RichTable]:
         kinds = dict.fromkeys(metric.partition("/")[0] for metric in metrics)
         for kind in kinds if len(metrics) > 3 else [None]:
             table = task_table(summary, data.baseline, kind)
+            if rule := rule_text(data, summary.task):
+                table = replace(table, title=f"{table.title} ({rule})")
             verdicts = ["Beyond\nspread"] if table.verdict_heading else []
             tables.append(_rich_table(table, ["Backbone", "Seeds", *table.headings, *verdicts]))
         failures = "\n".join(f"failed: {text}" for text in table.failures)
@@ -462,9 +468,10 @@ def results_csv(data: ReportData) -> str:
     columns |= dict.fromkeys(name for row in data.rows for name in sorted(row.metrics))
     buffer = StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["backbone", "task", "seed", "status", *columns])
+    rules = {task.name: task.rule for task in data.tasks}
+    writer.writerow(["backbone", "task", "seed", "status", *columns, "ap_rule"])
     for row in data.rows:
         values = row.metrics if row.status == "done" else {}
         cells = (finite(values.get(name)) for name in columns)
-        writer.writerow([row.backbone, row.task, row.seed, row.status, *cells])
+        writer.writerow([row.backbone, row.task, row.seed, row.status, *cells, rules[row.task]])
     return buffer.getvalue()

@@ -79,6 +79,20 @@ def one_line(text: str) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
+def rule_text(data: ReportData, task: TaskInfo) -> str:
+    """`VOC 2007's, the mean of 11 precisions; 8 of 10 classes measured`: what an AP is a mean of.
+
+    Evaluation counts classes where the set has no object of some.
+    """
+    counts = [
+        [row.metrics.get(f"classes/{key}") for key in ("measured", "all")]
+        for row in data.rows
+        if row.task == task.name and row.status == "done"
+    ]
+    measured = (f"{n:.0f} of {m:.0f} classes measured" for n, m in counts if n and m)
+    return "; ".join(filter(None, [task.rule, *dict.fromkeys(measured)]))
+
+
 def failure_text(row: ResultRow) -> str:
     """`cw-rgp, seed 2: CUDA out of memory (log: runs/.../log.txt)`."""
     reason = one_line(row.reason or "") or "no reason recorded"
@@ -171,7 +185,8 @@ def warnings(data: ReportData) -> list[str]:
     counts["from modified (uncommitted) code, marked †"] = sum(
         row.dirty and row.status == "done" for row in data.rows
     )
-    return [f"{n} of {len(data.rows)} fine-tunings {text}" for text, n in counts.items() if n]
+    lines = [f"{n} of {len(data.rows)} fine-tunings {text}" for text, n in counts.items() if n]
+    return [*lines, *data.remarks]
 
 
 # --- provenance -------------------------------------------------------------------------------

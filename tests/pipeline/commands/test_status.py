@@ -86,3 +86,18 @@ def test_logs_are_found_by_the_name_of_the_stage(fake, capsys: pytest.CaptureFix
     assert "unknown stage 'pretrain/z'; did you mean 'pretrain/" in capsys.readouterr().err
     assert commands.execute("logs", CONFIG, ["seeds=[0]"]) == 2
     assert "--stage is missing; tiny has " in capsys.readouterr().err
+
+
+def test_remarks_on_the_results_are_among_the_notes(
+    fake, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = [
+        "seeds=[0]",
+        "backbones=[{name: random, random: true}]",
+        "tasks.0.overrides=[MODEL.BACKBONE.FREEZE_AT=3]",
+    ]
+    wanted = "MODEL.BACKBONE.FREEZE_AT is 3: its stem, res2, res3 stay random"
+    commands.execute("status", CONFIG, changes, Options(as_json=True))
+    assert any(wanted in note for note in json.loads(capsys.readouterr().out)["notes"])
+    commands.execute("status", CONFIG, changes, Options())
+    assert wanted in capsys.readouterr().out

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.yaml_files import load_changed, load_yaml
-from pipeline.report.protocol import Protocol, protocol_of
-from transfer.config.data import KNOWN_DATASETS
+from pipeline.report.protocol import Protocol, ap_rule, protocol_of
+from transfer.config.data import KNOWN_DATASETS, VocData
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs" / "transfer"
 FASTER, MASK = "Faster R-CNN", "Mask R-CNN"
@@ -115,3 +115,18 @@ def test_part_of_a_set_or_another_test_is_other_data() -> None:
     )
     other = protocol_of(changed("voc_faster_rcnn_r50_c4_24k", "DATASETS.TEST=[voc_2012_val]"))
     assert (part.data, other.data) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("year", "rule"),
+    [
+        (2007, "VOC 2007's, the mean of 11 precisions"),
+        (2012, "VOC 2012's, the area under the curve"),
+    ],
+)
+def test_the_year_of_the_evaluated_set_says_the_rule(year: int, rule: str) -> None:
+    mine = VocData(root=Path("mine"), split="test", year=year).model_dump(mode="json")
+    found = changed("voc_faster_rcnn_r50_c4_24k", "DATASETS.TEST=[mine]", mine=mine)
+    assert ap_rule(found) == rule
+    coco = ap_rule(changed("coco_mask_rcnn_r50_c4_1x"))
+    assert coco == "COCO's, of at most 100 detections an image"

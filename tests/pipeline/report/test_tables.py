@@ -82,10 +82,10 @@ def shown(table):
 
 def test_results_csv_is_wide_with_one_line_per_planned_run():
     lines = results_csv(case()).splitlines()
-    assert lines[0] == "backbone,task,seed,status,bbox/AP50,bbox/AP,bbox/AP75,segm/AP"
-    assert lines[1] == "random,voc,0,done,30.0,16.0,14.0,"
-    assert lines[7] == "cw-rgp,coco,0,done,,20.0,,"
-    assert lines[8] == "cw-rgp,coco,1,failed,,,,"
+    assert lines[0] == "backbone,task,seed,status,bbox/AP50,bbox/AP,bbox/AP75,segm/AP,ap_rule"
+    assert lines[1] == "random,voc,0,done,30.0,16.0,14.0,,"
+    assert lines[7] == "cw-rgp,coco,0,done,,20.0,,,"
+    assert lines[8] == "cw-rgp,coco,1,failed,,,,,"
     assert len(lines) == 9
 
 
@@ -126,8 +126,9 @@ def test_notes_say_sources_protocols_searches_and_what_is_inferred():
         "measured on test of 2007.",
         "Beside COCO: COCO 2017, Mask R-CNN R50-C4, 2x; trained on train2017, measured on val2017.",
         "Beside COCO: schedule inferred, not said by the source, of CW-RGP, 200 epochs, 4 views.",
+        "AP of VOC: the 11 points'.",
     )
-    assert r"CW-RGP, 200 epochs, 4 views." in latex(paper_case())
+    assert r"CW-RGP, 200 epochs, 4 views. AP of VOC: the 11 points'." in latex(paper_case())
     assert r"\textit{random [1] \S{}}" in latex(paper_case())
 
 
@@ -188,6 +189,29 @@ def test_published_rows_beside_probes():
     [_, entry] = json.loads(results_json(data))["published_probes"]
     assert (entry["probe"], entry["arch"], entry["views"]) == ("cifar", "resnet18", 4)
     assert entry["metrics"] == {"linear/top1": 92.47}
+
+
+def test_the_rule_of_ap_and_the_classes_measured_are_said_with_the_table():
+    counts = {"classes/measured": 8.0, "classes/all": 10.0}
+    data = case()
+    rows = tuple(
+        replace(r, metrics=r.metrics | counts) if r.task == "voc" else r for r in data.rows
+    )
+    data = replace(data, rows=rows, tasks=(replace(VOC, rule="VOC 2007's, 11"), COCO))
+    text = "VOC 2007's, 11; 8 of 10 classes measured"
+    assert f"- AP of Faster R-CNN on VOC: {text}.\n" in markdown(data)
+    assert f"AP of Faster R-CNN on VOC: {text}." in latex(data)
+    assert f"({text})" in " ".join(shown(rich_tables(data)[0]).split())
+    assert json.loads(results_json(data))["tasks"][0]["rule"] == "VOC 2007's, 11"
+    assert results_csv(data).splitlines()[1].endswith(',8.0,"VOC 2007\'s, 11"')
+    assert "AP of" not in markdown(case())
+
+
+def test_remarks_stand_before_the_numbers():
+    data = replace(case(), remarks=("cw-rgp: <b> collapsed",))
+    assert "\n\n- cw-rgp: &lt;b&gt; collapsed\n\n| Backbone" in markdown(data)
+    assert "<li>cw-rgp: &lt;b&gt; collapsed</li>" in html(data)
+    assert json.loads(results_json(data))["remarks"] == ["cw-rgp: <b> collapsed"]
 
 
 def test_significance_is_of_the_paired_test():

@@ -1,0 +1,86 @@
+"""Remarks on collapsed pretrainings and frozen random backbones, as rules and of a whole plan."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.plan.build import load_plan
+from pipeline.report.remarks import collapse_signs, remarks
+from pipeline.stages.run_folder import write_manifest
+
+RECIPE = Path(__file__).resolve().parents[3] / "configs" / "pretrain" / "digits_w_mse.yaml"
+SETTINGS = {
+    "batch_size": 128,
+    "num_views": 4,
+    "loss": {"sub_batch": 32, "iterations": 2, "groups": 2},  # 4 x 2 x 4 x 2 = 64 a step
+}
+
+
+def end(step: float, count: float, **ranks: float) -> dict[str, float]:
+    return {"step": step, "regularized": count, "encoding/rank": 9.0, "embedding/rank": 9.0} | {
+        f"{name}/rank": value for name, value in ranks.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("metrics", "before", "signs"),
+    [
+        (end(20, 0), [(10, 0)], []),
+        (end(20, 20 * 64), [(10, 640)], ["all 1,280 factorisations were regularised"]),
+        (end(20, 20 * 64 - 1), [(10, 640)], []),
+        (end(20, 700), [(5, 0), (10, 60)],
+         ["every factorisation of the last 10 steps was regularised"]),
+        (end(20, 699), [(10, 60)], []),
+        (end(20, 0, encoding=0.0), [], ["the encoding has rank 0"]),
+        (end(20, 0, embedding=0.0), [], ["the embedding has rank 0"]),
+        (end(20, 0, whitened=0.0), [], []),
+        ({}, [], []),
+    ],
+)  # fmt: skip
+def test_signs_of_collapse(metrics: dict, before: list, signs: list[str]) -> None:
+    points = [end(step, count) for step, count in before] + ([metrics] if metrics else [])
+    assert collapse_signs(SETTINGS, metrics, points) == signs
+
+
+def test_a_loss_that_whitens_nothing_has_no_ridges_to_count() -> None:
+    control = SETTINGS | {"loss": {"sub_batch": None, "iterations": 1, "groups": 1}}
+    assert collapse_signs(control, end(20, 0), []) == []
+    assert collapse_signs(control, end(20, 0, encoding=0.0), []) == ["the encoding has rank 0"]
+
+
+def test_a_whole_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    sets = {"TRAIN": ["voc_2007_trainval"], "TEST": ["voc_2007_test"]}
+    model = {"RESNETS": {"DEPTH": 18}, "PIXEL_MEAN": [123.675, 116.28, 103.53],
+             "PIXEL_STD": [58.395, 57.12, 57.375]}  # fmt: skip
+    task = {"DATASETS": sets, "MODEL": model, "INPUT": {"FORMAT": "RGB"}}
+    recipe = {"_BASE_": str(RECIPE), "num_views": 2, "max_steps": 3}
+    tasks = [
+        {"name": "voc", "config": "task.yaml", "title": "VOC"},
+        {"name": "whole", "config": "task.yaml", "overrides": ["MODEL.BACKBONE.FREEZE_AT=0"]},
+    ]
+    config = {
+        "name": "p",
+        "backbones": [{"name": "random", "random": True}, {"name": "mine", "pretrain": "r.yaml"}],
+        "tasks": tasks,
+        "seeds": [0, 1],
+    }
+    for name, content in {"task": task, "r": recipe, "plan": config}.items():
+        Path(f"{name}.yaml").write_text(json.dumps(content), encoding="utf-8")
+    plan = load_plan(Path("plan.yaml"), [], on_paper=True)
+    frozen = (  # the config is silent, and detectron2's own value is 2
+        "random on VOC: MODEL.BACKBONE.FREEZE_AT is 2: its stem, res2 stay random to the end, "
+        "which costs AP"
+    )
+    assert remarks(plan) == [frozen]
+    [stage] = [stage for stage in plan.stages if stage.kind == "pretrain"]
+    stage.run_dir.mkdir(parents=True)
+    (stage.run_dir / "backbone.pth").touch()
+    job = {"stage": "pretrain", "outputs": ["backbone.pth"]}
+    write_manifest(stage.run_dir, job, end(3, 3 * 2), {})
+    assert remarks(plan) == [
+        frozen,
+        "mine: the pretraining collapsed (all 6 factorisations were regularised); results with it "
+        "are of features that do not tell images apart",
+    ]
