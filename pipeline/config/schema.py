@@ -102,7 +102,7 @@ class PipelineConfig(Section):
         """Return the folder of this pipeline's runs."""
         return self.output_dir / self.name
 
-    @field_validator("references", mode="before")
+    @field_validator("references", mode="before", json_schema_input_type=tuple[Path, ...] | Path)
     @classmethod
     def _one_or_several(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str | Path) else value

@@ -26,7 +26,11 @@ DATA: TypeAdapter[CocoData | VocData] = TypeAdapter(DetectionData)
 
 
 class Protocol(NamedTuple):
-    """What has to be equal for two rows to stand beside each other; empty where nobody names it."""
+    """What has to be equal for two rows to stand beside each other.
+
+    The data are of a published name, or `train -> test` as the sets are called; a detector that is
+    neither Faster nor Mask R-CNN on a plain ResNet is empty.
+    """
 
     data: str = ""
     detector: str = ""
@@ -49,7 +53,9 @@ def protocol_of(settings: dict[str, Any]) -> Protocol:
     declared = settings.get("datasets", {})
     names = (set_names(task, "TRAIN"), set_names(task, "TEST"))
     as_published = all(_is_as_known(name, declared) for listed in names for name in listed)
-    data = PUBLISHED_DATA.get((tuple(sorted(names[0])), names[1]), "") if as_published else ""
+    train, test = tuple(sorted(names[0])), names[1]
+    data = PUBLISHED_DATA.get((train, test), "") if as_published else ""
+    data = data or f"{'+'.join(train)} -> {'+'.join(test)}"
     return Protocol(data, _detector(task), _schedule(task, data))
 
 
