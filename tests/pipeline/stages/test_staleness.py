@@ -153,7 +153,7 @@ def test_a_lost_output_and_a_folder_edited_by_hand(done: Plan) -> None:
     assert not any("pretrain/a:" in line for line in again())
 
 
-def test_plan_prints_it(done: Plan, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_prints_it(fakes: Path, done: Plan, capsys: pytest.CaptureFixture[str]) -> None:
     edit("configs/a.yaml", lambda content: content["optimizer"].update(lr=0.002))
     line = "again: pretrain/a: optimizer.lr: before 0.001, now 0.002"
     for executor in ("local", "slurm"):
