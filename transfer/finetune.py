@@ -12,7 +12,6 @@ from detectron2.data import DatasetCatalog
 
 from transfer.config.data import CocoData
 from transfer.config.finetune import FinetuneConfig
-from transfer.datasets.check import detection_faults
 from transfer.datasets.register import category_ids, class_names, register
 from transfer.detection.cfg import (
     build_cfg,
@@ -20,6 +19,7 @@ from transfer.detection.cfg import (
     check_companion,
     class_faults,
     config_faults,
+    data_faults,
     notes_before_start,
     recipe_faults,
 )
@@ -99,13 +99,12 @@ def check_stage(config: dict[str, Any]) -> list[str]:
     if faults := faults + recipe_faults(cfg, settings.datasets, num_processes):
         return faults
     for name, data in settings.datasets.items():
-        evaluated = name in cfg.DATASETS.TEST
-        if evaluated and isinstance(data, CocoData) and data.fraction is not None:
+        is_part = isinstance(data, CocoData) and data.fraction is not None
+        if is_part and name in cfg.DATASETS.TEST:
             faults.append(
                 f"{name}: a part of a set is for training; DATASETS.TEST wants a whole one"
             )
-        masks = cfg.MODEL.MASK_ON
-        faults += detection_faults(data, evaluated=evaluated, masks=masks, name=name)
+    faults += data_faults(cfg, settings.datasets)
     if not faults:
         register(settings.datasets)
         faults += class_faults(cfg)

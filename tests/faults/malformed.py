@@ -313,10 +313,11 @@ VOC = """<annotation><size><width>64</width><height>48</height><depth>3</depth><
 def write_voc(root: Path) -> None:
     for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (root / name).mkdir(parents=True)
-    for index in range(3):
+    for index in range(6):
         (root / "Annotations" / f"{index}.xml").write_text(VOC, encoding="utf-8")
-        _picture(root / "JPEGImages" / f"{index}.jpg", (64, 48))
+        Image.new("RGB", (64, 48), (40 * index, 0, 0)).save(root / "JPEGImages" / f"{index}.jpg")
     (root / "ImageSets" / "Main" / "all.txt").write_text("0\n1\n2\n", encoding="utf-8")
+    (root / "ImageSets" / "Main" / "rest.txt").write_text("3\n4\n5\n", encoding="utf-8")
 
 
 def bomb() -> bytes:

@@ -168,12 +168,12 @@ def test_malformed_data_are_refused(
 
 
 def use_voc(folder: Path) -> None:
-    """Let the task train and be measured on the set in VOC's layout."""
+    """Let the task be measured on the set in VOC's layout, and train on the rest of it."""
     config = yaml.safe_load((folder / "tiny.yaml").read_text("utf-8"))
-    config["datasets"] = {"mine": VOC_SET}
+    config["datasets"] = {"mine": VOC_SET, "rest": VOC_SET | {"split": "rest"}}
     (folder / "tiny.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     task = yaml.safe_load((folder / "boxes.yaml").read_text("utf-8"))
-    task["DATASETS"] = {"TRAIN": ["mine"], "TEST": ["mine"]}
+    task["DATASETS"] = {"TRAIN": ["rest"], "TEST": ["mine"]}
     task["MODEL"]["ROI_HEADS"]["NUM_CLASSES"] = 1
     (folder / "boxes.yaml").write_text(yaml.safe_dump(task), encoding="utf-8")
 

@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import logging
-import os
-import stat
-import warnings
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
+from collections.abc import Iterator, Mapping
 from typing import Literal, NamedTuple
 
-from PIL import Image
-
-from transfer.config.data import CocoData, VocData
+from transfer.config.data import KNOWN_DATASETS, CocoData, VocData
 from transfer.datasets.coco import check_coco
-from transfer.datasets.findings import Finding, Findings, ImageJob, Needs
-from transfer.datasets.voc import check_voc
+from transfer.datasets.duplicates import common_findings, repeated_findings
+from transfer.datasets.findings import Finding, Findings, Needs, class_findings, tally_findings
+from transfer.datasets.images import check_images
+from transfer.datasets.voc import check_voc, split_file
 
 logger = logging.getLogger(__name__)
 Decode = Literal["auto", "all", "none"]
 DECODE_LIMIT = 2_000
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
-ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)  # of EXIF
-BATCH = 64
 
 # Images and objects. VOC's are those of its own statistics, without the difficult ones; COCO's are
 # the entries of its annotation files, crowds included (cocodataset/cocoapi, issue 117).
@@ -58,31 +50,47 @@ class SetReport(NamedTuple):
         )
 
 
+def check_sets(
+    sets: Mapping[str, tuple[CocoData | VocData, Needs]], decode: Decode = "auto"
+) -> Iterator[tuple[str, SetReport]]:
+    """Yield the report of each set: annotations, ids, boxes, masks, images, counts, copies.
+
+    Every image is opened and its size compared; `auto` decodes them in sets of up to 2,000 images
+    and in those that AP is measured on, which else are decoded first when training is over. A set
+    that is measured on is compared with what its tasks train on. At most ten lines of a kind are
+    kept, and one that says how many more there are.
+    """
+    examined: dict[str, Findings] = {}
+
+    def examine(name: str) -> Findings:
+        if name not in examined:
+            examined[name] = _examined(name, *sets[name], decode)
+        return examined[name]
+
+    for name, (_, needs) in sets.items():
+        findings = examine(name)
+        for names in needs.train_sets:
+            trained = [examine(other) for other in names if other in sets]
+            findings.add(common_findings(findings, trained))
+            if trained and len(trained) == len(names):
+                findings.add(class_findings(findings, trained))
+        yield (
+            name,
+            SetReport(
+                num_images=findings.num_images,
+                num_objects=findings.num_objects,
+                num_decoded=findings.num_decoded,
+                faults=findings.report(notes=False),
+                notes=findings.report(notes=True),
+            ),
+        )
+
+
 def check_set(
     name: str, data: CocoData | VocData, needs: Needs, decode: Decode = "auto"
 ) -> SetReport:
-    """Check annotations, ids, boxes, masks, images, and the counts of the sets everybody knows.
-
-    Every image is opened and its size compared; `auto` decodes them in sets of up to 2,000 images
-    and in those that AP is measured on, which else are decoded first when training is over.
-    At most ten lines of a kind are kept, and one that says how many more there are.
-    """
-    place = data.annotations if isinstance(data, CocoData) else data.root
-    findings = Findings(needs, place, is_published=name in KNOWN_COUNTS)
-    check = check_coco(data, findings) if isinstance(data, CocoData) else check_voc(data, findings)
-    findings.add(check)
-    if name in KNOWN_COUNTS and findings.num_images:
-        findings.add(_count_findings(name, findings))
-    is_auto = needs.evaluated or len(findings.jobs) <= DECODE_LIMIT
-    decoded = decode == "all" or (decode == "auto" and is_auto)
-    findings.add(check_images(findings.jobs, decode=decoded))
-    return SetReport(
-        num_images=findings.num_images,
-        num_objects=findings.num_objects,
-        num_decoded=len(findings.jobs) if decoded else 0,
-        faults=findings.report(notes=False),
-        notes=findings.report(notes=True),
-    )
+    """Return the report of `check_sets` of one set."""
+    return dict(check_sets({name: (data, needs)}, decode))[name]
 
 
 def detection_faults(
@@ -92,69 +100,56 @@ def detection_faults(
 
     A set that is only trained on may lack what only an evaluation reads; `masks` asks for masks.
     """
-    report = check_set(name, data, Needs(evaluated, masks))
-    for line in report.notes:
-        logger.warning("%s", line)
-    return report.faults
+    return task_faults({name: (data, Needs(evaluated, masks))})
+
+
+def task_faults(sets: Mapping[str, tuple[CocoData | VocData, Needs]]) -> list[str]:
+    """Return the faults of the sets of a task, one a line; their notes are logged."""
+    faults: list[str] = []
+    for _, report in check_sets(sets):
+        for line in report.notes:
+            logger.warning("%s", line)
+        faults += report.faults
+    return faults
+
+
+def _examined(name: str, data: CocoData | VocData, needs: Needs, decode: Decode) -> Findings:
+    """Return the findings of one set by itself."""
+    whole = whole_of(name)
+    named = name, whole in KNOWN_COUNTS
+    if isinstance(data, CocoData):
+        findings = Findings(needs, data.annotations, data.images, *named)
+        findings.add(check_coco(data, findings))
+    else:
+        findings = Findings(needs, split_file(data), data.root / "JPEGImages", *named)
+        findings.add(check_voc(data, findings))
+    if whole in KNOWN_COUNTS and findings.num_images:
+        findings.add(_count_findings(whole, findings))
+    is_auto = needs.evaluated or len(findings.jobs) <= DECODE_LIMIT
+    findings.add(check_images(findings, decode=decode == "all" or (decode == "auto" and is_auto)))
+    findings.add_of_size()
+    findings.is_read = not findings.report(notes=False)
+    if findings.is_read:
+        findings.add(tally_findings(findings))
+    findings.add(repeated_findings(findings))
+    return findings
+
+
+def whole_of(name: str) -> str:
+    """Return the name of the set that a known part is a part of; any other name as it is."""
+    data = KNOWN_DATASETS.get(name)
+    if not isinstance(data, CocoData) or data.fraction is None:
+        return name
+    whole = data.model_copy(update={"fraction": None, "subset_seed": 0})
+    return next(other for other, known in KNOWN_DATASETS.items() if known == whole)
 
 
 def _count_findings(name: str, findings: Findings) -> Iterator[Finding]:
     """Yield where a set that everybody has is another; images must agree."""
-    images, objects = KNOWN_COUNTS[name]
-    if findings.num_images != images:
-        line = f"{findings.place}: {findings.num_images:,} images, but {name} has {images:,}"
+    (images, objects), (num_images, num_objects) = KNOWN_COUNTS[name], findings.published
+    if num_images != images:
+        line = f"{findings.place}: {num_images:,} images, but {name} has {images:,}"
         yield "image counts", f"{line}; download it again, or name a set of your own anew"
-    elif findings.num_counted != objects:
-        line = f"{findings.num_counted:,} objects to count, but {name} as published has {objects:,}"
+    elif num_objects != objects:
+        line = f"{num_objects:,} objects to count, but {name} as published has {objects:,}"
         yield "object counts", f"{findings.place}: {line}; AP will not compare with others'"
-
-
-def check_images(jobs: list[ImageJob], *, decode: bool) -> Iterator[Finding]:
-    """Open every image, and decode it if asked to; in as many threads as there are cores.
-
-    Pillow decodes outside the interpreter's lock, so threads work side by side.
-    """
-
-    def check(start: int) -> list[Finding]:
-        batch = jobs[start : start + BATCH]
-        return [finding for job in batch for finding in image_findings(job, decode=decode)]
-
-    Image.init()  # before the threads: it registers what FORMATS names
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    with warnings.catch_warnings(), ThreadPoolExecutor(cores) as threads:
-        warnings.simplefilter("ignore")  # of large images and odd EXIF blocks
-        yield from chain.from_iterable(threads.map(check, range(0, len(jobs), BATCH)))
-
-
-def image_findings(job: ImageJob, *, decode: bool) -> Iterator[Finding]:
-    """Yield how an image differs from what its annotation says of it."""
-    path, annotation = job.path, job.annotation
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            yield "unreadable images", f"{path}: not a file; {annotation} points at it"
-            return
-        with Image.open(path, formats=FORMATS) as image:
-            yield from _header_findings(job, image)
-            if decode:
-                image.load()
-    except FileNotFoundError:
-        yield "missing images", f"{path}: no such image; {annotation} points at it"
-    except Exception as error:  # noqa: BLE001  (decoders trip over damage in many ways)
-        line = f"{path}: not a readable image ({str(error) or type(error).__name__})"
-        yield "unreadable images", f"{line}; {annotation} points at it"
-
-
-def _header_findings(job: ImageJob, image: Image.Image) -> Iterator[Finding]:
-    path, size, annotation = job
-    orientation = image.getexif().get(ORIENTATION)
-    seen = image.size[::-1] if orientation in SIDEWAYS else image.size
-    if seen != size:
-        exif = f" as its EXIF orientation {orientation} shows it" if seen != image.size else ""
-        line = f"{path}: size {seen}{exif}, but {annotation} says {size} (width, height)"
-        yield "images of another size", line
-    if image.mode.startswith(("I", "F")):
-        line = f"{path}: mode {image.mode}; a detector reads 8 bits a channel, convert the image"
-        yield "images of other depth", line
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1 and image.format != "MPO":  # cameras put a preview beside the picture in an MPO
-        yield "animated images", f"{path}: {frames} frames; wanted a single image"

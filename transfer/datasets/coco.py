@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from transfer.config.data import CocoData
 from transfer.datasets.findings import (
@@ -15,6 +18,7 @@ from transfer.datasets.findings import (
     Findings,
     ImageJob,
     Needs,
+    Tally,
     box_findings,
     is_number,
     is_whole,
@@ -24,10 +28,71 @@ from transfer.datasets.findings import (
 )
 
 KEYS = ("images", "annotations", "categories")
+OBJECT = "wanted an object of keys"
 MAX_SIDE = 1_000_000
 MIN_NUMBERS, CORNERS = 6, "wanted pairs, three or more"  # of a polygon
 Size = tuple[int, int]  # width, height
-Sizes = dict[int, Size]  # by image id
+Id = int | str
+
+
+@dataclass
+class Known:
+    """Images and categories that an annotation may name.
+
+    `broken` has the ids of entries with a fault of their own, as text: annotations that name them
+    have no other. It has None where an entry's id cannot be told.
+    """
+
+    needs: Needs
+    sizes: dict[Id, Size] = field(default_factory=dict)
+    files: dict[Id, str] = field(default_factory=dict)
+    classes: dict[Id, str] = field(default_factory=dict)
+    broken: dict[str, set[str | None]] = field(
+        default_factory=lambda: {"images": set(), "categories": set()}
+    )
+
+    def is_id(self, value: Any) -> TypeGuard[Id]:
+        """Return whether a value can be an id: a whole number, in training also a text."""
+        return is_whole(value) or (
+            isinstance(value, str) and value != "" and not self.needs.evaluated
+        )
+
+    def add_broken(self, key: str, entry: Any) -> None:
+        """Remember that an entry has a fault."""
+        number = entry.get("id") if isinstance(entry, dict) else None
+        self.broken[key].add(None if number is None else shown(number).strip("'"))
+
+    def is_explained(self, key: str, value: Any) -> bool:
+        """Return whether a broken entry explains why an annotation's id is not known."""
+        return None in self.broken[key] or shown(value).strip("'") in self.broken[key]
+
+
+@dataclass
+class Counts:
+    """Objects of the images that are used: by image and by category, and their masks by kind."""
+
+    num_entries: int = 0
+    counted: Counter[Id] = field(default_factory=Counter)  # by image
+    trained: Counter[Id] = field(default_factory=Counter)
+    classes: Counter[Id] = field(default_factory=Counter)
+    masks: Counter[str] = field(default_factory=Counter)
+    first_runs: Any = None
+
+    def add(self, entry: dict[str, Any]) -> None:
+        """Count an annotation of a known image and category."""
+        self.num_entries += 1
+        if entry.get("iscrowd"):
+            return
+        image, shape = entry["image_id"], entry.get("segmentation")
+        self.counted[image] += 1
+        self.classes[entry["category_id"]] += 1
+        if isinstance(shape, dict):
+            self.masks["runs"] += 1
+            self.first_runs = self.first_runs or entry.get("id")
+        elif shape:
+            self.masks["polygons"] += 1
+        if not (shape and isinstance(shape, list) and all(map(_is_short, shape))):
+            self.trained[image] += 1
 
 
 def check_coco(data: CocoData, findings: Findings) -> Iterator[Finding]:
@@ -38,35 +103,73 @@ def check_coco(data: CocoData, findings: Findings) -> Iterator[Finding]:
     except ValueError as error:
         yield "unreadable annotation files", f"{path}: {error}"
         return
-    findings.num_images = len(images)
-    findings.num_objects = findings.num_counted = len(annotations)
-    sizes: Sizes = {}
-    for index, image in enumerate(images):
-        if fault := _image_fault(image, sizes):
-            yield "broken images entries", f"{path}: images[{index}] {fault}"
-        else:
-            sizes[image["id"]] = image["width"], image["height"]
-            file = data.images / image["file_name"]
-            findings.jobs.append(ImageJob(file, sizes[image["id"]], path))
-    ids: set[int] = set()
-    yield from _categories(path, categories, ids)
-    yield from _annotation_ids(path, annotations)
+    known = Known(findings.needs)
+    yield from _images(path, images, known)
+    yield from _categories(path, categories, known)
+    yield from _annotation_ids(path, annotations, findings.needs)
+    used: Collection[Id] = known.files.keys()
+    if data.fraction is not None:
+        used = part_ids(known.files, data.fraction, data.subset_seed)
+        line = f"{path}: {len(used):,} of its {len(images):,} images are the part that is used"
+        yield "parts of sets", line
+    counts = Counts()
     for index, entry in enumerate(annotations):
         where = f"{path}: annotations[{index}]"
-        if isinstance(entry, dict):
-            if is_whole(entry.get("id")):
-                where = f"{path}: annotation {entry['id']}"
-            size = sizes.get(entry["image_id"]) if is_whole(entry.get("image_id")) else None
-            yield from _box(where, entry, size, (sizes, ids))
-            yield from _mask(where, entry, size, findings.needs)
-        else:
-            line = f"{where} is {shown(entry)}, wanted an object of keys"
-            yield "entries that are no objects", line
-    if findings.needs.evaluated and not any(
-        isinstance(entry, dict) and not entry.get("iscrowd") for entry in annotations
-    ):
-        line = f"{path}: no annotations to count; AP cannot be measured without objects"
-        yield "sets without objects", line
+        if not isinstance(entry, dict):
+            yield "entries that are no objects", f"{where} is {shown(entry)}, {OBJECT}"
+            continue
+        if known.is_id(entry.get("id")):
+            where = f"{path}: annotation {entry['id']}"
+        image, category = entry.get("image_id"), entry.get("category_id")
+        size, file = None, ""
+        if known.is_id(image) and image in known.files:
+            size, file = known.sizes[image], known.files[image]
+        found = chain(_box(where, entry, size, known), _mask(where, entry, size, findings.needs))
+        yield from findings.set_aside(file, found)
+        if size is not None and image in used and known.is_id(category):
+            counts.add(entry)
+    findings.published = len(images), len(annotations)
+    is_whole_file = data.fraction is None
+    findings.num_images = len(images) if is_whole_file else len(used)
+    findings.num_objects = len(annotations) if is_whole_file else counts.num_entries
+    for number in used:
+        name = known.files[number]
+        findings.jobs.append(ImageJob(data.images / name, known.sizes[number], path))
+        findings.tally.add_image(name, counts.counted[number], counts.trained[number])
+    _count_classes(findings.tally, known, counts)
+    yield from _runs(path, counts, findings.needs)
+
+
+def _count_classes(tally: Tally, known: Known, counts: Counts) -> None:
+    tally.class_names = tuple(known.classes.values())
+    for number, name in known.classes.items():
+        tally.counted[name] = tally.trained[name] = counts.classes[number]
+
+
+def _runs(path: Path, counts: Counts, needs: Needs) -> Iterator[Finding]:
+    """Yield that masks in runs are trained on as polygons, at which detectron2 stops.
+
+    Crowds are left out before masks are read, so theirs may be runs. As bitmasks it reads both.
+    """
+    num_runs, num_masks = counts.masks["runs"], counts.masks.total()
+    if num_runs and needs.polygons and needs.in_training:
+        line = f"{num_runs:,} of {num_masks:,} masks are runs (first: annotation"
+        line = f"{path}: {line} {shown(counts.first_runs)}), but INPUT.MASK_FORMAT is polygon"
+        yield "masks in runs", f"{line}; set INPUT.MASK_FORMAT=bitmask, which takes both kinds"
+
+
+def part_ids(ids: Iterable[Id], fraction: float, seed: int) -> set[Id]:
+    """Return a fraction of the image ids, drawn by the hash of seed and id.
+
+    Nothing but the ids and the seed decides: not the order, no generator of any library. The result
+    lies within that of a larger fraction.
+    """
+
+    def draw(number: Id) -> bytes:
+        return hashlib.sha256(f"{seed}:{number}".encode()).digest()
+
+    drawn = sorted(ids, key=draw)
+    return set(drawn[: max(1, round(fraction * len(drawn)))])
 
 
 def _lists(path: Path) -> list[list[Any]]:
@@ -89,13 +192,27 @@ def _lists(path: Path) -> list[list[Any]]:
     )
 
 
-def _image_fault(image: Any, known: Sizes) -> str | None:
+def _images(path: Path, images: list[Any], known: Known) -> Iterator[Finding]:
+    """Yield what is wrong with the images; add them to `known`."""
+    for index, image in enumerate(images):
+        if fault := _image_fault(image, known):
+            yield "broken images entries", f"{path}: images[{index}] {fault}"
+            known.add_broken("images", image)
+        else:
+            known.sizes[image["id"]] = image["width"], image["height"]
+            known.files[image["id"]] = image["file_name"]
+    if len({type(number) for number in known.files}) > 1:
+        line = f"{path}: ids of images are numbers and texts, wanted one of the two"
+        yield "broken images entries", line
+
+
+def _image_fault(image: Any, known: Known) -> str | None:
     if not isinstance(image, dict):
-        return f"is {shown(image)}, wanted an object of keys"
+        return f"is {shown(image)}, {OBJECT}"
     number, name = image.get("id"), image.get("file_name")
-    if not is_whole(number):
+    if not known.is_id(number):
         return f"has id {shown(number)}, wanted a whole number"
-    if number in known:
+    if number in known.files:
         return f"has id {number} as one before it has"
     for key in ("width", "height"):
         value = image.get(key)
@@ -105,46 +222,56 @@ def _image_fault(image: Any, known: Sizes) -> str | None:
     return fault and f"has file_name {shown(name)}, which {fault}"
 
 
-def _categories(path: Path, categories: list[Any], ids: set[int]) -> Iterator[Finding]:
-    """Yield what is wrong with the categories; add their ids to `ids`."""
+def _categories(path: Path, categories: list[Any], known: Known) -> Iterator[Finding]:
+    """Yield what is wrong with the categories; add them to `known`."""
     kind = "broken categories entries"
     names: set[str] = set()
     for index, category in enumerate(categories):
         where = f"{path}: categories[{index}]"
         if not isinstance(category, dict):
-            yield kind, f"{where} is {shown(category)}, wanted an object of keys"
+            yield kind, f"{where} is {shown(category)}, {OBJECT}"
+            known.add_broken("categories", category)
             continue
         number, name = category.get("id"), category.get("name")
-        if not is_whole(number) or number in ids:
+        if not known.is_id(number) or number in known.classes:
             yield kind, f"{where} has id {shown(number)}, wanted whole numbers that differ"
+            known.add_broken("categories", category)
         else:
-            ids.add(number)
+            known.classes[number] = str(name)
         if not isinstance(name, str) or not name or name in names:
             yield kind, f"{where} has name {shown(name)}, wanted names that differ"
         else:
             names.add(name)
+    if len({type(number) for number in known.classes}) > 1:
+        yield kind, f"{path}: ids of categories are numbers and texts, wanted one of the two"
 
 
-def _annotation_ids(path: Path, annotations: list[Any]) -> Iterator[Finding]:
-    """Yield ids that COCO's evaluation takes for "no match", or for one another."""
-    ids = (entry.get("id") for entry in annotations if isinstance(entry, dict))
-    for number, count in Counter(filter(is_whole, ids)).items():
-        if count > 1 or number < 1:
-            why = "counts right detections as wrong unless ids are different whole numbers from 1"
-            line = f"{path}: annotation id {number!r} ({count} times); COCO's evaluation {why}"
-            yield "annotation ids", line
+def _annotation_ids(path: Path, annotations: list[Any], needs: Needs) -> Iterator[Finding]:
+    """Yield ids that COCO's evaluation takes for "no match", or for one another.
+
+    Training asks only that they differ.
+    """
+    ids = [entry.get("id") for entry in annotations if isinstance(entry, dict)]
+    counts = Counter(number for number in ids if is_whole(number) or isinstance(number, str))
+    why = "detectron2 wants ids that differ"
+    if needs.evaluated:
+        why = "COCO's evaluation counts right detections as wrong unless ids are different whole "
+        why += "numbers from 1"
+    for number, count in counts.items():
+        if count > 1 or (needs.evaluated and is_whole(number) and number < 1):
+            yield "annotation ids", f"{path}: annotation id {number!r} ({count} times); {why}"
 
 
-def _box(
-    where: str, entry: dict[str, Any], size: Size | None, known: tuple[Sizes, set[int]]
-) -> Iterator[Finding]:
+def _box(where: str, entry: dict[str, Any], size: Size | None, known: Known) -> Iterator[Finding]:
     """Yield what is wrong with an annotation's ids and its box."""
-    if not is_whole(entry.get("id")):
+    if not known.is_id(entry.get("id")):
         line = f"{where}: id is {shown(entry.get('id'))}, wanted a whole number from 1"
         yield "annotation ids", line
-    for key, ids, what in zip(("image_id", "category_id"), known, KEYS[::2], strict=True):
+    for key, ids, what in (
+        ("image_id", known.sizes, "images"), ("category_id", known.classes, "categories"),
+    ):  # fmt: skip
         value = entry.get(key)
-        if not is_whole(value) or value not in ids:
+        if (not known.is_id(value) or value not in ids) and not known.is_explained(what, value):
             yield f"unknown {what}", f"{where}: {key} {shown(value)} is not among the {what}"
     box = entry.get("bbox")
     if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
@@ -201,9 +328,13 @@ def mask_fault(shape: Any, size: Size) -> str | None:
             return f"has a polygon {shown(polygon)}, wanted a list of numbers"
         if not inside:
             return f"has a polygon {shown(polygon)} far outside its image"
-    counts = (len(polygon) for polygon in shape)
-    short = next((count for count in counts if count < MIN_NUMBERS or count % 2), None)
-    return None if short is None else f"has a polygon of {short} numbers, {CORNERS}"
+    short = next(filter(_is_short, shape), None)
+    return None if short is None else f"has a polygon of {len(short)} numbers, {CORNERS}"
+
+
+def _is_short(polygon: Any) -> bool:
+    """Return whether a polygon is one that detectron2 drops."""
+    return isinstance(polygon, list) and (len(polygon) < MIN_NUMBERS or len(polygon) % 2 > 0)
 
 
 def _runs_fault(shape: dict[str, Any], size: Size) -> str | None:

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
+from transfer.config.data import MAX_DETECTIONS
+
 MAX_PER_KIND = 10
 MAX_SHOWN = 80
+MAX_LISTED, MAX_CLASSES = 3, 20  # names in a line
 MAX_LINE = 600
 LIMIT = 1e15  # beyond it a number is a mistake, and whole numbers stop being exact in floats
-NOTES = ("object counts",)  # kinds that stop nothing
-LOSSES = ("empty boxes", "boxes outside the image", "short polygons")  # that training does without
+NOTES = (  # kinds that stop nothing
+    "object counts", "parts of sets", "classes without objects", "classes that are not trained on",
+    "images left out of training", "images of many objects", "orientation tags",
+    "images twice in training", "copies in published sets",
+)  # fmt: skip
+LOSSES = (  # that training drops, clips or takes as they are
+    "empty boxes", "narrow boxes", "boxes outside the image", "short polygons",
+)  # fmt: skip
+OF_SIZE = ("boxes outside the image", "broken masks", "areas")  # follow from a wrong size
+NOTHING = "sets without objects to train on"
+IMAGE_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".jp2")
+)
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
 
 Finding = tuple[str, str]  # its kind, and a line
 
@@ -26,11 +41,47 @@ class ImageJob(NamedTuple):
     annotation: Path
 
 
+class ImageFile(NamedTuple):
+    """An image that is there: device and inode of its resolved path, and its size in bytes."""
+
+    path: Path
+    device: int
+    inode: int
+    size: int
+
+
 class Needs(NamedTuple):
     """Uses of a set: an evaluation reads more than training, Mask R-CNN wants masks."""
 
     evaluated: bool
     masks: bool
+    trained: bool = False  # a set that is not evaluated is for training anyway
+    polygons: bool = False  # what is trained on are masks in polygons (INPUT.MASK_FORMAT)
+    drops_empty: bool = True  # DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    train_sets: tuple[tuple[str, ...], ...] = ()  # DATASETS.TRAIN of each task that evaluates it
+
+    @property
+    def in_training(self) -> bool:
+        """Return whether the set is trained on."""
+        return self.trained or not self.evaluated
+
+
+@dataclass
+class Tally:
+    """Objects of a set by class, and images by how many objects they hold."""
+
+    class_names: tuple[str, ...] = ()
+    counted: Counter[str] = field(default_factory=Counter)  # objects that AP counts
+    trained: Counter[str] = field(default_factory=Counter)  # objects that are trained on
+    left_out: list[str] = field(default_factory=list)  # images without an object to train on
+    crowded: list[tuple[int, str]] = field(default_factory=list)  # more than MAX_DETECTIONS objects
+
+    def add_image(self, name: str, num_counted: int, num_trained: int) -> None:
+        """Count an image with so many objects that AP counts, and that are trained on."""
+        if not num_trained:
+            self.left_out.append(name)
+        if num_counted > MAX_DETECTIONS:
+            self.crowded.append((num_counted, name))
 
 
 @dataclass
@@ -43,11 +94,19 @@ class Findings:
 
     needs: Needs
     place: Path
+    image_root: Path
+    name: str = ""
     is_published: bool = False
     num_images: int = 0
     num_objects: int = 0
-    num_counted: int = 0
+    published: tuple[int, int] = 0, 0  # images and objects as the field's statistics count them
+    num_decoded: int = 0
+    is_read: bool = False  # without a fault in the annotations, so that `tally` holds
+    tally: Tally = field(default_factory=Tally)
     jobs: list[ImageJob] = field(default_factory=list)
+    files: list[ImageFile] = field(default_factory=list)
+    of_size: list[tuple[str, Finding]] = field(default_factory=list)
+    other_size: set[Path] = field(default_factory=set)  # images that are not as annotated
     lines: dict[str, list[str]] = field(default_factory=dict)
     totals: Counter[str] = field(default_factory=Counter)
 
@@ -57,6 +116,22 @@ class Findings:
             self.totals[kind] += 1
             if self.totals[kind] <= MAX_PER_KIND:
                 self.lines.setdefault(kind, []).append(one_line(line))
+
+    def set_aside(self, image: str, found: Iterable[Finding]) -> Iterator[Finding]:
+        """Keep what may be wrong only because its image's size is, and yield the rest.
+
+        `image` is its path below `image_root`.
+        """
+        for finding in found:
+            if finding[0] in OF_SIZE:
+                self.of_size.append((image, finding))
+            else:
+                yield finding
+
+    def add_of_size(self) -> None:
+        """Add what was set aside of images that have the size they are annotated with."""
+        root, other_size = self.image_root, self.other_size
+        self.add(found for image, found in self.of_size if root / image not in other_size)
 
     def report(self, *, notes: bool) -> list[str]:
         """Return the notes, or else the faults, and how many more there are of each kind.
@@ -123,12 +198,80 @@ def path_fault(name: Any) -> str | None:
 def box_findings(
     where: str, edges: tuple[float, float, float, float], size: tuple[int, int]
 ) -> Iterator[Finding]:
-    """Yield that a box `(x0, y0, x1, y1)` is empty or beyond an image of `(width, height)`."""
+    """Yield that a box `(x0, y0, x1, y1)` is inverted, empty or beyond an image `(width, height)`.
+
+    detectron2 takes the least and the largest of a box' transformed corners, clips them to the
+    image, and drops what then has no width or no height.
+    """
     x0, y0, x1, y1 = edges
     width, height = size
     slack = 2  # pixels: rounding, and boxes that count from 1
-    if not (x1 > x0 and y1 > y0):
-        yield "empty boxes", f"{where}, wanted a width and a height above 0"
+    wanted = "wanted a width and a height above 0"
+    if x1 < x0 or y1 < y0:
+        line = f"{where}, {wanted}: it is inverted, and detectron2 trains on its mirror image"
+        yield "inverted boxes", line
+    elif not (x1 > x0 and y1 > y0):
+        yield "empty boxes", f"{where}, {wanted}; training drops it"
     elif x0 < -slack or y0 < -slack or x1 > width + slack or y1 > height + slack:
-        line = f"{where} lies outside the image of {width} x {height} pixels"
+        is_beyond = x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height
+        fate = "drops it" if is_beyond else "clips it to the image"
+        line = f"{where} lies outside the image of {width} x {height} pixels; training {fate}"
         yield "boxes outside the image", line
+
+
+def tally_findings(findings: Findings) -> Iterator[Finding]:
+    """Yield what a set has nothing of: classes, images to train on, objects to measure AP on."""
+    tally, needs, place = findings.tally, findings.needs, findings.place
+    if needs.evaluated:
+        absent = [name for name in tally.class_names if not tally.counted[name]]
+        num_classes = len(tally.class_names)
+        if not tally.counted.total():
+            line = f"{place}: no annotations to count; AP cannot be measured without objects"
+            yield "sets without objects", line
+        elif absent:
+            line = f"{place}: no object to count of {few(absent, MAX_CLASSES)}; AP is the mean over"
+            measured = f"{num_classes - len(absent)} of {num_classes} classes"
+            yield "classes without objects", f"{line} {measured}"
+        if tally.crowded:
+            most, name = max(tally.crowded)
+            line = (
+                f"{place}: {len(tally.crowded):,} images hold more than {MAX_DETECTIONS} objects "
+                f"(most: {name}, {most:,}); with {MAX_DETECTIONS} detections an image, as "
+                "published and as COCO's AP counts, perfect detections cannot reach 100"
+            )
+            yield "images of many objects", line
+    if not needs.in_training or not tally.left_out:
+        return
+    switch = "DATALOADER.FILTER_EMPTY_ANNOTATIONS"
+    empty = "no objects, or crowds only"
+    some = f"{place}: {len(tally.left_out):,} of {findings.num_images:,} images have {empty}"
+    if not needs.drops_empty:
+        fate = f"trained on as background ({switch} is False)"
+        yield "images left out of training", f"{some} ({few(tally.left_out)}): {fate}"
+    elif len(tally.left_out) < findings.num_images:
+        fate = f"left out of training; {switch}=False keeps them"
+        yield "images left out of training", f"{some} ({few(tally.left_out)}): {fate}"
+    else:
+        line = f"{some}: {switch} leaves them out, so nothing to train on is left"
+        yield NOTHING, line
+
+
+def class_findings(test: Findings, trained: Sequence[Findings]) -> Iterator[Finding]:
+    """Yield classes that are measured on after training on sets that have no object of them."""
+    if not all(findings.is_read for findings in (test, *trained)):
+        return
+    sets = ", ".join(dict.fromkeys(findings.name for findings in trained))
+    learnt = {name for findings in trained for name in +findings.tally.trained}
+    counted = test.tally.counted
+    unseen = [name for name in test.tally.class_names if counted[name] and name not in learnt]
+    if unseen and learnt:
+        line = f"{test.place}: has objects of {few(unseen, MAX_CLASSES)}, but {sets} has none"
+        yield "classes that are not trained on", f"{line}; their AP will be near 0"
+    elif unseen and not any(findings.totals[NOTHING] for findings in trained):
+        yield NOTHING, f"{sets}: no objects; nothing to train on is left"
+
+
+def few(names: Sequence[str], limit: int = MAX_LISTED) -> str:
+    """Return the first names of a list, and how many more there are."""
+    more = len(names) - limit
+    return f"{', '.join(names[:limit])}{f' and {more:,} more' if more > 0 else ''}"

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
+import io
+import xml.etree.ElementTree as ET
 from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_coco_json, register_coco_instances, register_pascal_voc
+from detectron2.data.datasets import load_coco_json, register_coco_instances
+from detectron2.structures import BoxMode
+from detectron2.utils.file_io import PathHandler, PathManager
 
 from transfer.config.data import CocoData, VocData
+from transfer.datasets.coco import part_ids
+from transfer.datasets.voc import EDGES, image_files, objects_of, read_annotation, split_names
+
+PLAIN = "plain-voc://"  # before a path: the annotation file, for detectron2's evaluation
 
 
 def register(datasets: Mapping[str, CocoData | VocData]) -> None:
@@ -26,10 +35,66 @@ def register(datasets: Mapping[str, CocoData | VocData]) -> None:
         elif isinstance(data, CocoData):
             register_coco_instances(name, {}, str(data.annotations), str(data.images))
         else:
-            register_pascal_voc(
-                name, str(data.root), data.split, data.year, list(data.class_names)
+            DatasetCatalog.register(name, partial(voc_records, data))
+            MetadataCatalog.get(name).set(
+                thing_classes=list(data.class_names), dirname=str(data.root), year=data.year,
+                split=data.split, evaluator_type="pascal_voc",
             )  # fmt: skip
-            MetadataCatalog.get(name).evaluator_type = "pascal_voc"
+
+
+def voc_records(data: VocData) -> list[dict[str, Any]]:
+    """Return detectron2's records of a set in VOC's layout, equal to `load_voc_instances`.
+
+    They also name images that are no `.jpg`. Boxes count from 0 and end behind their last pixel.
+    """
+    names = split_names(data)
+    images = image_files(data.root / "JPEGImages", names)
+    records = []
+    for name in names:
+        tree, (width, height) = read_annotation(data.root / "Annotations" / f"{name}.xml")
+        annotations = [
+            {
+                "category_id": data.class_names.index(entry.name),
+                "bbox": [x0 - 1, y0 - 1, x1, y1],
+                "bbox_mode": BoxMode.XYXY_ABS,
+            }
+            for entry in objects_of(tree)
+            for x0, y0, x1, y1 in [entry.edges]
+        ]
+        records.append(
+            {"file_name": str(images[name][0]), "image_id": name, "height": height, "width": width,
+             "annotations": annotations}
+        )  # fmt: skip
+    return records
+
+
+class PlainAnnotations(PathHandler):  # type: ignore[misc]
+    """Annotation files as detectron2's evaluation reads them: what it wants and no one says is 0.
+
+    It stops at an object without pose, truncated or difficult, and at the pixel `30.0`.
+    """
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return [PLAIN]
+
+    def _open(self, path: str, mode: str = "r", buffering: int = -1, **_: Any) -> io.StringIO:
+        tree, _size = read_annotation(Path(path.removeprefix(PLAIN)))
+        root = ET.Element("annotation")
+        for entry in objects_of(tree):
+            element = ET.SubElement(root, "object")
+            values = {"name": entry.name, "pose": "", "truncated": 0}
+            for key, value in (values | {"difficult": int(entry.is_difficult)}).items():
+                ET.SubElement(element, key).text = str(value)
+            box = ET.SubElement(element, "bndbox")
+            for key, edge in zip(EDGES, entry.edges, strict=True):
+                ET.SubElement(box, key).text = f"{edge:.0f}"
+        return io.StringIO(ET.tostring(root, encoding="unicode"))
+
+
+def plain_annotations(root: Path) -> str:
+    """Return the folder under which detectron2's evaluation finds a set's annotations in full."""
+    PathManager.register_handler(PlainAnnotations(), allow_override=True)
+    return f"{PLAIN}{root / 'Annotations'}"
 
 
 def _register_part(name: str, data: CocoData, fraction: float) -> None:
@@ -44,17 +109,8 @@ def _register_part(name: str, data: CocoData, fraction: float) -> None:
 
 
 def part_of(records: list[dict[str, Any]], fraction: float, seed: int) -> list[dict[str, Any]]:
-    """Return a fraction of the records in their order, drawn by the hash of seed and image id.
-
-    Nothing but the ids and the seed decides: not the order, no generator of any library. The result
-    lies within that of a larger fraction.
-    """
-
-    def draw(record: dict[str, Any]) -> bytes:
-        return hashlib.sha256(f"{seed}:{record['image_id']}".encode()).digest()
-
-    count = max(1, round(fraction * len(records)))
-    chosen = {record["image_id"] for record in sorted(records, key=draw)[:count]}
+    """Return the records of the images that `part_ids` draws, in their order."""
+    chosen = part_ids((record["image_id"] for record in records), fraction, seed)
     return [record for record in records if record["image_id"] in chosen]
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from transfer.config.data import VocData
 from transfer.datasets.findings import (
+    ARCHIVES,
+    IMAGE_SUFFIXES,
     Finding,
     Findings,
     ImageJob,
     box_findings,
+    few,
     is_number,
     path_fault,
     read_text,
@@ -19,54 +24,174 @@ from transfer.datasets.findings import (
 )
 
 EDGES = ("xmin", "ymin", "xmax", "ymax")
+FOLDERS = ("Annotations", "JPEGImages", "ImageSets")
 MAX_BYTES = 16_000_000
 MAX_SIDE = 1_000_000
+MIN_TO_SPLIT = 4  # annotations: a split has at least two
 Size = tuple[int, int]  # width, height
+
+
+class VocObject(NamedTuple):
+    """An object as detectron2 trains on it; `edges` count from 1, the last pixel belongs to it."""
+
+    name: str
+    edges: tuple[float, ...]
+    is_difficult: bool
 
 
 def check_voc(data: VocData, findings: Findings) -> Iterator[Finding]:
     """Yield what is wrong with the annotations; count them and the images in `findings`."""
-    split = data.root / "ImageSets" / "Main" / f"{data.split}.txt"
     names: dict[str, None] = {}
-    yield from _split(split, names)
+    yield from _layout(data)
+    yield from _split(data, names)
     if findings.needs.masks:
         line = f"{data.root}: VOC's layout has no masks, but MODEL.MASK_ON asks for them"
         yield "missing masks", line
     if len(set(data.class_names)) < len(data.class_names):
         yield "classes named twice", f"{data.root}: class_names holds a name twice"
     findings.num_images = len(names)
-    counted: set[str] = set()
-    for name in names:
+    findings.tally.class_names = data.class_names
+    images = image_files(data.root / FOLDERS[1], names)
+    missing: list[Path] = []
+    unknown: dict[str, list[Path]] = {}
+    has_folders = [(data.root / folder).is_dir() for folder in FOLDERS]
+    for name in names if has_folders[0] else ():
         path = data.root / "Annotations" / f"{name}.xml"
         try:
-            tree, size = _read(path)
+            tree, size = read_annotation(path)
         except FileNotFoundError:
-            yield "missing annotation files", f"{path}: no such file; the split lists it"
+            missing.append(path)
             continue
         except (ET.ParseError, ValueError, OSError) as error:
             line = f"{path}: not VOC's XML ({error}); wanted size/width and size/height"
             yield "broken annotation files", line
             continue
-        findings.jobs.append(ImageJob(data.root / "JPEGImages" / f"{name}.jpg", size, path))
-        for element in tree.findall("object"):
-            findings.num_objects += 1
-            if (element.findtext("difficult") or "0").strip() == "0":
-                findings.num_counted += 1
-                counted.add(element.findtext("name", ""))
-            yield from _object(path, element, size, data.class_names, findings.needs.evaluated)
-    absent = [name for name in data.class_names if name not in counted]
-    if findings.needs.evaluated and names and absent:
-        line = f"{split}: no object to count of {', '.join(absent)}; their AP cannot be measured"
-        yield "classes without objects", line
+        if len(images[name]) > 1:
+            line = f"{path}: two images have its name, {few([str(file) for file in images[name]])}"
+            yield "images of one name", f"{line}; keep one of them"
+        elif has_folders[1]:
+            findings.jobs.append(ImageJob(images[name][0], size, path))
+        found = _objects(path, tree, size, findings, unknown)
+        yield from findings.set_aside(str(images[name][0].relative_to(findings.image_root)), found)
+    if missing:
+        yield "missing annotation files", _missing_line(missing, len(names))
+    yield from _unknown_lines(unknown, data.class_names)
+    findings.published = len(names), findings.tally.counted.total()
 
 
-def _split(path: Path, names: dict[str, None]) -> Iterator[Finding]:
+def make_splits(root: Path, seed: int) -> dict[Path, int]:
+    """Write the splits trainval and test of the annotations below `root`; return their counts.
+
+    A fifth of the images is for the test, drawn by the hash of seed and name.
+
+    Raises:
+        ValueError: there are no annotations to split, or one of the files is there already.
+    """
+    folder = root / "Annotations"
+    names = sorted(path.stem for path in folder.glob("[!.]*.xml"))
+    if len(names) < MIN_TO_SPLIT:
+        raise ValueError(
+            f"{folder}: {len(names)} annotations (*.xml), wanted at least {MIN_TO_SPLIT} to split"
+        )
+    drawn = sorted(names, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
+    num_test = max(2, round(len(names) / 5))
+    splits = {"trainval": sorted(drawn[num_test:]), "test": sorted(drawn[:num_test])}
+    files = {root / "ImageSets" / "Main" / f"{split}.txt": splits[split] for split in splits}
+    if present := [str(path) for path in files if path.exists()]:
+        raise ValueError(f"{', '.join(present)}: already there; nothing is overwritten")
+    for path, lines in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("x", encoding="utf-8") as file:
+            file.write("".join(f"{name}\n" for name in lines))
+    return {path: len(lines) for path, lines in files.items()}
+
+
+def _unknown_lines(
+    unknown: dict[str, list[Path]], class_names: tuple[str, ...]
+) -> Iterator[Finding]:
+    """Yield one line for each class that has no name in the config."""
+    for name, paths in unknown.items():
+        line = f"{paths[0]}: unknown class {shown(name)}; known: {', '.join(class_names)}"
+        more = f"; {len(paths):,} objects have it" if len(paths) > 1 else ""
+        yield "unknown classes", f"{line}{more}"
+
+
+def _missing_line(missing: list[Path], num_names: int) -> str:
+    """Return one line for all annotations that are not there."""
+    line = f"{missing[0]}: no such file; the split lists it"
+    if len(missing) > 1:
+        line += f" ({len(missing):,} of {num_names:,} annotations are missing)"
+    name = missing[0].stem
+    if Path(name).suffix.lower() in (".xml", *IMAGE_SUFFIXES):
+        line += f"; a split names images without suffix, such as {Path(name).stem}"
+    return line
+
+
+def _layout(data: VocData) -> Iterator[Finding]:
+    """Yield all folders that are missing, with folders of nearly their name."""
+    present = sorted(data.root.iterdir()) if data.root.is_dir() else []
+    folders = [path.name for path in present if path.is_dir()]
+    archives = [path.name for path in present if path.name.lower().endswith(ARCHIVES)]
+    for folder in FOLDERS:
+        if folder in folders or not data.root.is_dir():
+            continue
+        line = f"{data.root / folder}: no such folder, wanted by VOC's layout"
+        if near := [name for name in folders if name.casefold() == folder.casefold()]:
+            yield "missing folders", f"{line}; rename {data.root / near[0]}"
+        elif folder != FOLDERS[-1]:  # of that the missing split speaks
+            unpack = f"; unpack {few(archives)}" if archives else ""
+            yield "missing folders", f"{line}; folders there: {few(folders) or 'none'}{unpack}"
+
+
+def image_files(folder: Path, names: Iterable[str]) -> dict[str, list[Path]]:
+    """Return the image files of each name: those of its stem with an image's suffix, in any case.
+
+    Where there is none it is the `.jpg` of the layout, which then is missing.
+    """
+    listed: dict[Path, dict[str, list[Path]]] = {}
+    files: dict[str, list[Path]] = {}
+    for name in names:
+        straight = folder / name
+        if straight.parent not in listed:
+            listed[straight.parent] = _image_stems(straight.parent)
+        missing = [straight.with_name(f"{straight.name}.jpg")]
+        files[name] = listed[straight.parent].get(straight.name, missing)
+    return files
+
+
+def _image_stems(folder: Path) -> dict[str, list[Path]]:
+    stems: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            stems.setdefault(path.stem, []).append(path)
+    return stems
+
+
+def split_file(data: VocData) -> Path:
+    """Return the file that lists a set's images."""
+    return data.root / "ImageSets" / "Main" / f"{data.split}.txt"
+
+
+def split_names(data: VocData) -> list[str]:
+    """Return the image names of a split that the check accepts."""
+    return read_text(split_file(data)).split()
+
+
+def _split(data: VocData, names: dict[str, None]) -> Iterator[Finding]:
     """Add a split's image names, as detectron2 and the development kit read them, to `names`."""
-    kind = "broken splits"
+    kind, path = "broken splits", split_file(data)
     try:
         lines = read_text(path).splitlines()
     except (OSError, ValueError) as error:
-        yield kind, f"{path}: cannot be read ({error}); wanted VOC's list of image names"
+        why = "no such file" if isinstance(error, FileNotFoundError) else str(error)
+        why = why if data.root.is_dir() else f"{data.root} is no folder"
+        line = f"{path}: cannot be read ({why}); wanted a line for each image, its name without "
+        line += "folder and suffix, such as 000005"
+        if others := sorted(other.stem for other in path.parent.glob("*.txt") if other != path):
+            line += f"; splits there: {few(others)}"
+        elif data.root.is_dir():
+            line += f"; tools/check_data.py --make-splits 0 {data.root} writes trainval and test"
+        yield kind, line
         return
     for number, text in enumerate(lines, start=1):
         words = text.split()
@@ -86,7 +211,7 @@ def _split(path: Path, names: dict[str, None]) -> Iterator[Finding]:
         yield kind, f"{path}: {len(lines)} image names, wanted at least 2"
 
 
-def _read(path: Path) -> tuple[ET.Element, Size]:
+def read_annotation(path: Path) -> tuple[ET.Element, Size]:
     """Return the root of an XML file that declares nothing of its own, and (width, height).
 
     Raises:
@@ -105,37 +230,59 @@ def _read(path: Path) -> tuple[ET.Element, Size]:
     return tree, size
 
 
-def _object(
-    path: Path, element: ET.Element, size: Size, class_names: tuple[str, ...], evaluated: bool
+def objects_of(tree: ET.Element) -> Iterator[VocObject]:
+    """Yield the objects of an annotation that the check accepts; what is not said is not difficult.
+
+    Neither pose nor truncated is read by training or evaluation.
+    """
+    for element in tree.findall("object"):
+        edges = tuple(float(element.findtext(f"bndbox/{key}", "")) for key in EDGES)
+        yield VocObject(element.findtext("name", ""), edges, _is_difficult(element))
+
+
+def _is_difficult(element: ET.Element) -> bool:
+    return (element.findtext("difficult") or "").strip().strip("0") != ""
+
+
+def _objects(
+    path: Path, tree: ET.Element, size: Size, findings: Findings, unknown: dict[str, list[Path]]
 ) -> Iterator[Finding]:
+    """Yield what is wrong with the objects of an image; count them, also by unknown class."""
+    elements = tree.findall("object")
+    tally, num_counted = findings.tally, 0
+    for element in elements:
+        name, is_difficult = element.findtext("name", ""), _is_difficult(element)
+        tally.trained[name] += 1
+        tally.counted[name] += not is_difficult
+        num_counted += not is_difficult
+        where = f"{path}: object {shown(name)}"
+        if name not in findings.tally.class_names:
+            unknown.setdefault(name, []).append(path)
+        yield from _object(where, element, size, findings.needs.evaluated)
+    findings.num_objects += len(elements)
+    tally.add_image(path.stem, num_counted, len(elements))
+
+
+def _object(where: str, element: ET.Element, size: Size, evaluated: bool) -> Iterator[Finding]:
     """Yield what is wrong with one object in an image of `size`.
 
-    An evaluation reads more, and trips over it long after training began.
+    An evaluation wants whole pixels, and to know what is difficult.
     """
-    name = element.findtext("name", "")
-    where = f"{path}: object {shown(name)}"
+    difficult = (element.findtext("difficult") or "0").strip()
+    if evaluated and not (difficult.isascii() and difficult.isdigit()):
+        yield "flags", f"{where} has difficult {shown(difficult)}, wanted 0 or 1"
     texts = [element.findtext(f"bndbox/{key}", "") for key in EDGES]
-    for key in ("pose", "truncated", "difficult") if evaluated else ():
-        text = element.findtext(key)
-        if text is None or (key != "pose" and not _is_count(text)):
-            yield "missing fields", f"{where} lacks {key}, wanted VOC's field"
-    if evaluated and all(texts) and not all(map(_is_count, texts)):
-        yield "boxes between pixels", f"{where} has a bndbox {texts} that is not in whole pixels"
-    if name not in class_names:
-        line = f"{path}: unknown class {shown(name)}; known: {', '.join(class_names)}"
-        yield "unknown classes", line
     try:
         x0, y0, x1, y1 = edges = [float(text) for text in texts]
     except ValueError:
         edges = []
     if not edges or not all(map(is_number, edges)):
         yield "broken boxes", f"{where} lacks a bndbox of {', '.join(EDGES)} in pixels"
-    elif not (x1 > x0 and y1 > y0):
-        yield "empty boxes", f"{where} has an empty bndbox {edges}"
-    else:  # edges count from 1, and the last pixel belongs to the box
-        box = (x0 - 1, y0 - 1, x1, y1)
-        yield from box_findings(f"{where} has a bndbox {edges} that", box, size)
-
-
-def _is_count(text: str) -> bool:
-    return text.strip().isascii() and text.strip().isdigit()
+        return
+    if evaluated and not all(edge.is_integer() for edge in edges):
+        yield "boxes between pixels", f"{where} has a bndbox {texts} that is not in whole pixels"
+    if x0 == x1 or y0 == y1:
+        line = f"{where}: bndbox {edges} is one pixel wide or high; training takes it as it is"
+        yield "narrow boxes", line
+    # edges count from 1, and the last pixel belongs to the box
+    yield from box_findings(f"{where}: bndbox {edges}", (x0 - 1, y0 - 1, x1, y1), size)

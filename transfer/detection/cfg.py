@@ -20,6 +20,8 @@ from torch import Tensor
 
 from transfer.config.data import KNOWN_DATASETS, MAX_DETECTIONS, DetectionData, VocData
 from transfer.config.finetune import FinetuneConfig
+from transfer.datasets.check import task_faults
+from transfer.datasets.findings import MAX_CLASSES, Needs, few
 from transfer.datasets.register import class_names
 from transfer.detection.trainer import TRAINERS
 
@@ -283,6 +285,33 @@ def batch_fault(cfg: CfgNode, num_processes: int) -> str | None:
     return f"{fault}, SOLVER.REFERENCE_WORLD_SIZE (the GPUs it is meant for); {remedy}"
 
 
+def data_faults(
+    cfg: CfgNode, datasets: Mapping[str, DetectionData], *, trains: bool = True
+) -> list[str]:
+    """Return the faults of a task's sets, those between what it trains on and is measured on too.
+
+    Notes are logged. A task that only evaluates (`trains` is False) asks less.
+    """
+    train, test = cfg.DATASETS.TRAIN if trains else (), cfg.DATASETS.TEST
+    masks = cfg.MODEL.MASK_ON
+    sets = {
+        name: (
+            data,
+            Needs(
+                evaluated=name in test,
+                masks=masks,
+                trained=name in train,
+                polygons=masks and cfg.INPUT.MASK_FORMAT == "polygon",
+                drops_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+                train_sets=(tuple(train),) if trains and name in test else (),
+            ),
+        )
+        for name, data in datasets.items()
+        if name in train or name in test
+    }
+    return task_faults(sets)
+
+
 def class_faults(cfg: CfgNode) -> list[str]:
     """Return how the registered sets' classes differ from each other and from NUM_CLASSES."""
     test_set, num_classes = cfg.DATASETS.TEST[0], cfg.MODEL.ROI_HEADS.NUM_CLASSES
@@ -293,7 +322,7 @@ def class_faults(cfg: CfgNode) -> list[str]:
         if class_names(name) != names
     ]
     if len(names) != num_classes:
-        has = f"{test_set} has {len(names)} classes"
+        has = f"{test_set} has {len(names)} classes: {few(names, MAX_CLASSES)}"
         faults.insert(0, f"MODEL.ROI_HEADS.NUM_CLASSES is {num_classes}, but {has}")
     return faults
 

@@ -19,12 +19,12 @@ from detectron2.data import DatasetCatalog
 from detectron2.engine import default_argument_parser
 
 from transfer.config.data import DetectionData, known_datasets
-from transfer.datasets.check import detection_faults
 from transfer.datasets.register import register
 from transfer.detection.cfg import (
     build_faults,
     check_companion,
     class_faults,
+    data_faults,
     default_cfg,
     for_this_machine,
     one_line,
@@ -114,12 +114,7 @@ def execute(options: argparse.Namespace, load: Loader) -> dict[str, float]:
     if faults:
         raise ValueError("\n".join(f"{options.config_file}: {fault}" for fault in faults))
     faults = [fault for fault in [weights_fault(cfg.MODEL.WEIGHTS)] if fault]
-    for name, data in datasets.items():
-        if name in cfg.DATASETS.TEST or not options.eval_only:
-            evaluated = name in cfg.DATASETS.TEST
-            masks = cfg.MODEL.MASK_ON
-            faults += detection_faults(data, evaluated=evaluated, masks=masks, name=name)
-    if faults:
+    if faults := faults + data_faults(cfg, datasets, trains=not options.eval_only):
         raise ValueError("\n".join(faults))
     register(datasets)
     if faults := class_faults(cfg):

@@ -13,6 +13,8 @@ from typing import Literal
 
 from detectron2.evaluation.pascal_voc_evaluation import parse_rec, voc_eval
 
+from transfer.datasets.register import plain_annotations
+
 THRESHOLDS = tuple(range(50, 100, 5))  # percent of overlap
 
 
@@ -40,7 +42,7 @@ def voc_ap(
     do not count) is NaN, and the means are over the others.
     """
     values: dict[str, dict[int, float]] = {}
-    folder = str(root / "Annotations").replace("{", "{{").replace("}", "}}")
+    folder = plain_annotations(root).replace("{", "{{").replace("}", "}}")
     names = root / "ImageSets" / "Main" / f"{split}.txt"
     present = {
         entry["name"]

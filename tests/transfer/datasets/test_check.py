@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from transfer.config.data import CocoData, VocData
-from transfer.datasets.check import KNOWN_COUNTS, check_set, detection_faults
+from transfer.config.data import KNOWN_DATASETS, CocoData, VocData
+from transfer.datasets.check import KNOWN_COUNTS, check_set, detection_faults, whole_of
 from transfer.datasets.findings import Needs
 
 Content = dict[str, Any]
@@ -76,3 +76,9 @@ def test_a_published_set_may_hold_other_objects_and_oddities(
     assert report.notes[0].endswith(
         "2 objects to count, but voc_2007_test as published has 3; AP will not compare with others'"
     )
+
+
+def test_known_parts_are_measured_as_their_whole() -> None:
+    parts = [name for name in KNOWN_DATASETS if "pct_seed" in name]
+    assert {whole_of(name) for name in parts} == {"coco_2017_train"}
+    assert whole_of("mine") == "mine" and whole_of("coco_2017_val") == "coco_2017_val"

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from transfer.config.data import CocoData
-from transfer.datasets.check import detection_faults
+from transfer.config.data import MAX_DETECTIONS, CocoData
+from transfer.datasets.check import check_set, detection_faults
+from transfer.datasets.findings import Needs
 
 Content = dict[str, Any]
 
@@ -78,6 +79,7 @@ COCO_FAULTS: list[tuple[Callable[[Content], object], str]] = [
     (first(iscrowd="no"), "annotation 1: iscrowd 'no'"),
     (first(ignore=1), "annotation 1: iscrowd 0 and ignore 1"),
     (first(keypoints=["a"]), "annotation 1: keypoints"),
+    (first(bbox=[30, 2, -3, 4]), "annotation 1: .* is inverted, and detectron2 trains on its mir"),
     (first(segmentation=[[1, 2, 3]]), "annotation 1: segmentation has a polygon of 3 numbers"),
     (first(segmentation=[[1, 2, 3, 4]]), "annotation 1: segmentation has a polygon of 4"),
     (first(segmentation=[[*SQUARE, 3]]), "annotation 1: segmentation has a polygon of 9"),
@@ -184,3 +186,157 @@ def test_files_that_are_not_coco(coco: CocoData, content: str) -> None:
     coco.annotations.write_text(content, encoding="utf-8")
     (fault,) = detection_faults(coco)
     assert str(coco.annotations) in fault and "wanted" in fault
+
+
+TRAINING = Needs(evaluated=False, masks=False)
+
+
+def all_of(key: str, **changes: Any) -> Callable[[Content], object]:
+    """Change every entry of a list."""
+    return lambda content: [entry.update(changes) for entry in content[key]]
+
+
+def texts(content: Content) -> None:
+    for entry in content["annotations"]:
+        entry |= {"id": f"a{entry['id']}", "image_id": str(entry["image_id"]), "category_id": "x"}
+    for entry in content["images"]:
+        entry["id"] = str(entry["id"])
+    content["categories"][0]["id"] = "x"
+
+
+@pytest.mark.parametrize(
+    "change", [first(id=0), first(id=-3), first(id="a"), texts, first(area=None)]
+)
+def test_ids_and_areas_matter_only_where_a_set_is_measured_on(
+    coco: CocoData, change: Callable[[Content], object]
+) -> None:
+    edit(coco, change)
+    assert check_set("", coco, TRAINING).faults == []
+    assert detection_faults(coco, evaluated=True) != []
+
+
+def test_ids_of_two_types_or_twice_are_refused_in_training_too(coco: CocoData) -> None:
+    edit(coco, lambda content: content["images"][0].update(id="a"))
+    fault = detection_faults(coco, evaluated=False)[0]
+    assert "ids of images are numbers and texts, wanted one of the two" in fault
+    edit(coco, lambda content: content["images"][0].update(id=0))
+    edit(coco, first(id=2))
+    (fault,) = detection_faults(coco, evaluated=False)
+    assert "annotation id 2 (2 times); detectron2 wants ids that differ" in fault
+
+
+@pytest.mark.parametrize("where", ["images", "categories"])
+@pytest.mark.parametrize("broken", [{"id": None}, {"id": 1.5}, {"id": "0"}, {"id": [1]}])
+def test_a_broken_entry_is_one_line_whatever_points_at_it(
+    coco: CocoData, where: str, broken: Content
+) -> None:
+    def change(content: Content) -> None:
+        key = {"images": "image_id", "categories": "category_id"}[where]
+        first_id = content[where][0]["id"]
+        for entry in content["annotations"]:
+            entry["bbox"] = [1, 1, 2, 2]
+            if entry[key] == first_id and broken["id"] is not None:
+                entry[key] = broken["id"]
+        content["annotations"] = [
+            entry | {"id": number} for number, entry in enumerate(content["annotations"] * 31, 1)
+        ]
+        content[where][0].update(broken)
+
+    edit(coco, change)
+    (fault,) = detection_faults(coco)
+    assert f"{where}[0] has id" in fault
+
+
+def test_a_broken_size_is_one_line(coco: CocoData) -> None:
+    edit(coco, all_of("annotations", image_id=0))
+    edit(coco, image(width=0))
+    (fault,) = detection_faults(coco)
+    assert "images[0] has width 0" in fault
+
+
+def test_images_left_out_of_training_are_noted_with_the_switch(coco: CocoData) -> None:
+    edit(coco, first(iscrowd=1))
+    edit(coco, lambda content: content["annotations"].pop())
+    (note,) = check_set("", coco, TRAINING).notes
+    assert note == (
+        f"{coco.annotations}: 2 of 3 images have no objects, or crowds only (000.jpg, 002.jpg): "
+        "left out of training; DATALOADER.FILTER_EMPTY_ANNOTATIONS=False keeps them"
+    )
+    (note,) = check_set("", coco, TRAINING._replace(drops_empty=False)).notes
+    assert note.endswith("(DATALOADER.FILTER_EMPTY_ANNOTATIONS is False)")
+    assert check_set("", coco, Needs(True, False)).notes == []
+    both = check_set("", coco, Needs(True, False, trained=True))
+    assert "left out of training" in both.notes[0]
+
+
+@pytest.mark.parametrize(
+    "change", [all_of("annotations", iscrowd=1), lambda content: content.update(annotations=[])]
+)
+def test_nothing_left_to_train_on_is_a_fault(
+    coco: CocoData, change: Callable[[Content], object]
+) -> None:
+    edit(coco, change)
+    (fault,) = check_set("", coco, TRAINING).faults
+    assert "FILTER_EMPTY_ANNOTATIONS leaves them out, so nothing to train on is left" in fault
+
+
+def test_classes_without_objects_are_noted_by_name(coco: CocoData) -> None:
+    edit(coco, lambda content: content["categories"].insert(0, {"id": 0, "name": "digits"}))
+    report = check_set("", coco, Needs(True, False))
+    assert report.faults == []
+    assert report.notes == [
+        f"{coco.annotations}: no object to count of digits; AP is the mean over 1 of 2 classes"
+    ]
+
+
+def test_images_of_more_objects_than_ap_counts_are_noted(coco: CocoData) -> None:
+    def many(content: Content) -> None:
+        entry = content["annotations"][0]
+        content["annotations"] += [entry | {"id": 4 + n} for n in range(MAX_DETECTIONS - 1)]
+
+    edit(coco, many)
+    assert check_set("", coco, Needs(True, False)).notes == []
+    edit(
+        coco, lambda content: content["annotations"].append(content["annotations"][0] | {"id": 999})
+    )
+    (note,) = check_set("", coco, Needs(True, False)).notes
+    assert "1 images hold more than 100 objects (most: 000.jpg, 101); " in note
+    assert note.endswith("perfect detections cannot reach 100")
+    assert check_set("", coco, TRAINING).notes == []
+
+
+def test_runs_are_refused_where_polygons_are_trained_on(coco: CocoData) -> None:
+    edit(coco, first(segmentation=RUNS))
+    polygons = Needs(evaluated=False, masks=True, polygons=True)
+    (fault,) = check_set("", coco, polygons).faults
+    assert fault == (
+        f"{coco.annotations}: 1 of 3 masks are runs (first: annotation 1), but INPUT.MASK_FORMAT "
+        "is polygon; set INPUT.MASK_FORMAT=bitmask, which takes both kinds"
+    )
+    for needs in (polygons._replace(polygons=False), polygons._replace(evaluated=True)):
+        assert check_set("", coco, needs).faults == []
+    edit(coco, first(iscrowd=1))
+    assert check_set("", coco, polygons).faults == []  # COCO's crowds are runs
+
+
+def test_a_part_is_counted_as_a_part_and_measured_as_a_whole(coco: CocoData) -> None:
+    part = coco.model_copy(update={"fraction": 0.01})
+    report = check_set("mine", part, TRAINING)
+    assert report[:3] == (1, 1, 1) and report.faults == []
+    assert report.notes == [f"{coco.annotations}: 1 of its 3 images are the part that is used"]
+    report = check_set("coco_2017_train_1pct_seed0", part, TRAINING)
+    (fault,) = report.faults
+    assert "3 images, but coco_2017_train has 118,287; download it again" in fault
+
+
+def test_a_wrong_size_is_one_line_whatever_lies_in_the_image(coco: CocoData) -> None:
+    def change(content: Content) -> None:
+        content["images"][0]["width"] = 6
+        entry = content["annotations"][0] | {"segmentation": [[4, 5, 60, 5, 60, 39]]}
+        runs = entry | {"segmentation": RUNS}
+        content["annotations"] += [entry | {"id": 4 + number} for number in range(20)]
+        content["annotations"] += [runs | {"id": 40 + number} for number in range(20)]
+
+    edit(coco, change)
+    (fault,) = detection_faults(coco)
+    assert "000.jpg: size (64, 48), but " in fault and "says (6, 48)" in fault

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from transfer.config.data import KNOWN_DATASETS, VocData
+from transfer.config.data import KNOWN_DATASETS, CocoData, VocData
 from transfer.detection.cfg import (
     batch_fault,
     check_companion,
+    data_faults,
     for_this_machine,
     notes_before_start,
     recipe_faults,
@@ -110,3 +111,25 @@ def test_a_set_of_ones_own_is_told_which_rule_of_voc_it_gets(
         "my_test: AP is VOC 2007's, the mean of 11 precisions, as for every set without a `year`"
     )
     assert [wanted in note for note in notes] == [True] * is_noted
+
+
+def test_a_tasks_sets_are_checked_for_what_the_task_does(coco: CocoData, voc: VocData) -> None:
+    cfg = read_config(str(CONFIGS / "digits_faster_rcnn_voc.yaml"), [])
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("learn",), ("measure",)
+    sets = {"learn": coco, "measure": voc, "other": voc.model_copy(update={"split": "absent"})}
+    (fault,) = data_faults(cfg, sets)  # the two are drawn alike
+    assert "3 of its 3 images are trained on too, in learn (JPEGImages/000.jpg is a copy" in fault
+    assert data_faults(cfg, sets, trains=False) == []
+    for path in (voc.root / "JPEGImages").iterdir():
+        path.write_bytes(path.read_bytes() + b"\0")
+    assert data_faults(cfg, sets) == []
+    text = coco.annotations.read_text(encoding="utf-8")
+    runs = '{"size": [48, 64], "counts": [3000, 72]}'
+    coco.annotations.write_text(
+        text.replace("[[4, 5, 29, 5, 29, 39, 4, 39]]", runs, 1), encoding="utf-8"
+    )
+    assert data_faults(cfg, sets) == []
+    cfg.MODEL.MASK_ON, cfg.DATASETS.TEST = True, ()
+    assert "set INPUT.MASK_FORMAT=bitmask" in data_faults(cfg, sets)[0]
+    cfg.INPUT.MASK_FORMAT = "bitmask"
+    assert data_faults(cfg, sets) == []

@@ -1,0 +1,205 @@
+"""Checks of the image files of a detection set: there, readable, of the annotated size, upright."""
+
+from __future__ import annotations
+
+import os
+import stat
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, islice
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from PIL import Image
+
+from transfer.datasets.findings import (
+    ARCHIVES,
+    IMAGE_SUFFIXES,
+    Finding,
+    Findings,
+    ImageFile,
+    ImageJob,
+    few,
+)
+
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
+ORIENTATION, TURNED, SIDEWAYS = 0x0112, range(2, 9), (5, 6, 7, 8)  # of EXIF
+TURNS = "detectron2 turns an image as its tag says, so boxes and masks must be in the turned frame"
+OTHER_SIZE = "images of another size"
+MAX_WALKED = 500_000  # files that are looked through for missing images
+BATCH = 64
+
+
+class OpenedImage(NamedTuple):
+    """An image file as it was opened; `status` is None where there is none."""
+
+    status: os.stat_result | None
+    is_decoded: bool
+    is_turned: bool  # by an orientation tag
+    findings: list[Finding]
+
+
+def check_images(findings: Findings, *, decode: bool) -> Iterator[Finding]:
+    """Open every image, and decode it if asked to; in as many threads as there are cores.
+
+    Pillow decodes outside the interpreter's lock, so threads work side by side. What was decoded is
+    counted, and the status of the files kept, in `findings`.
+    """
+    jobs = findings.jobs
+
+    def opened(start: int) -> list[OpenedImage]:
+        return [opened_image(job, decode=decode) for job in jobs[start : start + BATCH]]
+
+    Image.init()  # before the threads: it registers what FORMATS names
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    missing: list[ImageJob] = []
+    turned: list[str] = []
+    with warnings.catch_warnings(), ThreadPoolExecutor(cores) as threads:
+        warnings.simplefilter("ignore")  # of large images and odd EXIF blocks
+        images = chain.from_iterable(threads.map(opened, range(0, len(jobs), BATCH)))
+        for job, image in zip(jobs, images, strict=True):
+            yield from image.findings
+            if any(kind == OTHER_SIZE for kind, _ in image.findings):
+                findings.other_size.add(job.path)
+            findings.num_decoded += image.is_decoded
+            if image.is_turned:
+                turned.append(job.path.name)
+            if image.status is not None:
+                of_file = image.status.st_dev, image.status.st_ino, image.status.st_size
+                findings.files.append(ImageFile(job.path, *of_file))
+            elif not image.findings:
+                missing.append(job)
+    if missing:
+        yield "missing images", missing_line(missing, findings)
+    if turned:
+        line = f"{len(turned):,} of {len(jobs):,} images carry an EXIF orientation tag"
+        yield "orientation tags", f"{findings.place}: {line} ({few(turned)}): {TURNS}"
+
+
+def opened_image(job: ImageJob, *, decode: bool) -> OpenedImage:
+    """Return how an image differs from what its annotation says of it."""
+    path, annotation = job.path, job.annotation
+    found: list[Finding] = []
+    status, is_decoded, is_turned = None, False, False
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            line = f"{path}: not a file; {annotation} points at it"
+            return OpenedImage(status, False, False, [("unreadable images", line)])
+        with Image.open(path, formats=FORMATS) as image:
+            orientation = _orientation(image)
+            is_turned = orientation in TURNED
+            found += _header_findings(job, image, orientation)
+            if decode:
+                image.load()
+                is_decoded = True
+    except (FileNotFoundError, NotADirectoryError):
+        return OpenedImage(None, False, False, [])
+    except Exception as error:  # noqa: BLE001  (decoders trip over damage in many ways)
+        line = f"{path}: not a readable image ({str(error) or type(error).__name__})"
+        found.append(("unreadable images", f"{line}; {annotation} points at it"))
+    return OpenedImage(status, is_decoded, is_turned, found)
+
+
+def _orientation(image: Image.Image) -> int | None:
+    try:
+        return image.getexif().get(ORIENTATION)
+    except Exception:  # noqa: BLE001  (as detectron2: a broken block turns nothing)
+        return None
+
+
+def _header_findings(
+    job: ImageJob, image: Image.Image, orientation: int | None
+) -> Iterator[Finding]:
+    path, size, annotation = job
+    seen = image.size[::-1] if orientation in SIDEWAYS else image.size
+    if seen != size:
+        exif = f" as its EXIF orientation {orientation} shows it" if seen != image.size else ""
+        line = f"{path}: size {seen}{exif}, but {annotation} says {size} (width, height)"
+        yield OTHER_SIZE, f"{line}; {TURNS}" if exif else line
+    if image.mode.startswith(("I", "F")):
+        line = f"{path}: mode {image.mode}; a detector reads 8 bits a channel, convert the image"
+        yield "images of other depth", line
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":  # cameras put a preview beside the picture in an MPO
+        yield "animated images", f"{path}: {frames} frames; wanted a single image"
+
+
+def missing_line(missing: list[ImageJob], findings: Findings) -> str:
+    """Return one line for all images that are not there, with what seems to be the reason."""
+    (path, _, annotation), root = missing[0], findings.image_root
+    line = f"{path}: no such image; {annotation} points at it"
+    if len(missing) > 1:
+        line += f" ({len(missing):,} of {len(findings.jobs):,} images are missing)"
+    if not root.is_dir():
+        line += f"; {root} is no folder"
+    names = [os.path.relpath(job.path, root) for job in missing]
+    elsewhere = _elsewhere(names, root)
+    if elsewhere:
+        name, place = next(iter(elsewhere.items()))
+        is_fixed = root.parent / "ImageSets" in findings.place.parents  # VOC's layout
+        remedy = _remedy(name, place, root, is_fixed)
+        return f"{line}; {len(elsewhere):,} exist elsewhere: {remedy}"
+    if archives := _archives(root):
+        return f"{line}; {few(archives)} is there: unpack it"
+    others = [path.name for path in _files(root) if path.suffix.lower() in IMAGE_SUFFIXES]
+    return f"{line}; {root} holds {few(others)}" if others and len(missing) > 1 else line
+
+
+def _elsewhere(names: list[str], root: Path) -> dict[str, Path]:
+    """Return where files of these names' last parts lie, below `root` or else the folder above.
+
+    The same last part is best, then one that differs in case, then another image suffix.
+    """
+    stems: dict[str, list[str]] = {}
+    for name in names:
+        stems.setdefault(_last(name).stem.casefold(), []).append(name)
+    places: dict[str, tuple[bool, bool, Path]] = {}
+    for base in (root, root.parent):
+        walked = islice(((folder, file) for folder, _, files in os.walk(base) for file in files),
+                        MAX_WALKED)  # fmt: skip
+        for folder, file in walked:
+            stem, dot, suffix = file.casefold().rpartition(".")
+            if stem in stems and dot + suffix in IMAGE_SUFFIXES:
+                for name in stems[stem]:
+                    last = _last(name).name
+                    rank = last != file, last.casefold() != file.casefold(), Path(folder, file)
+                    places[name] = min(rank, places.get(name, rank))
+        if places:
+            break
+    return {name: places[name][2] for name in names if name in places}
+
+
+def _last(name: str) -> PurePosixPath:
+    """Return the last part of a name, whichever way its separators lean."""
+    return PurePosixPath(PurePosixPath(name.replace("\\", "/")).name)
+
+
+def _remedy(name: str, place: Path, root: Path, is_fixed: bool) -> str:
+    """Return what to change where the image `name` below `root` is at `place`."""
+    found = f"'{name}' is {place}"
+    straight = PurePosixPath(name.replace("\\", "/"))
+    folder = Path(*place.parts[: -len(straight.parts)])
+    if is_fixed:
+        return f"{found}; move the images into {root}"
+    if place == folder / straight and folder != root:
+        return f"{found}; set images: {folder}"
+    if place.is_relative_to(root):
+        return f"{found}; write file_name as '{place.relative_to(root)}'"
+    return f"{found}; set images: {place.parent} and write file_name as '{place.name}'"
+
+
+def _archives(root: Path) -> list[str]:
+    """Return archives in the folder of images, and those of its name beside it."""
+    inside = [path for path in _files(root) if path.name.lower().endswith(ARCHIVES)]
+    beside = [
+        path
+        for path in _files(root.parent)
+        if path.name.lower().endswith(ARCHIVES) and path.name.startswith(root.name)
+    ]
+    return [str(path) for path in inside + beside]
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
