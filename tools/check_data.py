@@ -9,8 +9,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.plan.data_sets import chosen_sets
-from transfer.datasets.check import check_set
+from transfer.datasets.check import check_sets
 from transfer.datasets.findings import Needs
+from transfer.datasets.voc import make_splits
 
 
 def main() -> int:
@@ -27,15 +28,24 @@ def main() -> int:
         default="auto",
         help="decode images: of sets up to 2,000 or measured on (auto), all, none; in parallel",
     )
+    parser.add_argument(
+        "--make-splits", nargs=2, metavar=("SEED", "ROOT"),
+        help="write ImageSets/Main/{trainval,test}.txt of VOC's layout from its Annotations",
+    )  # fmt: skip
     arguments = parser.parse_args()
     try:
+        if arguments.make_splits:
+            seed, root = arguments.make_splits
+            for path, count in make_splits(Path(root), int(seed)).items():
+                print(f"{path}: {count:,} images")
+            return 0
         sets = chosen_sets(arguments.names, arguments.config_file)
     except (ValueError, OSError) as error:
         print("\n".join(f"check_data: {line}" for line in str(error).splitlines()), file=sys.stderr)
         return 2
     broken = False
-    for name, (data, *needs) in sets.items():
-        report = check_set(name, data, Needs(*needs), arguments.decode)
+    checked = {name: (data, Needs(*needs)) for name, (data, *needs) in sets.items()}
+    for name, report in check_sets(checked, arguments.decode):
         print(f"{name}: {report.summary()}", flush=True)
         for line in report.notes:
             print(f"{name}: note: {line}")

@@ -18,11 +18,15 @@ VOC_HALVES = ("voc_2007_val", "voc_2012_val")
 
 
 class NamedSet(NamedTuple):
-    """A set, whether AP is measured on it, and whether a task wants masks of it."""
+    """A set, and what the tasks want of it, in the order of `transfer.datasets.findings.Needs`."""
 
     data: CocoData | VocData
     evaluated: bool
     masks: bool
+    trained: bool = False
+    polygons: bool = False
+    drops_empty: bool = True
+    train_sets: tuple[tuple[str, ...], ...] = ()
 
 
 def sets_of_config(config_file: Path) -> dict[str, NamedSet]:
@@ -34,25 +38,52 @@ def sets_of_config(config_file: Path) -> dict[str, NamedSet]:
     config = validated(PipelineConfig, load_yaml(config_file), str(config_file))
     known = known_datasets() | dict(config.datasets)
     uses: dict[str, set[str]] = {}
+    train_sets: dict[str, list[tuple[str, ...]]] = {}
     faults: list[str] = []
     for task in config.tasks:
         path = config_file.parent / task.config
         content = load_changed(path, task.overrides)
         names, wrong = dataset_names(content, path)
         faults += wrong
-        model = content.get("MODEL")
-        masks = {"masks"} if isinstance(model, dict) and model.get("MASK_ON") else set()
+        settings = _settings(content)
         for key, name in ((key, name) for key, listed in names.items() for name in listed):
             if name in known:
-                uses.setdefault(name, set()).update({key}, masks)
+                use = uses.setdefault(name, set())
+                use |= {key} | (settings if key == "TRAIN" else settings & {"masks"})
+                if key == "TEST":
+                    train_sets.setdefault(name, []).append(tuple(names.get("TRAIN", ())))
             else:
                 faults.append(unknown_set(name, path, known))
     if faults:
         raise ValueError("\n".join(dict.fromkeys(faults)))
     return {name: unused(name, data) for name, data in config.datasets.items()} | {
-        name: NamedSet(known[name], evaluated="TEST" in use, masks="masks" in use)
+        name: NamedSet(
+            known[name],
+            evaluated="TEST" in use,
+            masks="masks" in use,
+            trained="TRAIN" in use,
+            polygons="polygons" in use,
+            drops_empty="drops_empty" in use,
+            train_sets=tuple(train_sets.get(name, ())),
+        )
         for name, use in uses.items()
     }
+
+
+def _settings(content: dict[str, Any]) -> set[str]:
+    """Return which settings of a task matter to its sets; what it does not say is detectron2's."""
+
+    def value(section: str, key: str, default: Any) -> Any:
+        values = content.get(section)
+        return values.get(key, default) if isinstance(values, dict) else default
+
+    masks = bool(value("MODEL", "MASK_ON", False))
+    settings = {
+        "masks": masks,
+        "polygons": masks and value("INPUT", "MASK_FORMAT", "polygon") == "polygon",
+        "drops_empty": bool(value("DATALOADER", "FILTER_EMPTY_ANNOTATIONS", True)),
+    }
+    return {name for name, is_on in settings.items() if is_on}
 
 
 def chosen_sets(names: list[str], config_file: Path | None) -> dict[str, NamedSet]:

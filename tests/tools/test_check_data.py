@@ -31,8 +31,9 @@ def own(tmp_path: Path) -> Path:
     for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (yard / folder).mkdir(parents=True)
     for index in range(3):
-        Image.new("RGB", (40, 30)).save(tmp_path / "photos" / f"p{index}.png")
-        Image.new("RGB", (40, 30)).save(yard / "JPEGImages" / f"y{index}.jpg")
+        image = Image.new("RGB", (40, 30), (40 * index, 0, 0))
+        image.save(tmp_path / "photos" / f"p{index}.png")
+        image.save(yard / "JPEGImages" / f"y{index}.jpg")
         (yard / "Annotations" / f"y{index}.xml").write_text(
             "<annotation><size><width>40</width><height>30</height></size><object><name>rake</name>"
             "<bndbox><xmin>2</xmin><ymin>2</ymin><xmax>9.5</xmax><ymax>9</ymax></bndbox></object>"
@@ -121,3 +122,25 @@ def test_a_task_that_names_an_unknown_set(own: Path) -> None:
     answer = run(own, "--config-file", "plan.yaml")
     assert answer.returncode == 2
     assert "unknown data set 'x'" in answer.stderr and "DATASETS.TEST: wanted" in answer.stderr
+
+
+def test_splits_of_vocs_layout_are_made_once(own: Path) -> None:
+    text = (own / "my yard" / "Annotations" / "y0.xml").read_text(encoding="utf-8")
+    for index in range(3, 10):
+        path = own / "my yard" / "Annotations" / f"y{index}.xml"
+        path.write_text(text, encoding="utf-8")
+    answer = run(own, "--make-splits", "0", "my yard")
+    assert answer.returncode == 0
+    assert answer.stdout == (
+        "my yard/ImageSets/Main/trainval.txt: 8 images\nmy yard/ImageSets/Main/test.txt: 2 images\n"
+    )
+    again = run(own, "--make-splits", "0", "my yard")
+    assert again.returncode == 2 and "already there; nothing is overwritten" in again.stderr
+
+
+def test_a_task_that_trains_on_its_test_images(own: Path) -> None:
+    (own / "task.yaml").write_text("DATASETS: {TRAIN: [garden], TEST: [garden]}\n", "utf-8")
+    answer = run(own, "--config-file", "plan.yaml")
+    assert answer.returncode == 2
+    assert "garden: 3 images (3 decoded), 3 objects: NOT sound" in answer.stdout
+    assert "3 of its 3 images are trained on too, in garden (" in answer.stderr
