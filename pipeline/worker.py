@@ -41,7 +41,7 @@ from pipeline.stages.run_folder import (
 )
 
 PR_SET_PDEATHSIG = 1
-NOTES_FROM = "transfer.datasets.check"  # the logger
+NOTES_FROM = ("transfer.datasets.check", "pretrain.data.images")  # the loggers
 
 
 def main(arguments: list[str]) -> int:
@@ -138,8 +138,9 @@ def check(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     that its result needs.
     """
     notes = logging.handlers.MemoryHandler(1, flushLevel=sys.maxsize)  # without target it keeps
-    logger = logging.getLogger(NOTES_FROM)
-    logger.addHandler(notes)
+    loggers = [logging.getLogger(name) for name in NOTES_FROM]
+    for logger in loggers:
+        logger.addHandler(notes)
     answers = []
     try:
         for job in jobs:
@@ -148,7 +149,8 @@ def check(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
             told = dict.fromkeys(record.getMessage() for record in notes.buffer)
             answers.append(answer | {"notes": list(told)})
     finally:
-        logger.removeHandler(notes)
+        for logger in loggers:
+            logger.removeHandler(notes)
     return answers
 
 

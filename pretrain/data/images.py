@@ -5,8 +5,10 @@ H height, W width; pixels are uint8 RGB.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,8 +23,10 @@ from pretrain.config.data import DataConfig
 from pretrain.data.binaries import read_cifar, read_stl10
 from pretrain.data.file_index import folder_names
 from pretrain.data.splits import Split, split_files, split_folder
+from pretrain.runtime.distributed import rank
 from pretrain.runtime.files import one_line
 
+logger = logging.getLogger(__name__)
 SUFFIXES = frozenset({"jpg", "jpeg", "png", "bmp", "webp"})
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF")  # whatever the suffix; EPS would start a program
 FULL_CHECK_LIMIT = 20_000
@@ -93,13 +97,37 @@ def open_images(data: DataConfig, split: Split = "pretrain") -> Images:
 def list_images(root: Path) -> list[str]:
     """Return the names of all image files below `root`, relative to it and sorted as paths are.
 
+    What is passed over is said once.
+
     Raises:
         ValueError: the folder is missing or holds no image.
     """
-    names = [name for name in folder_names(root) if name.rpartition(".")[2].lower() in SUFFIXES]
+    files = folder_names(root)
+    names = [name for name in files if is_image_name(name)]
     if not names:
-        raise ValueError(f"{root}: no image found; wanted files ending in {sorted(SUFFIXES)}")
+        raise ValueError(
+            f"{root}: no image found among {len(files)} files; wanted names that do not begin with "
+            f"a dot and end in {', '.join(sorted(SUFFIXES))}"
+        )
+    if len(names) < len(files):
+        example = next(name for name in files if not is_image_name(name))
+        _tell_passed_over(root, len(files) - len(names), len(files), example)
     return names
+
+
+def is_image_name(name: str) -> bool:
+    """Return whether a file of this relative name is data: not hidden, nor in a hidden folder."""
+    bare, _, suffix = name.rpartition(".")
+    return bool(bare) and suffix.lower() in SUFFIXES and "/." not in f"/{name}"
+
+
+@cache
+def _tell_passed_over(root: Path, count: int, total: int, example: str) -> None:
+    if rank() == 0:
+        logger.warning(
+            "%s: %d of %d files passed over, such as %s: hidden, or without the suffix of an image "
+            "(%s)", root, count, total, example, ", ".join(sorted(SUFFIXES)),
+        )  # fmt: skip
 
 
 def read_image(path: Path) -> Tensor:

@@ -14,6 +14,8 @@ from pipeline.plan.build import load_plan
 from pipeline.plan.plan import Plan
 from pipeline.report.collect import all_states
 from pipeline.stages.run_folder import State
+from pipeline.worker import NOTES_FROM
+from pretrain.data import images
 from transfer.datasets import check as data_check
 
 CONFIG = Path("configs/tiny.yaml")
@@ -61,7 +63,7 @@ def test_faults_found_before_the_start_run_nothing(
 
 
 def test_what_the_check_notes_is_told_once_and_stops_nothing(fakes: Path) -> None:
-    assert data_check.logger.name == "transfer.datasets.check"
+    assert {data_check.logger.name, images.logger.name} == set(NOTES_FROM)
     plan = small_plan()
     states = {stage.name: State("missing") for stage in plan.stages}
     assert check_before_start(plan, states) == []

@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision import datasets
 
 from pretrain.config.data import DataConfig
-from pretrain.data.images import Images, open_images, read_image
+from pretrain.data.images import Images, open_images, read_image, unreadable
 
 _SPEC = importlib.util.spec_from_file_location(
     "image_sets", Path(__file__).parents[1] / "image_sets.py"
@@ -69,6 +69,49 @@ def test_tiny_imagenets_own_layout_of_val(tmp_path: Path) -> None:
     annotations.write_text("val_1.png n01\n", encoding="utf-8")
     with pytest.raises(ValueError, match="line 1: wanted file name, tab, class"):
         open_images(config, "test")
+
+
+SYSTEM_FILES = (
+    "._a.png", ".DS_Store", ".hidden/a.png", "a/.ipynb_checkpoints/1-checkpoint.png",
+    "a/._1.png", "a/Thumbs.db", "a/README", "__MACOSX/a/._1.png",
+    "notes.txt", "a/png", "b/2.png.part",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("data_format", ["folder", "imagefolder"])
+def test_hidden_and_system_files_are_no_images_and_no_classes(
+    tmp_path: Path, data_format: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tmp_path / ".cache" / "set"  # what lies above the folder does not matter
+    for name in ("train/b/2.PNG", "train/a/1.png", "train/a/sub.d/3.png"):
+        sets.save_png(root / name, sets.some_pixels(1, 8)[0])
+    clean = open_images(data(root, data_format))
+    assert not caplog.messages
+    for name in SYSTEM_FILES:
+        path = root / "train" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"no image")
+    for _ in range(2):
+        images = open_images(data(root, data_format))
+        assert images.names.tolist() == clean.names.tolist()  # type: ignore[union-attr]
+        assert data_format == "folder" or labels(images) == labels(clean) == [0, 0, 1]
+        assert unreadable(images) == []
+    where = root if data_format == "folder" else root / "train"
+    (line,) = caplog.messages
+    assert line == (
+        f"{where}: 11 of 14 files passed over, such as {'train/' * (data_format == 'folder')}"
+        ".DS_Store: hidden, or without the suffix of an image (bmp, jpeg, jpg, png, webp)"
+    )
+
+
+def test_a_folder_of_system_files_alone_says_what_it_wants(tmp_path: Path) -> None:
+    for name in SYSTEM_FILES:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"no image")
+    with pytest.raises(
+        ValueError, match=r"no image found among 11 files; wanted names that do not "
+    ):
+        open_images(data(tmp_path, "folder"))
 
 
 def png_with_text(text: bytes) -> bytes:
