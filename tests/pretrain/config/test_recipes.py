@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.yaml_files import apply_overrides, load_yaml
+from pipeline.stages.signature import identity_of, signature_of
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.training.schedule import Length, lr_factor
 
@@ -41,6 +42,37 @@ w_mse_4_imagenet         4     512   128  256 1      1     100    0.1   1024   2
 """
 ROWS = [line.split() for line in TABLE.strip().splitlines()]
 RECIPES = {row[0]: dict(zip(ROWS[0], row, strict=True)) for row in ROWS[1:]}
+
+# A change here means that every finished run of that recipe will be run again.
+SIGNATURES = """
+cw_rgp_2_cifar10         607c66e3a46230ed
+cw_rgp_2_cifar100        28927b6729d17c9b
+cw_rgp_2_imagenet        2a9314763014e14e
+cw_rgp_2_imagenet100     bb6e3671a6e9c196
+cw_rgp_2_stl10           66583530fd66c1c8
+cw_rgp_2_tiny_imagenet   c132a463ac73a671
+cw_rgp_4_cifar10         e1b93bc57cdadeda
+cw_rgp_4_cifar100        de96a1ca595f8fcd
+cw_rgp_4_imagenet        da6c27f4f51e149d
+cw_rgp_4_imagenet100     e91cc351c41bdba6
+cw_rgp_4_imagenet_200    5d0036e1796e0829
+cw_rgp_4_stl10           19492c4c28bb493e
+cw_rgp_4_tiny_imagenet   174d4dd013cb4e7b
+digits_cw_rgp            9f6fdb60dff1e1c4
+digits_w_mse             072f424c392d293d
+w_mse_2_cifar10          5a0b9a36bb607dd1
+w_mse_2_cifar100         ae9c23fe487fd902
+w_mse_2_imagenet         3d74fbcb16beef96
+w_mse_2_imagenet100      71a54567342808f1
+w_mse_2_stl10            8807f756428bdb5e
+w_mse_2_tiny_imagenet    fb4a346aeb201538
+w_mse_4_cifar10          98077c2ddc78f2fa
+w_mse_4_cifar100         691c47884e3b5c33
+w_mse_4_imagenet         9e6aacdcd5f7c1b6
+w_mse_4_imagenet100      cc07dc933432d2f5
+w_mse_4_stl10            01c57db470147152
+w_mse_4_tiny_imagenet    d8723e4da00ebc7a
+"""
 
 # data: format, view, stem, mean and std; augmentation: crop from, jitter, gray, blur, interpolation
 CIFAR = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
@@ -152,3 +184,9 @@ def test_drops_stay_50_and_25_epochs_before_the_end_of_a_shorter_run() -> None:
 @pytest.mark.parametrize("arch", ["resnet18", "resnet34", "resnet50", "resnet101"])
 def test_any_encoder_by_one_override(arch: str) -> None:
     assert resolved("cw_rgp_4_imagenet", f"model.arch={arch}").model.arch == arch
+
+
+def test_signatures_are_pinned() -> None:
+    pinned = dict(line.split() for line in SIGNATURES.strip().splitlines())
+    assert {*RECIPES, "digits_cw_rgp", "digits_w_mse"} == set(pinned)
+    assert {name: signature_of(identity_of(resolved(name))) for name in pinned} == pinned
