@@ -100,7 +100,7 @@ def files_read(settings: dict[str, Any]) -> list[Path]:
     for data in settings.get("datasets", {}).values():
         paths += [Path(data[key]) for key in ("annotations", "images", "root") if key in data]
     for section in (settings, settings.get("probe") or {}):
-        if "data" in section:
+        if section.get("data") is not None:
             paths += _image_sources(DataConfig.model_validate(section["data"]))
     return list(dict.fromkeys(paths))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.plan.data_identity import image_identity
+from pipeline.plan.data_identity import files_read, image_identity
 from pretrain.config.data import DataConfig
 from pretrain.data.file_index import folder_names
 
@@ -72,3 +72,28 @@ def test_train_and_test_folders_count_both(tmp_path: Path) -> None:
     assert image_identity(config, ("pretrain", "train", "test")) != both
     with pytest.raises(ValueError, match="no such folder"):
         image_identity(data(tmp_path / "nowhere", "imagefolder"))
+
+
+def test_the_files_that_a_stages_check_reads(tmp_path: Path) -> None:
+    for name in ("images/train/a/1.png", "images/val/a/2.png", "cifar-10-batches-bin/x"):
+        write(tmp_path / name)
+    names = [f"data_batch_{number}.bin" for number in range(1, 6)]
+    for name in [*names, "test_batch.bin"]:
+        write(tmp_path / "cifar-10-batches-bin" / name)
+    images = data(tmp_path / "images", "imagefolder").model_dump(mode="json")
+    cifar = data(tmp_path, "cifar10").model_dump(mode="json")
+    folders = [tmp_path / "images" / "train", tmp_path / "images" / "val"]
+    assert files_read({"data": images, "probe": {"data": None}}) == folders
+    assert files_read({"data": images, "probe": {"data": images}}) == folders
+    binaries = files_read({"data": cifar, "probe": None})
+    assert [path.name for path in binaries] == [*names, "test_batch.bin"]
+    coco = {"format": "coco", "annotations": "/a.json", "images": "/i"}
+    voc = {"format": "voc", "root": "/v", "split": "all"}
+    assert files_read({"datasets": {"c": coco, "v": voc}}) == [
+        Path("/a.json"),
+        Path("/i"),
+        Path("/v"),
+    ]
+    assert files_read({"checkpoint": "/w.pth"}) == [Path("/w.pth")]
+    absent = data(tmp_path / "absent", "imagefolder").model_dump(mode="json")
+    assert files_read({"data": absent}) == []
