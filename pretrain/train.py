@@ -37,7 +37,7 @@ def pretrain(config: PretrainConfig, output_dir: Path) -> dict[str, float]:
         SystemExit: A signal asked to stop; the state is saved, the code is 75.
 
     Example:
-        >>> import logging, tempfile
+        >>> import tempfile
         >>> from PIL import Image
         >>> folder = tempfile.TemporaryDirectory()
         >>> images, run = Path(folder.name, "images"), Path(folder.name, "run")

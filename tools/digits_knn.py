@@ -30,7 +30,7 @@ METHODS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Return 0 when the table is printed, 2 when the user has something to mend."""
+    """Return 0 when the table is printed, 2 when the user has something to fix."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output-dir", type=Path, default=Path("runs/digits-knn"))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))

@@ -14,7 +14,7 @@ from examples.digits.build import build_digits
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns 0 when the data set is there, 2 when the user has to mend something."""
+    """Returns 0 when the data set is there, 2 when the user has to fix something."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog="example: python tools/make_digits.py --output-dir my/digits"
     )

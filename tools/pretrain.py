@@ -24,7 +24,7 @@ EXAMPLE = """example:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Return 0 when `backbone.pth` is written, 1 if training diverged, 2 for what to mend."""
+    """Return 0 when `backbone.pth` is written, 1 if training diverged, 2 for what to fix."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -27,7 +27,7 @@ EXAMPLE = """example:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Return 0 when the numbers are printed, 2 when the user has something to mend."""
+    """Return 0 when the numbers are printed, 2 when the user has something to fix."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )

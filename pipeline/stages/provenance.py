@@ -1,7 +1,4 @@
-"""The provenance of a result: commit, versions, hardware.
-
-Tested in tests/pipeline/test_worker.py.
-"""
+"""The provenance of a result: commit, versions, hardware."""
 
 from __future__ import annotations
 

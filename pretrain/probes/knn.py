@@ -24,10 +24,14 @@ class Neighbours:
     """The k nearest of a bank to each query [Q, F]; the bank comes in chunks, none of them kept.
 
     Beside the queries and one chunk, at most about `chunk_bytes` are used, however large the bank
-    is. `cosine` compares the features scaled to length 1, whose squared distance is
-    2 (1 - cosine). Distances are squared and of float32; of
-    features that are shifted by the queries' mean, which keeps digits where all have a large common
-    part.
+    is. Distances are squared and of float32; of features that are shifted by the queries' mean,
+    which keeps digits where all have a large common part.
+
+    Args:
+        queries: [Q, F], on the device that compares.
+        k: Neighbours of each query, at least 1.
+        cosine: Compare the features scaled to length 1, whose squared distance is 2 (1 - cosine).
+        chunk_bytes: Memory for the distances that are held at once.
     """
 
     def __init__(

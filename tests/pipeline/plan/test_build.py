@@ -1,4 +1,4 @@
-""""""
+"""Plans of a small project: stages, needs, signatures, and every fault at once."""
 
 import doctest
 from collections.abc import Callable

@@ -166,7 +166,7 @@ def gather_by_hand(number, world, port):
         whole = all_gather_with_grad(part, 0)
         assert whole.tolist() == [[1.0, 1.0], [2.0, 2.0]]
         (whole * torch.tensor([[1.0, 10.0], [100.0, 1000.0]])).sum().backward()
-        want = [[[2.0, 20.0]], [[200.0, 2000.0]]][number]  # own slope times two ranks
+        want = [[[2.0, 20.0]], [[200.0, 2000.0]]][number]  # own gradient times two ranks
         assert part.grad.tolist() == want
     finally:
         dist.destroy_process_group()
