@@ -62,8 +62,8 @@ def collapse_signs(
         points: what was logged at its end, oldest first.
     """
     signs = []
-    loss, count, step = settings["loss"], metrics.get("regularized"), metrics.get("step")
-    if loss["sub_batch"] is not None and count and step:
+    count, step = metrics.get("regularized"), metrics.get("step")
+    if count and step and (loss := settings["loss"])["sub_batch"] is not None:
         rounds = loss["iterations"] * settings["num_views"] * loss["groups"]
         each_step = settings["batch_size"] // loss["sub_batch"] * rounds
         if count >= step * each_step:
