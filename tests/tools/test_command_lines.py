@@ -138,7 +138,9 @@ def test_pretrain_that_diverges_exits_1_in_one_line(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "divergence.pth").exists()
 
 
-def test_reports_of_two_folders_are_compared_and_init_writes_a_config(run_here: Run) -> None:
+def test_reports_of_two_folders_are_compared_and_init_refuses_what_plan_would(
+    run_here: Run,
+) -> None:
     answer = run_here("run_pipeline.py", "report", "runs/a", "runs/b")
     assert answer.returncode == 2
     assert answer.stderr.startswith("run_pipeline: runs/a/report/results.json: no such file")
@@ -149,15 +151,16 @@ def test_reports_of_two_folders_are_compared_and_init_writes_a_config(run_here: 
     )
     task = ROOT / "configs" / "transfer" / "digits_faster_rcnn_voc.yaml"
     arguments = ("--backbone", "random", "--task", f"voc={task}")
-    assert run_here("run_pipeline.py", "init", "mine.yaml", *arguments).returncode == 0
-    answer = run_here("run_pipeline.py", "plan", "--config-file", "mine.yaml")
+    answer = run_here("run_pipeline.py", "init", "mine.yaml", *arguments)
     assert answer.returncode == 2 and "datasets/digits/VOC2007" in answer.stderr
+    answer = run_here("run_pipeline.py", "plan", "--config-file", "mine.yaml")
+    assert answer.returncode == 2 and "mine.yaml" in answer.stderr  # nothing was written
 
 
 def test_a_simulation_is_of_the_plan(run_here: Run) -> None:
     config = str(ROOT / "configs" / "pipeline" / "full_comparison.yaml")
-    answer = run_here("simulate.py", "--config-file", config, "--gpus", "64")
+    answer = run_here("simulate.py", "--config-file", config, "--gpus", "512")
     assert answer.returncode == 0, answer.stderr
-    assert "| all | 73 |" in answer.stdout and "the longest chain, pretrain/" in answer.stdout
+    assert "| all | 97 |" in answer.stdout and "the longest chain, pretrain/" in answer.stdout
     answer = run_here("simulate.py", "--config-file", config, "--gpus", "4")
     assert answer.returncode == 2 and "needs 8 GPUs of 4" in answer.stderr
