@@ -38,7 +38,7 @@ FOLDERS = {
     ),
     "pipeline": ("stages", "config", "plan", "report", "executors", "executors.slurm", "commands"),
 }  # fmt: skip
-BOTTOM = {"pretrain.indicators"}
+BOTTOM = {"pretrain.indicators", "transfer.files", "transfer.messages"}
 
 
 def name_of(path: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import pickle
@@ -15,6 +14,7 @@ import torch
 
 from transfer.checkpoints import Backbone, read_backbone
 from transfer.config.convert import ConvertConfig, StatedInput
+from transfer.files import sha256_of, whole_file
 from transfer.resnet.loaded import not_loaded
 from transfer.resnet.names import to_detectron2
 from transfer.verify import c4_model, compare_features, fpn_model, load_quietly
@@ -160,23 +160,15 @@ def _convert(
     source: Path, backbone: Backbone, target: Path, plain: Path | None
 ) -> ConversionReport:
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp.pkl")
-    companion = target.with_suffix(".json")
-    try:
-        model = write_detectron2_pickle(backbone, temporary)
-        verification = prove(source, backbone, temporary, model)
-        report = _report(source, temporary, backbone, verification)
-        temporary_companion = temporary.with_suffix(".json")
+    with whole_file(target) as weights, whole_file(target.with_suffix(".json")) as companion:
+        model = write_detectron2_pickle(backbone, weights)
+        verification = prove(source, backbone, weights, model)
+        report = _report(source, weights, backbone, verification)
         text = json.dumps(asdict(report), indent=2, allow_nan=False)
-        temporary_companion.write_text(text + "\n", "utf-8")
+        companion.write_text(text + "\n", "utf-8")
         if plain is not None:
             write_plain(backbone, plain)
-        target.unlink(missing_ok=True)
-        temporary_companion.replace(companion)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-        temporary.with_suffix(".json").unlink(missing_ok=True)
+        target.unlink(missing_ok=True)  # then the companion gets its name, and the weights last
     return report
 
 
@@ -185,8 +177,8 @@ def _report(
 ) -> ConversionReport:
     return ConversionReport(
         source=source.name,
-        sha256=_sha256(source),
-        output_sha256=_sha256(output),
+        sha256=sha256_of(source),
+        output_sha256=sha256_of(output),
         container=backbone.container,
         format=backbone.format,
         family=backbone.format,
@@ -278,12 +270,8 @@ def write_plain(backbone: Backbone, path: Path) -> None:
         "method": backbone.method,
         "input": backbone.input,
     }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with whole_file(path) as temporary:
         _write_to_disk(torch.save, content, temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _write_to_disk(dump: Callable[[Any, IO[bytes]], None], content: Any, path: Path) -> None:
@@ -341,8 +329,3 @@ def _options(config: dict[str, Any]) -> ConvertConfig:
     return ConvertConfig.model_validate(
         {key: config.get(key) for key in ConvertConfig.model_fields}
     )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -28,10 +28,10 @@ from transfer.checkpoints.state_dicts import (
     as_text,
     count_like,
     describe,
-    printable,
     strides,
 )
 from transfer.checkpoints.unpickler import SafeUnpickler, Stream, UnsafeError
+from transfer.messages import printable
 
 Data = mmap.mmap | bytes
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +26,9 @@ from transfer.checkpoints.state_dicts import (
     StateDict,
     describe,
     find_state_dicts,
-    printable,
     whole_model,
 )
+from transfer.messages import did_you_mean, printable
 from transfer.resnet.architecture import Architecture, recognise
 from transfer.resnet.names import COUNTER, ordered_names
 
@@ -96,10 +95,8 @@ def read_backbone(path: Path, *, format: str | None = None, encoder: str | None 
         [123.675, 116.28, 103.53]
     """
     if format is not None and format not in FORMATS:
-        close = "".join(
-            f" did you mean {name!r}?" for name in get_close_matches(format, FORMATS, 1)
-        )
-        raise ValueError(f"unknown format {format!r};{close} known: {', '.join(FORMATS)}")
+        hint = did_you_mean(format, FORMATS, repr)
+        raise ValueError(f"unknown format {format!r};{hint} known: {', '.join(FORMATS)}")
     content = read_content(path)
     if not isinstance(content.value, dict):
         raise ValueError(

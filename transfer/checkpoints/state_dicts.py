@@ -58,11 +58,6 @@ class Instance:
     append = extend
 
 
-def printable(value: object) -> str:
-    """Return text from a file in one line, without what a terminal would obey."""
-    return "".join(char if char.isprintable() else "?" for char in str(value))
-
-
 def describe(value: Any) -> str:
     """Return a name for what a file would call."""
     if isinstance(value, Reference):

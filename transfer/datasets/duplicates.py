@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from transfer.datasets.findings import Finding, Findings, ImageFile, few
+from transfer.files import sha256_of
 
 TAIL = 4096  # bytes
 
@@ -81,9 +80,7 @@ def _split(groups: Iterable[Group], key: Callable[[Entry], Hashable]) -> Iterato
 def _digest(file: ImageFile, num_bytes: int) -> Hashable:
     """Return the digest of a file's last bytes; of one that cannot be read, what no other has."""
     try:
-        with file.path.open("rb") as stream:
-            stream.seek(-min(num_bytes, file.size), os.SEEK_END)
-            return hashlib.file_digest(stream, "sha256").digest()
+        return sha256_of(file.path, min(num_bytes, file.size))
     except OSError:
         return file.path
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 from transfer.config.data import MAX_DETECTIONS
+from transfer.messages import printable
 
 MAX_PER_KIND = 10
 MAX_SHOWN = 80
@@ -115,7 +116,7 @@ class Findings:
         for kind, line in findings:
             self.totals[kind] += 1
             if self.totals[kind] <= MAX_PER_KIND:
-                self.lines.setdefault(kind, []).append(one_line(line))
+                self.lines.setdefault(kind, []).append(bounded(line))
 
     def set_aside(self, image: str, found: Iterable[Finding]) -> Iterator[Finding]:
         """Keep what may be wrong only because its image's size is, and yield the rest.
@@ -162,9 +163,9 @@ def read_text(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def one_line(text: str) -> str:
+def bounded(text: str) -> str:
     """Return a text that a terminal can print on one line, whatever a file put into it."""
-    text = "".join(character if character.isprintable() else " " for character in text)
+    text = printable(text, " ")
     return text if len(text) <= MAX_LINE else f"{text[: MAX_LINE // 2]} .. {text[-MAX_LINE // 2 :]}"
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
 import warnings
 from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,8 @@ from transfer.datasets.check import task_faults
 from transfer.datasets.findings import MAX_CLASSES, Needs, few
 from transfer.datasets.register import class_names
 from transfer.detection.trainer import TRAINERS
+from transfer.files import sha256_of
+from transfer.messages import did_you_mean, one_line
 
 OURS = ("SEED", "OUTPUT_DIR", "MODEL.WEIGHTS")
 # what the loader of this project does not do
@@ -66,11 +66,6 @@ LIMITS: dict[str, tuple[float, float]] = {
 logger = logging.getLogger(__name__)
 
 
-def one_line(error: object) -> str:
-    """Return a message without its line breaks."""
-    return " ".join(str(error).split())
-
-
 def default_cfg() -> CfgNode:
     """Return detectron2's defaults, and `SOLVER.AMP.PRECISION`, which 0.6 lacks."""
     cfg = get_cfg()
@@ -108,9 +103,8 @@ def unknown_keys(content: dict[str, Any], cfg: CfgNode, prefix: str = "") -> Ite
     """Yield one line for each key of `content` that the config has not, or has as a section."""
     for key, value in content.items():
         if key not in cfg:
-            close = get_close_matches(str(key).upper(), map(str, cfg), n=1)
-            hint = "".join(f"; did you mean {prefix}{name}?" for name in close)
-            yield f"{prefix}{key}: detectron2 has no such key{hint}"
+            hint = did_you_mean(str(key).upper(), map(str, cfg), prefix.__add__)
+            yield f"{prefix}{key}: detectron2 has no such key{hint and f';{hint}'}"
         elif isinstance(cfg[key], CfgNode):
             if isinstance(value, dict):
                 yield from unknown_keys(value, cfg[key], f"{prefix}{key}.")
@@ -173,9 +167,7 @@ def check_companion(cfg: CfgNode, weights: Path) -> None:
     if not path.is_file():
         raise ValueError(f"{path}: not there; make weights with tools/convert_to_detectron2.py")
     companion = json.loads(path.read_text(encoding="utf-8"))
-    with weights.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if companion.get("output_sha256") != digest:
+    if companion.get("output_sha256") != sha256_of(weights):
         raise ValueError(f"{weights}: not the file that {path.name} describes; convert it again")
     faults = []
     basic = companion["detectron2"].get("MODEL.RESNETS.DEPTH", 50) < 50

@@ -8,7 +8,6 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ from transfer.detection.cfg import (
     data_faults,
     default_cfg,
     for_this_machine,
-    one_line,
     recipe_faults,
     unknown_keys,
     weights_fault,
@@ -43,6 +41,7 @@ from transfer.detection.run import (
 )
 from transfer.detection.trainer import TRAINERS
 from transfer.evaluation.evaluators import as_json
+from transfer.messages import did_you_mean, one_line
 
 EXAMPLE = """example:
   python tools/train_net.py --config-file configs/transfer/voc_faster_rcnn_r50_c4_24k.yaml \\
@@ -200,8 +199,6 @@ def named_datasets(cfg: CfgNode) -> dict[str, DetectionData]:
     names = dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
     unknown = [name for name in names if name not in known and name not in DatasetCatalog.list()]
     if unknown:
-        hint = "".join(f" did you mean {n}?" for n in get_close_matches(unknown[0], known, n=1))
-        raise ValueError(
-            f"unknown data set {', '.join(unknown)};{hint} known: {', '.join(sorted(known))}"
-        )
+        listed = f"{did_you_mean(unknown[0], known)} known: {', '.join(sorted(known))}"
+        raise ValueError(f"unknown data set {', '.join(unknown)};{listed}")
     return {name: known[name] for name in names if name in known}

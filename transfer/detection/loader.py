@@ -25,6 +25,8 @@ from detectron2.data import (
 from detectron2.utils import comm
 from torch.utils.data import IterableDataset, get_worker_info
 
+from transfer.messages import one_line
+
 Record = dict[str, Any]
 Batch = list[tuple[int, int]]  # (position in the order of all images, index of the image)
 
@@ -53,7 +55,7 @@ class ImageMapper(DatasetMapper):  # type: ignore[misc]
         except MemoryError:
             raise
         except Exception as error:  # decoders trip over damage in many ways
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = one_line(error) or type(error).__name__
             raise ImageError(
                 f"{record['file_name']}: cannot be read ({reason}); replace it and start again (in "
                 "a pipeline the set then is another, and stages that use it start anew)"

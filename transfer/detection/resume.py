@@ -12,8 +12,8 @@ from detectron2.config import CfgNode
 from detectron2.solver import build_lr_scheduler
 
 from transfer.config.finetune import Optimizer
-from transfer.detection.cfg import one_line
 from transfer.detection.run import EFFECTIVE
+from transfer.messages import one_line
 
 # what changes no weight and no AP
 FREE = (

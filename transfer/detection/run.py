@@ -35,7 +35,8 @@ from transfer.datasets.register import register
 from transfer.detection.cfg import batch_fault, notes_before_start
 from transfer.detection.hooks import EXIT_INTERRUPTED, METRICS, SIGNALS
 from transfer.detection.trainer import TRAINERS, Diverged, Trainer, Unreadable
-from transfer.evaluation.evaluators import as_json, flat_metrics, write_json
+from transfer.evaluation.evaluators import as_json, flat_metrics
+from transfer.files import write_json
 from transfer.resnet.loaded import PLACES, lost_entries
 from transfer.resnet.names import COUNTER
 

@@ -36,6 +36,7 @@ from transfer.detection.loader import (
     derived_seed,
 )
 from transfer.evaluation.evaluators import build_evaluator, flat_metrics, without_nan
+from transfer.messages import one_line
 
 MAX_CHECKPOINTS = 2
 
@@ -124,7 +125,7 @@ class Trainer(DefaultTrainer):  # type: ignore[misc]
             yield
         except FloatingPointError as error:
             self.is_complete = False
-            raise Diverged(" ".join(str(error).split())) from None
+            raise Diverged(one_line(error)) from None
         except ImageError as error:
             self.is_complete = False
             raise Unreadable(str(error)) from None

@@ -6,13 +6,13 @@ Standard library only: it must run before torch or detectron2 can be imported.
 import base64
 import hashlib
 import io
-import os
 import tarfile
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from transfer.detectron2_wheel.edits import ADDED, EDITS, EXTRAS, REQUIRES, Edit
+from transfer.files import whole_file
 
 PROJECT = "pb1-detectron2==0.6"
 ARCHIVE_SHA256 = "5d2e9e51e523ec72f6a31cca04b0a515492e9514b773a3d134cedc0677170b29"
@@ -152,20 +152,16 @@ def write_wheel(files: Files, folder: Path) -> Path:
     contents[record] = f"{lines}{record},,\n".encode()
     folder.mkdir(parents=True, exist_ok=True)
     wheel = folder / WHEEL_NAME
-    partial = folder / f".{WHEEL_NAME}.{os.getpid()}"
     try:
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
+        with whole_file(wheel) as partial, zipfile.ZipFile(partial, "w") as archive:
             # dist-info last, as wheels have it
             for name in sorted(contents, key=lambda name: (name.startswith(DIST_INFO), name)):
                 info = zipfile.ZipInfo(name, ZIP_EPOCH)
                 info.external_attr = 0o644 << 16
                 info.create_system = 3  # the same bytes on every platform
                 archive.writestr(info, contents[name], zipfile.ZIP_DEFLATED)
-        partial.replace(wheel)
     except OSError as error:  # a full disk does not say where it is full
         raise OSError(error.errno, error.strerror, str(wheel)) from error
-    finally:
-        partial.unlink(missing_ok=True)
     return wheel
 
 

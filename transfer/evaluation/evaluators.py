@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +15,7 @@ from detectron2.utils import comm
 
 from transfer.evaluation.coco import Task, coco_ap, load_truth
 from transfer.evaluation.voc import detection_line, voc_ap
+from transfer.files import write_json
 
 PREDICTIONS = "predictions.json"
 Results = dict[str, dict[str, float]]
@@ -91,13 +90,6 @@ class VocEvaluator(Evaluator):
         write_json(self.path, [{key: entry[key] for key in keys} for entry in detections])
         root, split = Path(self.set.dirname), self.set.split
         return {"bbox": voc_ap(root, split, self.set.year, self.set.thing_classes, lines)}
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a file in one piece; NaN, which is no JSON, is refused."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
-    temporary.replace(path)
 
 
 def build_evaluator(name: str, output_dir: Path, masks: bool = False) -> DatasetEvaluator:

@@ -25,8 +25,8 @@ from transfer.evaluation.evaluators import (
     build_evaluator,
     flat_metrics,
     without_nan,
-    write_json,
 )
+from transfer.files import write_json
 
 
 @pytest.fixture(scope="module")

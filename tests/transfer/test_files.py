@@ -1,0 +1,33 @@
+"""Files that are whole or absent, and their digests."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from transfer.files import sha256_of, whole_file, write_json
+
+
+def test_a_file_is_the_old_one_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(path, {"a": float("nan")})
+    with pytest.raises(RuntimeError), whole_file(path) as temporary:
+        assert temporary.parent == tmp_path
+        assert temporary.name.startswith(".a.") and temporary.name.endswith(".tmp.json")
+        temporary.write_text("half of it", encoding="utf-8")
+        raise RuntimeError
+    assert json.loads(path.read_text("utf-8")) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_digest_of_a_file_and_of_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"12345")
+    assert sha256_of(path) == sha256_of(path, 5) == hashlib.sha256(b"12345").hexdigest()
+    assert sha256_of(path, 2) == hashlib.sha256(b"45").hexdigest()
+    assert sha256_of(path, 0) == hashlib.sha256().hexdigest()
+    with pytest.raises(OSError, match="Invalid argument"):
+        sha256_of(path, 6)  # shorter than it was

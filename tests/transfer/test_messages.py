@@ -1,0 +1,20 @@
+"""Words of messages: text for a terminal, and what was meant by a name that is not known."""
+
+from transfer.messages import did_you_mean, one_line, printable
+
+
+def test_text_from_files_keeps_nothing_that_a_terminal_obeys() -> None:
+    assert printable("é\x1b[31m\n") == "é?[31m?" and printable("a\0b", " ") == "a b"
+    assert printable(ValueError("a\tb")) == "a?b"
+
+
+def test_a_message_is_one_line() -> None:
+    assert one_line(ValueError("a\n\tb \x1b c ")) == "a b c"
+    assert one_line(KeyError()) == ""
+
+
+def test_the_closest_name_is_shown_as_asked() -> None:
+    known = {"voc_2007_test": 1, "coco_2017_val": 2}
+    assert did_you_mean("voc_2007_tset", known) == " did you mean voc_2007_test?"
+    assert did_you_mean("voc_2007_tset", known, repr) == " did you mean 'voc_2007_test'?"
+    assert did_you_mean("zzz", known) == ""
