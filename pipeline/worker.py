@@ -22,6 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pipeline.messages import one_line
 from pipeline.stages.files import append_json_line, read_json, write_json
 from pipeline.stages.provenance import provenance
 from pipeline.stages.run_folder import (
@@ -103,7 +104,7 @@ def _run_stage(run_dir: Path, is_first: bool) -> int:
         if isinstance(error, SystemExit) and error.code == EXIT_INTERRUPTED:
             return EXIT_INTERRUPTED
         traceback.print_exc()
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error) or type(error).__name__
         if not isinstance(error, ValueError):
             reason = f"{type(error).__name__}: {reason}"
         if is_first:

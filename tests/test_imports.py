@@ -38,7 +38,7 @@ FOLDERS = {
     ),
     "pipeline": ("stages", "config", "plan", "report", "executors", "executors.slurm", "commands"),
 }  # fmt: skip
-BOTTOM = {"pretrain.indicators", "transfer.files", "transfer.messages"}
+BOTTOM = {"pretrain.indicators", "transfer.files", "transfer.messages", "pipeline.messages"}
 
 
 def name_of(path: Path) -> str:

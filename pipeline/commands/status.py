@@ -13,8 +13,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.config.suggestions import unknown
 from pipeline.executors.slurm.states import Standing, last_lines, read_standings
+from pipeline.messages import unknown
 from pipeline.plan.plan import Plan
 from pipeline.report.remarks import remarks
 from pipeline.stages.run_folder import Status

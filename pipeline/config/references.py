@@ -13,8 +13,8 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, model_validator
 
 from pipeline.config.schema import PipelineConfig
-from pipeline.config.suggestions import unknown
 from pipeline.config.yaml_files import load_yaml, validated
+from pipeline.messages import unknown
 
 BUILT_IN = Path(__file__).with_name("references.yaml")
 Text = Annotated[str, Field(min_length=1, max_length=200)]

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from pipeline.config.suggestions import unknown
+from pipeline.messages import unknown
 from pipeline.stages.stage import STAGE_KINDS
 
 REPORT = "report"

@@ -11,12 +11,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from pipeline.config.suggestions import known_keys, unknown
+from pipeline.messages import one_line, printable, unknown
 
 Config = TypeVar("Config", bound=BaseModel)
 BASE_KEY = "_BASE_"
@@ -171,9 +171,25 @@ def faults_of(
     return lines
 
 
+def known_keys(model: type[BaseModel], place: Sequence[int | str]) -> list[str]:
+    """Return the keys that a model allows at a place such as `("tasks", 0)`."""
+    models = [model]
+    for part in place:
+        fields = [each.model_fields[str(part)] for each in models if part in each.model_fields]
+        if fields:  # else an index, a name in a mapping, or the tag of a union
+            models = [inner for field in fields for inner in _models_in(field.annotation)]
+    return list(dict.fromkeys(name for each in models for name in each.model_fields))
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [inner for part in get_args(annotation) for inner in _models_in(part)]
+
+
 def _cut(text: str, length: int = MAX_SHOWN) -> str:
     """Return what fits on a line of a terminal."""
-    text = "".join(character if character.isprintable() else "?" for character in text)
+    text = printable(text)
     return text if len(text) <= length else f"{text[:length]}.."
 
 
@@ -187,11 +203,11 @@ def parse(text: str) -> Any:
         _check_events(text)
         content = yaml.load(text, SafeLoader)
     except yaml.YAMLError as error:
-        raise ValueError(f"not YAML ({' '.join(str(error).split())})") from None
+        raise ValueError(f"not YAML ({one_line(error)})") from None
     except (KeyError, AttributeError, TypeError, OverflowError, ValueError) as error:
         if isinstance(error, RefusedError):
             raise
-        reason = " ".join(f"{type(error).__name__}: {error}".split())  # PyYAML's, of a bad scalar
+        reason = one_line(f"{type(error).__name__}: {error}")  # PyYAML's, of a bad scalar
         raise ValueError(f"not YAML ({reason})") from None
     _check_values(content, "")
     return content

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.config.schema import PipelineConfig
-from pipeline.config.suggestions import unknown
 from pipeline.config.yaml_files import load_changed, load_yaml, validated
+from pipeline.messages import unknown
 from pipeline.plan.compatibility import dataset_names
 from pipeline.plan.data_identity import index_file
 from transfer.config.data import KNOWN_DATASETS, CocoData, VocData, datasets_root, known_datasets

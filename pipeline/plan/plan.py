@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.config.schema import PipelineConfig
-from pipeline.config.suggestions import unknown
+from pipeline.messages import unknown
 from pipeline.stages.stage import Stage
 
 

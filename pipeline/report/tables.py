@@ -12,6 +12,7 @@ from itertools import count
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from pipeline.messages import one_line
 from pipeline.report.data import (
     Cell,
     PublishedProbe,
@@ -30,7 +31,6 @@ from pipeline.report.text import (
     legend,
     metric_label,
     number,
-    one_line,
     p_text,
     provenance,
     rule_text,

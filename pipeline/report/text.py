@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
+from pipeline.messages import one_line
 from pipeline.report.data import (
     BackboneSummary,
     ReportData,
@@ -72,11 +73,6 @@ def task_decimals(summary: TaskSummary) -> int:
     cells = [cell for line in summary.backbones for cell in line.cells]
     stds = [part.std for cell in cells for part in (cell.spread, cell.difference) if part]
     return 2 if any(std is not None and 0 < std < 0.05 for std in stds) else 1
-
-
-def one_line(text: str) -> str:
-    """Text on one line: control characters (terminal escapes too) and white space made a space."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def rule_text(data: ReportData, task: TaskInfo) -> str:

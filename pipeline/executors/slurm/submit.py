@@ -36,6 +36,7 @@ from pipeline.executors.slurm.sbatch import (
 )
 from pipeline.executors.slurm.snapshot import take_snapshot
 from pipeline.executors.slurm.stage_job import ReportJob, StageJob
+from pipeline.messages import one_line
 from pipeline.plan.plan import Plan
 from pipeline.stages.run_folder import prepare
 from pipeline.stages.stage import Stage
@@ -142,8 +143,7 @@ def _sbatch(
         try:
             jobs = executor.submit_array(calls)
         except (FailedSubmissionError, UncompletedJobError, OSError) as error:
-            reason = " ".join(str(error).split())
-            raise SlurmError(f"sbatch refused {group.name}: {reason}") from None
+            raise SlurmError(f"sbatch refused {group.name}: {one_line(error)}") from None
     return str(jobs[0].job_id).partition("_")[0]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.report.text import Entry, duration, entry, findings, metric_label, number, one_line
+from pipeline.report.text import Entry, duration, entry, findings, metric_label, number
 
 CASES = runpy.run_path(str(Path(__file__).with_name("cases.py")))
 case = CASES["case"]
@@ -33,10 +33,6 @@ def test_labels_and_numbers():
     assert metric_label("segm/AP") == "Mask AP"
     assert metric_label("knn/top1") == "knn/top1"
     assert (number(-1.25, 1), number(-0.04, 1), number(None, 1)) == ("−1.2", "0.0", "–")
-
-
-def test_one_line_drops_terminal_escapes():
-    assert one_line("out\n of\x1b[31m\tmemory\x00") == "out of [31m memory"
 
 
 def test_findings_say_who_is_highest_and_whether_it_stands_out():

@@ -1,11 +1,18 @@
-"""Suggestions for names and keys that are not known."""
+"""Words of messages: text for a terminal, and what was meant by a name that is not known."""
 
 from pathlib import Path
 
 import pytest
 
-from pipeline.config.suggestions import unknown
+from pipeline.messages import one_line, printable, unknown
 from pipeline.plan.build import load_plan
+
+
+def test_text_on_one_line_keeps_no_terminal_escape() -> None:
+    assert one_line("out\n of\x1b[31m\tmemory\x00") == "out of [31m memory"
+    assert one_line(OSError(28, "No space\nleft")) == "[Errno 28] No space left"
+    assert one_line(KeyError()) == ""
+    assert printable("é\x1b\n") == "é??"
 
 
 def test_hints() -> None:
