@@ -43,18 +43,26 @@ def finetune(config: FinetuneConfig, weights: Path | None, output_dir: Path) -> 
         ValueError: the config contradicts the weights, an entry was not loaded, or it diverged.
 
     Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> from detectron2.config import CfgNode
-        >>> from examples.digits.build import Sizes, build_digits
-        >>> from transfer.config.data import KNOWN_DATASETS
-        >>> task = CfgNode.load_yaml_with_base("configs/transfer/digits_faster_rcnn_voc.yaml")
-        >>> task["SOLVER"] |= {"MAX_ITER": 1, "STEPS": []}
-        >>> with TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
-        ...     build_digits(Path(folder) / "digits", sizes=Sizes(2, 20, 2, 20, 20))
-        ...     names = "digits_voc_trainval", "digits_voc_test"
-        ...     sets = {name: KNOWN_DATASETS[name].under(Path(folder)) for name in names}
-        ...     config = FinetuneConfig(detectron2=task, datasets=sets, num_pictures=1)
-        ...     metrics = finetune(config, None, Path(folder) / "run")
+        >>> import json, tempfile
+        >>> from PIL import Image
+        >>> task = {  # over detectron2's defaults: Faster R-CNN on ResNet-50's res4
+        ...     "MODEL": {"ROI_HEADS": {"NUM_CLASSES": 1}, "RPN": {"POST_NMS_TOPK_TRAIN": 8}},
+        ...     "INPUT": {"MIN_SIZE_TRAIN": [64], "MIN_SIZE_TEST": 64},
+        ...     "DATASETS": {"TRAIN": ["squares"], "TEST": ["squares"]},
+        ...     "SOLVER": {"MAX_ITER": 1, "STEPS": []}, "DATALOADER": {"NUM_WORKERS": 0},
+        ... }
+        >>> square = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [8, 8, 40, 40]}
+        >>> content = {
+        ...     "images": [{"id": 1, "file_name": "1.png", "width": 64, "height": 64}],
+        ...     "categories": [{"id": 1, "name": "square"}],
+        ...     "annotations": [square | {"area": 1600, "iscrowd": 0}],
+        ... }
+        >>> with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
+        ...     Image.new("RGB", (64, 64)).save(f"{folder}/1.png")
+        ...     Path(folder, "squares.json").write_text(json.dumps(content))
+        ...     squares = CocoData(annotations=Path(folder, "squares.json"), images=Path(folder))
+        ...     config = FinetuneConfig(detectron2=task, datasets={"squares": squares})
+        ...     metrics = finetune(config, None, Path(folder, "run"))
         >>> metrics["iteration"], 0 <= metrics["bbox/AP"] <= 100
         (1, True)
     """
