@@ -15,8 +15,8 @@ import torch
 from transfer.checkpoints import Backbone, read_backbone
 from transfer.config.convert import ConvertConfig, StatedInput
 from transfer.files import sha256_of, whole_file
+from transfer.resnet import to_detectron2
 from transfer.resnet.loaded import not_loaded
-from transfer.resnet.names import to_detectron2
 from transfer.verify import c4_model, compare_features, fpn_model, load_quietly
 
 MAX_RELATIVE_DIFFERENCE = 1e-4

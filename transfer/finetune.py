@@ -13,8 +13,8 @@ from detectron2.data import DatasetCatalog
 from transfer.config.data import CocoData
 from transfer.config.finetune import FinetuneConfig
 from transfer.datasets.register import category_ids, class_names, register
+from transfer.detection import Run, build_cfg, run_detector
 from transfer.detection.cfg import (
-    build_cfg,
     build_faults,
     check_companion,
     class_faults,
@@ -24,7 +24,7 @@ from transfer.detection.cfg import (
     recipe_faults,
 )
 from transfer.detection.pictures import write_pictures
-from transfer.detection.run import Run, machines_of, repair_last_checkpoint, run_detector, run_on
+from transfer.detection.run import machines_of, repair_last_checkpoint, run_on
 
 
 def finetune(config: FinetuneConfig, weights: Path | None, output_dir: Path) -> dict[str, float]:

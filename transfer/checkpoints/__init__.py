@@ -11,7 +11,7 @@ __all__ = ["Backbone", "read_backbone"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs torch when it is asked for: `families` is read without it."""
+    """Import what needs torch when it is asked for: `--help` lists `families` without it."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from transfer.checkpoints import read  # noqa: PLC0415  (imports torch)

@@ -35,7 +35,8 @@ from transfer.detection.loader import (
     build_loader,
     derived_seed,
 )
-from transfer.evaluation.evaluators import build_evaluator, flat_metrics, without_nan
+from transfer.evaluation import build_evaluator
+from transfer.evaluation.evaluators import flat_metrics, without_nan
 from transfer.messages import one_line
 
 MAX_CHECKPOINTS = 2
