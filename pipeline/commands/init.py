@@ -159,7 +159,10 @@ def write_config(options: argparse.Namespace, ask: Callable[[str], str] | None) 
         seeds=seeds,
     )
     recipes, faults = _check_files(entries)
-    text += data + (RESOURCES.format(gpus=_most_gpus(recipes)) if executor == "slurm" else "")
+    text += data
+    if executor == "slurm":  # as many GPUs as the batch of every pretraining can be cut over
+        fitting = (num for num in (8, 4, 2) if not any(each.faults_on(num) for each in recipes))
+        text += RESOURCES.format(gpus=next(fitting, 1))
     try:
         validated(PipelineConfig, yaml.safe_load(text), str(target))
     except ValueError as error:
@@ -290,12 +293,6 @@ def _check_files(entries: list[Entry]) -> tuple[list[PretrainConfig], list[str]]
         except ValueError as error:
             faults += str(error).splitlines()
     return recipes, faults
-
-
-def _most_gpus(recipes: list[PretrainConfig]) -> int:
-    """Return the GPUs, up to 8, over which the batch of every pretraining can be cut."""
-    fitting = (num for num in (8, 4, 2) if not any(each.faults_on(num) for each in recipes))
-    return next(fitting, 1)
 
 
 def write_schemas(folder: Path, names: Iterable[str]) -> list[Path]:

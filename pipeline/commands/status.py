@@ -123,13 +123,13 @@ def matrix(plan: Plan, standings: dict[str, Standing]) -> Table:
     columns = list(dict.fromkeys(column for row in cells.values() for column in row))
     table = Table("backbone", *columns, title=f"status {plan.config.name}")
     for backbone, row in cells.items():
-        table.add_row(backbone, *(_counts(row.get(column, Counter())) for column in columns))
+        texts = []
+        for column in columns:
+            counts = row.get(column, Counter())
+            parts = [Text(f"{counts[s]} {s}", STYLES.get(s, "")) for s in ORDER if counts[s]]
+            texts.append(Text(" ").join(parts))
+        table.add_row(backbone, *texts)
     return table
-
-
-def _counts(counts: Counter[Status]) -> Text:
-    shown = [status for status in ORDER if counts[status]]
-    return Text(" ").join(Text(f"{counts[s]} {s}", style=STYLES.get(s, "")) for s in shown)
 
 
 def _reasons(standings: dict[str, Standing]) -> list[Text]:

@@ -41,7 +41,8 @@ def check_before_start(
     jobs: dict[str, dict[str, Any]] = {}
     askers: dict[str, list[Stage]] = {}
     for stage in waiting:
-        job = _job(stage, here)
+        settings = stage.settings | ({"seed": 0} if stage.seed is not None else {})
+        job = {"module": STAGE_KINDS[stage.kind].module, "settings": settings, "here": here}
         text = json.dumps(job, sort_keys=True)  # seeds and backbones share one check
         jobs.setdefault(text, job | {"inputs": []})
         if (roles := sorted(stage.inputs)) not in jobs[text]["inputs"]:
@@ -59,11 +60,6 @@ def check_before_start(
     hidden = len(notes) - MAX_NOTES
     more = [f"{NOTE}{hidden} more; tools/check_data.py shows them all"] if hidden > 0 else []
     return notes[:MAX_NOTES] + more
-
-
-def _job(stage: Stage, here: bool) -> dict[str, Any]:
-    settings = stage.settings | ({"seed": 0} if stage.seed is not None else {})
-    return {"module": STAGE_KINDS[stage.kind].module, "settings": settings, "here": here}
 
 
 def _named(stage: Stage, fault: str) -> str:

@@ -120,7 +120,11 @@ def recognise(shapes: Mapping[str, Shape], extra: Sequence[str] = ()) -> Archite
             f"a {base} of {built.stem} channels in the stem and {built.res2} in res2; detectron2 "
             "builds it with 64 only"
         )
-    if base not in BASIC and not _even(built):
+    # torchvision's rule for the widths of a bottleneck
+    planes, groups = built.res2 // 4, built.groups
+    base_width = built.width * 64 // (groups * planes) if planes else 0
+    even = built.res2 % 4 == 0 and int(planes * (base_width / 64)) * groups == built.width
+    if base not in BASIC and not even:
         raise ValueError(
             f"odd widths: stem {built.stem}, 3x3 {built.width} in {built.groups} groups, res2 "
             f"{built.res2}; torchvision builds no such network to compare with"
@@ -138,13 +142,6 @@ def _check_ranks(names: Iterable[str], shapes: Mapping[str, Shape]) -> None:
             raise ValueError(
                 f"{name} has shape {shapes[name]}, wanted {rank} dimensions and no empty one"
             )
-
-
-def _even(one: Architecture) -> bool:
-    """Return whether torchvision's rule for the widths of a bottleneck gives these."""
-    planes, groups = one.res2 // 4, one.groups
-    base_width = one.width * 64 // (groups * planes) if planes else 0
-    return one.res2 % 4 == 0 and int(planes * (base_width / 64)) * groups == one.width
 
 
 def widths(base: str, shapes: Mapping[str, Shape]) -> Architecture:
