@@ -19,14 +19,14 @@ EXAMPLE = """example:
 
 def detectron2() -> Finding:
     """Return which detectron2 a new process finds, and whether it works."""
-    found = probe()
+    installed = probe()
     remedy = "run python tools/install_detectron2.py, or create environment.yml's environment"
-    if found is None:
+    if installed is None:
         return Finding("detectron2", "broken", "not installed", remedy, required=True)
-    if found.problem:
-        text = f"{found}: {found.problem}"
+    if installed.problem:
+        text = f"{installed}: {installed.problem}"
         return Finding("detectron2", "broken", text, remedy, required=True)
-    return Finding("detectron2", "ok", str(found), required=True)
+    return Finding("detectron2", "ok", str(installed), required=True)
 
 
 def main(arguments: list[str] | None = None) -> int:

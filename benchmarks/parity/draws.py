@@ -81,11 +81,11 @@ def drawn_detections(seed: int = 2, per_object: int = 3) -> list[Instances]:
             scores.append(round(float(generator.random()), 2))
             other = generator.random() < 0.2
             classes.append(int(generator.integers(len(CLASSES))) if other else one["class"])
-        found = Instances((HEIGHT, WIDTH))
-        found.pred_boxes = Boxes(torch.tensor(numpy.array(boxes), dtype=torch.float32))
-        found.scores, found.pred_classes = torch.tensor(scores), torch.tensor(classes)
-        found.pred_masks = torch.stack([_mask(box) for box in found.pred_boxes.tensor])
-        pictures.append(found)
+        instances = Instances((HEIGHT, WIDTH))
+        instances.pred_boxes = Boxes(torch.tensor(numpy.array(boxes), dtype=torch.float32))
+        instances.scores, instances.pred_classes = torch.tensor(scores), torch.tensor(classes)
+        instances.pred_masks = torch.stack([_mask(box) for box in instances.pred_boxes.tensor])
+        pictures.append(instances)
     return pictures
 
 

@@ -72,8 +72,8 @@ def imagenet_rows(checkout: Path) -> list[Row]:
 def w_mse_commands(checkout: Path) -> list[list[str]]:
     """Return the arguments of the README's commands that train W-MSE."""
     text = (checkout / "README.md").read_text(encoding="utf-8")
-    found = [shlex.split(words) for words in re.findall(r"^python -m train (.*)$", text, re.M)]
-    return [words for words in found if "--method" not in words and "--help" not in words]
+    commands = [shlex.split(words) for words in re.findall(r"^python -m train (.*)$", text, re.M)]
+    return [words for words in commands if "--method" not in words and "--help" not in words]
 
 
 def cw_rgp_commands(checkout: Path) -> list[list[str]]:
