@@ -18,11 +18,11 @@ FAKES = ROOT / "tests" / "pipeline"
 RUN = """
 import sys
 from pathlib import Path
-from pipeline.commands import main as entry
+from pipeline.commands.main import execute
 from pipeline.stages import stage
 for name in stage.STAGE_KINDS:
     stage.STAGE_KINDS[name] = stage.StageKind("fake_stages", 1, ("out.txt",), "out.txt")
-sys.exit(entry.execute(sys.argv[1], Path("tiny.yaml"), []))
+sys.exit(execute(sys.argv[1], Path("tiny.yaml"), []))
 """
 CONFIG = {
     "name": "tiny",

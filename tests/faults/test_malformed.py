@@ -17,13 +17,12 @@ import yaml
 from detectron2.config import CfgNode
 
 from pipeline import worker
-from pipeline.commands import local as commands
-from pipeline.commands import main as entry
+from pipeline.commands import local, main
 from pipeline.config.yaml_files import load_yaml
 from pipeline.executors import preflight
 from transfer import finetune
-from transfer.detection import cfg as buildable
-from transfer.detection import cli as command
+from transfer.detection import cfg as cfg_module
+from transfer.detection import cli
 
 HERE = Path(__file__).resolve().parent
 TOOLS = HERE.parents[1] / "tools"
@@ -91,7 +90,7 @@ def configs(sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 def enter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(folder)
     monkeypatch.setattr(preflight.subprocess, "run", check_here)
-    monkeypatch.setattr(commands, "run_local", started)
+    monkeypatch.setattr(local, "run_local", started)
     monkeypatch.setattr(finetune, "build_faults", build_faults)
     return folder
 
@@ -103,7 +102,7 @@ def build_faults(cfg: CfgNode, optimizer: str) -> list[str]:
     """Build the model of each config once."""
     key = (cfg.dump(), optimizer)
     if key not in BUILT:
-        BUILT[key] = buildable.build_faults(cfg, optimizer)
+        BUILT[key] = cfg_module.build_faults(cfg, optimizer)
     return list(BUILT[key])
 
 
@@ -133,14 +132,14 @@ def refused(code: int, errors: str, case: Any, prefix: str) -> None:
 
 
 def pipeline_refuses(case: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    code = entry.execute("run", Path("tiny.yaml"), [])
+    code = main.execute("run", Path("tiny.yaml"), [])
     refused(code, capsys.readouterr().err, case, "run_pipeline: ")
     assert not list(Path().glob("runs/**/manifest.json"))
 
 
 def test_the_sound_project_would_start(project: Path) -> None:
     with pytest.raises(StartedError):
-        entry.execute("run", Path("tiny.yaml"), [])
+        main.execute("run", Path("tiny.yaml"), [])
 
 
 @TIMEOUT
@@ -181,7 +180,7 @@ def use_voc(folder: Path) -> None:
 def test_a_sound_voc_set_would_start(project: Path) -> None:
     use_voc(project)
     with pytest.raises(StartedError):
-        entry.execute("run", Path("tiny.yaml"), [])
+        main.execute("run", Path("tiny.yaml"), [])
 
 
 TOOL_CASES = [case for case in malformed.text_cases() if case.file != "tiny.yaml"]
@@ -190,7 +189,7 @@ COMMANDS = {
     "probe.yaml": ("", lambda: probe_tool.main(["random:resnet18", *CONFIG, "probe.yaml"])),
     "boxes.yaml": (
         "train_net: ",
-        lambda: command.main("", [*CONFIG, "boxes.yaml"], lambda path: load_yaml(Path(path))),
+        lambda: cli.main("", [*CONFIG, "boxes.yaml"], lambda path: load_yaml(Path(path))),
     ),
 }
 

@@ -19,11 +19,11 @@ RUN = """
 import sys
 sys.path[:0] = {paths!r}
 from pathlib import Path
-from pipeline.commands import main as commands
+from pipeline.commands.main import execute
 from pipeline.stages import stage
 for name in stage.STAGE_KINDS:
     stage.STAGE_KINDS[name] = stage.StageKind("fake_stages", 1, ("out.txt",), "out.txt")
-sys.exit(commands.execute("run", Path("configs/tiny.yaml"), {changes!r}))
+sys.exit(execute("run", Path("configs/tiny.yaml"), {changes!r}))
 """
 ONLY_A = ["backbones=[{name: a, pretrain: a.yaml}]", "seeds=[0]"]
 

@@ -13,12 +13,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pipeline.commands import slurm as commands
+from pipeline.commands import slurm
 from pipeline.config.schema import PipelineConfig
 from pipeline.executors.slurm.states import Standing, read_standings
 from pipeline.plan.plan import Plan
-from pipeline.stages import stage as stage_module
-from pipeline.stages.stage import Stage, StageKind
+from pipeline.stages.stage import STAGE_KINDS, Stage, StageKind
 
 HERE = Path(__file__).resolve().parent
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "unshare", "nsenter")
@@ -160,7 +159,7 @@ class Project:
         return Plan(config, Path("tiny.yaml"), (), tuple(chosen))
 
     def run(self, plan: Plan) -> int:
-        return commands.run(plan, self.output)
+        return slurm.run(plan, self.output)
 
     def standings(self, plan: Plan) -> dict[str, Standing]:
         return read_standings(plan)[0]
@@ -200,9 +199,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cluster: Cluster) -
     folder.mkdir()
     monkeypatch.chdir(folder)
     monkeypatch.setenv("PYTHONPATH", f"{HERE}:{HERE.parents[1]}")
-    for name, real in list(stage_module.STAGE_KINDS.items()):
+    for name, real in list(STAGE_KINDS.items()):
         kind = StageKind("slurm_stages", real.version, ("out.txt",), "out.txt")
-        monkeypatch.setitem(stage_module.STAGE_KINDS, name, kind)
+        monkeypatch.setitem(STAGE_KINDS, name, kind)
     made = Project(folder)
     yield made
     made.output.file.close()

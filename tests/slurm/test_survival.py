@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.commands import slurm as commands
+from pipeline.commands.slurm import cancel
 from pipeline.commands.status import show_log, show_status
 from pipeline.executors.slurm import states
+from pipeline.executors.slurm.ledger import read_ledger
 from pipeline.executors.slurm.queue import read_queue
-from pipeline.executors.slurm.states import last_lines
+from pipeline.executors.slurm.states import last_lines, read_standings
 
 pytestmark = pytest.mark.slurm
 
@@ -89,7 +90,7 @@ def test_a_failure_stops_what_needs_it_and_is_explained(project) -> None:
     assert not Path(tuned.log).with_name("x").exists() and tuned.log == standings["pretrain/a"].log
     assert "NaN at step 1" in last_lines(Path(standings["pretrain/a"].log))[-1]
     project.wait(plan, lambda _: (plan.config.root / "report" / "index.html").exists(), 30)
-    rows = read_queue([entry.job_name for entry in commands.read_ledger(plan.config.root)])
+    rows = read_queue([entry.job_name for entry in read_ledger(plan.config.root)])
     waiting = {r.state for r in rows.values() if r.name.startswith(("tiny-convert", "tiny-fine"))}
     assert waiting <= {"CANCELLED", "COMPLETED"}
     with project.output.capture() as said:
@@ -107,7 +108,7 @@ def test_cancel_empties_the_queue_and_run_goes_on(project) -> None:
     plan = project.plan()
     project.run(plan)
     project.wait_steps(plan, "pretrain/a", 3)
-    assert commands.cancel(plan, project.output) == 0
+    assert cancel(plan, project.output) == 0
     assert slurm("squeue", "--noheader") == ""
     assert {standing.status for standing in project.standings(plan).values()} == {"missing"}
     project.run(plan)
@@ -122,7 +123,7 @@ def test_the_controller_restarts_while_a_stage_saves(project, cluster) -> None:
     project.run(plan)
     project.wait_steps(plan, "pretrain/a", 3)
     cluster.stop_controller()
-    standings, notes = commands.read_standings(plan)
+    standings, notes = read_standings(plan)
     assert standings["pretrain/a"].status == "running" and notes[0].startswith("squeue")
     cluster.signal_task("USR2")
     time.sleep(1)  # it tries to go back into a queue that is not there

@@ -13,7 +13,7 @@ import torchvision
 import yaml
 
 from examples.digits.build import Sizes, build_digits
-from transfer import finetune as stage
+from transfer import finetune as finetune_module
 from transfer.config.data import KNOWN_DATASETS
 from transfer.config.finetune import FinetuneConfig
 from transfer.convert import convert_checkpoint
@@ -155,7 +155,7 @@ def test_precise_norms_and_evaluations_say_how_far_they_are_and_change_nothing(
 
 def test_the_example_runs_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert doctest.testmod(stage) == (0, 7)
+    assert doctest.testmod(finetune_module) == (0, 7)
 
 
 def final_weights(folder: Path) -> dict[str, torch.Tensor]:

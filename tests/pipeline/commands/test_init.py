@@ -9,9 +9,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from pipeline.commands import main as commands
 from pipeline.commands.init import main
-from pipeline.commands.main import Options
+from pipeline.commands.main import Options, execute
 from pipeline.config.schema import PipelineConfig
 from pipeline.plan.build import load_plan
 from pretrain.config.pretrain import PretrainConfig
@@ -129,7 +128,7 @@ def test_every_combination_gives_a_config_that_plan_accepts_or_is_refused(
         assert (code == 0) == target.exists()
         if code == 0:
             written += 1
-            assert commands.execute("plan", target, [], Options(executor=executor)) == 0
+            assert execute("plan", target, [], Options(executor=executor)) == 0
     assert written == (0 if refused else 3 * 3 * 2)
 
 
@@ -153,7 +152,7 @@ def test_the_check_is_the_real_one(
     assert "t.yaml: SOLVERR: detectron2 has no such key" in capsys.readouterr().err
     Path("t.yaml").write_text(yaml.safe_dump(task), encoding="utf-8")
     assert init("n.yaml", *arguments) == 0, capsys.readouterr().err
-    assert commands.execute("plan", Path("n.yaml"), []) == 0
+    assert execute("plan", Path("n.yaml"), []) == 0
 
 
 def test_slurm_gets_resources_that_every_pretraining_can_use(fakes: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pipeline.commands import main as commands
+from pipeline.commands.main import execute
 from pipeline.executors.local import run_local
 from pipeline.executors.progress import Progress
 from pipeline.plan.build import load_plan
@@ -24,11 +24,11 @@ RUN = """
 import sys
 sys.path[:0] = {paths!r}
 from pathlib import Path
-from pipeline.commands import main as commands
+from pipeline.commands.main import execute
 from pipeline.stages import stage
 for name in stage.STAGE_KINDS:
     stage.STAGE_KINDS[name] = stage.StageKind("fake_stages", 1, ("out.txt",), "out.txt")
-sys.exit(commands.execute("run", Path("configs/tiny.yaml"), {changes!r}))
+sys.exit(execute("run", Path("configs/tiny.yaml"), {changes!r}))
 """
 ONLY_A = ["backbones=[{name: a, pretrain: a.yaml}]", "seeds=[0]"]
 ONLY_RANDOM = ["backbones=[{name: random, random: true}]", "seeds=[0]"]
@@ -79,7 +79,7 @@ def test_exit_code_and_report_say_that_a_stage_failed(
 ) -> None:
     changes = ["backbones=[{name: random, random: true}, {name: a, pretrain: a.yaml}]"]
     Path("behaviour-random--voc--seed1").write_text("fail", encoding="utf-8")
-    assert commands.execute("run", CONFIG, changes) == 1
+    assert execute("run", CONFIG, changes) == 1
     assert "report:" in capsys.readouterr().out
     results = json.loads(Path("runs/tiny/report/results.json").read_text(encoding="utf-8"))
     assert len(results["rows"]) == 7
@@ -89,13 +89,13 @@ def test_exit_code_and_report_say_that_a_stage_failed(
     assert all(row["metrics"]["bbox/AP"] == 10.0 + row["seed"] for row in results["rows"])
     markdown = Path("runs/tiny/report/report.md").read_text(encoding="utf-8")
     assert "the loss became NaN at step 3" in markdown
-    assert commands.execute("status", CONFIG, changes) == 1
+    assert execute("status", CONFIG, changes) == 1
     Path("behaviour-random--voc--seed1").unlink()
-    assert commands.execute("run", CONFIG, changes) == 0
+    assert execute("run", CONFIG, changes) == 0
     capsys.readouterr()
     ran()
     page = Path("runs/tiny/report/index.html").stat().st_mtime_ns
-    assert commands.execute("run", CONFIG, changes) == 0
+    assert execute("run", CONFIG, changes) == 0
     assert ran() == []
     assert Path("runs/tiny/report/index.html").stat().st_mtime_ns == page
 

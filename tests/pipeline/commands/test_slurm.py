@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.commands import main as commands
-from pipeline.commands.main import Options
+from pipeline.commands.main import Options, execute
 from pipeline.executors.slurm.states import Standing, read_standings
 from pipeline.plan.build import load_plan
 from pipeline.stages.run_folder import FAILURE
@@ -20,7 +19,7 @@ def plan_of(*overrides: str):
 
 
 def run(*overrides: str) -> int:
-    return commands.execute("run", CONFIG, ["seeds=[0]", *overrides], SLURM)
+    return execute("run", CONFIG, ["seeds=[0]", *overrides], SLURM)
 
 
 def standings_of(*overrides: str) -> dict[str, Standing]:
@@ -52,7 +51,7 @@ def test_pending_failed_retried_done(fake, capsys: pytest.CaptureFixture[str]) -
     assert standings["pretrain/a"].reason == "the loss became NaN at step 3"
     assert standings["finetune/a--voc--seed0"].status == "failed"
     assert standings["finetune/b--voc--seed0"].status == standings["convert/b"].status == "done"
-    assert commands.execute("status", CONFIG, ["seeds=[0]"]) == 1
+    assert execute("status", CONFIG, ["seeds=[0]"]) == 1
     assert "the loss became NaN at step 3" in capsys.readouterr().out
     Path("behaviour-a").unlink()
     fake.calls  # noqa: B018
@@ -78,7 +77,7 @@ def test_without_a_queue_nothing_is_submitted(fake, capsys: pytest.CaptureFixtur
 
 def test_cancel_leaves_nothing_and_run_goes_on(fake) -> None:
     run()
-    assert commands.execute("cancel", CONFIG, ["seeds=[0]"]) == 0
+    assert execute("cancel", CONFIG, ["seeds=[0]"]) == 0
     assert {job["state"] for job in fake.jobs.values()} == {"CANCELLED"}
     standings = standings_of()
     assert {standing.status for standing in standings.values()} == {"missing"}
@@ -107,5 +106,5 @@ def test_tasks_that_can_never_start_are_replaced(fake) -> None:
 
 def test_a_local_run_leaves_the_queue_alone(fake, capsys: pytest.CaptureFixture[str]) -> None:
     run()
-    assert commands.execute("run", CONFIG, ["seeds=[0]"]) == 2
+    assert execute("run", CONFIG, ["seeds=[0]"]) == 2
     assert "stages are in SLURM's queue" in capsys.readouterr().err

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pipeline.commands import main as commands
-from pipeline.commands import slurm as cluster
-from pipeline.commands.main import Options
+from pipeline.commands import slurm
+from pipeline.commands.main import Options, execute
 from pipeline.commands.status import show_status
 from pipeline.executors.slurm import states
 from pipeline.executors.slurm.states import Standing, read_standings
@@ -24,7 +23,7 @@ def plan_of(*overrides: str):
 
 
 def run(*overrides: str) -> int:
-    return commands.execute("run", CONFIG, ["seeds=[0]", *overrides], SLURM)
+    return execute("run", CONFIG, ["seeds=[0]", *overrides], SLURM)
 
 
 def standings_of(*overrides: str) -> dict[str, Standing]:
@@ -39,7 +38,7 @@ def test_status_as_json_and_the_table_agree(fake, capsys: pytest.CaptureFixture[
     line = {"step": 10, "max_steps": 40, "loss": 0.5}
     (pretrain.run_dir / "metrics.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
     capsys.readouterr()
-    assert commands.execute("status", CONFIG, ["seeds=[0]"], Options(as_json=True)) == 0
+    assert execute("status", CONFIG, ["seeds=[0]"], Options(as_json=True)) == 0
     content = json.loads(capsys.readouterr().out)
     standing = next(entry for entry in content["stages"] if entry["stage"] == "pretrain/a")
     assert (
@@ -53,7 +52,7 @@ def test_status_as_json_and_the_table_agree(fake, capsys: pytest.CaptureFixture[
     assert content["counts"] == {"running": 1, "queued": len(content["stages"]) - 1}
     console = Console(width=200, record=True, quiet=True)
     assert states.read_standings(plan_of())[0]["pretrain/a"].metric == "step 10/40  loss 0.5"
-    cluster.show_plan(plan_of(), console)
+    slurm.show_plan(plan_of(), console)
 
 
 def test_the_table_names_stages_in_full_and_failures_once(fake) -> None:
@@ -80,11 +79,11 @@ def test_logs_are_found_by_the_name_of_the_stage(fake, capsys: pytest.CaptureFix
     pretrain = next(entry for entry in plan_of().stages if entry.name == "pretrain/a")
     (pretrain.run_dir / "log.txt").write_text("one\ntwo\n", encoding="utf-8")
     capsys.readouterr()
-    assert commands.execute("logs", CONFIG, ["seeds=[0]"], Options(stage="pretrain/a")) == 0
+    assert execute("logs", CONFIG, ["seeds=[0]"], Options(stage="pretrain/a")) == 0
     assert capsys.readouterr().out.splitlines()[-2:] == ["one", "two"]
-    assert commands.execute("logs", CONFIG, ["seeds=[0]"], Options(stage="pretrain/z")) == 2
+    assert execute("logs", CONFIG, ["seeds=[0]"], Options(stage="pretrain/z")) == 2
     assert "unknown stage 'pretrain/z'; did you mean 'pretrain/" in capsys.readouterr().err
-    assert commands.execute("logs", CONFIG, ["seeds=[0]"]) == 2
+    assert execute("logs", CONFIG, ["seeds=[0]"]) == 2
     assert "--stage is missing; tiny has " in capsys.readouterr().err
 
 
@@ -97,7 +96,7 @@ def test_remarks_on_the_results_are_among_the_notes(
         "tasks.0.overrides=[MODEL.BACKBONE.FREEZE_AT=3]",
     ]
     wanted = "MODEL.BACKBONE.FREEZE_AT is 3: its stem, res2, res3 stay random"
-    commands.execute("status", CONFIG, changes, Options(as_json=True))
+    execute("status", CONFIG, changes, Options(as_json=True))
     assert any(wanted in note for note in json.loads(capsys.readouterr().out)["notes"])
-    commands.execute("status", CONFIG, changes, Options())
+    execute("status", CONFIG, changes, Options())
     assert wanted in capsys.readouterr().out

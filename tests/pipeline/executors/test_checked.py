@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.commands import main as commands
-from pipeline.commands.main import Options
+from pipeline.commands.main import Options, execute
 from pipeline.executors import checked, preflight
 from pipeline.executors.checked import Answer, keep_answers, read_answers
 
@@ -32,7 +31,7 @@ def asked(fakes: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def plan(*overrides: str, options: Options | None = None) -> int:
-    return commands.execute("plan", CONFIG, list(overrides), options)
+    return execute("plan", CONFIG, list(overrides), options)
 
 
 def overwrite(path: Path) -> None:
@@ -51,7 +50,7 @@ def test_plan_refuses_what_run_refuses_in_the_same_lines(
     Path("check.txt").write_text("/a.jpg: not an image\nSOLVER.X: no such key", encoding="utf-8")
     codes, lines = [], []
     for command in ("run", "plan", "plan"):
-        codes.append(commands.execute(command, CONFIG, [], options))
+        codes.append(execute(command, CONFIG, [], options))
         lines.append(capsys.readouterr().err)
     assert codes == [2, 2, 2] and lines[0] == lines[1] == lines[2]
     assert "/a.jpg: not an image" in lines[0] and "sbatch" not in fake.calls
@@ -85,7 +84,7 @@ def test_run_trusts_no_kept_answer_and_what_it_refuses_is_kept_no_more(asked: li
     assert plan() == 0
     Path("check.txt").write_text("odd", encoding="utf-8")
     assert plan() == 0
-    assert commands.execute("run", CONFIG, []) == 2
+    assert execute("run", CONFIG, []) == 2
     assert plan() == 2
     assert asked == [5, 5, 5]
 

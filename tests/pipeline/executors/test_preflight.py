@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pipeline.commands import main as commands
+from pipeline.commands.main import execute
 from pipeline.executors.local import run_local
 from pipeline.executors.preflight import check_before_start
 from pipeline.executors.progress import Progress
@@ -16,7 +16,7 @@ from pipeline.report.collect import all_states
 from pipeline.stages.run_folder import State
 from pipeline.worker import NOTES_FROM
 from pretrain.data import images
-from transfer.datasets import check as data_check
+from transfer.datasets import check
 
 CONFIG = Path("configs/tiny.yaml")
 ONLY_A = ["backbones=[{name: a, pretrain: a.yaml}]", "seeds=[0]"]
@@ -53,7 +53,7 @@ def test_faults_found_before_the_start_run_nothing(
     fakes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("check.txt").write_text("/a.jpg: not an image\nseed is odd", encoding="utf-8")
-    assert commands.execute("run", CONFIG, []) == 2
+    assert execute("run", CONFIG, []) == 2
     errors = capsys.readouterr().err.splitlines()
     configs = [f"configs/{name}.yaml: " for name in ("a", "b", "coco", "voc")]
     odd = [f"run_pipeline: {where}seed is odd" for where in (*configs, "")]
@@ -63,7 +63,7 @@ def test_faults_found_before_the_start_run_nothing(
 
 
 def test_what_the_check_notes_is_told_once_and_stops_nothing(fakes: Path) -> None:
-    assert {data_check.logger.name, images.logger.name} == set(NOTES_FROM)
+    assert {check.logger.name, images.logger.name} == set(NOTES_FROM)
     plan = small_plan()
     states = {stage.name: State("missing") for stage in plan.stages}
     assert check_before_start(plan, states) == []
@@ -115,7 +115,7 @@ def test_a_checkpoints_input_is_compared_with_every_task_before_anything_starts(
         "MODEL.RESNETS.STRIDE_IN_1X1": False,  # of basic blocks: read by nothing
     }
     Path("demands.json").write_text(json.dumps(demands), encoding="utf-8")
-    assert commands.execute(command, CONFIG, [THEIRS % "", "seeds=[0,1]"]) == 2
+    assert execute(command, CONFIG, [THEIRS % "", "seeds=[0,1]"]) == 2
     lines = [line.split(": ", 2)[1:] for line in capsys.readouterr().err.splitlines()]
     assert lines == [
         [f"configs/{task}.yaml", f"does not fit backbone theirs: {fault}"]
@@ -133,7 +133,7 @@ def test_what_was_stated_is_not_asked_for_again(
 ) -> None:
     Path("theirs.pth").touch()
     Path("demands.json").write_text('{"INPUT.FORMAT": "BGR"}', encoding="utf-8")
-    assert commands.execute("plan", CONFIG, [THEIRS % ", input: {order: BGR}"]) == 2
+    assert execute("plan", CONFIG, [THEIRS % ", input: {order: BGR}"]) == 2
     errors = capsys.readouterr().err.splitlines()
     assert all(line.endswith("INPUT.FORMAT is RGB, wanted BGR") for line in errors)
 
@@ -143,11 +143,11 @@ def test_a_task_that_came_later_is_compared_with_weights_that_are_there(
 ) -> None:
     Path("theirs.pth").touch()
     plan = small_plan([THEIRS % "", "seeds=[0]"])
-    assert commands.execute("run", CONFIG, [THEIRS % "", "seeds=[0]"]) == 0
+    assert execute("run", CONFIG, [THEIRS % "", "seeds=[0]"]) == 0
     (convert,) = (stage for stage in plan.stages if stage.kind == "convert")
     companion = convert.result.with_suffix(".json")
     companion.write_text('{"detectron2": {"MODEL.RESNETS.DEPTH": 34}}', encoding="utf-8")
     ran()
-    assert commands.execute("run", CONFIG, [THEIRS % "", "seeds=[0,1]"]) == 2
+    assert execute("run", CONFIG, [THEIRS % "", "seeds=[0,1]"]) == 2
     assert "MODEL.RESNETS.DEPTH is 18, wanted 34" in capsys.readouterr().err
     assert ran() == []

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.commands import main as commands
+from pipeline.commands.main import Options, execute
 from pipeline.plan.build import load_plan
 from pipeline.plan.plan import Plan
 from pipeline.report.collect import all_states
@@ -157,6 +157,6 @@ def test_plan_prints_it(fakes: Path, done: Plan, capsys: pytest.CaptureFixture[s
     edit("configs/a.yaml", lambda content: content["optimizer"].update(lr=0.002))
     line = "again: pretrain/a: optimizer.lr: before 0.001, now 0.002"
     for executor in ("local", "slurm"):
-        options = commands.Options(executor=executor)
-        assert commands.execute("plan", CONFIG, ["seeds=[0]"], options) == 0
+        options = Options(executor=executor)
+        assert execute("plan", CONFIG, ["seeds=[0]"], options) == 0
         assert line in capsys.readouterr().out.splitlines()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.multiprocessing.spawn import ProcessExitedException
 
-from transfer.detection import run as launching
+from transfer.detection import run
 from transfer.detection.run import EXIT_FAULT, Machines, in_one_process, machines_of, run_on
 
 TWO_NODES = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "n1", "MASTER_PORT": "29500"}
@@ -55,7 +55,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
             raise ProcessExitedException("ended", 0, 1, code) from None
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(launching, "launch", launch)
+    monkeypatch.setattr(run, "launch", launch)
     return calls
 
 

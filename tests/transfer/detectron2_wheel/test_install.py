@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from transfer.detectron2_wheel import install as detectron2_install
-from transfer.detectron2_wheel import wheel as detectron2_wheel
+from transfer.detectron2_wheel import install, wheel
 from transfer.detectron2_wheel.install import Installed
 
-SITE = Path(detectron2_install.sysconfig.get_path("purelib"))
+SITE = Path(install.sysconfig.get_path("purelib"))
 WORKING = Installed("0.6+pure.1", str(SITE / "detectron2"), compiled=False, problem="")
 COMPILED = Installed("0.6", str(SITE / "detectron2"), compiled=True, problem="")
 HISTOGRAM = """
@@ -36,7 +35,7 @@ def site(tmp_path):
 
 def test_probe_finds_version_place_and_the_lack_of_the_compiled_part(site):
     wanted = Installed("7.5", str(site / "detectron2"), compiled=False, problem="")
-    assert detectron2_install.probe(first=site) == wanted
+    assert install.probe(first=site) == wanted
 
 
 def test_probe_takes_no_version_from_another_place(site):
@@ -44,13 +43,13 @@ def test_probe_takes_no_version_from_another_place(site):
     elsewhere.mkdir()
     (site / "detectron2-7.5.dist-info").rename(elsewhere / "detectron2-7.5.dist-info")
     (site / "detectron2/__init__.py").write_text("__version__ = '1.2'", encoding="utf-8")
-    found = detectron2_install.probe(first=site)
+    found = install.probe(first=site)
     assert found is not None and found.version == "1.2"
 
 
 def test_probe_finds_the_compiled_part(site):
     (site / "detectron2/_C.py").write_text("", encoding="utf-8")
-    found = detectron2_install.probe(first=site)
+    found = install.probe(first=site)
     assert found is not None and found.compiled
     assert str(found) == f"detectron2 7.5 at {site}/detectron2, with its C++ part"
 
@@ -58,7 +57,7 @@ def test_probe_finds_the_compiled_part(site):
 @pytest.mark.parametrize("part", ["layers", "modeling"])
 def test_probe_sees_a_broken_part(site, part):
     (site / "detectron2" / part / "__init__.py").write_text("import no_such\nname", "utf-8")
-    found = detectron2_install.probe(first=site)
+    found = install.probe(first=site)
     assert found is not None
     assert found.problem == "ModuleNotFoundError: No module named 'no_such'"
 
@@ -66,7 +65,7 @@ def test_probe_sees_a_broken_part(site, part):
 def test_probe_sees_a_v06_that_numpy_left_behind(site):
     text = f"import sys\n{HISTOGRAM}    sys.int_of_old\n"
     (site / "detectron2/data/build.py").write_text(text, encoding="utf-8")
-    found = detectron2_install.probe(first=site)
+    found = install.probe(first=site)
     assert found is not None
     assert found.problem == "AttributeError: module 'sys' has no attribute 'int_of_old'"
 
@@ -74,21 +73,21 @@ def test_probe_sees_a_v06_that_numpy_left_behind(site):
 def test_probe_sees_the_rest_of_an_interrupted_install(site):
     (site / "detectron2/layers/__init__.py").unlink()
     (site / "detectron2/layers").rmdir()
-    found = detectron2_install.probe(first=site)
+    found = install.probe(first=site)
     assert found is not None
     assert found.problem == "ModuleNotFoundError: No module named 'detectron2.layers'"
 
 
 def test_probe_survives_an_import_that_kills_the_process(site):
     (site / "detectron2/__init__.py").write_text("import os\nos._exit(3)\n", encoding="utf-8")
-    found = detectron2_install.probe(first=site)
+    found = install.probe(first=site)
     assert found is not None and found.problem == "the import ended with exit status 3"
 
 
 def test_probe_finds_nothing_where_nothing_is(monkeypatch):
     nothing = subprocess.CompletedProcess([], 0, stdout="noise\nnull\n", stderr="")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: nothing)
-    assert detectron2_install.probe() is None
+    assert install.probe() is None
 
 
 @pytest.mark.parametrize(
@@ -103,7 +102,7 @@ def test_probe_finds_nothing_where_nothing_is(monkeypatch):
     ],
 )
 def test_must_install(found, force, wanted):
-    assert detectron2_install.must_install(found, force=force) is wanted
+    assert install.must_install(found, force=force) is wanted
 
 
 @pytest.mark.parametrize(
@@ -117,7 +116,7 @@ def test_must_install(found, force, wanted):
 )
 def test_must_install_leaves_what_is_not_ours(found, force, message):
     with pytest.raises(ValueError, match=message):
-        detectron2_install.must_install(found, force=force)
+        install.must_install(found, force=force)
 
 
 def test_unmet_requirements_compare_release_numbers(monkeypatch):
@@ -131,21 +130,21 @@ def test_unmet_requirements_compare_release_numbers(monkeypatch):
 
     def version(name: str) -> str:
         if name not in there:
-            raise detectron2_install.metadata.PackageNotFoundError(name)
+            raise install.metadata.PackageNotFoundError(name)
         return there[name]
 
-    monkeypatch.setattr(detectron2_install, "REQUIRES", wanted)
-    monkeypatch.setattr(detectron2_install.metadata, "version", version)
-    assert detectron2_install.unmet_requirements() == [
+    monkeypatch.setattr(install, "REQUIRES", wanted)
+    monkeypatch.setattr(install.metadata, "version", version)
+    assert install.unmet_requirements() == [
         "older>=1.10 (found 1.9.3)",
         "gone>=3.0 (found none)",
     ]
 
 
 def test_download_needs_torch_and_asks_pip_for_the_checksum(tmp_path, monkeypatch):
-    monkeypatch.setattr(detectron2_install.util, "find_spec", lambda name: name != "torch" or None)
+    monkeypatch.setattr(install.util, "find_spec", lambda name: name != "torch" or None)
     with pytest.raises(ValueError, match="no torch; install it first"):
-        detectron2_install.download_archive(tmp_path)
+        install.download_archive(tmp_path)
 
     def pip(*arguments: str) -> None:
         wanted = Path(arguments[arguments.index("--requirement") + 1]).read_text(encoding="utf-8")
@@ -155,41 +154,41 @@ def test_download_needs_torch_and_asks_pip_for_the_checksum(tmp_path, monkeypatc
         )
         (tmp_path / "pb1-detectron2-0.6.tar.gz").write_bytes(b"")
 
-    monkeypatch.setattr(detectron2_install.util, "find_spec", lambda name: name)
-    monkeypatch.setattr(detectron2_install, "run_pip", pip)
-    assert detectron2_install.download_archive(tmp_path) == tmp_path / "pb1-detectron2-0.6.tar.gz"
+    monkeypatch.setattr(install.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(install, "run_pip", pip)
+    assert install.download_archive(tmp_path) == tmp_path / "pb1-detectron2-0.6.tar.gz"
 
 
 def test_run_pip_reports_the_last_error_line():
     with pytest.raises(ValueError, match=r"^pip install failed: .*no-such-file\.whl"):
-        detectron2_install.run_pip("install", "--no-index", "./no-such-file.whl")
+        install.run_pip("install", "--no-index", "./no-such-file.whl")
 
 
 @pytest.mark.parametrize("error", [ValueError("pip failed"), KeyboardInterrupt()])
 def test_install_wheel_undoes_what_pip_left(tmp_path, monkeypatch, error):
     wheel, purelib = tmp_path / "x.whl", tmp_path / "site"
     trial = Installed("0.6+pure.1", f"{wheel}/detectron2", compiled=False, problem="")
-    monkeypatch.setattr(detectron2_install, "probe", lambda first: trial)
-    monkeypatch.setattr(detectron2_install.sysconfig, "get_path", lambda _: str(purelib))
+    monkeypatch.setattr(install, "probe", lambda first: trial)
+    monkeypatch.setattr(install.sysconfig, "get_path", lambda _: str(purelib))
 
     def pip(*_: str) -> None:
         for name in ("detectron2/layers", "detectron2-0.6+pure.1.dist-info", "other"):
             (purelib / name).mkdir(parents=True)
         raise error
 
-    monkeypatch.setattr(detectron2_install, "run_pip", pip)
+    monkeypatch.setattr(install, "run_pip", pip)
     with pytest.raises(type(error)):
-        detectron2_install.install_wheel(wheel)
+        install.install_wheel(wheel)
     assert [path.name for path in purelib.iterdir()] == ["other"]
 
 
 def test_install_wheel_tries_an_import_before_it_installs(tmp_path, monkeypatch):
     init = {"detectron2/__init__.py": b"import no_such", "LICENSE": b""}
-    broken = detectron2_wheel.write_wheel(init, tmp_path)
+    broken = wheel.write_wheel(init, tmp_path)
     called: list[str] = []
-    monkeypatch.setattr(detectron2_install, "run_pip", lambda *_: called.append("pip"))
+    monkeypatch.setattr(install, "run_pip", lambda *_: called.append("pip"))
     with pytest.raises(ValueError, match=r"\.whl: not installed, .* No module named 'no_such'"):
-        detectron2_install.install_wheel(broken)
+        install.install_wheel(broken)
     assert called == []
 
 

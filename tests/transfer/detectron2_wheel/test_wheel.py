@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from transfer.detectron2_wheel import wheel as detectron2_wheel
+from transfer.detectron2_wheel import wheel
 from transfer.detectron2_wheel.edits import ADDED, EDITS, EXTRAS, REQUIRES, Edit
 
 FILES = {
@@ -47,7 +47,7 @@ def archive(tmp_path: Path) -> tuple[Path, str]:
 
 
 def test_read_archive_keeps_the_package_and_the_licence_only(archive):
-    assert detectron2_wheel.read_archive(*archive) == FILES
+    assert wheel.read_archive(*archive) == FILES
 
 
 def test_read_archive_compares_the_checksum_before_it_opens_the_archive(tmp_path):
@@ -55,9 +55,9 @@ def test_read_archive_compares_the_checksum_before_it_opens_the_archive(tmp_path
     path.write_bytes(b"not an archive")
     found = hashlib.sha256(b"not an archive").hexdigest()
     with pytest.raises(ValueError, match=f"a.tar.gz: sha256 is {found}, wanted 5d2e9e51e5"):
-        detectron2_wheel.read_archive(path)
+        wheel.read_archive(path)
     with pytest.raises(ValueError, match=r"a\.tar\.gz: not a gzipped tar archive"):
-        detectron2_wheel.read_archive(path, found)
+        wheel.read_archive(path, found)
 
 
 def test_read_archive_refuses_a_truncated_archive(archive, tmp_path):
@@ -65,7 +65,7 @@ def test_read_archive_refuses_a_truncated_archive(archive, tmp_path):
     cut.write_bytes(archive[0].read_bytes()[:-40])
     sha256 = hashlib.sha256(cut.read_bytes()).hexdigest()
     with pytest.raises(ValueError, match="not a gzipped tar archive"):
-        detectron2_wheel.read_archive(cut, sha256)
+        wheel.read_archive(cut, sha256)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_read_archive_refuses_a_member_outside(tmp_path, name):
     path = tmp_path / "a.tar.gz"
     sha256 = make_archive(path, FILES, tarfile.TarInfo(name))
     with pytest.raises(ValueError, match="points out of the archive"):
-        detectron2_wheel.read_archive(path, sha256)
+        wheel.read_archive(path, sha256)
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE])
@@ -85,18 +85,18 @@ def test_read_archive_refuses_links_and_devices(tmp_path, kind):
     path = tmp_path / "a.tar.gz"
     sha256 = make_archive(path, FILES, link)
     with pytest.raises(ValueError, match=r"'pb1/detectron2/link\.py' is a link or a device"):
-        detectron2_wheel.read_archive(path, sha256)
+        wheel.read_archive(path, sha256)
 
 
 def test_read_archive_wants_package_and_licence(tmp_path):
     path = tmp_path / "a.tar.gz"
     sha256 = make_archive(path, {"detectron2/other.py": b""})
     with pytest.raises(ValueError, match=r"no detectron2/__init__\.py, LICENSE in it"):
-        detectron2_wheel.read_archive(path, sha256)
+        wheel.read_archive(path, sha256)
 
 
 def test_apply_edits_changes_the_stated_places_and_says_so_in_the_file():
-    edited = detectron2_wheel.apply_edits(FILES, [ALIAS], {"detectron2/new.py": "new\n"})
+    edited = wheel.apply_edits(FILES, [ALIAS], {"detectron2/new.py": "new\n"})
     assert edited["detectron2/layers/__init__.py"] == (
         b"import numpy as np\nx = bool\ny = np.bool_\n\n"
         b"# Changed from detectron2 v0.6: alias gone.\n"
@@ -109,27 +109,27 @@ def test_apply_edits_changes_the_stated_places_and_says_so_in_the_file():
 @pytest.mark.parametrize("places", [0, 2])
 def test_apply_edits_counts(places):
     with pytest.raises(ValueError, match=f"__init__.py: .*matches 1 times, wanted {places}"):
-        detectron2_wheel.apply_edits(FILES, [ALIAS._replace(places=places)], {})
+        wheel.apply_edits(FILES, [ALIAS._replace(places=places)], {})
 
 
 def test_apply_edits_wants_the_file_and_overwrites_none():
     with pytest.raises(ValueError, match=r"detectron2/gone\.py: not in the archive"):
-        detectron2_wheel.apply_edits(FILES, [ALIAS._replace(file="detectron2/gone.py")], {})
+        wheel.apply_edits(FILES, [ALIAS._replace(file="detectron2/gone.py")], {})
     with pytest.raises(ValueError, match=r"detectron2/__init__\.py: already in the archive"):
-        detectron2_wheel.apply_edits(FILES, [], {"detectron2/__init__.py": ""})
+        wheel.apply_edits(FILES, [], {"detectron2/__init__.py": ""})
 
 
 def test_build_wheel_uses_the_real_checksum_and_leaves_nothing_when_refusing(archive, tmp_path):
     with pytest.raises(ValueError, match="wanted 5d2e9e51e523ec72f6a31cca04b0a515492e9514"):
-        detectron2_wheel.build_wheel(archive[0], tmp_path / "out")
+        wheel.build_wheel(archive[0], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_wheel_contents(tmp_path):
-    wheel = detectron2_wheel.write_wheel(FILES, tmp_path / "out")
-    assert list((tmp_path / "out").iterdir()) == [wheel]
-    assert wheel.name == "detectron2-0.6+pure.1-py3-none-any.whl"
-    with zipfile.ZipFile(wheel) as opened:
+    path = wheel.write_wheel(FILES, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == [path]
+    assert path.name == "detectron2-0.6+pure.1-py3-none-any.whl"
+    with zipfile.ZipFile(path) as opened:
         contents = {name: opened.read(name) for name in opened.namelist()}
     info = "detectron2-0.6+pure.1.dist-info"
     assert list(contents) == [
@@ -165,8 +165,8 @@ def assert_recorded(data: bytes, digest: str, size: str) -> None:
 
 
 def test_wheel_bytes_do_not_depend_on_time_order_or_umask(tmp_path):
-    one = detectron2_wheel.write_wheel(FILES, tmp_path / "1").read_bytes()
-    two = detectron2_wheel.write_wheel(dict(reversed(FILES.items())), tmp_path / "2").read_bytes()
+    one = wheel.write_wheel(FILES, tmp_path / "1").read_bytes()
+    two = wheel.write_wheel(dict(reversed(FILES.items())), tmp_path / "2").read_bytes()
     assert one == two
     with zipfile.ZipFile(io.BytesIO(one)) as opened:
         assert {info.date_time for info in opened.infolist()} == {(1980, 1, 1, 0, 0, 0)}
@@ -179,12 +179,12 @@ def test_write_wheel_leaves_no_partial_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(zipfile.ZipFile, "writestr", full)
     with pytest.raises(OSError, match=r"No space left on device: '.*detectron2-0\.6"):
-        detectron2_wheel.write_wheel(FILES, tmp_path)
+        wheel.write_wheel(FILES, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_metadata_states_name_version_requirements_and_every_edit():
-    parsed = Parser().parsestr(detectron2_wheel.metadata())
+    parsed = Parser().parsestr(wheel.metadata())
     assert (parsed["Name"], parsed["Version"]) == ("detectron2", "0.6+pure.1")
     assert "without the C++ part" in parsed["Summary"]
     required = parsed.get_all("Requires-Dist")
@@ -197,10 +197,10 @@ def test_metadata_states_name_version_requirements_and_every_edit():
 
 
 def test_pip_takes_the_wheel(tmp_path):
-    wheel = detectron2_wheel.write_wheel(FILES, tmp_path / "out")
+    path = wheel.write_wheel(FILES, tmp_path / "out")
     target = tmp_path / "site"
     options = ["--no-deps", "--no-index", "--quiet", "--target", str(target)]
-    subprocess.run([sys.executable, "-m", "pip", "install", *options, str(wheel)], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", *options, str(path)], check=True)
     found = list(importlib.metadata.distributions(name="detectron2", path=[str(target)]))
     assert [dist.version for dist in found] == ["0.6+pure.1"]
     assert (target / "detectron2/model_zoo/configs/Base.yaml").read_bytes() == b"A: 1\n"
@@ -211,7 +211,7 @@ def test_the_installed_build_is_what_its_record_says():
         dist = importlib.metadata.distribution("detectron2")
     except importlib.metadata.PackageNotFoundError:
         pytest.skip("detectron2 is not installed")
-    if dist.version != detectron2_wheel.VERSION:
+    if dist.version != wheel.VERSION:
         pytest.skip(f"detectron2 {dist.version} is not the pure-Python build")
     recorded = [file for file in dist.files or [] if file.hash]
     assert len(recorded) > 250

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from pipeline.commands import main as commands
-from pipeline.commands.main import Options
+from pipeline.commands.main import Options, execute
 from pipeline.executors.slurm.states import Standing, read_standings
 from pipeline.plan.build import load_plan
 from pipeline.worker import run as run_worker
@@ -17,7 +16,7 @@ def plan_of(*overrides: str):
 
 
 def run(*overrides: str) -> int:
-    return commands.execute("run", CONFIG, ["seeds=[0]", *overrides], SLURM)
+    return execute("run", CONFIG, ["seeds=[0]", *overrides], SLURM)
 
 
 def standings_of(*overrides: str) -> dict[str, Standing]:

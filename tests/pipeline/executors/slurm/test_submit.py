@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pipeline.commands import main as commands
-from pipeline.commands import slurm as cluster
-from pipeline.commands.main import Options
+from pipeline.commands import slurm
+from pipeline.commands.main import Options, execute
 from pipeline.executors.slurm import submit
 from pipeline.executors.slurm.ledger import read_ledger
 from pipeline.executors.slurm.queue import SlurmError
@@ -26,7 +25,7 @@ def plan_of(*overrides: str):
 
 
 def run(*overrides: str) -> int:
-    return commands.execute("run", CONFIG, ["seeds=[0]", *overrides], SLURM)
+    return execute("run", CONFIG, ["seeds=[0]", *overrides], SLURM)
 
 
 def standings_of(*overrides: str) -> dict[str, Standing]:
@@ -93,4 +92,4 @@ def test_what_sbatch_would_refuse_is_said_before_anything_is_submitted(
 
 def test_a_path_that_slurm_would_change_is_refused(fake) -> None:
     with pytest.raises(SlurmError, match="expands '%'"):
-        cluster.run(plan_of("output_dir=a%jb"), Console(quiet=True))
+        slurm.run(plan_of("output_dir=a%jb"), Console(quiet=True))
