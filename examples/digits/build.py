@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from examples.digits import draw as drawing
-from examples.digits import write as layouts
+from examples.digits import draw, write
 
 NAME = "digits"
 VERSION = 1  # raise it with every change of a pixel, a label or a file name
@@ -120,23 +119,23 @@ def _check_same(target: Path, index: dict[str, Any], sizes: Sizes) -> None:
 
 def _write_everything(root: Path, sizes: Sizes) -> dict[str, int]:
     """Write all files but the index; returns the counts."""
-    digits = drawing.load_source_digits()
-    pools = drawing.split_digits(digits.labels)
+    digits = draw.load_source_digits()
+    pools = draw.split_digits(digits.labels)
     logger.info("drawing %d scenes", sizes.train_scenes + sizes.val_scenes)
     train = list(_scenes(digits, pools["train"], "scenes/train", sizes.train_scenes))
     val = list(_scenes(digits, pools["val"], "scenes/val", sizes.val_scenes))
-    train_ids = layouts.write_scenes(root, "train", train, first_id=1)
-    val_ids = layouts.write_scenes(root, "val", val, first_id=sizes.train_scenes + 1)
+    train_ids = write.write_scenes(root, "train", train, first_id=1)
+    val_ids = write.write_scenes(root, "val", val, first_id=sizes.train_scenes + 1)
     cut = len(train_ids) * 4 // 5
     sets = {"trainval": train_ids, "train": train_ids[:cut], "val": train_ids[cut:]}
-    layouts.write_image_sets(root, sets | {"test": val_ids})
+    write.write_image_sets(root, sets | {"test": val_ids})
     logger.info("drawing %d crops", sizes.unlabeled + sizes.train_crops + sizes.val_crops)
-    layouts.write_crops(
+    write.write_crops(
         root / "unlabeled", _crops(digits, pools["train"], "unlabeled", sizes.unlabeled)
     )
     for split, number in (("train", sizes.train_crops), ("val", sizes.val_crops)):
         crops = _crops(digits, pools[split], f"crops/{split}", number)
-        layouts.write_crops(root / "crops" / split, crops)
+        write.write_crops(root / "crops" / split, crops)
     counts = asdict(sizes) | {
         "train_objects": sum(len(scene.digits) for scene in train),
         "val_objects": sum(len(scene.digits) for scene in val),
@@ -148,25 +147,25 @@ def _write_everything(root: Path, sizes: Sizes) -> dict[str, int]:
 
 
 def _scenes(
-    digits: drawing.Digits, pool: NDArray[np.int64], split: str, number: int
-) -> Iterator[drawing.Scene]:
-    return (drawing.draw_scene(digits, pool, split, index) for index in range(number))
+    digits: draw.Digits, pool: NDArray[np.int64], split: str, number: int
+) -> Iterator[draw.Scene]:
+    return (draw.draw_scene(digits, pool, split, index) for index in range(number))
 
 
 def _crops(
-    digits: drawing.Digits, pool: NDArray[np.int64], split: str, number: int
-) -> Iterator[tuple[str, drawing.Picture]]:
+    digits: draw.Digits, pool: NDArray[np.int64], split: str, number: int
+) -> Iterator[tuple[str, draw.Picture]]:
     """File name and picture of each crop; labelled crops lie in a folder of their label."""
     for index in range(number):
         digit_index = int(pool[index % len(pool)])
         folder = "" if split == "unlabeled" else f"{digits.labels[digit_index]}/"
-        picture = drawing.draw_crop(digits, digit_index, split, index)
+        picture = draw.draw_crop(digits, digit_index, split, index)
         yield f"{folder}{index:06d}.png", picture
 
 
 def data_card(counts: dict[str, int]) -> str:
     """The text of README.txt."""
-    low, high = drawing.SCENE_DIGIT_SIDES
+    low, high = draw.SCENE_DIGIT_SIDES
     return f"""Embedded digits, version {VERSION}
 
 Source: the 1,797 digits (8x8 pixels) of scikit-learn's load_digits, which are the test part of
@@ -178,26 +177,26 @@ that source (scaled, rotated, tinted, pasted into drawn pictures) and come under
 
 Sizes
   coco/       {counts["train_scenes"]} training and {counts["val_scenes"]} validation scenes, \
-{drawing.SCENE_SIZE}x{drawing.SCENE_SIZE}, {counts["train_objects"]} and {counts["val_objects"]} \
+{draw.SCENE_SIZE}x{draw.SCENE_SIZE}, {counts["train_objects"]} and {counts["val_objects"]} \
 digits with boxes and masks
   VOC2007/    the same scenes and boxes: trainval = training (train and val: 4/5 and 1/5 of it),
               test = validation
-  unlabeled/  {counts["unlabeled"]} crops, {drawing.CROP_SIZE}x{drawing.CROP_SIZE}, \
+  unlabeled/  {counts["unlabeled"]} crops, {draw.CROP_SIZE}x{draw.CROP_SIZE}, \
 of training digits
   crops/      {counts["train_crops"]} training and {counts["val_crops"]} validation crops \
 in folders by label
 No digit is in both parts: {counts["train_digits"]} source digits are for training, \
 {counts["val_digits"]} for validation.
 
-How drawn (seed {drawing.SEED}; every item from its own generator)
-  Dark background that varies smoothly, up to {drawing.MAX_ELLIPSES} ellipses, then 1 to \
-{drawing.MAX_DIGITS} bright tinted digits,
-  {low:g} to {high:g} pixels, rotated by up to {drawing.MAX_ANGLE_DEGREES:g} degrees, \
+How drawn (seed {draw.SEED}; every item from its own generator)
+  Dark background that varies smoothly, up to {draw.MAX_ELLIPSES} ellipses, then 1 to \
+{draw.MAX_DIGITS} bright tinted digits,
+  {low:g} to {high:g} pixels, rotated by up to {draw.MAX_ANGLE_DEGREES:g} degrees, \
 all of each digit inside the picture.
-  A pixel belongs to a mask where at least {drawing.INK_THRESHOLD:g} of full ink falls on it \
+  A pixel belongs to a mask where at least {draw.INK_THRESHOLD:g} of full ink falls on it \
 (there a digit
   is half opaque); boxes are tight around the mask. Masks share no pixel; boxes overlap by at
-  most {drawing.MAX_BOX_OVERLAP:.0%} of the smaller one.
-  A digit that finds no room in {drawing.PLACING_TRIES} tries is left out.
+  most {draw.MAX_BOX_OVERLAP:.0%} of the smaller one.
+  A digit that finds no room in {draw.PLACING_TRIES} tries is left out.
   Masks are stored as polygons along pixel borders; a hole is joined to the outline by a bridge.
 """
