@@ -3,31 +3,8 @@
 import json
 from pathlib import Path
 
-from rich.console import Console
-
-from pipeline.executors.local import run_local
-from pipeline.executors.progress import Progress
-from pipeline.plan.build import load_plan
-from pipeline.plan.plan import Plan
 from pipeline.stages.run_folder import FAILURE, LOG, MANIFEST, State
-
-CONFIG = Path("configs/tiny.yaml")
-
-
-def run(plan: Plan) -> dict[str, State]:
-    with Progress(Console(quiet=True), len(plan.stages), 0) as progress:
-        return run_local(plan, progress)
-
-
-def ran() -> list[str]:
-    path = Path("ran.txt")
-    lines = path.read_text(encoding="utf-8").split() if path.exists() else []
-    path.unlink(missing_ok=True)
-    return lines
-
-
-def small_plan(changes: list[str] | None = None) -> Plan:
-    return load_plan(CONFIG, changes or ["seeds=[0]"])
+from tests.pipeline.local_runs import ran, run, small_plan
 
 
 def test_everything_runs_once_in_order_and_never_again(fakes: Path) -> None:

@@ -4,38 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from pipeline.commands.main import execute
-from pipeline.executors.local import run_local
 from pipeline.executors.preflight import check_before_start
-from pipeline.executors.progress import Progress
-from pipeline.plan.build import load_plan
-from pipeline.plan.plan import Plan
 from pipeline.report.collect import all_states
 from pipeline.stages.run_folder import State
 from pipeline.worker import NOTES_FROM
 from pretrain.data import images
+from tests.pipeline.local_runs import CONFIG, ONLY_A, ran, run, small_plan
 from transfer.datasets import check
-
-CONFIG = Path("configs/tiny.yaml")
-ONLY_A = ["backbones=[{name: a, pretrain: a.yaml}]", "seeds=[0]"]
-
-
-def run(plan: Plan) -> dict[str, State]:
-    with Progress(Console(quiet=True), len(plan.stages), 0) as progress:
-        return run_local(plan, progress)
-
-
-def ran() -> list[str]:
-    path = Path("ran.txt")
-    lines = path.read_text(encoding="utf-8").split() if path.exists() else []
-    path.unlink(missing_ok=True)
-    return lines
-
-
-def small_plan(changes: list[str] | None = None) -> Plan:
-    return load_plan(CONFIG, changes or ["seeds=[0]"])
 
 
 def test_another_config_in_a_run_folder_is_an_error_with_the_difference(fakes: Path) -> None:

@@ -3,32 +3,9 @@
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
-from pipeline.executors.local import run_local
-from pipeline.executors.progress import Progress
-from pipeline.plan.build import load_plan
-from pipeline.plan.plan import Plan
-from pipeline.stages.run_folder import State, lock, read_state
-
-CONFIG = Path("configs/tiny.yaml")
-ONLY_RANDOM = ["backbones=[{name: random, random: true}]", "seeds=[0]"]
-
-
-def run(plan: Plan) -> dict[str, State]:
-    with Progress(Console(quiet=True), len(plan.stages), 0) as progress:
-        return run_local(plan, progress)
-
-
-def ran() -> list[str]:
-    path = Path("ran.txt")
-    lines = path.read_text(encoding="utf-8").split() if path.exists() else []
-    path.unlink(missing_ok=True)
-    return lines
-
-
-def small_plan(changes: list[str] | None = None) -> Plan:
-    return load_plan(CONFIG, changes or ["seeds=[0]"])
+from pipeline.stages.run_folder import lock, read_state
+from tests.pipeline.local_runs import ONLY_RANDOM, ran, run, small_plan
 
 
 def test_changed_or_lost_outputs_are_noticed_and_made_again(fakes: Path) -> None:
