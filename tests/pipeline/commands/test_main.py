@@ -4,15 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pipeline.commands.main import Options, execute
-
 ROOT = Path(__file__).resolve().parents[3]
-CONFIG = Path("configs/tiny.yaml")
-SLURM = Options(executor="slurm")
-
-
-def run(*overrides: str) -> int:
-    return execute("run", CONFIG, ["seeds=[0]", *overrides], SLURM)
 
 
 def test_status_imports_no_torch_and_no_plots() -> None:

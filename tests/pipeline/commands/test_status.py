@@ -2,7 +2,6 @@
 
 import io
 import json
-from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -11,23 +10,7 @@ from pipeline.commands import slurm
 from pipeline.commands.main import Options, execute
 from pipeline.commands.status import show_status
 from pipeline.executors.slurm import states
-from pipeline.executors.slurm.states import Standing, read_standings
-from pipeline.plan.build import load_plan
-
-CONFIG = Path("configs/tiny.yaml")
-SLURM = Options(executor="slurm")
-
-
-def plan_of(*overrides: str):
-    return load_plan(CONFIG, ["seeds=[0]", *overrides])
-
-
-def run(*overrides: str) -> int:
-    return execute("run", CONFIG, ["seeds=[0]", *overrides], SLURM)
-
-
-def standings_of(*overrides: str) -> dict[str, Standing]:
-    return read_standings(plan_of(*overrides))[0]
+from tests.pipeline.slurm_runs import CONFIG, plan_of, run, standings_of
 
 
 def test_status_as_json_and_the_table_agree(fake, capsys: pytest.CaptureFixture[str]) -> None:

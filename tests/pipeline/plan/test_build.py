@@ -6,29 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from pipeline.plan import build
 from pipeline.plan.build import load_plan
 from pipeline.plan.plan import Plan
-
-CONFIG = Path("configs/tiny.yaml")
-
-
-def edit(path: str, change: Callable[[dict[str, Any]], object]) -> None:
-    content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    change(content)
-    Path(path).write_text(yaml.safe_dump(content), encoding="utf-8")
+from tests.pipeline.edits import CONFIG, edit, faults
 
 
 def signatures(overrides: list[str] | None = None) -> dict[str, str]:
     return {stage.name: stage.signature for stage in load_plan(CONFIG, overrides or []).stages}
-
-
-def faults() -> list[str]:
-    with pytest.raises(ValueError, match=r"^\S") as caught:
-        load_plan(CONFIG, [])
-    return str(caught.value).splitlines()
 
 
 def test_stages_in_order_with_their_inputs(project: Path) -> None:

@@ -1,27 +1,10 @@
 """A task that does not fit a backbone is refused before pretraining."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
-from pipeline.plan.build import load_plan
-
-CONFIG = Path("configs/tiny.yaml")
-
-
-def edit(path: str, change: Callable[[dict[str, Any]], object]) -> None:
-    content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    change(content)
-    Path(path).write_text(yaml.safe_dump(content), encoding="utf-8")
-
-
-def faults() -> list[str]:
-    with pytest.raises(ValueError, match=r"^\S") as caught:
-        load_plan(CONFIG, [])
-    return str(caught.value).splitlines()
+from tests.pipeline.edits import edit, faults
 
 
 def test_a_task_that_contradicts_a_backbone_is_found_before_pretraining(project: Path) -> None:

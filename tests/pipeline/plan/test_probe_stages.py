@@ -18,20 +18,14 @@ from pipeline.report.collect import collect
 from pipeline.report.write import write_report
 from pipeline.stages import stage
 from pipeline.stages.stage import StageKind
+from tests.pipeline.edits import CONFIG, edit
 
-CONFIG = Path("configs/tiny.yaml")
 PROBE = {
     "data": {"name": "labelled", "root": "data/labelled", "format": "imagefolder"},
     "image": {"size": 8},
     "knn": {"k": 1},
     "random_arch": "resnet18",
 }
-
-
-def edit(path: str, change: Callable[[dict[str, Any]], object]) -> None:
-    content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    change(content)
-    Path(path).write_text(yaml.safe_dump(content), encoding="utf-8")
 
 
 @pytest.fixture

@@ -2,13 +2,10 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
 from pipeline.commands.main import Options, execute
 from pipeline.plan.build import load_plan
@@ -18,8 +15,7 @@ from pipeline.stages import stage
 from pipeline.stages.run_folder import prepare, write_manifest
 from pipeline.stages.stage import Stage
 from pipeline.stages.staleness import changed_lines
-
-CONFIG = Path("configs/tiny.yaml")
+from tests.pipeline.edits import CONFIG, edit
 
 
 def finish(entry: Stage) -> None:
@@ -45,12 +41,6 @@ def done(project: Path) -> Plan:
 def again() -> list[str]:
     plan = load_plan(CONFIG, ["seeds=[0]"])
     return changed_lines(plan.stages, all_states(plan))
-
-
-def edit(path: str, change: Callable[[dict[str, Any]], object]) -> None:
-    content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    change(content)
-    Path(path).write_text(yaml.safe_dump(content), encoding="utf-8")
 
 
 COCO = ", ".join(f"finetune/{name}--coco--seed0" for name in ("random", "a", "b"))

@@ -3,35 +3,12 @@
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.config.resources import ResourcesConfig
 from pipeline.config.schema import PipelineConfig
 from pipeline.executors.slurm.arrays import job_groups, resource_faults
 from pipeline.executors.slurm.sbatch import dependency_words
 from pipeline.plan.plan import Plan
 from pipeline.stages.stage import Stage
-
-
-def stages_of(backbones: tuple[str, ...], seeds: tuple[int, ...] = (0, 1)) -> list[Stage]:
-    """A plan's stages: pretraining, conversion and fine-tuning of every backbone."""
-    stages = []
-    for name in backbones:
-        pretrain = Stage("pretrain", name, {}, {}, Path("runs/tiny"), {}, name)
-        convert = Stage("convert", name, {}, {}, Path("runs/tiny"), {"checkpoint": pretrain}, name)
-        stages += [pretrain, convert]
-        for seed in seeds:
-            slug = f"{name}--voc--seed{seed}"
-            root, needs = Path("runs/tiny"), {"weights": convert}
-            stages.append(Stage("finetune", slug, {}, {}, root, needs, name, task="voc", seed=seed))
-    return stages
-
-
-CONFIG = {
-    "name": "tiny",
-    "backbones": [{"name": "a", "random": True}],
-    "tasks": [{"name": "voc", "config": "voc.yaml"}],
-    "seeds": [0],
-}
-NOTHING = ResourcesConfig()
+from tests.pipeline.executors.slurm.made_up import CONFIG, NOTHING, stages_of
 
 
 def shown(groups: list) -> dict[str, tuple[list[str], list[str]]]:

@@ -3,13 +3,7 @@
 from pathlib import Path
 
 from pipeline.executors.slurm.plan_file import read_plan, write_plan
-from pipeline.plan.build import load_plan
-
-CONFIG = Path("configs/tiny.yaml")
-
-
-def plan_of(*overrides: str):
-    return load_plan(CONFIG, ["seeds=[0]", *overrides])
+from tests.pipeline.slurm_runs import plan_of
 
 
 def test_a_plan_survives_being_a_file(fake) -> None:

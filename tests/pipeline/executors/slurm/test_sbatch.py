@@ -6,7 +6,7 @@ from pathlib import Path
 from pipeline.config.resources import Resources, ResourcesConfig
 from pipeline.executors.slurm.arrays import job_groups
 from pipeline.executors.slurm.sbatch import sbatch_parameters, sbatch_text
-from pipeline.stages.stage import Stage
+from tests.pipeline.executors.slurm.made_up import stages_of
 
 GOLDEN = """#!/bin/bash
 
@@ -50,20 +50,6 @@ srun --unbuffered --output '/a b/it'"'"'s
 here/%A_%a_%t_log.out' --cpus-per-task=6 --kill-on-bad-exit=1 bash -c 'trap "" USR2; exec "$@"' bash /bin/python -ISc 'import os, signal as s, sys; s.pthread_sigmask(s.SIG_BLOCK, [s.SIGUSR2]); os.execv(sys.argv[1], sys.argv[1:])' /bin/python -u -m submitit.core._submit '/a b/it'"'"'s
 here'
 """  # noqa: E501
-
-
-def stages_of(backbones: tuple[str, ...], seeds: tuple[int, ...] = (0, 1)) -> list[Stage]:
-    """A plan's stages: pretraining, conversion and fine-tuning of every backbone."""
-    stages = []
-    for name in backbones:
-        pretrain = Stage("pretrain", name, {}, {}, Path("runs/tiny"), {}, name)
-        convert = Stage("convert", name, {}, {}, Path("runs/tiny"), {"checkpoint": pretrain}, name)
-        stages += [pretrain, convert]
-        for seed in seeds:
-            slug = f"{name}--voc--seed{seed}"
-            root, needs = Path("runs/tiny"), {"weights": convert}
-            stages.append(Stage("finetune", slug, {}, {}, root, needs, name, task="voc", seed=seed))
-    return stages
 
 
 def test_sbatch_text_is_golden_and_bash_takes_it(tmp_path: Path) -> None:

@@ -8,28 +8,11 @@ import pytest
 from rich.console import Console
 
 from pipeline.commands import slurm
-from pipeline.commands.main import Options, execute
 from pipeline.executors.slurm import submit
 from pipeline.executors.slurm.ledger import read_ledger
 from pipeline.executors.slurm.queue import SlurmError
 from pipeline.executors.slurm.sbatch import sbatch_parameters, sbatch_text
-from pipeline.executors.slurm.states import Standing, read_standings
-from pipeline.plan.build import load_plan
-
-CONFIG = Path("configs/tiny.yaml")
-SLURM = Options(executor="slurm")
-
-
-def plan_of(*overrides: str):
-    return load_plan(CONFIG, ["seeds=[0]", *overrides])
-
-
-def run(*overrides: str) -> int:
-    return execute("run", CONFIG, ["seeds=[0]", *overrides], SLURM)
-
-
-def standings_of(*overrides: str) -> dict[str, Standing]:
-    return read_standings(plan_of(*overrides))[0]
+from tests.pipeline.slurm_runs import plan_of, run, standings_of
 
 
 def test_the_text_shown_is_the_text_submitted(fake) -> None:
