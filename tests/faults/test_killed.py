@@ -3,7 +3,6 @@
 `FAULT_KILLS` says how often (default 3); `make test-faults` asks for 20.
 """
 
-import importlib.util
 import json
 import os
 import random
@@ -17,9 +16,9 @@ import pytest
 
 from pipeline.stages.files import read_json
 from pipeline.stages.run_folder import outputs_fault
+from tests.faults import tiny
+from tests.source import ROOT
 
-HERE = Path(__file__).resolve()
-ROOT = HERE.parents[2]
 NUM_KILLS = int(os.environ.get("FAULT_KILLS", "3"))
 # What has begun when a kill of that phase may come: (pattern below the run folder, seconds after).
 PHASES = {
@@ -31,11 +30,6 @@ PHASES = {
     "evaluation": ("finetune/ours*/model_final.pth", 2.0),
     "report": ("finetune/ours*/manifest.json", 2.5),
 }
-
-spec = importlib.util.spec_from_file_location("tiny", HERE.with_name("tiny.py"))
-assert spec is not None and spec.loader is not None
-tiny = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tiny)
 
 
 def start(project: Path, name: str) -> subprocess.Popen[str]:

@@ -3,13 +3,11 @@
 The commands run in this process; the check before the start, else a child, too.
 """
 
-import importlib.util
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -20,27 +18,18 @@ from pipeline import worker
 from pipeline.commands import local, main
 from pipeline.config.yaml_files import load_yaml
 from pipeline.executors import preflight
+from tests.faults import malformed, tiny
+from tests.scripts import load_script
+from tests.source import ROOT
 from transfer import finetune
 from transfer.detection import cfg as cfg_module
 from transfer.detection import cli
 
-HERE = Path(__file__).resolve().parent
-TOOLS = HERE.parents[1] / "tools"
+TOOLS = ROOT / "tools"
 CONFIG = ["--config-file"]
 REAL_RUN = subprocess.run
 TIMEOUT = pytest.mark.timeout(60)
-
-
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"faults_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tiny, malformed = load(HERE / "tiny.py"), load(HERE / "malformed.py")
-pretrain_tool, probe_tool = load(TOOLS / "pretrain.py"), load(TOOLS / "probe.py")
+pretrain_tool, probe_tool = load_script("pretrain"), load_script("probe")
 Case = malformed.Case
 PROBE = {
     "data": {"name": "labelled", "root": "data/labelled", "format": "imagefolder"},

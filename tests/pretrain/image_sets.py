@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from pretrain.config.data import DataConfig
+
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 
@@ -93,3 +95,7 @@ def pickled_attack(marker: Path) -> bytes:
             return (Path.touch, (marker,))
 
     return pickle.dumps({b"data": Attack(), b"labels": [0]})
+
+
+def data(root: Path, data_format: str) -> DataConfig:
+    return DataConfig.model_validate({"name": "tiny", "root": root, "format": data_format})

@@ -1,12 +1,12 @@
 """The command: its exit status, its one line, and that it leaves a working detectron2 alone."""
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.scripts import load_script
 from transfer.detectron2_wheel import install
 from transfer.detectron2_wheel.edits import ADDED, EDITS
 
@@ -16,10 +16,7 @@ WORKING = install.Installed("9.9", "/there/detectron2", compiled=True, problem="
 
 @pytest.fixture
 def tool():
-    spec = importlib.util.spec_from_file_location("install_detectron2", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("install_detectron2")
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """tools/probe.py on anybody's checkpoint, and what it says to wrong input."""
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +10,8 @@ import torch
 import torchvision
 import yaml
 from PIL import Image
+
+from tests.scripts import load_script
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = {
@@ -23,11 +24,7 @@ CONFIG = {
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("probe_tool", ROOT / "tools" / "probe.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("probe")
 
 
 @pytest.fixture

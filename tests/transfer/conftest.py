@@ -1,3 +1,5 @@
+"""Small sound sets in COCO's and VOC's layout, and a small drawing of the digits."""
+
 import json
 import logging
 from collections.abc import Iterator
@@ -6,7 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from transfer.config.data import CocoData, VocData
+from examples.digits.build import Sizes, build_digits
+from transfer.config.data import KNOWN_DATASETS, CocoData, VocData
 
 VOC_XML = """<annotation><size><width>64</width><height>48</height><depth>3</depth></size>
 <object><name>one</name><pose>x</pose><truncated>0</truncated><difficult>0</difficult>
@@ -62,3 +65,22 @@ def voc(tmp_path: Path) -> VocData:
     names = "".join(f"{index:03d}\n" for index in range(3))
     (root / "ImageSets" / "Main" / "test.txt").write_text(names, encoding="utf-8")
     return VocData(root=root, split="test", class_names=("one",))
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Draw 4 training and 20 validation scenes; return the folder of all data sets."""
+    root = tmp_path_factory.mktemp("drawn")
+    build_digits(root / "digits", sizes=Sizes(4, 20, 2, 20, 20))
+    return root
+
+
+@pytest.fixture(scope="module")
+def digits(drawn: Path) -> dict[str, CocoData | VocData]:
+    """Register the drawn validation scenes in both layouts."""
+    from transfer.datasets.register import register  # needs detectron2, which not all tests do
+
+    names = ("digits_voc_test", "digits_coco_val")
+    sets = {name: KNOWN_DATASETS[name].under(drawn) for name in names}
+    register(sets)
+    return sets

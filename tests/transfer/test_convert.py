@@ -2,33 +2,20 @@
 
 import doctest
 import hashlib
-import importlib.util
 import json
 import os
 import pickle
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 
+from tests.transfer.published import save_backbone, source_state
 from transfer import convert
 from transfer.checkpoints.read import read_backbone
 from transfer.config.convert import StatedInput
 from transfer.convert import convert_checkpoint
 from transfer.resnet.names import to_detectron2
-
-
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-published = load(Path(__file__).resolve().parents[0] / "published.py")
-source_state, save_backbone = published.source_state, published.save_backbone
 
 
 @pytest.mark.parametrize(("arch", "num_entries"), [("resnet18", 120), ("resnet50", 318)])

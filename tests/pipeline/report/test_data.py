@@ -2,9 +2,6 @@
 
 import json
 import math
-import runpy
-from operator import itemgetter
-from pathlib import Path
 
 import pytest
 
@@ -25,10 +22,9 @@ from pipeline.report.data import (
     summarise,
 )
 from pipeline.report.statistics import Difference, Spread
+from tests.pipeline.report.cases import PUBLISHED_VOC, case, paper_case
 
 VOC = TaskInfo("voc", "VOC", ("bbox/AP50", "bbox/AP"))
-CASES = runpy.run_path(str(Path(__file__).with_name("cases.py")))
-case, paper_case, PUBLISHED_VOC = itemgetter("case", "paper_case", "PUBLISHED_VOC")(CASES)
 
 
 def row(backbone, seed, ap=None, *, status="done", task="voc", dirty=False):

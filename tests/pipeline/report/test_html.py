@@ -1,19 +1,14 @@
 """The page: what it shows, what it escapes, and that it needs nothing else."""
 
 import re
-import runpy
 from dataclasses import replace
 from html.parser import HTMLParser
-from operator import itemgetter
-from pathlib import Path
 
 from PIL import Image
 
 from pipeline.report.data import ReportData, summarise
 from pipeline.report.html import finetuning_keys, html, picture_uri, pretraining_keys
-
-CASES = runpy.run_path(str(Path(__file__).with_name("cases.py")))
-case, row, paper_case, VOC, EVIL = itemgetter("case", "row", "paper_case", "VOC", "EVIL")(CASES)
+from tests.pipeline.report.cases import EVIL, VOC, case, paper_case, row
 
 
 class Page(HTMLParser):

@@ -1,11 +1,8 @@
 """The tables in every format: marks, published rows, and names that try to break them."""
 
 import json
-import runpy
 from dataclasses import replace
 from io import StringIO
-from operator import itemgetter
-from pathlib import Path
 
 from rich.console import Console
 
@@ -14,10 +11,7 @@ from pipeline.report.html import html
 from pipeline.report.protocol import Protocol
 from pipeline.report.published import published_probes, published_rows
 from pipeline.report.tables import TableCell, latex, markdown, paper_table, results_csv, rich_tables
-
-CASES = runpy.run_path(str(Path(__file__).with_name("cases.py")))
-case, row, paper_case, VOC, COCO = itemgetter("case", "row", "paper_case", "VOC", "COCO")(CASES)
-REFERENCES, COCO_2X = itemgetter("REFERENCES", "COCO_2X")(CASES)
+from tests.pipeline.report.cases import COCO, COCO_2X, REFERENCES, VOC, case, paper_case, row
 
 
 def test_markdown_tables():

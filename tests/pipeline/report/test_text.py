@@ -1,16 +1,12 @@
 """Labels, numbers, sentences and provenance."""
 
 import math
-import runpy
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from pipeline.report.text import Entry, duration, entry, findings, metric_label, number
-
-CASES = runpy.run_path(str(Path(__file__).with_name("cases.py")))
-case = CASES["case"]
+from tests.pipeline.report.cases import case
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import os
 import resource
-import runpy
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.report.write import write_files, write_report
+from tests.pipeline.report.cases import case
 
-CASES = runpy.run_path(str(Path(__file__).with_name("cases.py")))
-case = CASES["case"]
 FILES = [
     "index.html",
     "report.md",

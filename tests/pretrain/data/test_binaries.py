@@ -1,6 +1,5 @@
 """CIFAR's and STL-10's files: pixels and labels, and what is refused."""
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +8,9 @@ import pytest
 import torch
 from torchvision import datasets
 
-from pretrain.config.data import DataConfig
 from pretrain.data.images import Images, open_images
-
-_SPEC = importlib.util.spec_from_file_location(
-    "image_sets", Path(__file__).parents[1] / "image_sets.py"
-)
-assert _SPEC is not None and _SPEC.loader is not None
-sets = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(sets)
-
-
-def data(root: Path, data_format: str) -> DataConfig:
-    return DataConfig.model_validate({"name": "tiny", "root": root, "format": data_format})
+from tests.pretrain import image_sets
+from tests.pretrain.image_sets import data
 
 
 def all_pixels(images: Images) -> Any:
@@ -38,8 +27,8 @@ def labels(images: Images) -> list[int]:
 @pytest.mark.parametrize("classes", [10, 100])
 @pytest.mark.parametrize("inside", [False, True])
 def test_cifar(tmp_path: Path, version: str, classes: int, inside: bool) -> None:
-    train, test = sets.some_pixels(5, 32), sets.some_pixels(2, 32, seed=1)
-    getattr(sets, f"write_cifar_{version}")(tmp_path, classes, train, test)
+    train, test = image_sets.some_pixels(5, 32), image_sets.some_pixels(2, 32, seed=1)
+    getattr(image_sets, f"write_cifar_{version}")(tmp_path, classes, train, test)
     root = next(tmp_path.iterdir()) if inside else tmp_path
     config = data(root, f"cifar{classes}")
     for split in ("train", "pretrain"):
@@ -56,8 +45,8 @@ def test_cifar(tmp_path: Path, version: str, classes: int, inside: bool) -> None
 def test_our_cifar_files_are_read_alike_by_torchvision(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train, test = sets.some_pixels(5, 32), sets.some_pixels(2, 32, seed=1)
-    sets.write_cifar_python(tmp_path, 10, train, test)
+    train, test = image_sets.some_pixels(5, 32), image_sets.some_pixels(2, 32, seed=1)
+    image_sets.write_cifar_python(tmp_path, 10, train, test)
     (tmp_path / "cifar-10-batches-py" / "batches.meta").write_bytes(b"\x80\x02}U\x0blabel_names]s.")
     monkeypatch.setattr(datasets.CIFAR10, "_check_integrity", lambda self: True)
     monkeypatch.setattr(datasets.cifar, "check_integrity", lambda *_: True)
@@ -67,16 +56,20 @@ def test_our_cifar_files_are_read_alike_by_torchvision(
 
 
 def test_a_pickle_that_would_execute_is_refused(tmp_path: Path) -> None:
-    sets.write_cifar_python(tmp_path, 10, sets.some_pixels(5, 32), sets.some_pixels(2, 32))
+    image_sets.write_cifar_python(
+        tmp_path, 10, image_sets.some_pixels(5, 32), image_sets.some_pixels(2, 32)
+    )
     marker = tmp_path / "executed"
-    (tmp_path / "cifar-10-batches-py" / "test_batch").write_bytes(sets.pickled_attack(marker))
+    (tmp_path / "cifar-10-batches-py" / "test_batch").write_bytes(image_sets.pickled_attack(marker))
     with pytest.raises(ValueError, match=r"test_batch: not a batch of cifar10 .*which is refused"):
         open_images(data(tmp_path, "cifar10"), "test")
     assert not marker.exists()
 
 
 def test_damaged_and_foreign_cifar_files_are_refused(tmp_path: Path) -> None:
-    sets.write_cifar_binary(tmp_path, 100, sets.some_pixels(5, 32), sets.some_pixels(2, 32))
+    image_sets.write_cifar_binary(
+        tmp_path, 100, image_sets.some_pixels(5, 32), image_sets.some_pixels(2, 32)
+    )
     path = tmp_path / "cifar-100-binary" / "test.bin"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"test.bin: 6147 bytes is not a whole number of records"):
@@ -84,12 +77,14 @@ def test_damaged_and_foreign_cifar_files_are_refused(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(ValueError, match=r"cifar-100-binary: test.bin missing"):
         open_images(data(tmp_path, "cifar100"), "test")
-    sets.write_cifar_python(tmp_path, 10, sets.some_pixels(5, 32), sets.some_pixels(2, 32))
+    image_sets.write_cifar_python(
+        tmp_path, 10, image_sets.some_pixels(5, 32), image_sets.some_pixels(2, 32)
+    )
     batch = tmp_path / "cifar-10-batches-py" / "test_batch"
-    batch.write_bytes(sets.python2_pickle(np.zeros((2, 3072), np.uint8), b"labels", [3, 10]))
+    batch.write_bytes(image_sets.python2_pickle(np.zeros((2, 3072), np.uint8), b"labels", [3, 10]))
     with pytest.raises(ValueError, match="labels from 3 to 10, wanted 0 to 9"):
         open_images(data(tmp_path, "cifar10"), "test")
-    batch.write_bytes(sets.python2_pickle(np.zeros((2, 3071), np.uint8), b"labels", [3, 1]))
+    batch.write_bytes(image_sets.python2_pickle(np.zeros((2, 3071), np.uint8), b"labels", [3, 1]))
     with pytest.raises(ValueError, match=r"pixels \[2, 3071\] for 2 labels"):
         open_images(data(tmp_path, "cifar10"), "test")
     batch.write_bytes(batch.read_bytes()[:-100])
@@ -98,8 +93,8 @@ def test_damaged_and_foreign_cifar_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_stl10_pretrains_on_labelled_and_unlabelled_images(tmp_path: Path) -> None:
-    train, unlabeled, test = (sets.some_pixels(n, 96, seed=n) for n in (3, 4, 2))
-    sets.write_stl10(tmp_path, train, unlabeled, test)
+    train, unlabeled, test = (image_sets.some_pixels(n, 96, seed=n) for n in (3, 4, 2))
+    image_sets.write_stl10(tmp_path, train, unlabeled, test)
     config = data(tmp_path, "stl10")
     images = open_images(config)
     assert images.labels is None

@@ -1,6 +1,5 @@
 """Every data format as it lies on disk: pixels, labels, splits, and what is refused."""
 
-import importlib.util
 import struct
 import zlib
 from pathlib import Path
@@ -11,19 +10,9 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from pretrain.config.data import DataConfig
 from pretrain.data.images import Images, open_images, read_image, unreadable
-
-_SPEC = importlib.util.spec_from_file_location(
-    "image_sets", Path(__file__).parents[1] / "image_sets.py"
-)
-assert _SPEC is not None and _SPEC.loader is not None
-sets = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(sets)
-
-
-def data(root: Path, data_format: str) -> DataConfig:
-    return DataConfig.model_validate({"name": "tiny", "root": root, "format": data_format})
+from tests.pretrain import image_sets
+from tests.pretrain.image_sets import data
 
 
 def labels(images: Images) -> list[int]:
@@ -35,9 +24,9 @@ def labels(images: Images) -> list[int]:
 @pytest.mark.parametrize("test_folder", ["val", "test"])
 def test_class_folders_are_numbered_as_torchvisions(tmp_path: Path, test_folder: str) -> None:
     for name in ("train/b/x.png", "train/b/sub/a.png", "train/a-1/2.png", "train/a/9.png"):
-        sets.save_png(tmp_path / name, sets.some_pixels(1, 8, seed=len(name))[0])
+        image_sets.save_png(tmp_path / name, image_sets.some_pixels(1, 8, seed=len(name))[0])
     (tmp_path / "train" / "a" / "readme.txt").write_text("no image", encoding="utf-8")
-    sets.save_png(tmp_path / test_folder / "b" / "1.png", sets.some_pixels(1, 8)[0])
+    image_sets.save_png(tmp_path / test_folder / "b" / "1.png", image_sets.some_pixels(1, 8)[0])
     config = data(tmp_path, "imagefolder")
     theirs = datasets.ImageFolder(str(tmp_path / "train"))
     images = open_images(config, "train")
@@ -52,10 +41,14 @@ def test_class_folders_are_numbered_as_torchvisions(tmp_path: Path, test_folder:
 
 def test_tiny_imagenets_own_layout_of_val(tmp_path: Path) -> None:
     for wnid in ("n01", "n02"):
-        sets.save_png(tmp_path / "train" / wnid / "images" / "0.png", sets.some_pixels(1, 8)[0])
+        image_sets.save_png(
+            tmp_path / "train" / wnid / "images" / "0.png", image_sets.some_pixels(1, 8)[0]
+        )
     for name in ("val_0.png", "val_1.png"):
-        sets.save_png(tmp_path / "val" / "images" / name, sets.some_pixels(1, 8)[0])
-    sets.save_png(tmp_path / "test" / "images" / "test_0.png", sets.some_pixels(1, 8)[0])
+        image_sets.save_png(tmp_path / "val" / "images" / name, image_sets.some_pixels(1, 8)[0])
+    image_sets.save_png(
+        tmp_path / "test" / "images" / "test_0.png", image_sets.some_pixels(1, 8)[0]
+    )
     annotations = tmp_path / "val" / "val_annotations.txt"
     annotations.write_text(
         "val_1.png\tn01\t0\t0\t7\t7\nval_0.png\tn02\t1\t1\t5\t5\n", encoding="utf-8"
@@ -84,7 +77,7 @@ def test_hidden_and_system_files_are_no_images_and_no_classes(
 ) -> None:
     root = tmp_path / ".cache" / "set"  # what lies above the folder does not matter
     for name in ("train/b/2.PNG", "train/a/1.png", "train/a/sub.d/3.png"):
-        sets.save_png(root / name, sets.some_pixels(1, 8)[0])
+        image_sets.save_png(root / name, image_sets.some_pixels(1, 8)[0])
     clean = open_images(data(root, data_format))
     assert not caplog.messages
     for name in SYSTEM_FILES:

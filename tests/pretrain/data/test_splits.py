@@ -1,24 +1,13 @@
 """Files and folders of the splits: what is missing is named, with its home."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 import torch
 
-from pretrain.config.data import DataConfig
 from pretrain.data.images import Images, open_images
-
-_SPEC = importlib.util.spec_from_file_location(
-    "image_sets", Path(__file__).parents[1] / "image_sets.py"
-)
-assert _SPEC is not None and _SPEC.loader is not None
-sets = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(sets)
-
-
-def data(root: Path, data_format: str) -> DataConfig:
-    return DataConfig.model_validate({"name": "tiny", "root": root, "format": data_format})
+from tests.pretrain import image_sets
+from tests.pretrain.image_sets import data
 
 
 def labels(images: Images) -> list[int]:
@@ -38,8 +27,8 @@ def test_what_is_missing_is_named_with_its_home(tmp_path: Path) -> None:
 
 
 def test_folders_without_labels_and_mixed_layouts(tmp_path: Path) -> None:
-    sets.save_png(tmp_path / "a" / "1.png", sets.some_pixels(1, 8)[0])
-    sets.save_png(tmp_path / "0.png", sets.some_pixels(1, 8)[0])
+    image_sets.save_png(tmp_path / "a" / "1.png", image_sets.some_pixels(1, 8)[0])
+    image_sets.save_png(tmp_path / "0.png", image_sets.some_pixels(1, 8)[0])
     images = open_images(data(tmp_path, "folder"))
     assert (len(images), images.labels) == (2, None)
     with pytest.raises(ValueError, match="format 'folder' has no labels"):

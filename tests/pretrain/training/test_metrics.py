@@ -1,7 +1,6 @@
 """The report of a run: what is logged; a bar on a terminal, a line now and then elsewhere."""
 
 import io
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,8 @@ from rich.console import Console
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.train import pretrain
 from pretrain.training import metrics
-from pretrain.training.metrics import METRICS, TrainingProgress, note
+from pretrain.training.metrics import TrainingProgress, note
+from tests.pretrain.training.runs import logged
 
 ENTRY = {
     "step": 30.0, "loss": 1.23456, "lr": 0.0004, "images_per_s": 81.25,
@@ -50,11 +50,6 @@ def test_elsewhere_a_line_now_and_then(
     monkeypatch.setattr(metrics, "LINE_EVERY_S", -1.0)
     assert shown(terminal=False) == ""
     assert caplog.messages == [f"step 30 of 200: {note(ENTRY)}"]
-
-
-def logged(folder: Path) -> list[dict[str, float]]:
-    lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
 
 
 def test_a_healthy_run_logs_no_ridge_and_a_white_output(tiny: Make, tmp_path: Path) -> None:

@@ -1,56 +1,22 @@
 """Resuming: bit by bit, from a whole state, and only of the same run."""
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.models.backbone_file import BACKBONE
 from pretrain.models.encoder import SelfSupervisedModel
 from pretrain.runtime.checkpoint import LAST, PREVIOUS
 from pretrain.train import pretrain
-from pretrain.training.metrics import METRICS
-from pretrain.training.trainer import Output, Trainer
+from tests.pretrain.training.runs import crash, kill_after, logged, same, weights
 
 Make = Callable[..., PretrainConfig]
 pytestmark = pytest.mark.usefixtures("small_net")
-
-
-def weights(folder: Path) -> dict[str, Tensor]:
-    state = torch.load(folder / LAST, weights_only=True)["model"]
-    assert isinstance(state, dict)
-    return state
-
-
-def logged(folder: Path) -> list[dict[str, float]]:
-    lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
-
-
-def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def kill_after(monkeypatch: pytest.MonkeyPatch, steps: int, action: Callable[[], None]) -> None:
-    """Do `action` inside step `steps + 1`, that is after `steps` whole steps."""
-    original, count = Trainer.gradients, [0]
-
-    def gradients(self: Trainer, parallel: nn.Module, views: Tensor) -> Output:
-        count[0] += 1
-        if count[0] == steps + 1:
-            action()
-        return original(self, parallel, views)
-
-    monkeypatch.setattr(Trainer, "gradients", gradients)
-
-
-def crash() -> None:
-    raise RuntimeError("power cut")
 
 
 @pytest.mark.parametrize(

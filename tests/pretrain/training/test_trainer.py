@@ -1,6 +1,5 @@
 """The training loop: resuming bit by bit, stopping cleanly, refusing to go on with NaN."""
 
-import json
 import os
 import signal
 from collections.abc import Callable, Sequence
@@ -16,39 +15,11 @@ from pretrain.runtime.checkpoint import LAST
 from pretrain.runtime.distributed import Processes
 from pretrain.runtime.signals import EXIT_INTERRUPTED
 from pretrain.train import pretrain
-from pretrain.training.metrics import METRICS
 from pretrain.training.trainer import Output, Trainer
+from tests.pretrain.training.runs import kill_after, logged, same, weights
 
 Make = Callable[..., PretrainConfig]
 pytestmark = pytest.mark.usefixtures("small_net")
-
-
-def weights(folder: Path) -> dict[str, Tensor]:
-    state = torch.load(folder / LAST, weights_only=True)["model"]
-    assert isinstance(state, dict)
-    return state
-
-
-def logged(folder: Path) -> list[dict[str, float]]:
-    lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
-
-
-def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def kill_after(monkeypatch: pytest.MonkeyPatch, steps: int, action: Callable[[], None]) -> None:
-    """Do `action` inside step `steps + 1`, that is after `steps` whole steps."""
-    original, count = Trainer.gradients, [0]
-
-    def gradients(self: Trainer, parallel: nn.Module, views: Tensor) -> Output:
-        count[0] += 1
-        if count[0] == steps + 1:
-            action()
-        return original(self, parallel, views)
-
-    monkeypatch.setattr(Trainer, "gradients", gradients)
 
 
 class TwoProcesses(Processes):

@@ -1,32 +1,20 @@
 """Kinds of files, recognised by their bytes: torch's two, safetensors, and others by name."""
 
-import importlib.util
 import json
 import pickle
 import struct
 import zipfile
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests.transfer import published
+from tests.transfer.opcodes import torch_legacy, torch_zip
 from transfer.checkpoints.read import read_backbone
 
-
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-opcodes = load(Path(__file__).resolve().parents[1] / "opcodes.py")
-torch_zip, torch_legacy = opcodes.torch_zip, opcodes.torch_legacy
-published = load(Path(__file__).resolve().parents[1] / "published.py")
 resnet = published.resnet
 State = dict[str, Tensor]
 

@@ -1,28 +1,15 @@
 """Which of several encoders is taken, by itself and by hand."""
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests.transfer import published
+from tests.transfer.published import resnet
 from transfer.checkpoints.read import read_backbone
-
-
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-published = load(Path(__file__).resolve().parents[1] / "published.py")
-resnet = published.resnet
-
 
 State = dict[str, Tensor]
 

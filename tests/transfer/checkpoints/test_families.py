@@ -1,35 +1,23 @@
 """Every published form, with its exact names: recognised, the right encoder taken, converted."""
 
-import importlib.util
 import json
 import pickle
 import sys
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 import torchvision
 from torch import Tensor
 
+from tests.scripts import load_script
+from tests.transfer import published
 from transfer.checkpoints.families import is_copy
 from transfer.checkpoints.read import read_backbone
 from transfer.resnet.names import to_detectron2
 
-HERE = Path(__file__).resolve()
-
-
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-published = load(HERE.parents[1] / "published.py")
-command = load(HERE.parents[3] / "tools" / "convert_to_detectron2.py")
+command = load_script("convert_to_detectron2")
 
 
 @cache

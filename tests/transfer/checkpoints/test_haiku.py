@@ -1,29 +1,17 @@
 """DeepMind's BYOL: haiku's classes, names and shapes."""
 
-import importlib.util
 import pickle
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 
+from tests.transfer import published
 from transfer.checkpoints.haiku import without_haiku
 from transfer.checkpoints.read import read_backbone
 from transfer.checkpoints.state_dicts import Instance, Reference, TensorView
-
-
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-published = load(Path(__file__).resolve().parents[1] / "published.py")
 
 
 class Frozen(dict[str, Any]):

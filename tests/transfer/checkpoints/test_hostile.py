@@ -1,40 +1,17 @@
 """Untrusted files: nothing in them runs, and no size they claim is believed."""
 
-import importlib.util
 import pickle
 import random
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 
+from tests.transfer.opcodes import RUN, SYSTEM, call, nested, tensor, text, torch_legacy, torch_zip
 from transfer.checkpoints.read import read_backbone
-
-
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-opcodes = load(Path(__file__).resolve().parents[1] / "opcodes.py")
-RUN, SYSTEM, text, call, torch_zip, torch_legacy, nested, tensor = (
-    opcodes.RUN,
-    opcodes.SYSTEM,
-    opcodes.text,
-    opcodes.call,
-    opcodes.torch_zip,
-    opcodes.torch_legacy,
-    opcodes.nested,
-    opcodes.tensor,
-)
-
 
 PICKLES: dict[str, tuple[bytes, str]] = {
     "reduce": (call(SYSTEM), "this file would run posix.system"),

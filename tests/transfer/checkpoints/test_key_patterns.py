@@ -1,29 +1,16 @@
 """Other spellings than the published ones: what is taken, and what is refused."""
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests.transfer import published
+from tests.transfer.published import resnet
 from transfer.checkpoints.read import read_backbone
 
-HERE = Path(__file__).resolve()
-
-
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-published = load(HERE.parents[1] / "published.py")
-resnet = published.resnet
 State = dict[str, Tensor]
 
 

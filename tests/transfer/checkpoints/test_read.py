@@ -1,33 +1,19 @@
 """A whole backbone: counters, input, and what a file says of itself."""
 
 import doctest
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests.transfer.published import resnet, source_state
 from transfer import checkpoints
 from transfer.checkpoints import read as read_module
 from transfer.checkpoints.read import read_backbone
-
-
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-published = load(Path(__file__).resolve().parents[1] / "published.py")
-resnet, source_state = published.resnet, published.source_state
-
 
 State = dict[str, Tensor]
 

@@ -1,13 +1,11 @@
 """What is refused, why, in one line and with exit code 2; and what is chosen by hand."""
 
-import importlib.util
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,6 +14,9 @@ import torch
 import torchvision
 from torch import Tensor
 
+from tests.scripts import load_script
+from tests.transfer import published
+from tests.transfer.published import resnet
 from transfer.checkpoints.families import FAMILIES
 from transfer.checkpoints.read import read_backbone
 from transfer.resnet.architecture import Architecture
@@ -25,17 +26,7 @@ ROOT = Path(__file__).resolve().parents[3]
 State = dict[str, Tensor]
 
 
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-published = load(Path(__file__).parents[1] / "published.py")
-resnet = published.resnet
-command = load(ROOT / "tools" / "convert_to_detectron2.py")
+command = load_script("convert_to_detectron2")
 
 
 def renamed(rule: str, to: str) -> Callable[[State], State]:

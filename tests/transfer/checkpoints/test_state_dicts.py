@@ -1,9 +1,7 @@
 """The dicts of tensors in a file, whatever their keys."""
 
-import importlib.util
 import pickle
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -11,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.transfer.published import resnet
 from transfer.checkpoints.read import read_backbone
 from transfer.checkpoints.state_dicts import (
     Instance,
@@ -19,19 +18,6 @@ from transfer.checkpoints.state_dicts import (
     TensorView,
     find_state_dicts,
 )
-
-
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-published = load(Path(__file__).resolve().parents[1] / "published.py")
-resnet = published.resnet
-
 
 State = dict[str, Tensor]
 

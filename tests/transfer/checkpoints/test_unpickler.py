@@ -5,14 +5,12 @@ import collections
 import datetime
 import decimal
 import fractions
-import importlib.util
 import pickle
 import pickletools
 import struct
 import tracemalloc
 import types
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,22 +18,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from tests.transfer.opcodes import text
 from transfer.checkpoints.containers import read_content
 from transfer.checkpoints.read import read_backbone
 from transfer.checkpoints.state_dicts import Instance, as_tensor
 from transfer.checkpoints.unpickler import SafeUnpickler
-
-
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-opcodes = load(Path(__file__).resolve().parents[1] / "opcodes.py")
-text = opcodes.text
 
 
 def test_unknown_classes_stay_names_and_are_listed(tmp_path: Path) -> None:

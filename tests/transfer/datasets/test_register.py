@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy
 import pytest
@@ -10,7 +9,7 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, DatasetMapper
 from detectron2.data.datasets import load_voc_instances
 
-from examples.digits.build import Sizes, build_digits
+from tests.transfer.evaluation.detections import boxes_of
 from transfer.config.data import KNOWN_DATASETS, CocoData, VocData
 from transfer.datasets.register import (
     category_ids,
@@ -21,14 +20,6 @@ from transfer.datasets.register import (
     voc_records,
 )
 from transfer.evaluation.voc import detection_line, voc_ap
-
-
-@pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Draw 4 training and 20 validation scenes."""
-    root = tmp_path_factory.mktemp("drawn")
-    build_digits(root / "digits", sizes=Sizes(4, 20, 2, 20, 20))
-    return root
 
 
 def test_parts_of_coco_follow_from_ids_and_seed_alone(drawn: Path) -> None:
@@ -51,25 +42,6 @@ def test_parts_of_coco_follow_from_ids_and_seed_alone(drawn: Path) -> None:
     from detectron2.data import DatasetCatalog
 
     assert len(DatasetCatalog.get("half")) == 2
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, CocoData | VocData]:
-    """Register a small drawing of the digits in both layouts."""
-    root = tmp_path_factory.mktemp("data")
-    build_digits(root / "digits", sizes=Sizes(4, 20, 2, 20, 20))
-    names = ("digits_voc_test", "digits_coco_val")
-    sets = {name: KNOWN_DATASETS[name].under(root) for name in names}
-    register(sets)
-    return sets
-
-
-def boxes_of(record: dict[str, Any]) -> tuple[list[list[float]], list[int]]:
-    boxes = []
-    for entry in record["annotations"]:
-        x, y, a, b = entry["bbox"]
-        boxes.append([x, y, a, b] if entry["bbox_mode"].value == 0 else [x, y, x + a, y + b])
-    return boxes, [entry["category_id"] for entry in record["annotations"]]
 
 
 def test_both_layouts_describe_the_same_boxes(digits: object) -> None:

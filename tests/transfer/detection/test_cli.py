@@ -8,7 +8,6 @@ import pytest
 import torch
 from detectron2.engine import default_argument_parser as theirs
 
-from examples.digits.build import Sizes, build_digits
 from transfer.detection import cli
 from transfer.detection.cli import machines_for, main
 from transfer.detection.run import Machines
@@ -18,14 +17,6 @@ FAST = [
     "SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "(1,)", "SOLVER.IMS_PER_BATCH", "2",
     "TEST.DETECTIONS_PER_IMAGE", "3",
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Draw 4 training and 20 validation scenes."""
-    root = tmp_path_factory.mktemp("drawn")
-    build_digits(root / "digits", sizes=Sizes(4, 20, 2, 20, 20))
-    return root
 
 
 @pytest.fixture

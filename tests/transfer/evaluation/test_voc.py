@@ -2,71 +2,24 @@
 
 import math
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from detectron2.data import DatasetCatalog
-from detectron2.evaluation import DatasetEvaluator, PascalVOCDetectionEvaluator
-from detectron2.structures import Boxes, Instances
+from detectron2.evaluation import PascalVOCDetectionEvaluator
+from detectron2.structures import Instances
 
-from examples.digits.build import Sizes, build_digits
-from transfer.config.data import KNOWN_DATASETS, CocoData, VocData
+from tests.transfer.evaluation.detections import boxes_of, evaluate, instances, perfect
+from transfer.config.data import CocoData, VocData
 from transfer.datasets.register import class_names, register
-from transfer.evaluation.evaluators import build_evaluator, flat_metrics
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, CocoData | VocData]:
-    """Register a small drawing of the digits in both layouts."""
-    root = tmp_path_factory.mktemp("data")
-    build_digits(root / "digits", sizes=Sizes(4, 20, 2, 20, 20))
-    names = ("digits_voc_test", "digits_coco_val")
-    sets = {name: KNOWN_DATASETS[name].under(root) for name in names}
-    register(sets)
-    return sets
-
-
-def boxes_of(record: dict[str, Any]) -> tuple[list[list[float]], list[int]]:
-    boxes = []
-    for entry in record["annotations"]:
-        x, y, a, b = entry["bbox"]
-        boxes.append([x, y, a, b] if entry["bbox_mode"].value == 0 else [x, y, x + a, y + b])
-    return boxes, [entry["category_id"] for entry in record["annotations"]]
-
-
-def evaluate(
-    name: str,
-    output_dir: Path,
-    detect: Callable[[int, list[dict[str, Any]]], Instances],
-    masks: bool = False,
-) -> dict[str, float]:
-    records = DatasetCatalog.get(name)
-    evaluator: DatasetEvaluator = build_evaluator(name, output_dir, masks)
-    evaluator.reset()
-    for index, record in enumerate(records):
-        evaluator.process([record], [{"instances": detect(index, records)}])
-    return flat_metrics(evaluator.evaluate())
-
-
-def instances(boxes: list[list[float]], classes: list[int]) -> Instances:
-    found = Instances((128, 128))
-    found.pred_boxes = Boxes(torch.tensor(boxes).reshape(-1, 4))
-    found.scores = torch.full((len(boxes),), 0.9)
-    found.pred_classes = torch.tensor(classes, dtype=torch.int64)
-    return found
 
 
 def known_for_year(sets: dict[str, CocoData | VocData], name: str, year: int) -> VocData:
     data = sets[name]
     assert isinstance(data, VocData)
     return data.model_copy(update={"year": year})
-
-
-def perfect(index: int, records: list[dict[str, Any]]) -> Instances:
-    return instances(*boxes_of(records[index]))
 
 
 def test_voc_is_equal_to_detectron2_and_has_each_class(

@@ -1,28 +1,15 @@
 """Depth and widths from the shapes of a file."""
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 
+from tests.transfer.published import resnet
 from transfer.checkpoints import Backbone
 from transfer.convert import convert_checkpoint
 from transfer.resnet.architecture import BASIC, Architecture, recognise
 from transfer.resnet.names import BLOCKS, expected_names
-
-
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-published = load(Path(__file__).resolve().parents[1] / "published.py")
-resnet = published.resnet
 
 
 @pytest.mark.parametrize(
