@@ -1,4 +1,4 @@
-"""How the suite is shared out over processes (`pytest -n`)."""
+"""The order of the suite and its shares among processes (`pytest -n`)."""
 
 from pathlib import Path
 

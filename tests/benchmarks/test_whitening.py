@@ -1,3 +1,5 @@
+"""The table of losses: sizes, turns between steps, peak memory, threads."""
+
 import pytest
 import torch
 

@@ -1,3 +1,5 @@
+"""The study of collapse: PCA loses dimensions, ZCA and Cholesky keep them."""
+
 import pytest
 
 from examples.collapse import follow_training, plot_collapse

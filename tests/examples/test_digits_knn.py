@@ -1,3 +1,5 @@
+"""The table of k-NN on digits: each row measured once, mean and deviation."""
+
 from io import StringIO
 from pathlib import Path
 

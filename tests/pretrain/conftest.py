@@ -1,3 +1,5 @@
+"""Small configs, images and embeddings that the tests of pretraining start from."""
+
 import runpy
 from collections.abc import Callable
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""Rank, stable rank and effective rank by hand, with rounding noise and offsets."""
+
 import doctest
 import math
 

@@ -1,4 +1,4 @@
-"""What stops a run is said once, however many processes torchrun has started."""
+"""Faults that stop a run: said once, however many processes torchrun has started."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""What a plan lives through on a real SLURM of two nodes, with the same result as undisturbed."""
+"""Plans that outlive kills, crashes and drained nodes on a real SLURM, with undisturbed results."""
 
 import hashlib
 import re

@@ -1,4 +1,4 @@
-"""What is drawn: pinned pixels, tight boxes, true masks, disjoint digits."""
+"""Drawn scenes and crops: pinned pixels, tight boxes, true masks, disjoint digits."""
 
 import hashlib
 from itertools import combinations

@@ -1,4 +1,4 @@
-"""What the doctor says of a machine, from commands and folders that stand in for it."""
+"""The doctor's findings on a machine that commands and folders stand in for."""
 
 import json
 import re

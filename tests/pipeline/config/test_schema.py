@@ -1,4 +1,4 @@
-"""What a pipeline config may say."""
+"""Names in a pipeline config: unique and plain."""
 
 from pathlib import Path
 

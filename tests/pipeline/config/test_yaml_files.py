@@ -1,3 +1,5 @@
+"""YAML with bases and overrides: merging, and faults in one line that name the file."""
+
 from pathlib import Path
 
 import pytest

@@ -1,4 +1,4 @@
-"""What a person sees while stages run."""
+"""The display of stages while they run."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Which sets are checked for what."""
+"""Named sets: those that are measured on, and what the tasks want of each."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Which published rows stand beside which task and probe, and under which name."""
+"""Published rows beside tasks and probes, each under its name."""
 
 import pytest
 

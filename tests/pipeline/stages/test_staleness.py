@@ -1,4 +1,4 @@
-"""Why a plan runs again what has an older result: data, config, version, inputs, damage."""
+"""Reasons to run a stage again: data, config, version, inputs, damage."""
 
 import json
 import shutil

@@ -1,3 +1,5 @@
+"""Settings of losses without torch: defaults, refusals, batches that cannot be cut."""
+
 import subprocess
 import sys
 

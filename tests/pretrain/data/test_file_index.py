@@ -1,4 +1,4 @@
-"""What is kept of large folders and files between commands, and when it counts."""
+"""The index of large folders and files between commands, and its expiry."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""What the hand-written derivatives keep: freed with the result, and by the backward pass."""
+"""Memory of the hand-written derivatives: freed with the result, and by the backward pass."""
 
 import gc
 import weakref

@@ -1,3 +1,5 @@
+"""The distance of views that are close: it does not cancel, nor does its gradient."""
+
 import itertools
 
 import pytest

@@ -1,3 +1,5 @@
+"""Backbone files: torchvision's names and features, stems, and files that are refused."""
+
 from collections.abc import Callable
 from pathlib import Path
 

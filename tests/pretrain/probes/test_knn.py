@@ -1,3 +1,5 @@
+"""k-NN by hand and against scikit-learn's: neighbours, ties, votes, chunks."""
+
 import doctest
 import math
 from collections import Counter

@@ -1,3 +1,5 @@
+"""The linear probe against logistic regression, its schedule and its seed."""
+
 import doctest
 
 import numpy as np

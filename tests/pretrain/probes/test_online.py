@@ -1,3 +1,5 @@
+"""The probe during training: it changes nothing of the run, and names faults of its data."""
+
 import json
 import os
 import signal

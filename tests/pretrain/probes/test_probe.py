@@ -1,3 +1,5 @@
+"""The stage `probe`: its numbers, resuming, and faults before the start."""
+
 import json
 from collections.abc import Callable
 from pathlib import Path

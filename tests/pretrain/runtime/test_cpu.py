@@ -1,3 +1,5 @@
+"""CPU threads of a block: their number is restored and changes nothing but rounding."""
+
 import pytest
 import torch
 

@@ -1,4 +1,4 @@
-"""What a data-loading worker makes of signals; a run's own are in test_interruption.py."""
+"""Signals in a data-loading worker; a run's own are in test_interruption.py."""
 
 import signal
 import subprocess

@@ -1,4 +1,4 @@
-"""Which of several encoders is taken, by itself and by hand."""
+"""The choice among several encoders, by itself and by hand."""
 
 from pathlib import Path
 from typing import Any

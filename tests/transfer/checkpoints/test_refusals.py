@@ -1,4 +1,4 @@
-"""What is refused, why, in one line and with exit code 2; and what is chosen by hand."""
+"""Refusals in one line with exit code 2, and the choice by hand."""
 
 import os
 import re

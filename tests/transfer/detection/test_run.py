@@ -1,4 +1,4 @@
-"""What stands around training: scaling, loaded weights, lost checkpoints, the rule for memory."""
+"""Preparations of a training: scaling, loaded weights, lost checkpoints, the rule for memory."""
 
 from pathlib import Path
 

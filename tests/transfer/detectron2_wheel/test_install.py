@@ -1,4 +1,4 @@
-"""Which detectron2 is found, and when installing is right, refused or undone."""
+"""The detectron2 that is there, and when installing is right, refused or undone."""
 
 import json
 import subprocess

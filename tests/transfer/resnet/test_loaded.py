@@ -1,4 +1,4 @@
-"""What a detector holds of a backbone."""
+"""Entries of a backbone that arrived in a detector, and those that did not."""
 
 import torch
 

@@ -1,3 +1,5 @@
+"""Names of ResNets: torchvision's and detectron2's map one to one, strangers are refused."""
+
 import pytest
 import torchvision
 

@@ -1,4 +1,4 @@
-"""What a job gives its worker, and the signal that it waits for."""
+"""A job: the job file of its worker, and the signal that it waits for."""
 
 import shlex
 import signal

@@ -1,4 +1,4 @@
-"""Where stages stand, from a fake SLURM and from run folders alone."""
+"""The standing of stages, from a fake SLURM and from run folders alone."""
 
 from pipeline.executors.slurm.states import read_standings
 from tests.pipeline.slurm_runs import plan_of, run, work
