@@ -16,14 +16,15 @@ from pretrain.config.loss import LossConfig, sub_batch_faults, whitening_faults
 from pretrain.losses.pairwise_mse import checked_views, pairwise_mse, refuse
 from pretrain.runtime.cpu import keep_freed_memory
 from pretrain.runtime.distributed import all_gather_with_grad, broadcast
-from pretrain.whitening.backward import WhiteningSettings
-from pretrain.whitening.channel_groups import ChannelGroups, inverse_permutation
 from pretrain.whitening.functional import (
+    ChannelGroups,
     full_precision,
+    inverse_permutation,
     refuse_no_permutation,
     whiten,
     whiten_grouped,
 )
+from pretrain.whitening.inverse_sqrt import WhiteningSettings
 
 
 class WhiteningLoss(nn.Module):

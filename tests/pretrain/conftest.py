@@ -12,7 +12,7 @@ from PIL import Image
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.config.probe import ProbeConfig
 from pretrain.models import encoder
-from pretrain.whitening.inverse_sqrt import _METHODS, _by_matmul
+from pretrain.whitening.inverse_sqrt import _METHODS, NewtonSchulz
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 220, 30), "blue": (30, 30, 220)}
 
@@ -94,4 +94,4 @@ def embeddings() -> Callable[..., torch.Tensor]:
 @pytest.fixture
 def zca_by_matmul(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let ZCA take the way it takes on a GPU, by matrix products alone."""
-    monkeypatch.setitem(_METHODS, "zca", _by_matmul)
+    monkeypatch.setitem(_METHODS, "zca", NewtonSchulz.of)

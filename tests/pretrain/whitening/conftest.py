@@ -5,8 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from pretrain.whitening.backward import InverseSqrt, WhiteningSettings
-from pretrain.whitening.inverse_sqrt import inverse_sqrt
+from pretrain.whitening.inverse_sqrt import InverseSqrt, WhiteningSettings, inverse_sqrt
 
 D64 = torch.float64
 

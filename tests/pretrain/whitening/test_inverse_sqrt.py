@@ -1,4 +1,4 @@
-"""Inverse square roots by method: singular, scaled and non-finite matrices."""
+"""Inverse square roots by method: singular, scaled, non-finite matrices; gradients; solves."""
 
 import math
 
@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from pretrain.whitening import whiten
-from pretrain.whitening.inverse_sqrt import METHODS
+from pretrain.whitening.functional import AXES
+from pretrain.whitening.inverse_sqrt import METHODS, Cholesky
 
 D64 = torch.float64
 
@@ -59,3 +60,96 @@ def test_a_non_finite_member_is_nan_and_its_neighbours_are_not(method, features)
     y = whiten(x, over="batch", method=method)
     assert not y[1].isfinite().any()
     assert y[[0, 2]].isfinite().all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("over", AXES)
+@pytest.mark.parametrize("eps", [0.0, 0.1])
+def test_gradcheck(over, method, eps, features):
+    shape = (2, 9, 4) if over == "batch" else (2, 3, 10)
+    generator = torch.Generator().manual_seed(1)
+    partition = torch.rand(2, shape[-1], generator=generator).argsort(-1)
+    x = features(*shape).requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda x: whiten(x, over=over, method=method, groups=2, partition=partition, eps=eps), x
+    )
+
+
+def test_gradcheck_of_a_few_newton_steps(features):
+    x = features(2, 9, 4).requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda x: whiten(x, over="batch", method="newton", newton_iterations=3), x
+    )
+
+
+@pytest.mark.parametrize("method", ["zca", "newton", "cholesky"])
+def test_equal_eigenvalues_have_the_exact_derivative(method, rotation):
+    # Orthogonal columns of equal length: S = I * c, all gaps zero; autograd through eigh is NaN.
+    x = (rotation(8)[:, :7] - rotation(8)[:, :7].mean(0)).clone()
+    x = torch.linalg.qr(x)[0][:, :4].clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: whiten(x, over="batch", method=method), x)
+
+
+def test_pca_with_equal_eigenvalues_stays_finite(features):
+    x = torch.linalg.qr(features(8, 4) - features(8, 4).mean(0))[0].requires_grad_()
+    whiten(x, over="batch", method="pca").pow(3).sum().backward()
+    assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("over", AXES)
+@pytest.mark.parametrize("method", METHODS)
+def test_inputs_and_gradients_of_the_output_are_left_alone(method, over, groups, features):
+    x = features(*((20, 6) if over == "batch" else (3, 8))).requires_grad_()
+    grad = features(*x.shape, seed=1)
+    kept = x.detach().clone(), grad.clone()
+    y = whiten(x, over=over, method=method, groups=groups)
+    torch.autograd.grad(y, x, grad)
+    torch.testing.assert_close((x.detach(), grad), kept, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("over", AXES)
+@pytest.mark.parametrize("method", METHODS)
+def test_the_output_may_be_overwritten_before_the_backward_pass(method, over, features):
+    x = features(*((20, 6) if over == "batch" else (3, 8))).requires_grad_()
+    y = whiten(x, over=over, method=method)
+    (want,) = torch.autograd.grad(y, x, 2 * torch.ones_like(y), retain_graph=True)
+    (got,) = torch.autograd.grad(y.mul_(2.0).sum(), x)
+    torch.testing.assert_close(got, want, rtol=0, atol=0)
+
+
+def positive_definite(k, condition, dtype=torch.float64):
+    """Symmetric matrices [3, k, k] with eigenvalues from 1 down to 1 / `condition`."""
+    generator = torch.Generator().manual_seed(k)
+    rotation, _ = torch.linalg.qr(torch.randn(3, k, k, generator=generator, dtype=torch.float64))
+    values = torch.linspace(1.0, 1.0 / condition, k, dtype=torch.float64)
+    return ((rotation * values) @ rotation.mT).to(dtype)
+
+
+def solve(lower, rows):
+    return Cholesky.of_factor(lower, torch.tensor(0)).apply(rows.mT).mT
+
+
+def solve_transposed(lower, rows):
+    return Cholesky.of_factor(lower, torch.tensor(0)).apply_transposed(rows.mT).mT
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 31, 64, 65, 128, 131, 300])
+def test_solves_equal_lapacks(k):
+    lower = torch.linalg.cholesky(positive_definite(k, 100.0))
+    rows = torch.randn(3, 7, k, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    want = torch.linalg.solve_triangular(lower, rows.mT, upper=False).mT
+    assert torch.allclose(solve(lower, rows), want, rtol=1e-12, atol=1e-12)
+    want = torch.linalg.solve_triangular(lower.mT, rows.mT, upper=True).mT
+    assert torch.allclose(solve_transposed(lower, rows), want, rtol=1e-12, atol=1e-12)
+    assert torch.allclose(solve(lower, rows.mT.contiguous().mT), solve(lower, rows), rtol=1e-12)
+
+
+@pytest.mark.parametrize("k", [64, 128, 300])
+@pytest.mark.parametrize("condition", [1e1, 1e4, 1e6])
+def test_errors_stay_within_twice_those_of_lapack(k, condition):
+    lower = torch.linalg.cholesky(positive_definite(k, condition, torch.float32))
+    rows = torch.randn(3, 200, k, generator=torch.Generator().manual_seed(0))
+    exact = torch.linalg.solve_triangular(lower.double(), rows.double().mT, upper=False).mT
+    lapack = torch.linalg.solve_triangular(lower, rows.mT, upper=False).mT
+    assert (solve(lower, rows) - exact).norm() <= 2 * (lapack - exact).norm()
