@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pretrain.config.loss import LossConfig
 from pretrain.indicators import centred_indicators
-from pretrain.losses.build import build_loss
+from pretrain.losses import build_loss
 from pretrain.whitening.functional import whiten
 
 Curve = list[dict[str, float]]

@@ -23,7 +23,7 @@ from benchmarks.whitening import (
     interleaved_ms,
     peak_mb,
 )
-from pretrain.losses.build import build_loss
+from pretrain.losses import build_loss
 from pretrain.whitening.newton_schulz import inverse_sqrt_by_matmul, lyapunov_by_matmul
 
 SIZES = ((4, 32),) if TINY else ((8, 128), (16, 64), (32, 128), (64, 64), (8, 256))

@@ -26,7 +26,7 @@ from benchmarks.parity.comparison import Row, compare_tensors, compare_values, s
 from benchmarks.parity.losses import split_draws
 from benchmarks.parity.peers import call
 from pretrain.config.pretrain import PretrainConfig
-from pretrain.losses.build import build_loss
+from pretrain.losses import build_loss
 from pretrain.models.encoder import SelfSupervisedModel, build_projector
 from pretrain.training.optimizers import build_optimizer
 from pretrain.training.schedule import Length, covariance_weight, lr_factor

@@ -1,7 +1,27 @@
-"""Losses on the embeddings of several views."""
+"""Losses on the embeddings of several views, by name."""
 
-from pretrain.losses.build import build_loss
+from collections.abc import Callable
+
+from pretrain.config.loss import LossConfig
+from pretrain.losses.base import Loss, WhiteningLoss
+from pretrain.losses.controls import BatchNormLoss, PlainLoss
 from pretrain.losses.cw_rgp import CWRGPLoss
 from pretrain.losses.w_mse import WMSELoss
 
-__all__ = ["CWRGPLoss", "WMSELoss", "build_loss"]
+__all__ = ["CWRGPLoss", "WMSELoss", "WhiteningLoss", "build_loss"]
+
+_WHITENING: dict[str, type[WhiteningLoss]] = {"batch": WMSELoss, "channels": CWRGPLoss}
+_LOSSES: dict[str, Callable[[LossConfig], Loss]] = {
+    "batch-norm": BatchNormLoss,
+    "cw-rgp": CWRGPLoss.from_config,
+    "none": PlainLoss,
+    "w-mse": WMSELoss.from_config,
+    "whitening": lambda config: _WHITENING[str(config.over)].from_config(config),
+}
+
+
+def build_loss(config: LossConfig) -> Loss:
+    """Return the loss that `config` names."""
+    if config.name not in _LOSSES:
+        raise ValueError(f"unknown loss {config.name!r}; known: {', '.join(_LOSSES)}")
+    return _LOSSES[config.name](config)

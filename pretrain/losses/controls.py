@@ -1,32 +1,24 @@
 """The controls of the whitening losses: BatchNorm only, and nothing at all.
 
-Legend: V views, N batch, D embedding dimension. Called as the whitening losses are, see
-`pretrain.losses.build`.
+Legend: V views, N batch, D embedding dimension. Nothing is drawn.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from pretrain.config.loss import LossConfig
-from pretrain.losses.pairwise_mse import checked_views, pairwise_mse, refuse
+from pretrain.losses.base import Loss, checked_views, pairwise_mse, refuse
 from pretrain.runtime.distributed import all_gather_with_grad, world_size
 from pretrain.whitening.functional import full_precision
 
 
-class BatchNormLoss(nn.Module):
+class BatchNormLoss(Loss):
     """The control that only standardises each channel over the (global) batch of each view."""
 
-    regularized_count = 0
-
-    def __init__(self, config: LossConfig) -> None:
-        super().__init__()
-        self.config = config
-
     def forward(self, embeddings: Tensor, **_: Any) -> Tensor:
-        """Return the scalar loss of `embeddings` [V, N, D]; nothing is drawn."""
+        """Return the scalar loss of `embeddings` [V, N, D]."""
         x = checked_views(embeddings)
         with full_precision(x.device):
             x = all_gather_with_grad(x, 1)
@@ -36,14 +28,8 @@ class BatchNormLoss(nn.Module):
             return pairwise_mse(centred * variance.rsqrt(), normalize=self.config.normalize)
 
 
-class PlainLoss(nn.Module):
+class PlainLoss(Loss):
     """The control without whitening: views are compared as they are, and collapse."""
-
-    regularized_count = 0
-
-    def __init__(self, config: LossConfig) -> None:
-        super().__init__()
-        self.config = config
 
     def forward(self, embeddings: Tensor, **_: Any) -> Tensor:
         """Return the scalar loss of `embeddings` [V, N, D], of this rank's part only."""

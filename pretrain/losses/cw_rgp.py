@@ -1,9 +1,20 @@
-"""CW-RGP: channel whitening with random group partition (arXiv 2210.03586)."""
+"""CW-RGP: channel whitening with random group partition (arXiv 2210.03586).
+
+Legend: V views, N batch, D embedding dimension, n sub-batch, T iterations.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
 from pretrain.config.loss import loss_config
-from pretrain.losses.whitening import WhiteningLoss
+from pretrain.losses.base import WhiteningLoss, checked_views, pairwise_mse, refuse
+from pretrain.runtime.distributed import all_gather_with_grad
+from pretrain.whitening.functional import full_precision
 
 
 class CWRGPLoss(WhiteningLoss):
@@ -62,3 +73,65 @@ class CWRGPLoss(WhiteningLoss):
                 covariance_weight=covariance_weight,
             )
         )
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+        batch_permutation: Tensor | None = None,
+        channel_partition: Tensor | None = None,
+    ) -> Tensor:
+        """Return the scalar loss of `embeddings` [V, N, D], of this rank's part alone.
+
+        `batch_permutation` [T, N] and `channel_partition` [T, N / n, V, D] of this rank's part are
+        drawn from `generator` unless given; an empty partition leaves channels in order.
+
+        Raises:
+            ValueError: if the sizes cannot work.
+        """
+        x = checked_views(embeddings)
+        with full_precision(x.device):
+            penalty = self._penalty(x) if self.covariance_weight else None
+            white, dim = self.whiten_views(x, generator, batch_permutation, channel_partition)
+            loss = pairwise_mse(white, normalize=self.config.normalize, dim=dim)
+            return loss if penalty is None else loss + self.covariance_weight * penalty
+
+    def _penalty(self, x: Tensor) -> Tensor:
+        """Return the mean covariance penalty of parts of the batch, or that of the global batch."""
+        size = self.config.covariance_batch
+        if size is None:
+            return covariance_penalty(all_gather_with_grad(x, 1))
+        _, N, D = x.shape
+        if N % size:
+            refuse([f"batch of {N} images is not divisible by covariance_batch {size}"])
+        return covariance_penalty(x.reshape(-1, size, D)) * (size / N)
+
+
+class _CovariancePenalty(torch.autograd.Function):
+    """`covariance_penalty`; its derivative is made in the forward pass, so in full precision."""
+
+    @staticmethod
+    def forward(ctx: Any, embeddings: Tensor) -> Tensor:
+        _, N, D = embeddings.shape
+        centred = embeddings - embeddings.mean(-1, keepdim=True)
+        covariance = centred @ centred.mT / (D - 1)
+        covariance.diagonal(dim1=-2, dim2=-1).zero_()
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward((covariance @ centred).mul_(4.0 / (N * (D - 1))))
+        return covariance.square_().sum() / N
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor]:
+        (grad_embeddings,) = ctx.saved_tensors
+        return (grad_embeddings * grad,)
+
+
+def covariance_penalty(embeddings: Tensor) -> Tensor:
+    """Return the squared off-diagonal covariances between samples of `embeddings` [V, N, D].
+
+    The covariance of two samples is over their channels; the squares are summed over pairs and
+    views and divided by N.
+    """
+    return _CovariancePenalty.apply(embeddings)  # type: ignore[no-any-return]

@@ -1,9 +1,19 @@
-"""W-MSE: sub-batches of every view are whitened over their samples (arXiv 2007.06346)."""
+"""W-MSE: sub-batches of every view are whitened over their samples (arXiv 2007.06346).
+
+Legend: V views, N batch, D embedding dimension, n sub-batch, T iterations. The shuffles and the
+distance are in `pretrain.losses.base`, the covariance in `pretrain.whitening.functional`, its
+inverse square root and the gradient in `pretrain.whitening.inverse_sqrt`.
+"""
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
 from pretrain.config.loss import loss_config
-from pretrain.losses.whitening import WhiteningLoss
+from pretrain.losses.base import WhiteningLoss, checked_views, pairwise_mse
+from pretrain.runtime.distributed import all_gather_with_grad
+from pretrain.whitening.functional import full_precision
 
 
 class WMSELoss(WhiteningLoss):
@@ -61,3 +71,25 @@ class WMSELoss(WhiteningLoss):
                 eps=eps,
             )
         )
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+        batch_permutation: Tensor | None = None,
+        channel_partition: Tensor | None = None,
+    ) -> Tensor:
+        """Return the scalar loss of `embeddings` [V, N, D], this rank's part of the global batch.
+
+        `batch_permutation` [T, N] and `channel_partition` [T, N / n, V, D] of the global batch are
+        drawn from rank 0's `generator` unless given; an empty partition leaves channels in order.
+
+        Raises:
+            ValueError: if the sizes cannot work.
+        """
+        x = checked_views(embeddings)
+        with full_precision(x.device):
+            x = all_gather_with_grad(x, 1)  # a sub-batch takes images of all ranks
+            white, dim = self.whiten_views(x, generator, batch_permutation, channel_partition)
+            return pairwise_mse(white, normalize=self.config.normalize, dim=dim)

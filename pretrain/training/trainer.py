@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.indicators import centred_indicators
-from pretrain.losses.build import build_loss
-from pretrain.losses.whitening import WhiteningLoss
+from pretrain.losses import WhiteningLoss, build_loss
 from pretrain.models.encoder import SelfSupervisedModel
 from pretrain.runtime.checkpoint import LAST, save_atomically
 from pretrain.runtime.distributed import Processes, all_gather_with_grad
@@ -288,5 +287,5 @@ class Trainer:
 
         Under batch whitening each counts those of the global batch, else those of its own part.
         """
-        counts = self.processes.all_gather([float(getattr(self.loss, "regularized_count", 0))])
+        counts = self.processes.all_gather([float(self.loss.regularized_count)])
         return counts[0][0] if self.config.loss.over == "batch" else sum(n for (n,) in counts)

@@ -1,11 +1,11 @@
 """Losses by name and by their settings."""
 
 import pytest
+import torch
 
 from pretrain.config.loss import LossConfig
-from pretrain.losses import CWRGPLoss, WMSELoss, build_loss
+from pretrain.losses import CWRGPLoss, WhiteningLoss, WMSELoss, build_loss
 from pretrain.losses.controls import BatchNormLoss, PlainLoss
-from pretrain.losses.whitening import WhiteningLoss
 
 
 @pytest.mark.parametrize("over", ["batch", "channels"])
@@ -15,6 +15,22 @@ def test_the_whole_family_can_be_built(over, method):
     loss = build_loss(config)
     assert isinstance(loss, WhiteningLoss)
     assert loss.config == config
+
+
+@pytest.mark.parametrize(
+    ("name", "over", "kind"), [("w-mse", "batch", WMSELoss), ("cw-rgp", "channels", CWRGPLoss)]
+)
+def test_a_config_builds_the_public_loss_with_settings_beside_its_keywords(name, over, kind):
+    beside = {"method": "newton", "newton_iterations": 3, "groups": 2, "random_partition": False}
+    config = LossConfig(name=name, sub_batch=8, **beside)
+    loss = build_loss(config)
+    assert type(loss) is kind and loss.config == config
+    x = torch.randn(2, 16, 32 if over == "channels" else 4)
+    settings = config.model_dump(exclude={"name", "over", "covariance_batch", "covariance_weight"})
+    same = build_loss(LossConfig(name="whitening", over=over, **settings))
+    assert type(same) is kind
+    order = torch.arange(16)[None]
+    assert torch.equal(loss(x, batch_permutation=order), same(x, batch_permutation=order))
 
 
 def test_controls_can_be_built():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pretrain.losses import CWRGPLoss, WMSELoss
-from pretrain.losses.pairwise_mse import pairwise_mse
+from pretrain.losses.base import pairwise_mse
 from pretrain.whitening import whiten
 from pretrain.whitening.inverse_sqrt import METHODS
 

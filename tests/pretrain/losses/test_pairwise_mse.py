@@ -1,4 +1,4 @@
-"""The distance of views that are close: it does not cancel, nor does its gradient."""
+"""The distance between views: close views, its gradient."""
 
 import itertools
 
@@ -7,7 +7,7 @@ import torch
 
 from pretrain.config.loss import LossConfig
 from pretrain.losses import CWRGPLoss, WMSELoss, build_loss
-from pretrain.losses.pairwise_mse import pairwise_mse
+from pretrain.losses.base import pairwise_mse
 
 
 def close_views(dtype=torch.float64):

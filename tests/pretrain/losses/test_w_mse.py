@@ -1,11 +1,17 @@
 """W-MSE by hand, and what it is invariant to."""
 
 import doctest
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from pretrain.losses import CWRGPLoss, WMSELoss, w_mse
+import pretrain
+from pretrain.config.loss import LossConfig
+from pretrain.losses import CWRGPLoss, WMSELoss, build_loss, w_mse
+
+PACKAGE = Path(pretrain.__file__).parent
 
 
 def test_opposite_and_equal_views_by_hand():
@@ -34,6 +40,22 @@ def test_rotating_features_leaves_zca_but_not_cholesky(embeddings):
     turn = torch.linalg.qr(torch.randn(8, 8, generator=generator).double())[0]
     torch.testing.assert_close(WMSELoss(24, method="zca")(x @ turn), WMSELoss(24, method="zca")(x))
     assert (WMSELoss(24)(x @ turn) - WMSELoss(24)(x)).abs() > 1e-3
+
+
+def test_from_config_to_gradient_it_is_read_in_five_files():
+    files = set()
+    sys.setprofile(lambda frame, *_: files.add(Path(frame.f_code.co_filename)))
+    try:
+        x = torch.randn(2, 32, 8, requires_grad=True)
+        build_loss(LossConfig(name="w-mse", sub_batch=32))(x).backward()
+    finally:
+        sys.setprofile(None)
+    names = {str(path.relative_to(PACKAGE)) for path in files if path.is_relative_to(PACKAGE)}
+    table = "losses/__init__.py"
+    assert {name for name in names - {table} if not name.startswith("runtime/")} == {
+        "config/loss.py", "losses/w_mse.py", "losses/base.py", "whitening/functional.py",
+        "whitening/inverse_sqrt.py",
+    }  # fmt: skip
 
 
 def test_the_example_in_the_docstring_runs():

@@ -14,8 +14,7 @@ import torch
 from torch import nn
 
 from pretrain.config.pretrain import PretrainConfig
-from pretrain.losses.build import build_loss
-from pretrain.losses.whitening import WhiteningLoss
+from pretrain.losses import WhiteningLoss, build_loss
 from pretrain.models import encoder
 from pretrain.training.optimizers import build_optimizer
 from pretrain.training.schedule import Length, covariance_weight, lr_factor

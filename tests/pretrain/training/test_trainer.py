@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.config.pretrain import PretrainConfig
-from pretrain.losses.whitening import WhiteningLoss
+from pretrain.losses import WhiteningLoss
 from pretrain.runtime.checkpoint import LAST
 from pretrain.runtime.distributed import Processes
 from pretrain.runtime.signals import EXIT_INTERRUPTED
