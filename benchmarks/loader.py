@@ -25,7 +25,7 @@ from benchmarks.rows import print_rows
 from pretrain.config.data import AugmentConfig
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.data.images import ImageArrays, ImageFiles, Images, open_images
-from pretrain.views.loader import ViewLoader
+from pretrain.views import ViewLoader
 
 BATCH = 16
 JITTER = (0.4, 0.4, 0.4, 0.1)

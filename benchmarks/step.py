@@ -24,9 +24,9 @@ from benchmarks.rows import print_rows
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.data.images import Images
 from pretrain.losses import build_loss
-from pretrain.models.encoder import SelfSupervisedModel
+from pretrain.models import SelfSupervisedModel
 from pretrain.training.optimizers import build_optimizer
-from pretrain.views.loader import ViewLoader
+from pretrain.views import ViewLoader
 
 PARTS = ("data", "encoder", "projector", "loss", "optimizer")
 WARM_UP_STEPS = 1

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pretrain.config.loss import LossConfig
 from pretrain.indicators import centred_indicators
 from pretrain.losses import build_loss
-from pretrain.whitening.functional import whiten
+from pretrain.whitening import whiten
 
 Curve = list[dict[str, float]]
 

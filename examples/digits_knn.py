@@ -15,7 +15,7 @@ from torch import nn
 
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.config.probe import ProbeConfig
-from pretrain.models.backbone_file import BACKBONE, InputConvention, read_backbone_file
+from pretrain.models import BACKBONE, InputConvention, read_backbone_file
 from pretrain.probes.features import FrozenEncoder
 from pretrain.probes.probe import RESULT, device, random_backbone, run_probe
 from pretrain.runtime.files import write_json

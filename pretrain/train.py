@@ -14,11 +14,11 @@ from torch.distributed import DistNetworkError, TCPStore  # type: ignore[attr-de
 
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.data.images import open_images, unreadable
-from pretrain.models.backbone_file import BACKBONE, save_backbone
-from pretrain.probes.online import TrainingProbe
+from pretrain.models import BACKBONE, save_backbone
+from pretrain.probes import TrainingProbe
 from pretrain.runtime.distributed import joined_processes
-from pretrain.training.trainer import Trainer
-from pretrain.views.loader import too_few_images
+from pretrain.training import Trainer
+from pretrain.views import too_few_images
 
 
 def pretrain(config: PretrainConfig, output_dir: Path) -> dict[str, float]:

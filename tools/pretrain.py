@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from pipeline.config.yaml_files import apply_overrides, faults_of, load_yaml
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.train import pretrain, tell_fault
-from pretrain.training.divergence import DivergedError
+from pretrain.training import DivergedError
 
 EXAMPLE = """example:
   python tools/pretrain.py --config-file configs/pretrain/digits_cw_rgp.yaml \\

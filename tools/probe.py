@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from pipeline.config.yaml_files import apply_overrides, faults_of, load_yaml
 from pretrain.config.probe import ProbeConfig
-from pretrain.probes.probe import open_backbone, probe_and_write
+from pretrain.probes import open_backbone, probe_and_write
 from transfer.checkpoints.read import read_backbone
 
 EXAMPLE = """example:

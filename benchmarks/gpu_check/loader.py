@@ -27,8 +27,8 @@ from benchmarks.gpu_check.timing import (
 from benchmarks.loader import LoaderCase, drawn_images
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.data.images import Images
+from pretrain.views import ViewLoader
 from pretrain.views.batched import RawViews, cut_views, finish_views
-from pretrain.views.loader import ViewLoader
 from pretrain.views.parameters import BLUR_SIGMA
 
 NUM_WORKERS = 2 if TINY else min(16, len(os.sched_getaffinity(0)))

@@ -17,7 +17,7 @@ from pretrain.config.loss import loss_config
 from pretrain.config.pretrain import ModelConfig
 from pretrain.config.probe import KnnConfig, LinearConfig, WeightedKnnConfig
 from pretrain.losses import build_loss
-from pretrain.models.encoder import SelfSupervisedModel
+from pretrain.models import SelfSupervisedModel
 from pretrain.probes.knn import Neighbours, accuracy
 from pretrain.probes.linear import fit_linear
 from pretrain.probes.probe import measure_knn

@@ -19,9 +19,8 @@ from benchmarks.gpu_check.numerics import CPU, relative
 from benchmarks.gpu_check.timing import ON_GPU
 from benchmarks.gpu_check.training import digits_config
 from pretrain.runtime.distributed import Processes
-from pretrain.training import precision
+from pretrain.training import Trainer, precision
 from pretrain.training.metrics import METRICS
-from pretrain.training.trainer import Trainer
 
 
 def two_processes() -> dict[str, Any]:

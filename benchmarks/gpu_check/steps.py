@@ -25,7 +25,7 @@ from benchmarks.gpu_check.timing import (
     recipe,
     trainer_of,
 )
-from pretrain.training.trainer import Trainer
+from pretrain.training import Trainer
 
 ROUNDS, WARM_UP = (2, 1) if TINY else (10, 3)
 BF16: Settings = {"precision": "bf16", "channels_last": True}

@@ -21,8 +21,8 @@ from benchmarks.gpu_check.results import TINY, WORK
 from benchmarks.loader import LoaderCase, drawn_images
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.runtime.distributed import Processes
-from pretrain.training.trainer import Trainer
-from pretrain.views.loader import ShardedViews
+from pretrain.training import Trainer
+from pretrain.views import ShardedViews
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ON_GPU = DEVICE.type == "cuda"

@@ -19,9 +19,9 @@ from benchmarks.gpu_check.timing import DEVICE, ON_GPU, Settings, TimedViews, me
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.data.images import open_images
 from pretrain.runtime.distributed import Processes
+from pretrain.training import Trainer
 from pretrain.training.metrics import METRICS
-from pretrain.training.trainer import Trainer
-from pretrain.views.loader import ViewLoader
+from pretrain.views import ViewLoader
 
 STEPS = 2 if TINY else 4
 DIGITS: Settings = {

@@ -17,7 +17,7 @@ from pretrain.config.data import DataConfig
 from pretrain.config.probe import ImageConfig, ProbeConfig
 from pretrain.data.images import Images, from_workers, open_images
 from pretrain.data.splits import Split
-from pretrain.models.backbone_file import InputConvention
+from pretrain.models import InputConvention
 from pretrain.runtime.rng import derived_seed
 from pretrain.runtime.signals import leave_signals_to_parent
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pretrain.config.pretrain import PretrainConfig, TrainingProbeConfig
 from pretrain.config.probe import KnnConfig, ProbeConfig
-from pretrain.models.backbone_file import InputConvention
+from pretrain.models import InputConvention
 from pretrain.probes.features import FrozenEncoder, Labelled, feature_chunks
 from pretrain.probes.probe import joined, measure_knn, open_sets
 from pretrain.runtime.signals import StopRequest

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.indicators import centred_indicators
 from pretrain.losses import WhiteningLoss, build_loss
-from pretrain.models.encoder import SelfSupervisedModel
+from pretrain.models import SelfSupervisedModel
 from pretrain.runtime.checkpoint import LAST, save_atomically
 from pretrain.runtime.distributed import Processes, all_gather_with_grad
 from pretrain.runtime.rng import derived_seed, random_states, restore_random_states, seed_process
@@ -30,7 +30,7 @@ from pretrain.training.metrics import METRICS, Report, final_metrics
 from pretrain.training.optimizers import build_optimizer
 from pretrain.training.resume import state_to_resume
 from pretrain.training.schedule import Length, covariance_weight, lr_factor
-from pretrain.views.loader import ShardedViews
+from pretrain.views import ShardedViews
 
 AfterEpoch = Callable[[int, nn.Module, StopRequest], dict[str, float]]
 logger = logging.getLogger(__name__)

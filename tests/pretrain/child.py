@@ -23,7 +23,7 @@ from pretrain import train
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.models import encoder
 from pretrain.runtime import checkpoint
-from pretrain.training.trainer import Trainer
+from pretrain.training import Trainer
 
 PLACES: dict[str, tuple[Any, str]] = {
     "gradients": (Trainer, "gradients"),

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn.functional import batch_norm
 
 from pretrain.config.pretrain import ModelConfig
-from pretrain.models.encoder import SelfSupervisedModel
+from pretrain.models import SelfSupervisedModel
 
 V, N = 3, 5
 

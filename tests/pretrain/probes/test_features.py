@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.config.probe import ImageConfig, ProbeConfig
-from pretrain.models.backbone_file import InputConvention
+from pretrain.models import InputConvention
 from pretrain.probes.features import (
     FrozenEncoder,
     central_view,

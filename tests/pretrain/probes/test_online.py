@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from pretrain.config.pretrain import PretrainConfig, TrainingProbeConfig
-from pretrain.models.encoder import SelfSupervisedModel
+from pretrain.models import SelfSupervisedModel
 from pretrain.probes.features import FrozenEncoder, open_labelled
 from pretrain.probes.online import TrainingProbe, evenly
 from pretrain.runtime.checkpoint import LAST

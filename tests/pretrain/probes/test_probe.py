@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.config.probe import ProbeConfig
-from pretrain.models.backbone_file import InputConvention
+from pretrain.models import InputConvention
 from pretrain.probes.features import (
     FrozenEncoder,
     open_labelled,

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.config.pretrain import PretrainConfig
-from pretrain.models.backbone_file import BACKBONE
-from pretrain.models.encoder import SelfSupervisedModel
+from pretrain.models import BACKBONE, SelfSupervisedModel
 from pretrain.runtime.checkpoint import LAST
 from pretrain.train import pretrain
 from pretrain.training.divergence import DIVERGENCE, DivergedError

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from pretrain.config.pretrain import PretrainConfig
-from pretrain.models.backbone_file import BACKBONE
+from pretrain.models import BACKBONE
 from pretrain.runtime.checkpoint import LAST, PREVIOUS
 from pretrain.runtime.signals import EXIT_INTERRUPTED
 

@@ -11,9 +11,7 @@ from torch import Tensor, nn
 
 from pretrain.config.pretrain import ComputeConfig, PretrainConfig
 from pretrain.runtime.distributed import Processes
-from pretrain.training import precision
-from pretrain.training.divergence import DivergedError
-from pretrain.training.trainer import Trainer
+from pretrain.training import DivergedError, Trainer, precision
 
 Make = Callable[..., PretrainConfig]
 CPU = Processes(torch.device("cpu"))

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.runtime.distributed import Processes, joined_processes
-from pretrain.training import precision
-from pretrain.training.trainer import Trainer
+from pretrain.training import Trainer, precision
 
 Make = Callable[..., PretrainConfig]
 Result = tuple[float, list[Tensor], Tensor]

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from pretrain.config.pretrain import PretrainConfig
-from pretrain.models.backbone_file import BACKBONE
-from pretrain.models.encoder import SelfSupervisedModel
+from pretrain.models import BACKBONE, SelfSupervisedModel
 from pretrain.runtime.checkpoint import LAST, PREVIOUS
 from pretrain.train import pretrain
 from tests.pretrain.training.runs import crash, kill_after, logged, same, weights

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.data.images import open_images
-from pretrain.views.loader import ViewLoader
+from pretrain.views import ViewLoader
 
 CPU = torch.device("cpu")
 Make = Callable[..., PretrainConfig]
