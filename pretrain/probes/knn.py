@@ -31,12 +31,23 @@ class Neighbours:
         queries: [Q, F], on the device that compares.
         k: Neighbours of each query, at least 1.
         cosine: Compare the features scaled to length 1, whose squared distance is 2 (1 - cosine).
-        chunk_bytes: Memory for the distances that are held at once.
+        chunk_bytes: Memory for the distances that are kept at once.
+
+    Raises:
+        ValueError: k is below 1.
+
+    Example:
+        >>> neighbours = Neighbours(torch.tensor([[0.0, 0.0]]), k=2)
+        >>> neighbours.add(torch.tensor([[3.0, 0.0], [0.0, 2.0]]), torch.tensor([0, 1]))
+        >>> neighbours.nearest()
+        (tensor([[4., 9.]]), tensor([[1, 0]]))
     """
 
     def __init__(
         self, queries: Tensor, k: int, *, cosine: bool = False, chunk_bytes: int = CHUNK_BYTES
     ) -> None:
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}")
         self.k = k
         self.cosine = cosine
         queries = F.normalize(queries.float(), dim=1) if cosine else queries.float()
@@ -98,6 +109,9 @@ def votes(
             distances are those of unit vectors, relative to the nearest's vote, which changes no
             order and cannot underflow there. Without it each has one vote.
 
+    Raises:
+        ValueError: A label is none of the classes, or the temperature is not above 0.
+
     Example:
         >>> neighbours = Neighbours(torch.tensor([[0.0, 0.0]]), k=3)
         >>> bank = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 3.0]])
@@ -105,12 +119,24 @@ def votes(
         >>> votes(*neighbours.nearest(), num_classes=3)
         tensor([[1., 2., -inf]])
     """
+    refuse_labels(labels, num_classes)
+    if temperature is not None and not temperature > 0:
+        raise ValueError(f"temperature must be above 0, got {temperature}")
     weights = torch.ones_like(distances)
     if temperature is not None:
         weights = torch.exp(0.5 * (distances[:, :1] - distances) / temperature)
     scores = weights.new_zeros(len(distances), num_classes)
     present = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, labels, value=True)
     return scores.scatter_add_(1, labels, weights).masked_fill_(~present, -math.inf)
+
+
+def refuse_labels(labels: Tensor, num_classes: int) -> None:
+    """Raise ValueError unless all `labels` are from 0 to `num_classes` - 1."""
+    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+        raise ValueError(
+            f"labels of {num_classes} classes go from 0 to {num_classes - 1}, "
+            f"got {int(labels.min())} to {int(labels.max())}"
+        )
 
 
 def accuracy(scores: Tensor, targets: Tensor) -> dict[str, float]:

@@ -17,6 +17,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from pretrain.config.probe import AugmentedLinearConfig, LinearConfig, ProbeConfig
 from pretrain.probes.features import FrozenEncoder, Labelled, LabelledViews, batches
+from pretrain.probes.knn import refuse_labels
 from pretrain.runtime.checkpoint import load_state, save_atomically
 from pretrain.runtime.rng import derived_seed, epoch_order
 from pretrain.training.optimizers import LARS
@@ -43,6 +44,9 @@ def fit_linear(
         config: Epochs, batch size, learning rates and weight decay.
         seed: Fixes the first weights and the order of the images.
 
+    Raises:
+        ValueError: A label is none of the classes, or there is not one for each row of features.
+
     Example:
         >>> features = torch.tensor([[-1.0], [-2.0], [1.0], [2.0]])
         >>> labels = torch.tensor([0, 0, 1, 1])
@@ -50,6 +54,9 @@ def fit_linear(
         >>> classifier(features).argmax(1).tolist()
         [0, 0, 1, 1]
     """
+    refuse_labels(labels, num_classes)
+    if len(labels) != len(features):
+        raise ValueError(f"{len(features)} rows of features want as many labels, got {len(labels)}")
     generator = torch.Generator().manual_seed(derived_seed(seed, 4))
     width = features.shape[1]
     classifier = _drawn(width, num_classes, 1 / math.sqrt(width), generator).to(features.device)

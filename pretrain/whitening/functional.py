@@ -167,8 +167,9 @@ def whiten(  # noqa: PLR0913 - the settings of one formula
         components where its group's channels were).
 
     Raises:
-        ValueError: for an unknown name, a partition that does not fit, indivisible groups, or too
-            few samples for batch whitening with eps 0.
+        ValueError: for an unknown name, an argument out of range, a partition that does not fit,
+            indivisible groups, too few samples for batch whitening with eps 0, or
+            `newton_iterations` with another method.
 
     Example:
         >>> x = torch.randn(100, 3, dtype=torch.float64) @ torch.randn(3, 3).double() + 5.0
@@ -176,7 +177,7 @@ def whiten(  # noqa: PLR0913 - the settings of one formula
         >>> torch.allclose(y.T @ y / (100 - 1), torch.eye(3).double())
         True
     """
-    _check(x, over, method, groups, eps)
+    _check(x, over, method, groups, eps, newton_iterations)
     *lead, N, D = x.shape
     if partition is not None:
         partition = _checked_partition(partition, x).reshape(-1, D)
@@ -189,7 +190,9 @@ def whiten(  # noqa: PLR0913 - the settings of one formula
     return output.view(*lead, N, D)
 
 
-def _check(x: Tensor, over: str, method: str, groups: int, eps: float) -> None:
+def _check(
+    x: Tensor, over: str, method: str, groups: int, eps: float, newton_iterations: int | None
+) -> None:
     if over not in AXES:
         raise ValueError(f"unknown whitening axis {over!r}; known: {', '.join(AXES)}")
     if method not in METHODS:
@@ -200,6 +203,11 @@ def _check(x: Tensor, over: str, method: str, groups: int, eps: float) -> None:
         raise ValueError(f"groups must be at least 1, got {groups}")
     if not 0.0 <= eps <= 1.0:
         raise ValueError(f"eps must be between 0 and 1, got {eps}")
+    if newton_iterations is not None and (method != "newton" or newton_iterations < 1):
+        raise ValueError(
+            f"newton_iterations must be at least 1 and belongs to method 'newton', "
+            f"got {newton_iterations} with method {method!r}"
+        )
     faults = whitening_faults(over, x.shape[-2], x.shape[-1], groups, eps)
     if faults:
         raise ValueError("; ".join(faults))

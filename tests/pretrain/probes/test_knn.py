@@ -177,6 +177,15 @@ def test_refusals() -> None:
         found.nearest()
     with pytest.raises(ValueError, match="scores are NaN"):
         accuracy(torch.tensor([[math.nan, 1.0]]), torch.tensor([0]))
+    with pytest.raises(ValueError, match="k must be at least 1, got 0"):
+        Neighbours(torch.zeros(2, 3), 0)
+    distances = torch.zeros(1, 2)
+    for labels in ([[0, 3]], [[-1, 2]]):
+        with pytest.raises(ValueError, match=r"labels of 3 classes go from 0 to 2, got"):
+            votes(distances, torch.tensor(labels), 3)
+    for temperature in (0.0, -1.0, math.nan):
+        with pytest.raises(ValueError, match="temperature must be above 0, got"):
+            votes(distances, torch.tensor([[0, 1]]), 3, temperature)
 
 
 def test_an_image_is_its_own_nearest_at_no_negative_distance() -> None:

@@ -85,6 +85,19 @@ def test_a_seed_fixes_the_classifier_and_leaves_the_process_alone(
     assert not torch.equal(first, fit_linear(x, y, 10, config, seed=2).weight)
 
 
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, 1, 2], "labels of 2 classes go from 0 to 1, got 0 to 2"),
+        ([0, 1], "3 rows of features want as many labels, got 2"),
+        ([0, 1, 1, 0], "3 rows of features want as many labels, got 4"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(labels: list[int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fit_linear(torch.zeros(3, 2), torch.tensor(labels), 2, LinearConfig(epochs=1), seed=0)
+
+
 def test_the_examples_of_the_docstrings() -> None:
     result = doctest.testmod(linear)
     assert result.attempted and not result.failed

@@ -188,6 +188,8 @@ def test_full_precision_agrees_with_the_older_switch():
         ((30, 10), {"over": "axis0"}, "unknown whitening axis 'axis0'; known: batch, channels"),
         ((30, 10), {"method": "svd"}, "unknown whitening method 'svd'; known: cholesky, newton"),
         ((30, 10), {"eps": 1.5}, "eps must be between 0 and 1, got 1.5"),
+        ((30, 10), {"newton_iterations": 3}, "belongs to method 'newton', got 3 with method 'zca'"),
+        ((30, 10), {"method": "newton", "newton_iterations": 0}, "must be at least 1"),
         ((30, 10), {"groups": 0}, "groups must be at least 1, got 0"),
         ((30,), {}, "wants \\[..., N, D\\]"),
         ((30, 10), {"partition": torch.zeros(10, dtype=torch.long)}, "not a permutation"),
