@@ -39,7 +39,8 @@ from benchmarks.parity.recipes import (
 )
 from benchmarks.parity.training import LOOPS, SCHEDULES, renamed, waiting_steps
 from transfer.checkpoints import read
-from transfer.datasets.check import detection_faults
+from transfer.datasets.check import task_faults
+from transfer.datasets.findings import Needs
 from transfer.detection.cli import read_config
 from transfer.evaluation.evaluators import build_evaluator
 
@@ -281,7 +282,7 @@ def test_transforms_are_described_as_our_recipes_are() -> None:
 
 def test_the_pictures_are_sound_in_both_layouts(tmp_path: Path) -> None:
     for data in draw_pictures(tmp_path):
-        assert detection_faults(data, evaluated=True, masks=data.format == "coco", name="x") == []
+        assert task_faults({"x": (data, Needs(True, data.format == "coco"))}) == []
     detections = drawn_detections()
     assert len(detections) == NUM_IMAGES
     assert all(one.pred_masks.flatten(1).any(1).all() for one in detections)

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,8 @@ from PIL import Image
 
 from examples.digits.build import Sizes, build_digits
 from transfer.config.data import KNOWN_DATASETS, CocoData, VocData
+from transfer.datasets.check import task_faults
+from transfer.datasets.findings import Needs
 
 VOC_XML = """<annotation><size><width>64</width><height>48</height><depth>3</depth></size>
 <object><name>one</name><pose>x</pose><truncated>0</truncated><difficult>0</difficult>
@@ -84,3 +86,15 @@ def digits(drawn: Path) -> dict[str, CocoData | VocData]:
     sets = {name: KNOWN_DATASETS[name].under(drawn) for name in names}
     register(sets)
     return sets
+
+
+@pytest.fixture
+def detection_faults() -> Callable[..., list[str]]:
+    """Return the faults of one set by itself, as a task with these needs sees them."""
+
+    def faults(
+        data: CocoData | VocData, evaluated: bool = True, masks: bool = False, name: str = ""
+    ) -> list[str]:
+        return task_faults({name: (data, Needs(evaluated, masks))})
+
+    return faults

@@ -93,16 +93,6 @@ def check_set(
     return dict(check_sets({name: (data, needs)}, decode))[name]
 
 
-def detection_faults(
-    data: CocoData | VocData, evaluated: bool = True, masks: bool = False, name: str = ""
-) -> list[str]:
-    """Return the faults of `check_set`, one a line; its notes are logged.
-
-    A set that is only trained on may lack what only an evaluation reads; `masks` asks for masks.
-    """
-    return task_faults({name: (data, Needs(evaluated, masks))})
-
-
 def task_faults(sets: Mapping[str, tuple[CocoData | VocData, Needs]]) -> list[str]:
     """Return the faults of the sets of a task, one a line; their notes are logged."""
     faults: list[str] = []

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from transfer.config.data import KNOWN_DATASETS, CocoData, VocData
-from transfer.datasets.check import KNOWN_COUNTS, check_set, detection_faults, whole_of
+from transfer.datasets.check import KNOWN_COUNTS, check_set, whole_of
 from transfer.datasets.findings import Needs
 
+Faults = Callable[..., list[str]]
 Content = dict[str, Any]
 
 
@@ -19,7 +20,7 @@ def edit(data: CocoData, change: Callable[[Content], object]) -> None:
     data.annotations.write_text(json.dumps(content), encoding="utf-8")
 
 
-def test_sound_sets_have_no_faults(coco: CocoData, voc: VocData) -> None:
+def test_sound_sets_have_no_faults(coco: CocoData, voc: VocData, detection_faults: Faults) -> None:
     assert detection_faults(coco) == []
     assert detection_faults(voc) == []
 
@@ -29,7 +30,9 @@ def first(**changes: Any) -> Callable[[Content], object]:
     return lambda content: content["annotations"][0].update(changes)
 
 
-def test_masks_are_asked_for_where_the_model_needs_them(coco: CocoData, voc: VocData) -> None:
+def test_masks_are_asked_for_where_the_model_needs_them(
+    coco: CocoData, voc: VocData, detection_faults: Faults
+) -> None:
     assert detection_faults(coco, masks=True) == []
     edit(coco, lambda content: content["annotations"][0].update(segmentation=[]))
     assert detection_faults(coco, masks=False) == []
@@ -40,7 +43,7 @@ def test_masks_are_asked_for_where_the_model_needs_them(coco: CocoData, voc: Voc
 
 
 def test_sets_that_everybody_has_are_counted(
-    coco: CocoData, voc: VocData, monkeypatch: pytest.MonkeyPatch
+    coco: CocoData, voc: VocData, monkeypatch: pytest.MonkeyPatch, detection_faults: Faults
 ) -> None:
     wanted = {
         "voc_2007_trainval": 5_011, "voc_2007_test": 4_952, "voc_2012_trainval": 11_540,

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from transfer.config.data import MAX_DETECTIONS, CocoData
-from transfer.datasets.check import check_set, detection_faults
+from transfer.datasets.check import check_set
 from transfer.datasets.findings import Needs
 
+Faults = Callable[..., list[str]]
 Content = dict[str, Any]
 
 
@@ -137,7 +138,11 @@ COCO_FAULTS: list[tuple[Callable[[Content], object], str]] = [
 @pytest.mark.parametrize(("change", "expected"), COCO_FAULTS, ids=range(len(COCO_FAULTS)))
 @pytest.mark.parametrize("masks", [False, True])
 def test_coco_faults(
-    coco: CocoData, change: Callable[[Content], object], expected: str, masks: bool
+    coco: CocoData,
+    change: Callable[[Content], object],
+    expected: str,
+    masks: bool,
+    detection_faults: Faults,
 ) -> None:
     edit(coco, change)
     faults = detection_faults(coco, masks=masks)
@@ -162,7 +167,9 @@ def test_coco_faults(
         lambda c: c.update(info={}, licenses=[]),
     ],
 )
-def test_what_is_unusual_but_sound(coco: CocoData, change: Callable[[Content], object]) -> None:
+def test_what_is_unusual_but_sound(
+    coco: CocoData, change: Callable[[Content], object], detection_faults: Faults
+) -> None:
     edit(coco, change)
     assert detection_faults(coco, masks=True) == []
 
@@ -182,7 +189,7 @@ def test_what_is_unusual_but_sound(coco: CocoData, change: Callable[[Content], o
         "\ufeff{}",
     ],
 )
-def test_files_that_are_not_coco(coco: CocoData, content: str) -> None:
+def test_files_that_are_not_coco(coco: CocoData, content: str, detection_faults: Faults) -> None:
     coco.annotations.write_text(content, encoding="utf-8")
     (fault,) = detection_faults(coco)
     assert str(coco.annotations) in fault and "wanted" in fault
@@ -208,14 +215,16 @@ def texts(content: Content) -> None:
     "change", [first(id=0), first(id=-3), first(id="a"), texts, first(area=None)]
 )
 def test_ids_and_areas_matter_only_where_a_set_is_measured_on(
-    coco: CocoData, change: Callable[[Content], object]
+    coco: CocoData, change: Callable[[Content], object], detection_faults: Faults
 ) -> None:
     edit(coco, change)
     assert check_set("", coco, TRAINING).faults == []
     assert detection_faults(coco, evaluated=True) != []
 
 
-def test_ids_of_two_types_or_twice_are_refused_in_training_too(coco: CocoData) -> None:
+def test_ids_of_two_types_or_twice_are_refused_in_training_too(
+    coco: CocoData, detection_faults: Faults
+) -> None:
     edit(coco, lambda content: content["images"][0].update(id="a"))
     fault = detection_faults(coco, evaluated=False)[0]
     assert "ids of images are numbers and texts, wanted one of the two" in fault
@@ -228,7 +237,7 @@ def test_ids_of_two_types_or_twice_are_refused_in_training_too(coco: CocoData) -
 @pytest.mark.parametrize("where", ["images", "categories"])
 @pytest.mark.parametrize("broken", [{"id": None}, {"id": 1.5}, {"id": "0"}, {"id": [1]}])
 def test_a_broken_entry_is_one_line_whatever_points_at_it(
-    coco: CocoData, where: str, broken: Content
+    coco: CocoData, where: str, broken: Content, detection_faults: Faults
 ) -> None:
     def change(content: Content) -> None:
         key = {"images": "image_id", "categories": "category_id"}[where]
@@ -247,7 +256,7 @@ def test_a_broken_entry_is_one_line_whatever_points_at_it(
     assert f"{where}[0] has id" in fault
 
 
-def test_a_broken_size_is_one_line(coco: CocoData) -> None:
+def test_a_broken_size_is_one_line(coco: CocoData, detection_faults: Faults) -> None:
     edit(coco, all_of("annotations", image_id=0))
     edit(coco, image(width=0))
     (fault,) = detection_faults(coco)
@@ -329,7 +338,9 @@ def test_a_part_is_counted_as_a_part_and_measured_as_a_whole(coco: CocoData) -> 
     assert "3 images, but coco_2017_train has 118,287; download it again" in fault
 
 
-def test_a_wrong_size_is_one_line_whatever_lies_in_the_image(coco: CocoData) -> None:
+def test_a_wrong_size_is_one_line_whatever_lies_in_the_image(
+    coco: CocoData, detection_faults: Faults
+) -> None:
     def change(content: Content) -> None:
         content["images"][0]["width"] = 6
         entry = content["annotations"][0] | {"segmentation": [[4, 5, 60, 5, 60, 39]]}

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from transfer.config.data import CocoData
-from transfer.datasets.check import check_set, detection_faults
+from transfer.datasets.check import check_set
 from transfer.datasets.findings import MAX_PER_KIND, Needs
 
+Faults = Callable[..., list[str]]
 Content = dict[str, Any]
 
 
@@ -43,7 +44,9 @@ def test_what_training_drops_is_noted_and_evaluation_refuses_it(
     assert evaluated.notes == [] and len(evaluated.faults) == 1 and expected in evaluated.faults[0]
 
 
-def test_many_faults_are_bounded_and_counted_by_kind(coco: CocoData) -> None:
+def test_many_faults_are_bounded_and_counted_by_kind(
+    coco: CocoData, detection_faults: Faults
+) -> None:
     def many(content: Content) -> None:
         content["annotations"] = [
             entry | {"image_id": 99, "id": number}

@@ -13,12 +13,16 @@ import pytest
 from PIL import Image
 
 from transfer.config.data import CocoData, VocData
-from transfer.datasets.check import check_set, detection_faults
+from transfer.datasets.check import check_set
 from transfer.datasets.findings import Needs
+
+Faults = Callable[..., list[str]]
 
 
 @pytest.mark.parametrize("damage", ["text", "cut"])
-def test_unreadable_images_are_named(coco: CocoData, voc: VocData, damage: str) -> None:
+def test_unreadable_images_are_named(
+    coco: CocoData, voc: VocData, damage: str, detection_faults: Faults
+) -> None:
     for path in (coco.images / "002.jpg", voc.root / "JPEGImages" / "002.jpg"):
         if damage == "text":
             path.write_text("hello", encoding="utf-8")
@@ -102,7 +106,7 @@ def huge(image: Image.Image) -> bytes:
     ],
 )  # fmt: skip
 def test_images_of_every_kind(
-    coco: CocoData, voc: VocData, kind: str, expected: str | None
+    coco: CocoData, voc: VocData, kind: str, expected: str | None, detection_faults: Faults
 ) -> None:
     for path in (coco.images / "002.jpg", voc.root / "JPEGImages" / "002.jpg"):
         path.unlink()
@@ -132,7 +136,7 @@ def test_images_are_decoded_when_asked_in_small_sets_and_where_ap_is_measured(
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to(path)])
 def test_what_is_no_file_is_not_read(
-    coco: CocoData, voc: VocData, make: Callable[[Path], object]
+    coco: CocoData, voc: VocData, make: Callable[[Path], object], detection_faults: Faults
 ) -> None:
     for data, path in (
         (coco, coco.annotations),
@@ -159,8 +163,8 @@ def test_orientation_tags_are_noted_with_what_detectron2_does(coco: CocoData) ->
     assert fault.endswith("so boxes and masks must be in the turned frame")
 
 
-def moved(coco: CocoData, place: str, name: str, images: str = "val") -> list[str]:
-    """Write other names for the three images (`{}` is the number), move them, and check the set."""
+def moved(coco: CocoData, place: str, name: str, images: str = "val") -> CocoData:
+    """Write other names for the three images (`{}` is the number), and move them."""
     content = json.loads(coco.annotations.read_text(encoding="utf-8"))
     root = coco.annotations.parent
     for index, entry in enumerate(content["images"]):
@@ -169,7 +173,7 @@ def moved(coco: CocoData, place: str, name: str, images: str = "val") -> list[st
         (coco.images / entry["file_name"]).rename(target)
         entry["file_name"] = name.format(index)
     coco.annotations.write_text(json.dumps(content), encoding="utf-8")
-    return detection_faults(coco.model_copy(update={"images": root / images}))
+    return coco.model_copy(update={"images": root / images})
 
 
 @pytest.mark.parametrize(
@@ -186,16 +190,18 @@ def moved(coco: CocoData, place: str, name: str, images: str = "val") -> list[st
     ],
 )
 def test_missing_images_are_one_line_with_the_cause(
-    coco: CocoData, place: str, name: str, images: str, expected: str
+    coco: CocoData, place: str, name: str, images: str, expected: str, detection_faults: Faults
 ) -> None:
-    (fault,) = moved(coco, place, name, images)
+    (fault,) = detection_faults(moved(coco, place, name, images))
     assert ": no such image; " in fault and "(3 of 3 images are missing); " in fault
     assert expected.replace("{root}", str(coco.annotations.parent)) in fault
     assert check_set("", coco, Needs(True, False)).num_decoded == 0 or images == "images"
 
 
 @pytest.mark.parametrize("archive", ["val.zip", "val/all.tar.gz"])
-def test_an_archive_that_was_never_unpacked_is_named(coco: CocoData, archive: str) -> None:
+def test_an_archive_that_was_never_unpacked_is_named(
+    coco: CocoData, archive: str, detection_faults: Faults
+) -> None:
     for path in coco.images.iterdir():
         path.unlink()
     path = coco.images.parent / archive
@@ -204,7 +210,7 @@ def test_an_archive_that_was_never_unpacked_is_named(coco: CocoData, archive: st
     assert fault.endswith(f"{path} is there: unpack it")
 
 
-def test_images_of_another_folder_than_vocs(voc: VocData) -> None:
+def test_images_of_another_folder_than_vocs(voc: VocData, detection_faults: Faults) -> None:
     (voc.root / "JPEGImages").rename(voc.root / "photos")
     (voc.root / "JPEGImages").mkdir()
     (fault,) = detection_faults(voc)

@@ -1,15 +1,18 @@
 """Every fault of a set in VOC's layout is one line that names the file and what was expected."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from transfer.config.data import VocData
-from transfer.datasets.check import check_set, detection_faults
+from transfer.datasets.check import check_set
 from transfer.datasets.findings import Needs
 from transfer.datasets.voc import make_splits
+
+Faults = Callable[..., list[str]]
 
 BOMB = '<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa">' + "".join(
     f'<!ENTITY {chr(98 + i)} "{f"&{chr(97 + i)};" * 10}">' for i in range(9)
@@ -60,7 +63,9 @@ def change(path: Path, old: str, new: str) -> None:
 
 
 @pytest.mark.parametrize(("old", "new", "expected"), VOC_FAULTS, ids=range(len(VOC_FAULTS)))
-def test_voc_faults(voc: VocData, old: str, new: str, expected: str) -> None:
+def test_voc_faults(
+    voc: VocData, old: str, new: str, expected: str, detection_faults: Faults
+) -> None:
     path = voc.root / "Annotations" / "001.xml"
     text = path.read_text(encoding="utf-8")
     assert old in text
@@ -71,7 +76,7 @@ def test_voc_faults(voc: VocData, old: str, new: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe<\0", b"{}", b"<x/>", "é".encode("latin-1")])
-def test_files_that_are_not_voc(voc: VocData, content: bytes) -> None:
+def test_files_that_are_not_voc(voc: VocData, content: bytes, detection_faults: Faults) -> None:
     (voc.root / "Annotations" / "001.xml").write_bytes(content)
     (fault,) = detection_faults(voc)
     assert "001.xml: not VOC's XML" in fault
@@ -91,7 +96,9 @@ def test_files_that_are_not_voc(voc: VocData, content: bytes) -> None:
         ("000\n001\n009\n", "009.xml: no such file; the split lists it"),
     ],
 )
-def test_splits_that_detectron2_would_misread(voc: VocData, lines: str, expected: str) -> None:
+def test_splits_that_detectron2_would_misread(
+    voc: VocData, lines: str, expected: str, detection_faults: Faults
+) -> None:
     path = voc.root / "ImageSets" / "Main" / "test.txt"
     path.write_text(lines, encoding="utf-8")
     (fault,) = detection_faults(voc)
@@ -100,7 +107,7 @@ def test_splits_that_detectron2_would_misread(voc: VocData, lines: str, expected
     assert "test.txt: cannot be read" in detection_faults(voc)[0]
 
 
-def test_a_class_without_objects_is_noted(voc: VocData) -> None:
+def test_a_class_without_objects_is_noted(voc: VocData, detection_faults: Faults) -> None:
     two = voc.model_copy(update={"class_names": ("one", "two")})
     assert check_set("", two, Needs(False, False)).notes == []
     report = check_set("", two, Needs(True, False))
@@ -116,7 +123,9 @@ def test_a_class_without_objects_is_noted(voc: VocData) -> None:
     assert detection_faults(two, evaluated=False) == []  # difficult objects are trained on
 
 
-def test_a_set_that_is_only_trained_on_needs_no_evaluation_fields(voc: VocData) -> None:
+def test_a_set_that_is_only_trained_on_needs_no_evaluation_fields(
+    voc: VocData, detection_faults: Faults
+) -> None:
     path = voc.root / "Annotations" / "001.xml"
     text = path.read_text(encoding="utf-8").replace("<pose>x</pose><truncated>0</truncated>", "")
     path.write_text(text.replace(">30<", ">30.5<"), encoding="utf-8")
@@ -136,7 +145,7 @@ def test_a_set_that_is_only_trained_on_needs_no_evaluation_fields(voc: VocData) 
     ],
 )
 def test_what_nothing_reads_or_has_an_evident_value_is_accepted(
-    voc: VocData, old: str, new: str
+    voc: VocData, old: str, new: str, detection_faults: Faults
 ) -> None:
     change(voc.root / "Annotations" / "001.xml", old, new)
     for evaluated in (True, False):
@@ -144,7 +153,9 @@ def test_what_nothing_reads_or_has_an_evident_value_is_accepted(
 
 
 @pytest.mark.parametrize("suffix", [".png", ".JPG", ".jpeg", ".Tiff"])
-def test_images_are_those_of_their_stem(voc: VocData, suffix: str) -> None:
+def test_images_are_those_of_their_stem(
+    voc: VocData, suffix: str, detection_faults: Faults
+) -> None:
     folder = voc.root / "JPEGImages"
     Image.open(folder / "001.jpg").save(folder / f"001{suffix}")
     (folder / "001.txt").write_text("no image", encoding="utf-8")
@@ -154,7 +165,9 @@ def test_images_are_those_of_their_stem(voc: VocData, suffix: str) -> None:
     assert detection_faults(voc) == []
 
 
-def test_folders_that_are_missing_are_all_named_at_once(voc: VocData) -> None:
+def test_folders_that_are_missing_are_all_named_at_once(
+    voc: VocData, detection_faults: Faults
+) -> None:
     (voc.root / "Annotations").rename(voc.root / "annotations")
     (voc.root / "JPEGImages").rename(voc.root / "images")
     shutil.rmtree(voc.root / "ImageSets")
@@ -171,7 +184,7 @@ def test_folders_that_are_missing_are_all_named_at_once(voc: VocData) -> None:
     assert f"--make-splits 0 {voc.root} writes trainval and test" in split
 
 
-def test_a_missing_split_names_those_that_are_there(voc: VocData) -> None:
+def test_a_missing_split_names_those_that_are_there(voc: VocData, detection_faults: Faults) -> None:
     (fault,) = detection_faults(voc.model_copy(update={"split": "val"}))
     assert "val.txt: cannot be read (no such file)" in fault and "; splits there: test" in fault
 
@@ -197,7 +210,7 @@ def test_splits_follow_from_seed_and_names_and_are_never_overwritten(tmp_path: P
     assert files[1].read_text(encoding="utf-8").split() != splits[1]
 
 
-def test_voc_files_that_are_missing(voc: VocData) -> None:
+def test_voc_files_that_are_missing(voc: VocData, detection_faults: Faults) -> None:
     (voc.root / "Annotations" / "000.xml").unlink()
     (voc.root / "JPEGImages" / "001.jpg").unlink()
     faults = detection_faults(voc)
@@ -207,7 +220,9 @@ def test_voc_files_that_are_missing(voc: VocData) -> None:
     assert "test.txt: cannot be read" in detection_faults(voc)[0]
 
 
-def test_a_wrong_size_an_unknown_class_and_missing_files_are_one_line_each(voc: VocData) -> None:
+def test_a_wrong_size_an_unknown_class_and_missing_files_are_one_line_each(
+    voc: VocData, detection_faults: Faults
+) -> None:
     folder = voc.root / "Annotations"
     change(folder / "001.xml", "<width>64<", "<width>6<")
     (fault,) = detection_faults(voc)
