@@ -14,12 +14,13 @@ from typing import Any, TypeGuard
 
 from transfer.config.data import CocoData
 from transfer.datasets.findings import (
+    Edges,
     Finding,
     Findings,
     ImageJob,
     Needs,
-    Tally,
     box_findings,
+    is_dropped_box,
     is_number,
     is_whole,
     path_fault,
@@ -69,23 +70,30 @@ class Known:
 
 @dataclass
 class Counts:
-    """Objects of the images that are used: by image and by category, and their masks by kind."""
+    """Objects of the images that are used: by image and by category, and their masks by kind.
 
+    An image counts as one with objects where detectron2 reads any; those that it drops later leave
+    the image as background, and nothing of their class.
+    """
+
+    needs: Needs
+    used: Collection[Id]
     num_entries: int = 0
     counted: Counter[Id] = field(default_factory=Counter)  # by image
     trained: Counter[Id] = field(default_factory=Counter)
-    classes: Counter[Id] = field(default_factory=Counter)
+    counted_classes: Counter[Id] = field(default_factory=Counter)
+    trained_classes: Counter[Id] = field(default_factory=Counter)
     masks: Counter[str] = field(default_factory=Counter)
     first_runs: Any = None
 
-    def add(self, entry: dict[str, Any]) -> None:
-        """Count an annotation of a known image and category."""
+    def add(self, entry: dict[str, Any], size: Size) -> None:
+        """Count an annotation of a known category and of a known image of that size."""
         self.num_entries += 1
         if entry.get("iscrowd"):
             return
-        image, shape = entry["image_id"], entry.get("segmentation")
+        image, category, shape = entry["image_id"], entry["category_id"], entry.get("segmentation")
         self.counted[image] += 1
-        self.classes[entry["category_id"]] += 1
+        self.counted_classes[category] += 1
         if isinstance(shape, dict):
             self.masks["runs"] += 1
             self.first_runs = self.first_runs or entry.get("id")
@@ -93,6 +101,10 @@ class Counts:
             self.masks["polygons"] += 1
         if not (shape and isinstance(shape, list) and all(map(_is_short, shape))):
             self.trained[image] += 1
+            edges = _edges(entry)
+            is_dropped = edges is not None and is_dropped_box(edges, size)
+            is_dropped = is_dropped or (self.needs.masks and _has_no_pixel(shape))
+            self.trained_classes[category] += not is_dropped
 
 
 def check_coco(data: CocoData, findings: Findings) -> Iterator[Finding]:
@@ -112,7 +124,27 @@ def check_coco(data: CocoData, findings: Findings) -> Iterator[Finding]:
         used = part_ids(known.files, data.fraction, data.subset_seed)
         line = f"{path}: {len(used):,} of its {len(images):,} images are the part that is used"
         yield "parts of sets", line
-    counts = Counts()
+    counts = Counts(findings.needs, used)
+    yield from _annotations(path, annotations, known, counts, findings)
+    findings.published = len(images), len(annotations)
+    is_whole_file = data.fraction is None
+    findings.num_images = len(images) if is_whole_file else len(used)
+    findings.num_objects = len(annotations) if is_whole_file else counts.num_entries
+    tally, classes = findings.tally, known.classes.items()
+    for number in used:
+        name = known.files[number]
+        findings.jobs.append(ImageJob(data.images / name, known.sizes[number], path))
+        tally.add_image(name, counts.counted[number], counts.trained[number])
+    tally.class_names = tuple(known.classes.values())
+    tally.counted = Counter({name: counts.counted_classes[number] for number, name in classes})
+    tally.trained = Counter({name: counts.trained_classes[number] for number, name in classes})
+    yield from _runs(path, counts)
+
+
+def _annotations(
+    path: Path, annotations: list[Any], known: Known, counts: Counts, findings: Findings
+) -> Iterator[Finding]:
+    """Yield what is wrong with each annotation; count those of the images that are used."""
     for index, entry in enumerate(annotations):
         where = f"{path}: annotations[{index}]"
         if not isinstance(entry, dict):
@@ -124,35 +156,19 @@ def check_coco(data: CocoData, findings: Findings) -> Iterator[Finding]:
         size, file = None, ""
         if known.is_id(image) and image in known.files:
             size, file = known.sizes[image], known.files[image]
-        found = chain(_box(where, entry, size, known), _mask(where, entry, size, findings.needs))
-        yield from findings.set_aside(file, found)
-        if size is not None and image in used and known.is_id(category):
-            counts.add(entry)
-    findings.published = len(images), len(annotations)
-    is_whole_file = data.fraction is None
-    findings.num_images = len(images) if is_whole_file else len(used)
-    findings.num_objects = len(annotations) if is_whole_file else counts.num_entries
-    for number in used:
-        name = known.files[number]
-        findings.jobs.append(ImageJob(data.images / name, known.sizes[number], path))
-        findings.tally.add_image(name, counts.counted[number], counts.trained[number])
-    _count_classes(findings.tally, known, counts)
-    yield from _runs(path, counts, findings.needs)
+        checks = chain(_box(where, entry, size, known), _mask(where, entry, size, known.needs))
+        yield from findings.set_aside(file, checks)
+        if size is not None and image in counts.used and known.is_id(category):
+            counts.add(entry, size)
 
 
-def _count_classes(tally: Tally, known: Known, counts: Counts) -> None:
-    tally.class_names = tuple(known.classes.values())
-    for number, name in known.classes.items():
-        tally.counted[name] = tally.trained[name] = counts.classes[number]
-
-
-def _runs(path: Path, counts: Counts, needs: Needs) -> Iterator[Finding]:
+def _runs(path: Path, counts: Counts) -> Iterator[Finding]:
     """Yield that masks in runs are trained on as polygons, at which detectron2 stops.
 
     Crowds are left out before masks are read, so theirs may be runs. As bitmasks it reads both.
     """
     num_runs, num_masks = counts.masks["runs"], counts.masks.total()
-    if num_runs and needs.polygons and needs.in_training:
+    if num_runs and counts.needs.polygons and counts.needs.in_training:
         line = f"{num_runs:,} of {num_masks:,} masks are runs (first: annotation"
         line = f"{path}: {line} {shown(counts.first_runs)}), but INPUT.MASK_FORMAT is polygon"
         yield "masks in runs", f"{line}; set INPUT.MASK_FORMAT=bitmask, which takes both kinds"
@@ -273,12 +289,20 @@ def _box(where: str, entry: dict[str, Any], size: Size | None, known: Known) -> 
         value = entry.get(key)
         if (not known.is_id(value) or value not in ids) and not known.is_explained(what, value):
             yield f"unknown {what}", f"{where}: {key} {shown(value)} is not among the {what}"
-    box = entry.get("bbox")
-    if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
+    box, edges = entry.get("bbox"), _edges(entry)
+    if edges is None:
         yield "broken boxes", f"{where}: bbox {shown(box)}, wanted [x, y, width, height] in pixels"
     elif size is not None:
-        x, y, width, height = box
-        yield from box_findings(f"{where}: bbox {box}", (x, y, x + width, y + height), size)
+        yield from box_findings(f"{where}: bbox {box}", edges, size)
+
+
+def _edges(entry: dict[str, Any]) -> Edges | None:
+    """Return an annotation's box, None where it has none."""
+    box = entry.get("bbox")
+    if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
+        return None
+    x, y, width, height = box
+    return x, y, x + width, y + height
 
 
 def _mask(where: str, entry: dict[str, Any], size: Size | None, needs: Needs) -> Iterator[Finding]:
@@ -302,6 +326,8 @@ def _mask(where: str, entry: dict[str, Any], size: Size | None, needs: Needs) ->
     elif shape and size is not None and (fault := mask_fault(shape, size)):
         kind = "short polygons" if fault.endswith(CORNERS) else "broken masks"
         yield kind, f"{where}: segmentation {fault}"
+    elif needs.masks and _has_no_pixel(shape) and not crowd:
+        yield "empty masks", f"{where}: segmentation has runs without a pixel; training drops it"
 
 
 def mask_fault(shape: Any, size: Size) -> str | None:
@@ -342,13 +368,27 @@ def _runs_fault(shape: dict[str, Any], size: Size) -> str | None:
     if shape.get("size") != [height, width]:
         sizes = f"{shown(shape.get('size'))}, wanted {[height, width]}"
         return f"has runs of size {sizes} (height, width)"
-    counts = shape.get("counts")
-    runs = _unpacked(counts) if isinstance(counts, str) else counts
-    if not isinstance(runs, list) or not all(is_whole(run) and run >= 0 for run in runs):
-        return f"has counts {shown(counts)}, wanted runs of pixels"
+    runs = _runs_of(shape)
+    if runs is None:
+        return f"has counts {shown(shape.get('counts'))}, wanted runs of pixels"
     if sum(runs) != width * height:
         return f"has runs of {sum(runs)} pixels, wanted {width * height}"
     return None
+
+
+def _has_no_pixel(shape: Any) -> bool:
+    """Return whether a segmentation is of runs, all of them of background."""
+    runs = _runs_of(shape) if isinstance(shape, dict) else None
+    return runs is not None and not any(runs[1::2])
+
+
+def _runs_of(shape: dict[str, Any]) -> list[int] | None:
+    """Return the lengths of a mask's runs, background first; None where they cannot be read."""
+    counts = shape.get("counts")
+    runs = _unpacked(counts) if isinstance(counts, str) else counts
+    if not isinstance(runs, list) or not all(is_whole(run) and run >= 0 for run in runs):
+        return None
+    return runs
 
 
 def _unpacked(text: str) -> list[int] | None:

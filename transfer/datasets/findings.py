@@ -22,16 +22,19 @@ NOTES = (  # kinds that stop nothing
     "images twice in training", "copies in published sets",
 )  # fmt: skip
 LOSSES = (  # that training drops, clips or takes as they are
-    "empty boxes", "narrow boxes", "boxes outside the image", "short polygons",
+    "empty boxes", "narrow boxes", "boxes outside the image", "short polygons", "empty masks",
 )  # fmt: skip
 OF_SIZE = ("boxes outside the image", "broken masks", "areas")  # follow from a wrong size
 NOTHING = "sets without objects to train on"
+# pixels: detectron2 drops a box that is at most 1e-5 wide or high; 1 % more is for rounding
+MIN_SIDE = 1.01e-5
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".jp2")
 )
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
 
 Finding = tuple[str, str]  # its kind, and a line
+Edges = tuple[float, float, float, float]  # x0, y0, x1, y1 of a box
 
 
 class ImageJob(NamedTuple):
@@ -118,12 +121,12 @@ class Findings:
             if self.totals[kind] <= MAX_PER_KIND:
                 self.lines.setdefault(kind, []).append(bounded(line))
 
-    def set_aside(self, image: str, found: Iterable[Finding]) -> Iterator[Finding]:
+    def set_aside(self, image: str, findings: Iterable[Finding]) -> Iterator[Finding]:
         """Keep what may be wrong only because its image's size is, and yield the rest.
 
         `image` is its path below `image_root`.
         """
-        for finding in found:
+        for finding in findings:
             if finding[0] in OF_SIZE:
                 self.of_size.append((image, finding))
             else:
@@ -132,7 +135,7 @@ class Findings:
     def add_of_size(self) -> None:
         """Add what was set aside of images that have the size they are annotated with."""
         root, other_size = self.image_root, self.other_size
-        self.add(found for image, found in self.of_size if root / image not in other_size)
+        self.add(finding for image, finding in self.of_size if root / image not in other_size)
 
     def report(self, *, notes: bool) -> list[str]:
         """Return the notes, or else the faults, and how many more there are of each kind.
@@ -196,26 +199,35 @@ def path_fault(name: Any) -> str | None:
     return "leaves the folder of the set" if path.is_absolute() or ".." in path.parts else None
 
 
-def box_findings(
-    where: str, edges: tuple[float, float, float, float], size: tuple[int, int]
-) -> Iterator[Finding]:
-    """Yield that a box `(x0, y0, x1, y1)` is inverted, empty or beyond an image `(width, height)`.
+def is_dropped_box(edges: Edges, size: tuple[int, int]) -> bool:
+    """Return whether nothing of a box is left to train on in an image `(width, height)`.
 
     detectron2 takes the least and the largest of a box' transformed corners, clips them to the
-    image, and drops what then has no width or no height.
+    image, and drops what then has no width or no height. The image stays, as background.
     """
     x0, y0, x1, y1 = edges
     width, height = size
+    in_width = min(max(x0, x1), width) - max(min(x0, x1), 0)
+    in_height = min(max(y0, y1), height) - max(min(y0, y1), 0)
+    return in_width < MIN_SIDE or in_height < MIN_SIDE
+
+
+def box_findings(where: str, edges: Edges, size: tuple[int, int]) -> Iterator[Finding]:
+    """Yield that a box is inverted, empty or beyond an image `(width, height)`."""
+    x0, y0, x1, y1 = edges
+    width, height = size
     slack = 2  # pixels: rounding, and boxes that count from 1
-    wanted = "wanted a width and a height above 0"
+    rule = "wanted a width and a height above 0"
     if x1 < x0 or y1 < y0:
-        line = f"{where}, {wanted}: it is inverted, and detectron2 trains on its mirror image"
+        line = f"{where}, {rule}: it is inverted, and detectron2 trains on its mirror image"
         yield "inverted boxes", line
-    elif not (x1 > x0 and y1 > y0):
-        yield "empty boxes", f"{where}, {wanted}; training drops it"
-    elif x0 < -slack or y0 < -slack or x1 > width + slack or y1 > height + slack:
-        is_beyond = x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height
-        fate = "drops it" if is_beyond else "clips it to the image"
+    elif x1 - x0 < MIN_SIDE or y1 - y0 < MIN_SIDE:
+        rule = rule if x1 == x0 or y1 == y0 else f"{rule}.00001"
+        yield "empty boxes", f"{where}, {rule}; training drops it"
+    elif (is_dropped := is_dropped_box(edges, size)) or (
+        x0 < -slack or y0 < -slack or x1 > width + slack or y1 > height + slack
+    ):
+        fate = "drops it" if is_dropped else "clips it to the image"
         line = f"{where} lies outside the image of {width} x {height} pixels; training {fate}"
         yield "boxes outside the image", line
 
@@ -241,18 +253,21 @@ def tally_findings(findings: Findings) -> Iterator[Finding]:
                 "published and as COCO's AP counts, perfect detections cannot reach 100"
             )
             yield "images of many objects", line
-    if not needs.in_training or not tally.left_out:
+    if not needs.in_training:
         return
     switch = "DATALOADER.FILTER_EMPTY_ANNOTATIONS"
-    empty = "no objects, or crowds only"
-    some = f"{place}: {len(tally.left_out):,} of {findings.num_images:,} images have {empty}"
-    if not needs.drops_empty:
+    num_empty, empty = len(tally.left_out), "no objects, or crowds only"
+    some = f"{place}: {num_empty:,} of {findings.num_images:,} images have {empty}"
+    if num_empty < findings.num_images and not tally.trained.total():
+        line = f"{place}: detectron2 drops every object (it is empty or outside its image)"
+        yield NOTHING, f"{line}, so nothing to train on is left"
+    elif num_empty and not needs.drops_empty:
         fate = f"trained on as background ({switch} is False)"
         yield "images left out of training", f"{some} ({few(tally.left_out)}): {fate}"
-    elif len(tally.left_out) < findings.num_images:
+    elif 0 < num_empty < findings.num_images:
         fate = f"left out of training; {switch}=False keeps them"
         yield "images left out of training", f"{some} ({few(tally.left_out)}): {fate}"
-    else:
+    elif num_empty:
         line = f"{some}: {switch} leaves them out, so nothing to train on is left"
         yield NOTHING, line
 

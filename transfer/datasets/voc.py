@@ -12,11 +12,13 @@ from transfer.config.data import VocData
 from transfer.datasets.findings import (
     ARCHIVES,
     IMAGE_SUFFIXES,
+    Edges,
     Finding,
     Findings,
     ImageJob,
     box_findings,
     few,
+    is_dropped_box,
     is_number,
     path_fault,
     read_text,
@@ -71,8 +73,8 @@ def check_voc(data: VocData, findings: Findings) -> Iterator[Finding]:
             yield "images of one name", f"{line}; keep one of them"
         elif has_folders[1]:
             findings.jobs.append(ImageJob(images[name][0], size, path))
-        found = _objects(path, tree, size, findings, unknown)
-        yield from findings.set_aside(str(images[name][0].relative_to(findings.image_root)), found)
+        image = str(images[name][0].relative_to(findings.image_root))
+        yield from findings.set_aside(image, _objects(path, tree, size, findings, unknown))
     if missing:
         yield "missing annotation files", _missing_line(missing, len(names))
     yield from _unknown_lines(unknown, data.class_names)
@@ -252,7 +254,8 @@ def _objects(
     tally, num_counted = findings.tally, 0
     for element in elements:
         name, is_difficult = element.findtext("name", ""), _is_difficult(element)
-        tally.trained[name] += 1
+        edges = _edges(element)
+        tally.trained[name] += edges is None or not is_dropped_box(_corners(edges), size)
         tally.counted[name] += not is_difficult
         num_counted += not is_difficult
         where = f"{path}: object {shown(name)}"
@@ -271,18 +274,30 @@ def _object(where: str, element: ET.Element, size: Size, evaluated: bool) -> Ite
     difficult = (element.findtext("difficult") or "0").strip()
     if evaluated and not (difficult.isascii() and difficult.isdigit()):
         yield "flags", f"{where} has difficult {shown(difficult)}, wanted 0 or 1"
-    texts = [element.findtext(f"bndbox/{key}", "") for key in EDGES]
-    try:
-        x0, y0, x1, y1 = edges = [float(text) for text in texts]
-    except ValueError:
-        edges = []
-    if not edges or not all(map(is_number, edges)):
+    edges = _edges(element)
+    if edges is None:
         yield "broken boxes", f"{where} lacks a bndbox of {', '.join(EDGES)} in pixels"
         return
     if evaluated and not all(edge.is_integer() for edge in edges):
+        texts = [element.findtext(f"bndbox/{key}") for key in EDGES]
         yield "boxes between pixels", f"{where} has a bndbox {texts} that is not in whole pixels"
+    x0, y0, x1, y1 = edges
     if x0 == x1 or y0 == y1:
         line = f"{where}: bndbox {edges} is one pixel wide or high; training takes it as it is"
         yield "narrow boxes", line
-    # edges count from 1, and the last pixel belongs to the box
-    yield from box_findings(f"{where}: bndbox {edges}", (x0 - 1, y0 - 1, x1, y1), size)
+    yield from box_findings(f"{where}: bndbox {edges}", _corners(edges), size)
+
+
+def _edges(element: ET.Element) -> list[float] | None:
+    """Return the numbers of an object's bndbox, None where they are not all there."""
+    try:
+        edges = [float(element.findtext(f"bndbox/{key}", "")) for key in EDGES]
+    except ValueError:
+        return None
+    return edges if all(map(is_number, edges)) else None
+
+
+def _corners(edges: list[float]) -> Edges:
+    """Return a box as detectron2 has it; a bndbox counts from 1 and holds its last pixel."""
+    x0, y0, x1, y1 = edges
+    return x0 - 1, y0 - 1, x1, y1
