@@ -143,4 +143,4 @@ def test_a_task_that_trains_on_its_test_images(own: Path) -> None:
     answer = run(own, "--config-file", "plan.yaml")
     assert answer.returncode == 2
     assert "garden: 3 images (3 decoded), 3 objects: NOT sound" in answer.stdout
-    assert "3 of its 3 images are trained on too, in garden (" in answer.stderr
+    assert "3 of 3 images are trained on too, in garden (" in answer.stderr

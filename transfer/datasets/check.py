@@ -9,7 +9,14 @@ from typing import Literal, NamedTuple
 from transfer.config.data import KNOWN_DATASETS, CocoData, VocData
 from transfer.datasets.coco import check_coco
 from transfer.datasets.duplicates import common_findings, repeated_findings
-from transfer.datasets.findings import Finding, Findings, Needs, class_findings, tally_findings
+from transfer.datasets.findings import (
+    Finding,
+    Findings,
+    Needs,
+    class_findings,
+    number_of,
+    tally_findings,
+)
 from transfer.datasets.images import check_images
 from transfer.datasets.voc import check_voc, split_file
 
@@ -45,8 +52,8 @@ class SetReport(NamedTuple):
         """Return one line of counts and the verdict."""
         verdict = "NOT sound" if self.faults else "sound"
         return (
-            f"{self.num_images:,} images ({self.num_decoded:,} decoded), "
-            f"{self.num_objects:,} objects: {verdict}"
+            f"{number_of(self.num_images, 'image')} ({self.num_decoded:,} decoded), "
+            f"{number_of(self.num_objects, 'object')}: {verdict}"
         )
 
 
@@ -138,8 +145,10 @@ def _count_findings(name: str, findings: Findings) -> Iterator[Finding]:
     """Yield where a set that everybody has is another; images must agree."""
     (images, objects), (num_images, num_objects) = KNOWN_COUNTS[name], findings.published
     if num_images != images:
-        line = f"{findings.place}: {num_images:,} images, but {name} has {images:,}"
+        line = f"{findings.place}: {number_of(num_images, 'image')}, but {name} has {images:,}"
         yield "image counts", f"{line}; download it again, or name a set of your own anew"
     elif num_objects != objects:
-        line = f"{num_objects:,} objects to count, but {name} as published has {objects:,}"
+        line = (
+            f"{number_of(num_objects, 'object')} to count, but {name} as published has {objects:,}"
+        )
         yield "object counts", f"{findings.place}: {line}; AP will not compare with others'"

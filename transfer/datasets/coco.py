@@ -25,6 +25,7 @@ from transfer.datasets.findings import (
     is_whole,
     path_fault,
     read_text,
+    share_of,
     shown,
 )
 
@@ -122,8 +123,8 @@ def check_coco(data: CocoData, findings: Findings) -> Iterator[Finding]:
     used: Collection[Id] = known.files.keys()
     if data.fraction is not None:
         used = part_ids(known.files, data.fraction, data.subset_seed)
-        line = f"{path}: {len(used):,} of its {len(images):,} images are the part that is used"
-        yield "parts of sets", line
+        share = share_of(len(used), len(images), "image", "is", "are")
+        yield "parts of sets", f"{path}: {share} the part that is used"
     counts = Counts(findings.needs, used)
     yield from _annotations(path, annotations, known, counts, findings)
     findings.published = len(images), len(annotations)
@@ -169,8 +170,9 @@ def _runs(path: Path, counts: Counts) -> Iterator[Finding]:
     """
     num_runs, num_masks = counts.masks["runs"], counts.masks.total()
     if num_runs and counts.needs.polygons and counts.needs.in_training:
-        line = f"{num_runs:,} of {num_masks:,} masks are runs (first: annotation"
-        line = f"{path}: {line} {shown(counts.first_runs)}), but INPUT.MASK_FORMAT is polygon"
+        share = share_of(num_runs, num_masks, "mask", "is", "are")
+        line = f"{path}: {share} in runs (first: annotation {shown(counts.first_runs)}), but "
+        line += "INPUT.MASK_FORMAT is polygon"
         yield "masks in runs", f"{line}; set INPUT.MASK_FORMAT=bitmask, which takes both kinds"
 
 

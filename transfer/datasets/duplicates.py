@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from transfer.datasets.findings import Finding, Findings, ImageFile, few
+from transfer.datasets.findings import Finding, Findings, ImageFile, few, share_of
 from transfer.files import sha256_of
 
 TAIL = 4096  # bytes
@@ -90,7 +90,8 @@ def repeated_findings(findings: Findings) -> Iterator[Finding]:
     copies = repeated(findings.files)
     if not copies:
         return
-    line = f"{findings.place}: {len(copies):,} of its images are in it twice ({_named(copies)})"
+    share = share_of(len(copies), findings.num_images, "image", "is", "are")
+    line = f"{findings.place}: {share} in it twice ({_named(copies)})"
     if not findings.needs.evaluated:
         yield "images twice in training", f"{line}; each is trained on as often"
     elif findings.is_published and not any(is_one for *_, is_one in copies):
@@ -105,8 +106,8 @@ def common_findings(test: Findings, trained: Sequence[Findings]) -> Iterator[Fin
     if not copies:
         return
     sets = ", ".join(dict.fromkeys(findings.name for findings in trained))
-    line = f"{len(copies):,} of its {test.num_images:,} images are trained on too"
-    line = f"{test.place}: {line}, in {sets} ({_named(copies)})"
+    share = share_of(len(copies), test.num_images, "image", "is", "are")
+    line = f"{test.place}: {share} trained on too, in {sets} ({_named(copies)})"
     published = all(findings.is_published for findings in (test, *trained))
     if published and not any(is_one for *_, is_one in copies):
         yield "copies in published sets", f"{line}; they are measured on as published"

@@ -248,7 +248,8 @@ def tally_findings(findings: Findings) -> Iterator[Finding]:
         if tally.crowded:
             most, name = max(tally.crowded)
             line = (
-                f"{place}: {len(tally.crowded):,} images hold more than {MAX_DETECTIONS} objects "
+                f"{place}: {number_of(len(tally.crowded), 'image', 'holds', 'hold')} more than "
+                f"{MAX_DETECTIONS} objects "
                 f"(most: {name}, {most:,}); with {MAX_DETECTIONS} detections an image, as "
                 "published and as COCO's AP counts, perfect detections cannot reach 100"
             )
@@ -256,15 +257,16 @@ def tally_findings(findings: Findings) -> Iterator[Finding]:
     if not needs.in_training:
         return
     switch = "DATALOADER.FILTER_EMPTY_ANNOTATIONS"
-    num_empty, empty = len(tally.left_out), "no objects, or crowds only"
-    some = f"{place}: {num_empty:,} of {findings.num_images:,} images have {empty}"
-    if num_empty < findings.num_images and not tally.trained.total():
+    num_empty, num_images = len(tally.left_out), findings.num_images
+    some = f"{place}: {share_of(num_empty, num_images, 'image', 'has', 'have')} no objects, or "
+    some += "crowds only"
+    if num_empty < num_images and not tally.trained.total():
         line = f"{place}: detectron2 drops every object (it is empty or outside its image)"
         yield NOTHING, f"{line}, so nothing to train on is left"
     elif num_empty and not needs.drops_empty:
         fate = f"trained on as background ({switch} is False)"
         yield "images left out of training", f"{some} ({few(tally.left_out)}): {fate}"
-    elif 0 < num_empty < findings.num_images:
+    elif 0 < num_empty < num_images:
         fate = f"left out of training; {switch}=False keeps them"
         yield "images left out of training", f"{some} ({few(tally.left_out)}): {fate}"
     elif num_empty:
@@ -285,6 +287,17 @@ def class_findings(test: Findings, trained: Sequence[Findings]) -> Iterator[Find
         yield "classes that are not trained on", f"{line}; their AP will be near 0"
     elif unseen and not any(findings.totals[NOTHING] for findings in trained):
         yield NOTHING, f"{sets}: no objects; nothing to train on is left"
+
+
+def number_of(count: int, noun: str, verb: str = "", verb_of_many: str = "") -> str:
+    """Return `1 image is` or `2 images are`: a number with its noun and, if any, its verb."""
+    text = f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+    return f"{text} {verb if count == 1 else verb_of_many}".rstrip()
+
+
+def share_of(count: int, total: int, noun: str, verb: str, verb_of_many: str) -> str:
+    """Return `1 of 2 images is` or `2 of 2 images are`."""
+    return f"{count:,} of {number_of(total, noun)} {verb if count == 1 else verb_of_many}"
 
 
 def few(names: Sequence[str], limit: int = MAX_LISTED) -> str:

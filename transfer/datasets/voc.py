@@ -20,6 +20,7 @@ from transfer.datasets.findings import (
     few,
     is_dropped_box,
     is_number,
+    number_of,
     path_fault,
     read_text,
     shown,
@@ -93,7 +94,8 @@ def make_splits(root: Path, seed: int) -> dict[Path, int]:
     names = sorted(path.stem for path in folder.glob("[!.]*.xml"))
     if len(names) < MIN_TO_SPLIT:
         raise ValueError(
-            f"{folder}: {len(names)} annotations (*.xml), wanted at least {MIN_TO_SPLIT} to split"
+            f"{folder}: {number_of(len(names), 'annotation')} (*.xml), wanted at least "
+            f"{MIN_TO_SPLIT} to split"
         )
     drawn = sorted(names, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
     num_test = max(2, round(len(names) / 5))
@@ -210,7 +212,7 @@ def _split(data: VocData, names: dict[str, None]) -> Iterator[Finding]:
         else:
             yield kind, f"{path}: line {number}, {shown(text)}, {fault}"
     if len(lines) < 2:
-        yield kind, f"{path}: {len(lines)} image names, wanted at least 2"
+        yield kind, f"{path}: {number_of(len(lines), 'image name')}, wanted at least 2"
 
 
 def read_annotation(path: Path) -> tuple[ET.Element, Size]:

@@ -309,7 +309,7 @@ def test_images_of_more_objects_than_ap_counts_are_noted(coco: CocoData) -> None
         coco, lambda content: content["annotations"].append(content["annotations"][0] | {"id": 999})
     )
     (note,) = check_set("", coco, Needs(True, False)).notes
-    assert "1 images hold more than 100 objects (most: 000.jpg, 101); " in note
+    assert "1 image holds more than 100 objects (most: 000.jpg, 101); " in note
     assert note.endswith("perfect detections cannot reach 100")
     assert check_set("", coco, TRAINING).notes == []
 
@@ -319,7 +319,7 @@ def test_runs_are_refused_where_polygons_are_trained_on(coco: CocoData) -> None:
     polygons = Needs(evaluated=False, masks=True, polygons=True)
     (fault,) = check_set("", coco, polygons).faults
     assert fault == (
-        f"{coco.annotations}: 1 of 3 masks are runs (first: annotation 1), but INPUT.MASK_FORMAT "
+        f"{coco.annotations}: 1 of 3 masks is in runs (first: annotation 1), but INPUT.MASK_FORMAT "
         "is polygon; set INPUT.MASK_FORMAT=bitmask, which takes both kinds"
     )
     for needs in (polygons._replace(polygons=False), polygons._replace(evaluated=True)):
@@ -332,7 +332,7 @@ def test_a_part_is_counted_as_a_part_and_measured_as_a_whole(coco: CocoData) -> 
     part = coco.model_copy(update={"fraction": 0.01})
     report = check_set("mine", part, TRAINING)
     assert report[:3] == (1, 1, 1) and report.faults == []
-    assert report.notes == [f"{coco.annotations}: 1 of its 3 images are the part that is used"]
+    assert report.notes == [f"{coco.annotations}: 1 of 3 images is the part that is used"]
     report = check_set("coco_2017_train_1pct_seed0", part, TRAINING)
     (fault,) = report.faults
     assert "3 images, but coco_2017_train has 118,287; download it again" in fault

@@ -74,18 +74,18 @@ def test_images_in_train_and_test_are_a_fault(coco: CocoData, voc: VocData) -> N
     assert reports["mine_train"].faults == []
     (fault,) = reports["mine_test"].faults
     assert fault == (
-        f"{voc.root}/ImageSets/Main/test.txt: 1 of its 3 images are trained on too, in mine_train "
+        f"{voc.root}/ImageSets/Main/test.txt: 1 of 3 images is trained on too, in mine_train "
         "(JPEGImages/000.jpg is a copy of val/002.jpg); "
         "take them out of one of the two"
     )
     (fault,) = both(voc, voc)["mine_test"].faults
-    assert "3 of its 3 images are trained on too, in mine_train (JPEGImages/000.jpg, JPEG" in fault
+    assert "3 of 3 images are trained on too, in mine_train (JPEGImages/000.jpg, JPEG" in fault
     assert "is the same file" not in fault
 
 
 def test_an_image_twice_is_a_fault_where_it_is_measured_on(coco: CocoData) -> None:
     shutil.copy(coco.images / "000.jpg", coco.images / "002.jpg")
-    line = f"{coco.annotations}: 1 of its images are in it twice (val/002.jpg is a copy of val/"
+    line = f"{coco.annotations}: 1 of 3 images is in it twice (val/002.jpg is a copy of val/"
     for evaluated in (True, False):
         ((_, report),) = check_sets({"mine": (coco, Needs(evaluated, False))})
         lines, others = (report.faults, report.notes)[:: 1 if evaluated else -1]

@@ -41,7 +41,7 @@ def test_what_training_drops_is_noted_and_evaluation_refuses_it(
     edit(coco, change)
     trained, evaluated = (check_set("", coco, Needs(use, False)) for use in (False, True))
     assert trained.faults == [] and expected in trained.notes[0]
-    left_out = "1 of 3 images have no objects, or crowds only (000.jpg): left out of training"
+    left_out = "1 of 3 images has no objects, or crowds only (000.jpg): left out of training"
     assert [left_out in note for note in trained.notes[1:]] == [True] * ("polygon" in expected)
     assert evaluated.notes == [] and len(evaluated.faults) == 1 and expected in evaluated.faults[0]
 

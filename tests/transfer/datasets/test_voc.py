@@ -91,7 +91,7 @@ def test_files_that_are_not_voc(voc: VocData, content: bytes, detection_faults: 
         ("000\n001\n#2\n", "line 3, '#2', is not one name"),
         ("000\n001\n../002\n", "line 3, '../002', leaves the folder"),
         ("000\n001\n/etc/x\n", "line 3, '/etc/x', leaves the folder"),
-        ("000\n", "1 image names, wanted at least 2"),
+        ("000\n", "1 image name, wanted at least 2"),
         ("", "0 image names, wanted at least 2"),
         ("000\n001\n009\n", "009.xml: no such file; the split lists it"),
     ],

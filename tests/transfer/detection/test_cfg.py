@@ -118,7 +118,7 @@ def test_a_tasks_sets_are_checked_for_what_the_task_does(coco: CocoData, voc: Vo
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("learn",), ("measure",)
     sets = {"learn": coco, "measure": voc, "other": voc.model_copy(update={"split": "absent"})}
     (fault,) = data_faults(cfg, sets)  # the two are drawn alike
-    assert "3 of its 3 images are trained on too, in learn (JPEGImages/000.jpg is a copy" in fault
+    assert "3 of 3 images are trained on too, in learn (JPEGImages/000.jpg is a copy" in fault
     assert data_faults(cfg, sets, trains=False) == []
     for path in (voc.root / "JPEGImages").iterdir():
         path.write_bytes(path.read_bytes() + b"\0")
