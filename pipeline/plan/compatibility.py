@@ -35,6 +35,7 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.ROI_HEADS.NAME": "Res5ROIHeads",
     "SOLVER.IMS_PER_BATCH": 16,
     "SOLVER.MAX_ITER": 40_000,
+    "TEST.DETECTIONS_PER_IMAGE": 100,
 }
 STATED_AS = {  # in the `input` of a backbone
     "INPUT.FORMAT": "order",

@@ -8,9 +8,16 @@ from typing import Any, NamedTuple
 from pipeline.config.schema import PipelineConfig
 from pipeline.config.yaml_files import load_changed, load_yaml, validated
 from pipeline.messages import unknown
-from pipeline.plan.compatibility import dataset_names
+from pipeline.plan.compatibility import dataset_names, task_value
 from pipeline.plan.data_identity import index_file
-from transfer.config.data import KNOWN_DATASETS, CocoData, VocData, datasets_root, known_datasets
+from transfer.config.data import (
+    KNOWN_DATASETS,
+    MAX_DETECTIONS,
+    CocoData,
+    VocData,
+    datasets_root,
+    known_datasets,
+)
 
 # Halves of trainval, which the field trains on; two boxes of VOC 2012 (2011_003353, 2011_006777)
 # lie between pixels, which only an evaluation minds.
@@ -26,6 +33,7 @@ class NamedSet(NamedTuple):
     trained: bool = False
     polygons: bool = False
     drops_empty: bool = True
+    num_kept: int = MAX_DETECTIONS
     train_sets: tuple[tuple[str, ...], ...] = ()
 
 
@@ -39,6 +47,7 @@ def sets_of_config(config_file: Path) -> dict[str, NamedSet]:
     known = known_datasets() | dict(config.datasets)
     uses: dict[str, set[str]] = {}
     train_sets: dict[str, list[tuple[str, ...]]] = {}
+    num_kept: dict[str, int] = {}
     faults: list[str] = []
     for task in config.tasks:
         path = config_file.parent / task.config
@@ -52,6 +61,9 @@ def sets_of_config(config_file: Path) -> dict[str, NamedSet]:
                 use |= {key} | (settings if key == "TRAIN" else settings & {"masks"})
                 if key == "TEST":
                     train_sets.setdefault(name, []).append(tuple(names.get("TRAIN", ())))
+                    kept = task_value(content, "TEST.DETECTIONS_PER_IMAGE")
+                    if isinstance(kept, int):
+                        num_kept[name] = min(kept, num_kept.get(name, kept))
             else:
                 faults.append(unknown_set(name, path, known))
     if faults:
@@ -64,6 +76,7 @@ def sets_of_config(config_file: Path) -> dict[str, NamedSet]:
             trained="TRAIN" in use,
             polygons="polygons" in use,
             drops_empty="drops_empty" in use,
+            num_kept=num_kept.get(name, MAX_DETECTIONS),
             train_sets=tuple(train_sets.get(name, ())),
         )
         for name, use in uses.items()

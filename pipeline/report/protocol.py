@@ -63,7 +63,9 @@ def ap_rule(settings: dict[str, Any]) -> str:
     """Return in words by which rule a task's AP is measured, as layout and year of its set say."""
     declared = settings.get("datasets", {})
     names = [name for name in set_names(settings["detectron2"], "TEST") if name in declared]
-    return "; ".join(dict.fromkeys(DATA.validate_python(declared[name]).ap_rule for name in names))
+    num_kept = int(task_value(settings["detectron2"], "TEST.DETECTIONS_PER_IMAGE"))
+    rules = (DATA.validate_python(declared[name]).ap_rule(num_kept) for name in names)
+    return "; ".join(dict.fromkeys(rules))
 
 
 def set_names(task: dict[str, Any], key: Literal["TRAIN", "TEST"]) -> tuple[str, ...]:

@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 NOT_IDENTITY: dict[str, Any] = {"identity": False}
 
-MAX_DETECTIONS = 100  # of an image, in COCO's AP as it is published
+# of an image, in COCO's AP as it is published; detectron2's TEST.DETECTIONS_PER_IMAGE for all sets
+MAX_DETECTIONS = 100
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
@@ -43,10 +44,9 @@ class CocoData(Section):
     fraction: float | None = Field(default=None, gt=0, lt=1)
     subset_seed: int = Field(default=0, ge=0)
 
-    @property
-    def ap_rule(self) -> str:
-        """Return in words by which rule AP is measured on the set."""
-        return f"COCO's, of at most {MAX_DETECTIONS} detections an image"
+    def ap_rule(self, num_kept: int = MAX_DETECTIONS) -> str:
+        """Return in words by which rule AP is measured, of `num_kept` detections an image."""
+        return f"COCO's, of at most {min(num_kept, MAX_DETECTIONS)} detections an image"
 
     def under(self, root: Path) -> CocoData:
         """Return the same set with its paths taken below `root`."""
@@ -67,11 +67,15 @@ class VocData(Section):
     year: Literal[2007, 2012] = 2007
     class_names: tuple[str, ...] = VOC_CLASSES
 
-    @property
-    def ap_rule(self) -> str:
-        """Return in words by which rule AP is measured on the set."""
+    def ap_rule(self, num_kept: int = MAX_DETECTIONS) -> str:
+        """Return in words by which rule AP is measured, of `num_kept` detections an image.
+
+        The rule counts any number of them; the usual one goes without saying.
+        """
         rule = "mean of 11 precisions" if self.year == 2007 else "area under the curve"
-        return f"VOC {self.year}'s, the {rule}"
+        rule = f"VOC {self.year}'s, the {rule}"
+        is_usual = num_kept == MAX_DETECTIONS
+        return rule if is_usual else f"{rule}, of at most {num_kept} detections an image"
 
     def under(self, root: Path) -> VocData:
         """Return the same set with its paths taken below `root`."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from typing import Literal, NamedTuple
 
-from transfer.config.data import KNOWN_DATASETS, CocoData, VocData
+from transfer.config.data import KNOWN_DATASETS, MAX_DETECTIONS, CocoData, VocData
 from transfer.datasets.coco import check_coco
 from transfer.datasets.duplicates import common_findings, repeated_findings
 from transfer.datasets.findings import (
@@ -14,6 +15,7 @@ from transfer.datasets.findings import (
     Findings,
     Needs,
     class_findings,
+    crowd_findings,
     number_of,
     tally_findings,
 )
@@ -117,9 +119,11 @@ def _examined(name: str, data: CocoData | VocData, needs: Needs, decode: Decode)
     if isinstance(data, CocoData):
         findings = Findings(needs, data.annotations, data.images, *named)
         findings.add(check_coco(data, findings))
+        max_counted: float = MAX_DETECTIONS
     else:
         findings = Findings(needs, split_file(data), data.root / "JPEGImages", *named)
         findings.add(check_voc(data, findings))
+        max_counted = math.inf
     if whole in KNOWN_COUNTS and findings.num_images:
         findings.add(_count_findings(whole, findings))
     is_auto = needs.evaluated or len(findings.jobs) <= DECODE_LIMIT
@@ -128,6 +132,7 @@ def _examined(name: str, data: CocoData | VocData, needs: Needs, decode: Decode)
     findings.is_read = not findings.report(notes=False)
     if findings.is_read:
         findings.add(tally_findings(findings))
+        findings.add(crowd_findings(findings, max_counted))
     findings.add(repeated_findings(findings))
     return findings
 

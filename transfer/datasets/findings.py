@@ -62,6 +62,7 @@ class Needs(NamedTuple):
     trained: bool = False  # a set that is not evaluated is for training anyway
     polygons: bool = False  # what is trained on are masks in polygons (INPUT.MASK_FORMAT)
     drops_empty: bool = True  # DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    num_kept: int = MAX_DETECTIONS  # TEST.DETECTIONS_PER_IMAGE
     train_sets: tuple[tuple[str, ...], ...] = ()  # DATASETS.TRAIN of each task that evaluates it
 
     @property
@@ -78,14 +79,13 @@ class Tally:
     counted: Counter[str] = field(default_factory=Counter)  # objects that AP counts
     trained: Counter[str] = field(default_factory=Counter)  # objects that are trained on
     left_out: list[str] = field(default_factory=list)  # images without an object to train on
-    crowded: list[tuple[int, str]] = field(default_factory=list)  # more than MAX_DETECTIONS objects
+    counted_in: Counter[str] = field(default_factory=Counter)  # objects that AP counts, by image
 
     def add_image(self, name: str, num_counted: int, num_trained: int) -> None:
         """Count an image with so many objects that AP counts, and that are trained on."""
         if not num_trained:
             self.left_out.append(name)
-        if num_counted > MAX_DETECTIONS:
-            self.crowded.append((num_counted, name))
+        self.counted_in[name] = num_counted
 
 
 @dataclass
@@ -245,15 +245,6 @@ def tally_findings(findings: Findings) -> Iterator[Finding]:
             line = f"{place}: no object to count of {few(absent, MAX_CLASSES)}; AP is the mean over"
             measured = f"{num_classes - len(absent)} of {num_classes} classes"
             yield "classes without objects", f"{line} {measured}"
-        if tally.crowded:
-            most, name = max(tally.crowded)
-            line = (
-                f"{place}: {number_of(len(tally.crowded), 'image', 'holds', 'hold')} more than "
-                f"{MAX_DETECTIONS} objects "
-                f"(most: {name}, {most:,}); with {MAX_DETECTIONS} detections an image, as "
-                "published and as COCO's AP counts, perfect detections cannot reach 100"
-            )
-            yield "images of many objects", line
     if not needs.in_training:
         return
     switch = "DATALOADER.FILTER_EMPTY_ANNOTATIONS"
@@ -272,6 +263,28 @@ def tally_findings(findings: Findings) -> Iterator[Finding]:
     elif num_empty:
         line = f"{some}: {switch} leaves them out, so nothing to train on is left"
         yield NOTHING, line
+
+
+def crowd_findings(findings: Findings, max_counted: float) -> Iterator[Finding]:
+    """Yield that images hold more objects than detections are kept and counted of them.
+
+    `max_counted` is how many of an image the rule of AP counts.
+    """
+    num_kept = findings.needs.num_kept
+    limit = min(num_kept, max_counted)
+    crowded = [(num, name) for name, num in findings.tally.counted_in.items() if num > limit]
+    if not crowded or not findings.needs.evaluated:
+        return
+    most, name = max(crowded)
+    images = number_of(len(crowded), "image", "holds", "hold")
+    line = f"{findings.place}: {images} more than {number_of(int(limit), 'object')} (most: {name}, "
+    line += f"{most:,}), so perfect detections cannot reach an AP of 100: "
+    if num_kept < max_counted:
+        any_number = "any number" if max_counted > most else f"up to {max_counted:,}"
+        line += f"TEST.DETECTIONS_PER_IMAGE is {num_kept}; the rule of AP counts {any_number}"
+    else:
+        line += f"COCO's AP counts {max_counted:,} detections an image, as published"
+    yield "images of many objects", line
 
 
 def class_findings(test: Findings, trained: Sequence[Findings]) -> Iterator[Finding]:

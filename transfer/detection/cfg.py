@@ -19,7 +19,7 @@ from torch import Tensor
 from transfer.config.data import KNOWN_DATASETS, MAX_DETECTIONS, DetectionData, VocData
 from transfer.config.finetune import FinetuneConfig
 from transfer.datasets.check import task_faults
-from transfer.datasets.findings import MAX_CLASSES, Needs, few
+from transfer.datasets.findings import MAX_CLASSES, Needs, few, number_of
 from transfer.datasets.register import class_names
 from transfer.detection.trainer import TRAINERS
 from transfer.files import sha256_of
@@ -252,11 +252,17 @@ def notes_before_start(
             f"MODEL.BACKBONE.FREEZE_AT is {frozen}: of a backbone that starts at random, {parts} "
             "stay random to the end, which costs AP; 0 trains all of it"
         )
+    kept = cfg.TEST.DETECTIONS_PER_IMAGE
+    if kept < MAX_DETECTIONS:
+        notes.append(
+            f"TEST.DETECTIONS_PER_IMAGE is {kept}: AP is of at most {number_of(kept, 'detection')} "
+            f"an image, others' of {MAX_DETECTIONS}"
+        )
     data = datasets.get(name)
     if isinstance(data, VocData) and data.year == 2007 and name not in KNOWN_DATASETS:
         notes.append(
-            f"{name}: AP is {data.ap_rule}, as for every set without a `year`; `year: 2012` takes "
-            "the area under the curve"
+            f"{name}: AP is {data.ap_rule()}, as for every set without a `year`; `year: 2012` "
+            "takes the area under the curve"
         )
     return notes
 
@@ -295,6 +301,7 @@ def data_faults(
                 trained=name in train,
                 polygons=masks and cfg.INPUT.MASK_FORMAT == "polygon",
                 drops_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+                num_kept=cfg.TEST.DETECTIONS_PER_IMAGE,
                 train_sets=(tuple(train),) if trains and name in test else (),
             ),
         )

@@ -267,7 +267,9 @@ def tell_settings(cfg: CfgNode, datasets: Mapping[str, DetectionData], trainer: 
     for note in notes_before_start(cfg, datasets, has_weights=bool(cfg.MODEL.WEIGHTS)):
         logger.warning("%s", note)
     (name,) = cfg.DATASETS.TEST
-    rule = f"AP of {name} is {datasets[name].ap_rule}" if name in datasets else f"AP of {name}"
+    rule = f"AP of {name}"
+    if name in datasets:
+        rule += f" is {datasets[name].ap_rule(cfg.TEST.DETECTIONS_PER_IMAGE)}"
     text = f"# {rule}\n{cfg.dump()}"
     (Path(cfg.OUTPUT_DIR) / EFFECTIVE).write_text(text, encoding="utf-8")
     logger.info("%s; %s", settings_line(cfg, comm.get_world_size()), rule)

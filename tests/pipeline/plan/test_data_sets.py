@@ -16,7 +16,7 @@ def test_a_set_knows_what_the_tasks_want_of_it(tmp_path: Path) -> None:
         ("a", "DATASETS: {TRAIN: [x], TEST: [y]}\nMODEL: {MASK_ON: true}\n"),
         ("b", "DATASETS: {TRAIN: [y], TEST: [z]}\nDATALOADER: {FILTER_EMPTY_ANNOTATIONS: false}\n"),
         ("c", "DATASETS: {TRAIN: [x], TEST: [z]}\nMODEL: {MASK_ON: true}\n"
-              "INPUT: {MASK_FORMAT: bitmask}\n"),
+              "INPUT: {MASK_FORMAT: bitmask}\nTEST: {DETECTIONS_PER_IMAGE: 50}\n"),
     ):  # fmt: skip
         (tmp_path / f"{name}.yaml").write_text(content, encoding="utf-8")
     (tmp_path / "plan.yaml").write_text(
@@ -29,10 +29,10 @@ def test_a_set_knows_what_the_tasks_want_of_it(tmp_path: Path) -> None:
         ),
         encoding="utf-8",
     )
-    needs = {name: tuple(held)[1:] for name, held in sets_of_config(tmp_path / "plan.yaml").items()}
+    needs = {name: tuple(each)[1:] for name, each in sets_of_config(tmp_path / "plan.yaml").items()}
     assert needs == {
-        # evaluated, masks, trained, polygons, drops_empty, train_sets
-        "x": (False, True, True, True, True, ()),
-        "y": (True, True, True, False, False, (("x",),)),
-        "z": (True, True, False, False, False, (("y",), ("x",))),
+        # evaluated, masks, trained, polygons, drops_empty, num_kept, train_sets
+        "x": (False, True, True, True, True, 100, ()),
+        "y": (True, True, True, False, False, 100, (("x",),)),
+        "z": (True, True, False, False, False, 50, (("y",), ("x",))),
     }

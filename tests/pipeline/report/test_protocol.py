@@ -137,3 +137,8 @@ def test_the_year_of_the_evaluated_set_says_the_rule(year: int, rule: str) -> No
     assert ap_rule(found) == rule
     coco = ap_rule(changed("coco_mask_rcnn_r50_c4_1x"))
     assert coco == "COCO's, of at most 100 detections an image"
+    few = "TEST.DETECTIONS_PER_IMAGE=50"
+    coco = ap_rule(changed("coco_mask_rcnn_r50_c4_1x", few))
+    assert coco == "COCO's, of at most 50 detections an image"
+    voc = ap_rule(changed("voc_faster_rcnn_r50_c4_24k", "DATASETS.TEST=[mine]", few, mine=mine))
+    assert voc == f"{rule}, of at most 50 detections an image"

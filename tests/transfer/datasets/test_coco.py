@@ -309,8 +309,15 @@ def test_images_of_more_objects_than_ap_counts_are_noted(coco: CocoData) -> None
         coco, lambda content: content["annotations"].append(content["annotations"][0] | {"id": 999})
     )
     (note,) = check_set("", coco, Needs(True, False)).notes
-    assert "1 image holds more than 100 objects (most: 000.jpg, 101); " in note
-    assert note.endswith("perfect detections cannot reach 100")
+    assert note.endswith(
+        ": 1 image holds more than 100 objects (most: 000.jpg, 101), so perfect detections cannot "
+        "reach an AP of 100: COCO's AP counts 100 detections an image, as published"
+    )
+    (note,) = check_set("", coco, Needs(True, False, num_kept=1)).notes
+    assert note.endswith(
+        ": 1 image holds more than 1 object (most: 000.jpg, 101), so perfect detections cannot "
+        "reach an AP of 100: TEST.DETECTIONS_PER_IMAGE is 1; the rule of AP counts up to 100"
+    )
     assert check_set("", coco, TRAINING).notes == []
 
 

@@ -123,6 +123,20 @@ def test_a_class_without_objects_is_noted(voc: VocData, detection_faults: Faults
     assert detection_faults(two, evaluated=False) == []  # difficult objects are trained on
 
 
+def test_images_of_more_objects_than_detections_are_kept_are_noted(voc: VocData) -> None:
+    path = voc.root / "Annotations" / "000.xml"
+    text = path.read_text(encoding="utf-8")
+    entry = text[text.index("<object>") : text.index("</annotation>")]
+    path.write_text(text.replace(entry, 120 * entry), encoding="utf-8")
+    (note,) = check_set("", voc, Needs(True, False)).notes
+    assert note.endswith(
+        ": 1 image holds more than 100 objects (most: 000, 120), so perfect detections cannot "
+        "reach an AP of 100: TEST.DETECTIONS_PER_IMAGE is 100; the rule of AP counts any number"
+    )
+    assert check_set("", voc, Needs(True, False, num_kept=120)).notes == []
+    assert check_set("", voc, Needs(False, False, num_kept=1)).notes == []
+
+
 def test_a_set_that_is_only_trained_on_needs_no_evaluation_fields(
     voc: VocData, detection_faults: Faults
 ) -> None:

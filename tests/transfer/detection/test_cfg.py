@@ -98,6 +98,17 @@ def test_frozen_random_weights_are_noted(freeze_at: int, has_weights: bool, part
     assert [wanted in note for note in notes] == [True] * bool(parts)
 
 
+@pytest.mark.parametrize("task", ["mask_rcnn_coco", "faster_rcnn_voc"])
+def test_fewer_detections_than_usual_are_noted(task: str) -> None:
+    changes = ["TEST.DETECTIONS_PER_IMAGE", "50"]
+    cfg = read_config(str(CONFIGS / f"digits_{task}.yaml"), changes)
+    assert notes_before_start(cfg, KNOWN_DATASETS, has_weights=True) == [
+        "TEST.DETECTIONS_PER_IMAGE is 50: AP is of at most 50 detections an image, others' of 100"
+    ]
+    cfg.TEST.DETECTIONS_PER_IMAGE = 100
+    assert notes_before_start(cfg, KNOWN_DATASETS, has_weights=True) == []
+
+
 @pytest.mark.parametrize(("year", "is_noted"), [(None, True), (2007, True), (2012, False)])
 def test_a_set_of_ones_own_is_told_which_rule_of_voc_it_gets(
     year: int | None, is_noted: bool
