@@ -19,7 +19,7 @@ LIMIT = 1e15  # beyond it a number is a mistake, and whole numbers stop being ex
 NOTES = (  # kinds that stop nothing
     "object counts", "parts of sets", "classes without objects", "classes that are not trained on",
     "images left out of training", "images of many objects", "orientation tags",
-    "images twice in training", "copies in published sets",
+    "images twice in training", "copies in published sets", "files passed over",
 )  # fmt: skip
 LOSSES = (  # that training drops, clips or takes as they are
     "empty boxes", "narrow boxes", "boxes outside the image", "short polygons", "empty masks",

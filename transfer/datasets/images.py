@@ -7,6 +7,7 @@ import stat
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -21,11 +22,22 @@ from transfer.datasets.findings import (
     ImageFile,
     ImageJob,
     few,
+    number_of,
+    share_of,
 )
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
-ORIENTATION, TURNED, SIDEWAYS = 0x0112, range(2, 9), (5, 6, 7, 8)  # of EXIF
-TURNS = "detectron2 turns an image as its tag says, so boxes and masks must be in the turned frame"
+ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)  # of EXIF
+TURNS = {  # what detectron2 does to an image before it looks at boxes and masks
+    2: "mirrored left to right",
+    3: "turned by 180 degrees",
+    4: "mirrored top to bottom",
+    5: "mirrored along its diagonal",
+    6: "turned by 90 degrees clockwise",
+    7: "mirrored along its other diagonal",
+    8: "turned by 90 degrees counterclockwise",
+}
+FRAME = "so boxes and masks must be in the turned frame"
 OTHER_SIZE = "images of another size"
 MAX_WALKED = 500_000  # files that are looked through for missing images
 BATCH = 64
@@ -36,7 +48,7 @@ class OpenedImage(NamedTuple):
 
     status: os.stat_result | None
     is_decoded: bool
-    is_turned: bool  # by an orientation tag
+    orientation: int | None  # of its EXIF tag
     findings: list[Finding]
 
 
@@ -54,7 +66,7 @@ def check_images(findings: Findings, *, decode: bool) -> Iterator[Finding]:
     Image.init()  # before the threads: it registers what FORMATS names
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     missing: list[ImageJob] = []
-    turned: list[str] = []
+    turned: dict[int, list[str]] = {}
     with warnings.catch_warnings(), ThreadPoolExecutor(cores) as threads:
         warnings.simplefilter("ignore")  # of large images and odd EXIF blocks
         images = chain.from_iterable(threads.map(opened, range(0, len(jobs), BATCH)))
@@ -63,8 +75,8 @@ def check_images(findings: Findings, *, decode: bool) -> Iterator[Finding]:
             if any(kind == OTHER_SIZE for kind, _ in image.findings):
                 findings.other_size.add(job.path)
             findings.num_decoded += image.is_decoded
-            if image.is_turned:
-                turned.append(job.path.name)
+            if image.orientation in TURNS:
+                turned.setdefault(image.orientation, []).append(job.path.name)
             if image.status is not None:
                 of_file = image.status.st_dev, image.status.st_ino, image.status.st_size
                 findings.files.append(ImageFile(job.path, *of_file))
@@ -73,40 +85,58 @@ def check_images(findings: Findings, *, decode: bool) -> Iterator[Finding]:
     if missing:
         yield "missing images", missing_line(missing, findings)
     if turned:
-        line = f"{len(turned):,} of {len(jobs):,} images carry an EXIF orientation tag"
-        yield "orientation tags", f"{findings.place}: {line} ({few(turned)}): {TURNS}"
+        num_turned = sum(map(len, turned.values()))
+        share = share_of(num_turned, len(jobs), "image", "carries", "carry")
+        kinds = [f"{len(turned[key]):,} of orientation {key}, {TURNS[key]} ({few(turned[key], 1)})"
+                 for key in sorted(turned)]  # fmt: skip
+        line = f"{share} an EXIF orientation tag, by which detectron2 turns: {'; '.join(kinds)}"
+        yield "orientation tags", f"{findings.place}: {line}, {FRAME}"
+    yield from _passed_over(findings)
 
 
 def opened_image(job: ImageJob, *, decode: bool) -> OpenedImage:
     """Return how an image differs from what its annotation says of it."""
     path, annotation = job.path, job.annotation
-    found: list[Finding] = []
-    status, is_decoded, is_turned = None, False, False
+    findings: list[Finding] = []
+    status, is_decoded, orientation = None, False, None
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             line = f"{path}: not a file; {annotation} points at it"
-            return OpenedImage(status, False, False, [("unreadable images", line)])
+            return OpenedImage(status, False, None, [("unreadable images", line)])
         with Image.open(path, formats=FORMATS) as image:
-            orientation = _orientation(image)
-            is_turned = orientation in TURNED
-            found += _header_findings(job, image, orientation)
+            with suppress(Exception):  # as detectron2: a broken block turns nothing
+                orientation = image.getexif().get(ORIENTATION)
+            findings += _header_findings(job, image, orientation)
             if decode:
                 image.load()
                 is_decoded = True
     except (FileNotFoundError, NotADirectoryError):
-        return OpenedImage(None, False, False, [])
+        return OpenedImage(None, False, None, [])
     except Exception as error:  # noqa: BLE001  (decoders trip over damage in many ways)
         line = f"{path}: not a readable image ({str(error) or type(error).__name__})"
-        found.append(("unreadable images", f"{line}; {annotation} points at it"))
-    return OpenedImage(status, is_decoded, is_turned, found)
+        line += f"; {annotation} points at it"
+        if path.name.startswith("."):
+            line += "; a system's files begin with a dot: take it out"
+        findings.append(("unreadable images", line))
+    return OpenedImage(status, is_decoded, orientation, findings)
 
 
-def _orientation(image: Image.Image) -> int | None:
-    try:
-        return image.getexif().get(ORIENTATION)
-    except Exception:  # noqa: BLE001  (as detectron2: a broken block turns nothing)
-        return None
+def _passed_over(findings: Findings) -> Iterator[Finding]:
+    """Yield how many files beside the images are none: hidden, or without an image's suffix."""
+    listed = {str(job.path) for job in findings.jobs} | {str(findings.place)}
+    others = [
+        os.path.relpath(entry.path, findings.image_root)
+        for folder in sorted({job.path.parent for job in findings.jobs})
+        if folder.is_dir()
+        for entry in os.scandir(folder)
+        if entry.path not in listed and not (entry.is_dir() and entry.name[0] != ".")
+        if entry.name[0] == "." or Path(entry.name).suffix.lower() not in IMAGE_SUFFIXES
+    ]
+    if others:
+        line = f"{number_of(len(others), 'file')} passed over ({few(sorted(others))}): hidden, or "
+        line += "without the suffix of an image"
+        yield "files passed over", f"{findings.image_root}: {line}"
 
 
 def _header_findings(
@@ -117,7 +147,8 @@ def _header_findings(
     if seen != size:
         exif = f" as its EXIF orientation {orientation} shows it" if seen != image.size else ""
         line = f"{path}: size {seen}{exif}, but {annotation} says {size} (width, height)"
-        yield OTHER_SIZE, f"{line}; {TURNS}" if exif else line
+        turn = f"; it is {TURNS[orientation]}, {FRAME}" if exif and orientation else ""
+        yield OTHER_SIZE, line + turn
     if image.mode.startswith(("I", "F")):
         line = f"{path}: mode {image.mode}; a detector reads 8 bits a channel, convert the image"
         yield "images of other depth", line
@@ -143,7 +174,11 @@ def missing_line(missing: list[ImageJob], findings: Findings) -> str:
         return f"{line}; {len(elsewhere):,} exist elsewhere: {remedy}"
     if archives := _archives(root):
         return f"{line}; {few(archives)} is there: unpack it"
-    others = [path.name for path in _files(root) if path.suffix.lower() in IMAGE_SUFFIXES]
+    others = [
+        path.name
+        for path in _files(root)
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.name[0] != "."
+    ]
     return f"{line}; {root} holds {few(others)}" if others and len(missing) > 1 else line
 
 
@@ -178,16 +213,16 @@ def _last(name: str) -> PurePosixPath:
 
 def _remedy(name: str, place: Path, root: Path, is_fixed: bool) -> str:
     """Return what to change where the image `name` below `root` is at `place`."""
-    found = f"'{name}' is {place}"
+    fact = f"'{name}' is {place}"
     straight = PurePosixPath(name.replace("\\", "/"))
     folder = Path(*place.parts[: -len(straight.parts)])
     if is_fixed:
-        return f"{found}; move the images into {root}"
+        return f"{fact}; move the images into {root}"
     if place == folder / straight and folder != root:
-        return f"{found}; set images: {folder}"
+        return f"{fact}; set images: {folder}"
     if place.is_relative_to(root):
-        return f"{found}; write file_name as '{place.relative_to(root)}'"
-    return f"{found}; set images: {place.parent} and write file_name as '{place.name}'"
+        return f"{fact}; write file_name as '{place.relative_to(root)}'"
+    return f"{fact}; set images: {place.parent} and write file_name as '{place.name}'"
 
 
 def _archives(root: Path) -> list[str]:

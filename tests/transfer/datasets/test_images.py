@@ -9,12 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
+from detectron2.data.detection_utils import _apply_exif_orientation
 from PIL import Image
 
 from transfer.config.data import CocoData, VocData
 from transfer.datasets.check import check_set
 from transfer.datasets.findings import Needs
+from transfer.datasets.images import TURNS
 
 Faults = Callable[..., list[str]]
 
@@ -155,12 +158,58 @@ def test_orientation_tags_are_noted_with_what_detectron2_does(coco: CocoData) ->
     report = check_set("", coco, Needs(True, False))
     assert report.faults == []
     assert report.notes == [
-        f"{coco.annotations}: 2 of 3 images carry an EXIF orientation tag (001.jpg, 002.jpg): "
-        "detectron2 turns an image as its tag says, so boxes and masks must be in the turned frame"
+        f"{coco.annotations}: 2 of 3 images carry an EXIF orientation tag, by which detectron2 "
+        "turns: 1 of orientation 2, mirrored left to right (002.jpg); 1 of orientation 3, turned "
+        "by 180 degrees (001.jpg), so boxes and masks must be in the turned frame"
     ]
     Image.new("RGB", (64, 48)).save(coco.images / "002.jpg", exif=turned(6))
     (fault,) = check_set("", coco, Needs(True, False)).faults
-    assert fault.endswith("so boxes and masks must be in the turned frame")
+    assert fault.endswith(
+        "; it is turned by 90 degrees clockwise, so boxes and masks must be in the turned frame"
+    )
+
+
+@pytest.mark.parametrize(("orientation", "words"), TURNS.items())
+def test_the_words_for_a_turn_are_what_detectron2_does(orientation: int, words: str) -> None:
+    image = Image.new("RGB", (3, 2))
+    corners = {(0, 0): 1, (2, 0): 2, (0, 1): 3, (2, 1): 4}  # left to right, then the lower two
+    for place, shade in corners.items():
+        image.putpixel(place, (shade, 0, 0))
+    image.getexif()[0x0112] = orientation
+    pixels = numpy.asarray(_apply_exif_orientation(image))[..., 0]
+    assert [pixels[y, x] for y in (0, -1) for x in (0, -1)] == {
+        "mirrored left to right": [2, 1, 4, 3],
+        "turned by 180 degrees": [4, 3, 2, 1],
+        "mirrored top to bottom": [3, 4, 1, 2],
+        "mirrored along its diagonal": [1, 3, 2, 4],
+        "turned by 90 degrees clockwise": [3, 1, 4, 2],
+        "mirrored along its other diagonal": [4, 2, 3, 1],
+        "turned by 90 degrees counterclockwise": [2, 4, 1, 3],
+    }[words]
+
+
+def test_files_that_are_no_images_are_passed_over_and_counted(coco: CocoData, voc: VocData) -> None:
+    for data, folder in ((coco, coco.images), (voc, voc.root / "JPEGImages")):
+        (folder / ".ipynb_checkpoints").mkdir()
+        (folder / "not listed").mkdir()
+        for name in ("._000.jpg", "Thumbs.db", "README", "beside.jpg"):
+            (folder / name).write_bytes(b"x")
+        report = check_set("", data, Needs(True, False))
+        assert report.faults == [] and report.notes == [
+            f"{folder}: 4 files passed over (._000.jpg, .ipynb_checkpoints, README and 1 more): "
+            "hidden, or without the suffix of an image"
+        ]
+
+
+def test_a_system_file_that_is_listed_as_an_image_is_named_as_one(
+    coco: CocoData, detection_faults: Faults
+) -> None:
+    (coco.images / "000.jpg").unlink()
+    (coco.images / "._000.jpg").write_bytes(b"x")
+    text = coco.annotations.read_text(encoding="utf-8").replace('"000.jpg"', '"._000.jpg"')
+    coco.annotations.write_text(text, encoding="utf-8")
+    (fault,) = detection_faults(coco)
+    assert fault.endswith("points at it; a system's files begin with a dot: take it out")
 
 
 def moved(coco: CocoData, place: str, name: str, images: str = "val") -> CocoData:
