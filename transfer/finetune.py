@@ -98,25 +98,35 @@ def run_stage(
 def check_stage(config: dict[str, Any]) -> list[str]:
     """Return what would stop the run: keys unknown to detectron2, faults in the data."""
     settings = FinetuneConfig.model_validate(config)
-    faults = config_faults(settings)
-    if faults:
+    if faults := check_recipe(settings):
+        return faults
+    return data_faults(build_cfg(settings, None, Path()), settings.datasets) or check_classes(
+        settings
+    )
+
+
+def check_recipe(settings: FinetuneConfig) -> list[str]:
+    """Return what would stop the run whatever is in its data."""
+    if faults := config_faults(settings):
         return faults
     cfg = build_cfg(settings, None, Path())
     num_processes = settings.num_gpus * settings.num_nodes
     faults = build_faults(cfg, settings.optimizer)
-    if faults := faults + recipe_faults(cfg, settings.datasets, num_processes):
-        return faults
+    faults += recipe_faults(cfg, settings.datasets, num_processes)
     for name, data in settings.datasets.items():
         is_part = isinstance(data, CocoData) and data.fraction is not None
         if is_part and name in cfg.DATASETS.TEST:
             faults.append(
                 f"{name}: a part of a set is for training; DATASETS.TEST wants a whole one"
             )
-    faults += data_faults(cfg, settings.datasets)
-    if not faults:
-        register(settings.datasets)
-        faults += class_faults(cfg)
     return faults
+
+
+def check_classes(settings: FinetuneConfig) -> list[str]:
+    """Return how the classes of sets that are sound contradict each other or the config."""
+    register(settings.datasets)
+    with redirect_stdout(io.StringIO()):
+        return class_faults(build_cfg(settings, None, Path()))
 
 
 def stage_notes(config: dict[str, Any], inputs: list[list[str]]) -> list[str]:

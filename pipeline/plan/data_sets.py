@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from transfer.config.data import (
     datasets_root,
     known_datasets,
 )
+from transfer.config.finetune import FinetuneConfig
 
 # Halves of trainval, which the field trains on; two boxes of VOC 2012 (2011_003353, 2011_006777)
 # lie between pixels, which only an evaluation minds.
@@ -77,10 +79,40 @@ def sets_of_config(config_file: Path) -> dict[str, NamedSet]:
             polygons="polygons" in use,
             drops_empty="drops_empty" in use,
             num_kept=num_kept.get(name, MAX_DETECTIONS),
-            train_sets=tuple(train_sets.get(name, ())),
+            train_sets=tuple(dict.fromkeys(train_sets.get(name, ()))),
         )
         for name, use in uses.items()
     }
+
+
+def recipe_faults(config_file: Path, *, classes: bool) -> list[str]:
+    """Return what `plan` refuses of each task's recipe, of a config whose sets are known.
+
+    Classes are compared where `classes` says that the sets are sound.
+    """
+    stage = import_module("transfer.finetune")  # only now: detectron2 takes seconds to import
+    config = validated(PipelineConfig, load_yaml(config_file), str(config_file))
+    known = known_datasets() | dict(config.datasets)
+    faults = []
+    for task in config.tasks:
+        path = config_file.parent / task.config
+        content = load_changed(path, task.overrides)
+        names, _ = dataset_names(content, path)
+        content = {
+            "detectron2": content,
+            "datasets": {name: known[name] for listed in names.values() for name in listed},
+            "optimizer": task.optimizer,
+            "num_gpus": task.num_gpus,
+            "num_nodes": task.num_nodes,
+        }
+        try:
+            settings = validated(FinetuneConfig, content, str(path))
+        except ValueError as error:
+            faults += str(error).splitlines()
+            continue
+        wrong = stage.check_recipe(settings) or (stage.check_classes(settings) if classes else [])
+        faults += [f"{path}: task {task.name}: {fault}" for fault in wrong]
+    return faults
 
 
 def _settings(content: dict[str, Any]) -> set[str]:
@@ -100,7 +132,7 @@ def _settings(content: dict[str, Any]) -> set[str]:
 
 
 def chosen_sets(names: list[str], config_file: Path | None) -> dict[str, NamedSet]:
-    """Return the sets of these names; without names the config's, or all known ones that are there.
+    """Return the sets of these names and of the config; without either all known ones there are.
 
     Raises:
         ValueError: the config is broken, a name is unknown, or no set is there.
@@ -113,7 +145,7 @@ def chosen_sets(names: list[str], config_file: Path | None) -> dict[str, NamedSe
             raise ValueError(
                 "\n".join(unknown_set(name, where, known | of_config) for name in wrong)
             )
-        return {name: (known | of_config)[name] for name in names}
+        return of_config | {name: (known | of_config)[name] for name in names}
     present = of_config or {
         name: each for name, each in known.items() if index_file(each.data).is_file()
     }

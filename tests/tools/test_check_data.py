@@ -144,3 +144,40 @@ def test_a_task_that_trains_on_its_test_images(own: Path) -> None:
     assert answer.returncode == 2
     assert "garden: 3 images (3 decoded), 3 objects: NOT sound" in answer.stdout
     assert "3 of 3 images are trained on too, in garden (" in answer.stderr
+
+
+def test_a_leak_from_a_set_that_is_not_named(own: Path) -> None:
+    for index in range(3):  # the same images, in yard under another name
+        path = own / "my yard" / "JPEGImages" / f"y{index}.jpg"
+        path.unlink()
+        path.with_suffix(".png").symlink_to(own / "photos" / f"p{index}.png")
+    for name in ("garden", "yard"):
+        answer = run(own, name, "--config-file", "plan.yaml")
+        assert answer.returncode == 2 and answer.stdout.startswith(f"{name}: 3 images")
+        assert f"{name}: {own}/labels.json: 3 of 3 images are trained on too, in yard (photos" in (
+            answer.stderr
+        )
+
+
+def test_a_configs_recipes_are_asked_what_plan_asks(own: Path) -> None:
+    text = "DATASETS: {TRAIN: [yard, yard], TEST: [garden]}\nTEST: {DETECTIONS_PER_IMAGE: 300}\n"
+    (own / "task.yaml").write_text(text + "SOLVER: {IMS_PER_BATCH: 2, REFERENCE_WORLD_SIZE: 8}\n")
+    answer = run(own, "--config-file", "plan.yaml")
+    assert answer.returncode == 2 and "NOT sound" not in answer.stdout
+    batch, twice, detections = answer.stderr.splitlines()
+    assert "task.yaml: task t: SOLVER.IMS_PER_BATCH is 2, wanted a multiple of 8" in batch
+    assert "task.yaml: task t: DATASETS.TRAIN lists yard 2 times" in twice
+    assert (
+        "task.yaml: task t: TEST.DETECTIONS_PER_IMAGE is 300, but garden is measured" in detections
+    )
+    (own / "task.yaml").write_text("DATASETS: {TRAIN: [yard], TEST: [garden]}\n", "utf-8")
+    answer = run(own, "--config-file", "plan.yaml")
+    classes, order = answer.stderr.splitlines()
+    assert "task.yaml: task t: MODEL.ROI_HEADS.NUM_CLASSES is 80, but garden has 1" in classes
+    assert "yard and garden do not have the same classes in one order" in order
+
+
+def test_the_seed_of_splits_is_a_number(own: Path) -> None:
+    answer = run(own, "--make-splits", "x", "my yard")
+    assert (answer.returncode, answer.stdout) == (2, "")
+    assert answer.stderr == "check_data: the seed of --make-splits is 'x', wanted a whole number\n"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Collection, Iterator, Mapping
 from typing import Literal, NamedTuple
 
 from transfer.config.data import KNOWN_DATASETS, MAX_DETECTIONS, CocoData, VocData
 from transfer.datasets.coco import check_coco
-from transfer.datasets.duplicates import common_findings, repeated_findings
+from transfer.datasets.duplicates import common_findings, repeated_findings, shared_findings
 from transfer.datasets.findings import (
     Finding,
     Findings,
@@ -60,29 +61,39 @@ class SetReport(NamedTuple):
 
 
 def check_sets(
-    sets: Mapping[str, tuple[CocoData | VocData, Needs]], decode: Decode = "auto"
+    sets: Mapping[str, tuple[CocoData | VocData, Needs]],
+    decode: Decode = "auto",
+    names: Collection[str] | None = None,
 ) -> Iterator[tuple[str, SetReport]]:
     """Yield the report of each set: annotations, ids, boxes, masks, images, counts, copies.
 
     Every image is opened and its size compared; `auto` decodes them in sets of up to 2,000 images
-    and in those that AP is measured on, which else are decoded first when training is over. A set
-    that is measured on is compared with what its tasks train on. At most ten lines of a kind are
-    kept, and one that says how many more there are.
+    and in those that AP is measured on, which else are decoded first when training is over. The
+    sets of a task are compared with one another. At most ten lines of a kind are kept, and one that
+    says how many more there are.
+
+    With `names` only their reports are made; what they share with other sets is in them.
     """
+    chosen = sets.keys() if names is None else dict.fromkeys(names)
     examined: dict[str, Findings] = {}
 
     def examine(name: str) -> Findings:
         if name not in examined:
-            examined[name] = _examined(name, *sets[name], decode)
+            examined[name] = _examined(name, *sets[name], decode if name in chosen else "none")
         return examined[name]
 
-    for name, (_, needs) in sets.items():
+    for name in chosen:
         findings = examine(name)
-        for names in needs.train_sets:
-            trained = [examine(other) for other in names if other in sets]
+        for train in dict.fromkeys(sets[name][1].train_sets):
+            trained = [examine(other) for other in dict.fromkeys(train) if other in sets]
             findings.add(common_findings(findings, trained))
-            if trained and len(trained) == len(names):
+            if trained and len(trained) == len(set(train)):
                 findings.add(class_findings(findings, trained))
+        others, tests = _partners(name, sets, chosen)
+        for other in others:
+            findings.add(shared_findings(findings, examine(other)))
+        for test in tests:
+            findings.add(common_findings(examine(test), [findings]))
         yield (
             name,
             SetReport(
@@ -95,11 +106,51 @@ def check_sets(
         )
 
 
+def _partners(
+    name: str, sets: Mapping[str, tuple[CocoData | VocData, Needs]], chosen: Collection[str]
+) -> tuple[list[str], list[str]]:
+    """Return the sets that a training set's report compares it with: of training, and tests.
+
+    Two that both have a report are compared in the second one's, or in the test's.
+    """
+    others: dict[str, None] = {}
+    tests: dict[str, None] = {}
+    for test, (_, needs) in sets.items():
+        for train in (train for train in needs.train_sets if name in train):
+            before = train[: train.index(name)]
+            unseen = [other for other in train if other not in chosen and other != name]
+            others |= dict.fromkeys(other for other in (*before, *unseen) if other in sets)
+            tests |= {} if test in chosen else {test: None}
+    return list(others), list(tests)
+
+
 def check_set(
     name: str, data: CocoData | VocData, needs: Needs, decode: Decode = "auto"
 ) -> SetReport:
     """Return the report of `check_sets` of one set."""
     return dict(check_sets({name: (data, needs)}, decode))[name]
+
+
+def print_reports(
+    sets: Mapping[str, tuple[CocoData | VocData, Needs]], decode: Decode, names: Collection[str]
+) -> bool:
+    """Print the reports of `check_sets`, faults to standard error; return whether all are sound.
+
+    A line that several sets have, such as the parts of one set, is printed once.
+    """
+    printed: dict[str, str] = {}
+    is_sound = True
+    for name, report in check_sets(sets, decode, names):
+        before = [printed[line] for line in report.faults if line in printed]
+        again = f", as {before[0]}" if before else ""
+        print(f"{name}: {report.summary()}{again}", flush=True)
+        for line in (line for line in report.notes if line not in printed):
+            print(f"{name}: note: {line}")
+        for line in (line for line in report.faults if line not in printed):
+            print(f"{name}: {line}", file=sys.stderr)
+        printed |= {line: name for line in report.notes + report.faults if line not in printed}
+        is_sound = is_sound and not report.faults
+    return is_sound
 
 
 def task_faults(sets: Mapping[str, tuple[CocoData | VocData, Needs]]) -> list[str]:

@@ -115,6 +115,14 @@ def common_findings(test: Findings, trained: Sequence[Findings]) -> Iterator[Fin
         yield "images in TRAIN and TEST", f"{line}; take them out of one of the two"
 
 
+def shared_findings(one: Findings, other: Findings) -> Iterator[Finding]:
+    """Yield that two sets of one training have images in common, which may be on purpose."""
+    if copies := common(other.files, one.files):
+        share = share_of(len(copies), one.num_images, "image", "is", "are")
+        line = f"{one.place}: {share} in {other.name} too ({_named(copies)})"
+        yield "images in two training sets", f"{line}; each is trained on as often"
+
+
 def _named(copies: Sequence[Copy]) -> str:
     """Return the first copies by name, and how many more there are."""
     relations = {True: "the same file as", False: "a copy of"}

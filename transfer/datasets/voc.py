@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -82,14 +83,17 @@ def check_voc(data: VocData, findings: Findings) -> Iterator[Finding]:
     findings.published = len(names), findings.tally.counted.total()
 
 
-def make_splits(root: Path, seed: int) -> dict[Path, int]:
+def make_splits(root: Path, seed: str) -> dict[Path, int]:
     """Write the splits trainval and test of the annotations below `root`; return their counts.
 
     A fifth of the images is for the test, drawn by the hash of seed and name.
 
     Raises:
-        ValueError: there are no annotations to split, or one of the files is there already.
+        ValueError: the seed is no whole number, there are no annotations to split, or one of the
+            files is there already.
     """
+    if not re.fullmatch("-?[0-9]{1,18}", seed):
+        raise ValueError(f"the seed of --make-splits is {shown(seed)}, wanted a whole number")
     folder = root / "Annotations"
     names = sorted(path.stem for path in folder.glob("[!.]*.xml"))
     if len(names) < MIN_TO_SPLIT:
@@ -97,7 +101,7 @@ def make_splits(root: Path, seed: int) -> dict[Path, int]:
             f"{folder}: {number_of(len(names), 'annotation')} (*.xml), wanted at least "
             f"{MIN_TO_SPLIT} to split"
         )
-    drawn = sorted(names, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
+    drawn = sorted(names, key=lambda name: hashlib.sha256(f"{int(seed)}:{name}".encode()).digest())
     num_test = max(2, round(len(names) / 5))
     splits = {"trainval": sorted(drawn[num_test:]), "test": sorted(drawn[:num_test])}
     files = {root / "ImageSets" / "Main" / f"{split}.txt": splits[split] for split in splits}

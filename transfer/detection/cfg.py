@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -230,6 +231,11 @@ def recipe_faults(
 ) -> list[str]:
     """Return a line for each value that the number of processes or the evaluation contradicts."""
     faults = [fault] if (fault := batch_fault(cfg, num_processes)) else []
+    faults += [
+        f"DATASETS.TRAIN lists {name} {count} times, wanted sets that differ"
+        for name, count in Counter(cfg.DATASETS.TRAIN).items()
+        if count > 1
+    ]
     kept, name = cfg.TEST.DETECTIONS_PER_IMAGE, cfg.DATASETS.TEST[0]
     if kept > MAX_DETECTIONS and not isinstance(datasets.get(name), VocData):
         faults.append(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from transfer.config.data import CocoData, VocData
-from transfer.datasets.check import KNOWN_COUNTS, SetReport, check_sets
+from transfer.datasets.check import KNOWN_COUNTS, SetReport, check_sets, print_reports
 from transfer.datasets.duplicates import common, repeated
 from transfer.datasets.findings import ImageFile, Needs
 
@@ -119,3 +119,52 @@ def test_classes_that_are_measured_on_but_not_trained_on_are_noted(
         f"{voc.root}/ImageSets/Main/test.txt: has objects of two, but mine_train has none; "
         "their AP will be near 0"
     ]
+
+
+def three(coco: CocoData, voc: VocData) -> dict[str, tuple[CocoData | VocData, Needs]]:
+    """Return a test set and the two that a task trains on; all have the same images."""
+    train = ("first", "second")
+    return {
+        "test": (voc, Needs(True, False, train_sets=(train, train))),
+        "first": (coco, Needs(False, False)),
+        "second": (voc, Needs(False, False)),
+    }
+
+
+def test_images_in_two_training_sets_are_counted(coco: CocoData, voc: VocData) -> None:
+    reports = dict(check_sets(three(coco, voc)))
+    assert reports["first"].notes == [] and reports["second"].faults == []
+    assert reports["second"].notes == [
+        f"{voc.root}/ImageSets/Main/test.txt: 3 of 3 images are in first too (JPEGImages/000.jpg "
+        "is a copy of val/000.jpg, JPEGImages/001.jpg is a copy of val/001.jpg, JPEGImages/002.jpg "
+        "is a copy of val/002.jpg); each is trained on as often"
+    ]
+
+
+@pytest.mark.parametrize("name", ["test", "first", "second"])
+def test_a_set_that_is_named_alone_is_compared_with_those_that_are_not(
+    coco: CocoData, voc: VocData, name: str
+) -> None:
+    sets = three(coco, voc)
+    ((only, report),) = check_sets(sets, names=[name])
+    (fault,) = report.faults
+    assert only == name and "3 of 3 images are trained on too, in " in fault
+    assert len(report.notes) == (name != "test")
+    (voc.root / "Annotations" / "001.xml").write_text("broken", encoding="utf-8")
+    ((_, report),) = check_sets(sets, names=["first"])  # faults of others are theirs
+    assert len(report.faults) == 1 and "are trained on too, in first" in report.faults[0]
+
+
+def test_a_line_that_several_sets_have_is_printed_once(
+    coco: CocoData, capsys: pytest.CaptureFixture[str]
+) -> None:
+    coco.annotations.write_text("[]", encoding="utf-8")
+    sets = {name: (coco, Needs(False, False)) for name in ("whole", "part", "other")}
+    assert not print_reports(sets, "auto", sets)
+    out, error = capsys.readouterr()
+    assert out == (
+        "whole: 0 images (0 decoded), 0 objects: NOT sound\n"
+        "part: 0 images (0 decoded), 0 objects: NOT sound, as whole\n"
+        "other: 0 images (0 decoded), 0 objects: NOT sound, as whole\n"
+    )
+    assert error.startswith("whole: ") and error.count("\n") == 1

@@ -205,12 +205,12 @@ def test_a_missing_split_names_those_that_are_there(voc: VocData, detection_faul
 
 def test_splits_follow_from_seed_and_names_and_are_never_overwritten(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"Annotations: 0 annotations .* at least 4"):
-        make_splits(tmp_path, 0)
+        make_splits(tmp_path, "0")
     (tmp_path / "Annotations").mkdir()
     for index in range(100):
         (tmp_path / "Annotations" / f"{index:02d}.xml").touch()
     (tmp_path / "Annotations" / "._00.xml").touch()
-    counts = make_splits(tmp_path, 0)
+    counts = make_splits(tmp_path, "0")
     files = [tmp_path / "ImageSets" / "Main" / name for name in ("trainval.txt", "test.txt")]
     assert counts == dict(zip(files, (80, 20), strict=True))
     splits = [path.read_text(encoding="utf-8").split() for path in files]
@@ -218,10 +218,16 @@ def test_splits_follow_from_seed_and_names_and_are_never_overwritten(tmp_path: P
     assert splits[1][:4] == ["04", "07", "15", "18"]  # pinned: others would be another test set
     files[0].unlink()
     with pytest.raises(ValueError, match=r"test\.txt: already there; nothing is overwritten"):
-        make_splits(tmp_path, 0)
+        make_splits(tmp_path, "0")
     files[1].unlink()
-    make_splits(tmp_path, 1)
+    make_splits(tmp_path, "1")
     assert files[1].read_text(encoding="utf-8").split() != splits[1]
+
+
+@pytest.mark.parametrize("seed", ["x", "", "1.5", "1_0"])
+def test_a_seed_for_splits_is_a_whole_number(tmp_path: Path, seed: str) -> None:
+    with pytest.raises(ValueError, match=f"--make-splits is '{seed}', wanted a whole number"):
+        make_splits(tmp_path, seed)
 
 
 def test_voc_files_that_are_missing(voc: VocData, detection_faults: Faults) -> None:

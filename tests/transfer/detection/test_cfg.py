@@ -98,6 +98,14 @@ def test_frozen_random_weights_are_noted(freeze_at: int, has_weights: bool, part
     assert [wanted in note for note in notes] == [True] * bool(parts)
 
 
+def test_a_training_set_that_is_listed_twice_is_a_fault() -> None:
+    name = "digits_voc_trainval"
+    cfg = read_config(str(CONFIGS / "digits_faster_rcnn_voc.yaml"), [])
+    cfg.DATASETS.TRAIN = (name, name)
+    (fault,) = recipe_faults(cfg, KNOWN_DATASETS, 1)
+    assert fault == f"DATASETS.TRAIN lists {name} 2 times, wanted sets that differ"
+
+
 @pytest.mark.parametrize("task", ["mask_rcnn_coco", "faster_rcnn_voc"])
 def test_fewer_detections_than_usual_are_noted(task: str) -> None:
     changes = ["TEST.DETECTIONS_PER_IMAGE", "50"]
