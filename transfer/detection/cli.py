@@ -7,7 +7,9 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.engine import default_argument_parser
+from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
 from transfer.config.data import DetectionData, known_datasets
 from transfer.datasets.register import register
@@ -65,8 +68,7 @@ def main(
     `load` reads a config file with its `_BASE_`.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
-        if os.environ.get("RANK") == "0":
-            print(TORCHRUN.format(os.environ["WORLD_SIZE"]), file=sys.stderr)
+        tell_once(TORCHRUN.format(os.environ["WORLD_SIZE"]))
         return 2
     parser = default_argument_parser(epilog=EXAMPLE)
     parser.description = description
@@ -83,6 +85,28 @@ def main(
     if metrics:
         print(json.dumps(as_json(metrics), indent=2, allow_nan=False))
     return 0
+
+
+def tell_once(text: str, environment: Mapping[str, str] = os.environ) -> None:
+    """Print a text from one of torchrun's processes; none of them returns before it is printed.
+
+    torchrun ends all as soon as one has left, so the first one to come prints and the others wait
+    for it. They agree in the store that torchrun keeps; without one the first by rank prints.
+    """
+    store, is_first = None, environment.get("RANK") == "0"
+    if environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        place = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
+        with suppress(DistError):
+            store = TCPStore(*place, is_master=False, timeout=timedelta(seconds=10))
+            is_first = store.add("train_net/told", 1) == 1
+    if is_first:
+        print(text, file=sys.stderr, flush=True)
+    if store is not None:
+        with suppress(DistError):  # the one that prints was ended by something else
+            if is_first:
+                store.set("train_net/printed", "")
+            else:
+                store.wait(["train_net/printed"])
 
 
 def parsed(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
@@ -200,5 +224,9 @@ def named_datasets(cfg: CfgNode) -> dict[str, DetectionData]:
     unknown = [name for name in names if name not in known and name not in DatasetCatalog.list()]
     if unknown:
         listed = f"{did_you_mean(unknown[0], known)} known: {', '.join(sorted(known))}"
-        raise ValueError(f"unknown data set {', '.join(unknown)};{listed}")
+        raise ValueError(
+            f"unknown data set {', '.join(unknown)};{listed}; one of your own is an entry under "
+            "`datasets:` of a pipeline config, which tools/run_pipeline.py runs "
+            "(docs/bring-your-own-data.md)"
+        )
     return {name: known[name] for name in names if name in known}

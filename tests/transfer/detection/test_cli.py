@@ -2,11 +2,13 @@
 
 import json
 import logging
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
 from detectron2.engine import default_argument_parser as theirs
+from torch.distributed import TCPStore
 
 from transfer.detection import cli
 from transfer.detection.cli import machines_for, main
@@ -79,6 +81,7 @@ def test_everything_written_is_json(data: Path, capsys: pytest.CaptureFixture[st
         (["MODEL.WEIGHTS", "backbone.pth"], "backbone.pth: no tensors by name under 'model'; wan"),
         (["MODEL.WEIGHTS", "lonely.pkl"], "lonely.json: not there; make weights with"),
         (["DATASETS.TRAIN", "('cats',)"], "unknown data set cats; known: coco_2017_train"),
+        (["DATASETS.TRAIN", "('cats',)"], "one of your own is an entry under `datasets:` of a"),
         (["DATASETS.TEST", "('voc_2007_tset',)"], "set voc_2007_tset; did you mean voc_2007_test?"),
         (["DATALOADER.SAMPLER_TRAIN", "X"], "SAMPLER_TRAIN is 'X', wanted 'TrainingSampler'"),
         (["SOLVER.AMP.PRECISION", "fp8"], "PRECISION is 'fp8', wanted one of fp16, bf16"),
@@ -123,7 +126,7 @@ def test_options_may_stand_behind_keys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_torchrun_is_told_once_that_processes_are_started_otherwise(
+def test_torchrun_is_told_that_processes_are_started_otherwise(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: int
 ) -> None:
     monkeypatch.setattr(cli, "execute", lambda options, _: {})
@@ -135,6 +138,20 @@ def test_torchrun_is_told_once_that_processes_are_started_otherwise(
     assert main(arguments=["--config-file", "f"]) == 2
     told = capsys.readouterr().err
     assert told.count("train_net: torchrun started 2 processes, but train_net starts") == 1 - rank
+
+
+def test_torchruns_first_process_to_come_prints_and_all_wait_until_it_has(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = TCPStore("127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=10))
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.port)}
+    environment = place | {"TORCHELASTIC_USE_AGENT_STORE": "True", "RANK": "1"}
+    cli.tell_once("the line", environment)
+    assert capsys.readouterr().err == "the line\n" and server.check(["train_net/printed"])
+    waited = []
+    monkeypatch.setattr(cli.TCPStore, "wait", lambda store, keys: waited.extend(keys))
+    cli.tell_once("the line", environment | {"RANK": "0"})
+    assert capsys.readouterr().err == "" and waited == ["train_net/printed"]
 
 
 def test_machines_follow_the_command_line_and_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
