@@ -126,7 +126,9 @@ def check_input(path: Path) -> None:
     try:
         fault = outputs_fault(folder, read_json(folder / MANIFEST), thorough=True)
     except FileNotFoundError:
-        fault = f"{folder}: its manifest is gone; run again to have it made again"
+        raise ValueError(
+            f"{folder}: its manifest is gone; run again to have it made again"
+        ) from None
     if fault is not None:
         drop_changed_outputs(folder)  # so the next run makes them again
         raise ValueError(fault)

@@ -4,9 +4,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from pipeline.plan.build import load_plan
 from pipeline.stages.run_folder import MANIFEST, read_state
+from pipeline.worker import check_input
 from tests.pipeline.local_runs import CONFIG, ONLY_A, RUN, ran, run, small_plan, until
+
+
+def test_an_input_without_its_manifest_is_refused(fakes: Path) -> None:
+    plan = small_plan(ONLY_A)
+    run(plan)
+    path = plan.stages[0].result
+    check_input(path)
+    (plan.stages[0].run_dir / MANIFEST).unlink()
+    with pytest.raises(ValueError, match="its manifest is gone; run again to have it made again"):
+        check_input(path)
 
 
 def test_a_stage_that_is_killed_or_writes_nothing_has_failed(fakes: Path) -> None:
