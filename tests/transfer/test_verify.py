@@ -5,12 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor
 
 from tests.transfer.published import save_backbone, source_state
 from transfer import convert
 from transfer.convert import convert_checkpoint
+from transfer.resnet.architecture import Architecture
 from transfer.resnet.names import to_detectron2
+from transfer.verify import torchvision_network
 
 
 def swapped_blocks(name: str) -> str:
@@ -19,6 +22,15 @@ def swapped_blocks(name: str) -> str:
     swap = {"res3.0.conv1.norm": "res3.1.conv1.norm", "res3.1.conv1.norm": "res3.0.conv1.norm"}
     head, _, entry = renamed.rpartition(".")
     return f"{swap.get(head, head)}.{entry}"
+
+
+@pytest.mark.parametrize(("arch", "res2"), [("resnet18", 64), ("resnet50", 256)])
+def test_the_network_compared_with_is_torchvisions(arch: str, res2: int) -> None:
+    theirs = torchvision.models.get_model(arch).state_dict()
+    ours = torchvision_network(Architecture(arch, res2=res2)).state_dict()
+    assert {name: value.shape for name, value in ours.items()} == {
+        name: value.shape for name, value in theirs.items()
+    }
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,26 @@ import json
 import signal
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from pipeline.commands.local import show_plan
 from pipeline.commands.main import execute
 from pipeline.report.write import make_report
 from pipeline.stages.run_folder import MANIFEST, State, read_state
 from tests.pipeline.local_runs import CONFIG, ONLY_A, ONLY_RANDOM, RUN, ran, run, small_plan, until
+
+
+def test_a_plan_is_shown_and_nothing_runs(fakes: Path) -> None:
+    console = Console(width=200, record=True, file=StringIO())
+    assert show_plan(small_plan(ONLY_A), console) == 0
+    lines = console.export_text().splitlines()
+    assert lines[-1] == "4 stages, 4 to run; folder runs/tiny"
+    assert any("convert/a" in line and "pretrain/a" in line for line in lines)
+    assert ran() == [] and not list(Path("runs").glob("**/config.json"))
 
 
 def test_a_report_follows_results_that_were_made_again(fakes: Path) -> None:

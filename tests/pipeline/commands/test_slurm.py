@@ -3,11 +3,19 @@
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from pipeline.commands.main import execute
+from pipeline.commands.slurm import cancel
 from pipeline.executors.slurm.states import read_standings
 from pipeline.stages.run_folder import FAILURE
 from tests.pipeline.slurm_runs import CONFIG, plan_of, run, standings_of, work
+
+
+def test_where_nothing_was_submitted_nothing_is_cancelled(fake) -> None:
+    console = Console(width=200, record=True, quiet=True)
+    assert cancel(plan_of(), console) == 0
+    assert "scancel" not in fake.calls
 
 
 def test_pending_failed_retried_done(fake, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,28 @@
 
 from pathlib import Path
 
+import pytest
+from pydantic import ValidationError
+
+from pipeline.config.schema import BackboneConfig
 from tests.pipeline.edits import edit, faults
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ({}, "exactly one of pretrain, checkpoint and random"),
+        ({"random": True, "checkpoint": "x.pth"}, "exactly one of pretrain, checkpoint and random"),
+        ({"random": True, "overrides": ["seed=1"]}, "overrides go with pretrain"),
+        ({"pretrain": "a.yaml", "format": "moco"}, "format, encoder and input go with checkpoint"),
+        ({"random": True, "seed": 1}, "Extra inputs are not permitted"),
+    ],
+)
+def test_a_backbone_has_one_source_and_what_goes_with_it(
+    content: dict[str, object], fault: str
+) -> None:
+    with pytest.raises(ValidationError, match=fault):
+        BackboneConfig.model_validate({"name": "a", **content})
 
 
 def test_names_must_be_unique_and_plain(project: Path) -> None:

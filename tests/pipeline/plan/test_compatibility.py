@@ -4,7 +4,21 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.plan.compatibility import disagreements
 from tests.pipeline.edits import edit, faults
+
+
+def test_disagreements_by_hand() -> None:
+    demands = {"MODEL.RESNETS.DEPTH": 50, "MODEL.PIXEL_STD": [1.0, 1.0, 1.0]}
+    assert disagreements(demands, {}) == []  # detectron2's defaults
+    task = {"MODEL": {"PIXEL_STD": "(1, 1, 2)", "RESNETS": {"DEPTH": 101}}}
+    assert disagreements(demands, task) == [
+        "MODEL.RESNETS.DEPTH is 101, wanted 50",
+        "MODEL.PIXEL_STD is (1, 1, 2), wanted [1.0, 1.0, 1.0]",
+    ]
+    stride = {"MODEL.RESNETS.STRIDE_IN_1X1": False}
+    assert len(disagreements(stride, {})) == 1
+    assert disagreements({"MODEL.RESNETS.DEPTH": 18, **stride}, {})[1:] == []
 
 
 def test_a_task_that_contradicts_a_backbone_is_found_before_pretraining(project: Path) -> None:

@@ -3,8 +3,9 @@
 from collections.abc import Callable
 
 import pytest
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
+from pretrain.config.base import NOT_IDENTITY, Section, identity, range_faults
 from pretrain.config.pretrain import OptimizerConfig, PretrainConfig
 
 Make = Callable[..., PretrainConfig]
@@ -12,6 +13,27 @@ CW_RGP = {
     "loss": {"name": "cw-rgp", "sub_batch": 4, "groups": 2},
     "model": {"projector_hidden": 16, "embedding_dim": 32},
 }
+
+
+class Inner(Section):
+    workers: int = Field(default=2, json_schema_extra=NOT_IDENTITY)
+    size: int = 8
+
+
+class Outer(Section):
+    inner: Inner = Inner()
+    seed: int = 0
+
+
+def test_the_identity_leaves_out_what_changes_no_result() -> None:
+    assert identity(Outer(inner=Inner(workers=9))) == {"inner": {"size": 8}, "seed": 0}
+
+
+def test_ranges_rise_above_zero() -> None:
+    assert range_faults("scale", (0.2, 1.0), highest=1) == []
+    for limits in ((0.0, 1.0), (0.5, 0.2), (0.5, 1.5)):
+        (fault,) = range_faults("scale", limits, highest=1)
+        assert fault.startswith(f"scale: {limits[0]:g} to {limits[1]:g}, wanted two numbers")
 
 
 def test_a_setting_that_came_later_is_identity_only_where_it_is_not_its_default(tiny: Make) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torchvision import datasets
 
+from pretrain.data.binaries import read_cifar, read_stl10
 from pretrain.data.images import Images, open_images
 from tests.pretrain import image_sets
 from tests.pretrain.image_sets import data
@@ -21,6 +22,18 @@ def labels(images: Images) -> list[int]:
     assert images.labels is not None and images.labels.dtype == torch.int64
     found: list[int] = images.labels.tolist()
     return found
+
+
+def test_arrays_of_the_files_as_they_lie(tmp_path: Path) -> None:
+    train, test = image_sets.some_pixels(5, 32), image_sets.some_pixels(2, 32, seed=1)
+    image_sets.write_cifar_binary(tmp_path, 100, train, test)
+    parts, labels = read_cifar([tmp_path / "cifar-100-binary" / "test.bin"], "cifar100")
+    assert [part.shape for part in parts] == [(2, 3, 32, 32)] and np.array_equal(parts[0], test)
+    assert labels is not None and len(labels) == 2
+    stl = [image_sets.some_pixels(n, 96, seed=n) for n in (3, 4, 2)]
+    image_sets.write_stl10(tmp_path, *stl)
+    parts, labels = read_stl10([tmp_path / "stl10_binary" / "unlabeled_X.bin"])
+    assert np.array_equal(parts[0], stl[1]) and labels is None
 
 
 @pytest.mark.parametrize("version", ["python", "binary"])

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pretrain.data.images import Images, open_images
+from pretrain.data.splits import split_files, split_folder
 from tests.pretrain import image_sets
 from tests.pretrain.image_sets import data
 
@@ -14,6 +15,27 @@ def labels(images: Images) -> list[int]:
     assert images.labels is not None and images.labels.dtype == torch.int64
     found: list[int] = images.labels.tolist()
     return found
+
+
+def test_the_files_of_a_split_in_order(tmp_path: Path) -> None:
+    folder = tmp_path / "stl10_binary"
+    folder.mkdir()
+    for name in ("train_X.bin", "train_y.bin", "unlabeled_X.bin"):
+        (folder / name).touch()
+    for root in (tmp_path, folder):
+        files = split_files(data(root, "stl10"), "pretrain")
+        assert files == [folder / "train_X.bin", folder / "unlabeled_X.bin"]
+    with pytest.raises(ValueError, match=r"stl10_binary: test_X.bin, test_y.bin missing"):
+        split_files(data(tmp_path, "stl10"), "test")
+
+
+def test_the_folder_of_a_split(tmp_path: Path) -> None:
+    config = data(tmp_path, "imagefolder")
+    assert split_folder(config, "train") == tmp_path
+    (tmp_path / "train").mkdir()
+    (tmp_path / "test").mkdir()
+    assert split_folder(config, "train") == tmp_path / "train"
+    assert split_folder(config, "test") == tmp_path / "test"
 
 
 def test_what_is_missing_is_named_with_its_home(tmp_path: Path) -> None:

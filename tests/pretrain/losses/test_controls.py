@@ -5,6 +5,12 @@ import torch
 
 from pretrain.config.loss import LossConfig
 from pretrain.losses import build_loss
+from pretrain.losses.controls import BatchNormLoss, PlainLoss
+
+
+def test_controls_by_name():
+    assert type(build_loss(LossConfig(name="none"))) is PlainLoss
+    assert type(build_loss(LossConfig(name="batch-norm"))) is BatchNormLoss
 
 
 def test_controls_by_hand():

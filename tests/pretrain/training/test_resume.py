@@ -11,11 +11,25 @@ from torch import Tensor
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.models import BACKBONE, SelfSupervisedModel
 from pretrain.runtime.checkpoint import LAST, PREVIOUS
+from pretrain.runtime.distributed import Processes
 from pretrain.train import pretrain
+from pretrain.training.resume import state_to_resume
 from tests.pretrain.training.runs import crash, kill_after, logged, same, weights
 
 Make = Callable[..., PretrainConfig]
 pytestmark = pytest.mark.usefixtures("small_net")
+
+
+def test_a_state_goes_on_over_the_same_images_only(tiny: Make, tmp_path: Path) -> None:
+    alone = Processes(torch.device("cpu"))
+    assert state_to_resume(tmp_path, alone, {}, 16) is None
+    pretrain(tiny(max_steps=1), tmp_path)
+    stored = torch.load(tmp_path / LAST, weights_only=True)
+    config, num_images = stored["config"], stored["num_images"]
+    state = state_to_resume(tmp_path, alone, config, num_images)
+    assert state is not None and state["step"] == 1
+    with pytest.raises(ValueError, match=f"a run over {num_images} images, this one has 1;"):
+        state_to_resume(tmp_path, alone, config, 1)
 
 
 @pytest.mark.parametrize(

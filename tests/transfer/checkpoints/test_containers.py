@@ -13,10 +13,23 @@ from torch import Tensor
 
 from tests.transfer import published
 from tests.transfer.opcodes import torch_legacy, torch_zip
+from transfer.checkpoints.containers import read_content
 from transfer.checkpoints.read import read_backbone
 
 resnet = published.resnet
 State = dict[str, Tensor]
+
+
+def test_the_kind_of_a_file_and_its_values(tmp_path: Path) -> None:
+    content = {"epoch": 3, "state_dict": {"weight": torch.arange(6.0).view(2, 3)}}
+    for new in (True, False):
+        path = tmp_path / f"{new}.pth"
+        torch.save(content, path, _use_new_zipfile_serialization=new)
+        read = read_content(path)
+        assert read.value["epoch"] == 3 and read.unknown == set()
+        assert tuple(read.value["state_dict"]["weight"].shape) == (2, 3)
+    with pytest.raises(ValueError, match="no such checkpoint file"):
+        read_content(tmp_path / "absent.pth")
 
 
 def test_a_zip_bomb_and_overlapping_records_are_refused(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tests.transfer import published
 from tests.transfer.published import resnet
+from transfer.checkpoints.encoders import find_candidates
 from transfer.checkpoints.read import read_backbone
 
 State = dict[str, Tensor]
@@ -30,6 +31,17 @@ PAIRS = (
     ("online_network", "target_network"), ("online", "target"), ("q_encoder", "k_encoder"),
     ("backbone", "student_backbone"), ("model.online_net.0", "model.target_net.0"),
 )  # fmt: skip
+
+
+def test_every_encoder_of_a_dict_is_a_candidate() -> None:
+    state = resnet()
+    names = published.under("module.encoder_q.", state)
+    names |= published.under("module.encoder_k.", state)
+    candidates = {one.label: one for one in find_candidates({"state_dict": names})}
+    assert set(candidates) == {"module.encoder_q.", "module.encoder_k."}
+    first = candidates["module.encoder_q."]
+    assert first.role == "encoder_q" and set(first.tensors) == set(state)
+    assert first.sources["conv1.weight"] == "module.encoder_q.conv1.weight"
 
 
 @pytest.mark.parametrize(("online", "copy"), PAIRS)

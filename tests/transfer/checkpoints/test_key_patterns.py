@@ -9,9 +9,21 @@ from torch import Tensor
 
 from tests.transfer import published
 from tests.transfer.published import resnet
+from transfer.checkpoints.key_patterns import role, split, without_wrappers
 from transfer.checkpoints.read import read_backbone
 
 State = dict[str, Tensor]
+
+
+def test_names_of_each_spelling_by_hand() -> None:
+    for spelling, name, parts in (
+        ("detectron2", "net.stem.conv1.norm.bias", ("net.", "bn1.bias")),
+        ("detectron2", "res3.0.conv2.weight", ("", "layer2.0.conv2.weight")),
+        ("detectron2", "layer1.0.conv1.weight", None),
+    ):
+        assert split(spelling, name) == parts, name
+    assert without_wrappers("layer1.module.0._orig_mod.conv1.weight") == "layer1.0.conv1.weight"
+    assert role("module.net.backbone.") == "backbone"
 
 
 def test_half_of_the_names_wrapped(tmp_path: Path) -> None:

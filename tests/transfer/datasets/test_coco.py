@@ -9,6 +9,7 @@ import pytest
 
 from transfer.config.data import MAX_DETECTIONS, CocoData
 from transfer.datasets.check import check_set
+from transfer.datasets.coco import mask_fault
 from transfer.datasets.findings import Needs
 
 Faults = Callable[..., list[str]]
@@ -133,6 +134,20 @@ COCO_FAULTS: list[tuple[Callable[[Content], object], str]] = [
     (lambda c: c.update(annotations=None), "not COCO's layout"),
     (lambda c: c.pop("categories"), "not COCO's layout"),
 ]  # fmt: skip
+
+
+def test_masks_that_c_code_may_read() -> None:
+    size = (4, 2)  # width, height
+    assert mask_fault([[0, 0, 3, 0, 3, 1]], size) is None
+    assert mask_fault({"size": [2, 4], "counts": [3, 5]}, size) is None
+    for shape, words in (
+        ("runs", "wanted polygons or runs"),
+        ([[0, 0, 3, None]], "wanted a list of numbers"),
+        ([[0, 0, 99, 0, 3, 1]], "far outside its image"),
+        ({"size": [4, 2], "counts": [8]}, "of size"),
+        ({"size": [2, 4], "counts": [9]}, "runs of 9 pixels, wanted 8"),
+    ):
+        assert words in str(mask_fault(shape, size)), shape
 
 
 @pytest.mark.parametrize(("change", "expected"), COCO_FAULTS, ids=range(len(COCO_FAULTS)))

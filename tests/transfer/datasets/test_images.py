@@ -16,10 +16,21 @@ from PIL import Image
 
 from transfer.config.data import CocoData, VocData
 from transfer.datasets.check import check_set
-from transfer.datasets.findings import Needs
-from transfer.datasets.images import TURNS
+from transfer.datasets.findings import ImageJob, Needs
+from transfer.datasets.images import TURNS, opened_image
 
 Faults = Callable[..., list[str]]
+
+
+def test_an_image_is_decoded_only_where_that_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "cut.jpg"
+    Image.effect_noise((64, 48), 90).convert("RGB").save(path)
+    path.write_bytes(path.read_bytes()[:-900])
+    job = ImageJob(path, (64, 48), tmp_path / "a.json")
+    header = opened_image(job, decode=False)
+    assert header.findings == [] and not header.is_decoded
+    ((kind, line),) = opened_image(job, decode=True).findings
+    assert kind == "unreadable images" and line.startswith(f"{path}: not a readable image")
 
 
 @pytest.mark.parametrize("damage", ["text", "cut"])

@@ -14,12 +14,21 @@ from detectron2.structures import Instances
 from tests.transfer.evaluation.detections import boxes_of, evaluate, instances, perfect
 from transfer.config.data import CocoData, VocData
 from transfer.datasets.register import class_names, register
+from transfer.evaluation.voc import detection_line, voc_ap
 
 
 def known_for_year(sets: dict[str, CocoData | VocData], name: str, year: int) -> VocData:
     data = sets[name]
     assert isinstance(data, VocData)
     return data.model_copy(update={"year": year})
+
+
+def test_lines_of_the_development_kit_count_pixels_from_one(voc: VocData) -> None:
+    assert detection_line("000", 0.91234, (4.0, 5.0, 30.0, 40.0)) == "000 0.912 5.0 6.0 30.0 40.0"
+    lines = {0: [detection_line(f"{n:03d}", 0.9, (4.0, 5.0, 30.0, 40.0)) for n in range(3)]}
+    assert voc_ap(voc.root, "test", 2012, ("one",), lines) == pytest.approx(
+        {"AP": 100, "AP50": 100, "AP75": 100}
+    )
 
 
 def test_voc_is_equal_to_detectron2_and_has_each_class(
