@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from pretrain.losses.whitening import covariance_penalty
 
 from pretrain.config.loss import LossConfig
 from pretrain.losses import CWRGPLoss, WMSELoss, build_loss
+from pretrain.losses.base import covariance_penalty
 from pretrain.whitening import whiten
 from pretrain.whitening.functional import full_precision
 
