@@ -5,7 +5,7 @@ import torch
 
 from pretrain.config.loss import LossConfig
 from pretrain.losses import CWRGPLoss, WMSELoss, build_loss
-from pretrain.losses.base import covariance_penalty
+from pretrain.losses.cw_rgp import covariance_penalty
 from pretrain.whitening import whiten
 from pretrain.whitening.functional import full_precision
 
