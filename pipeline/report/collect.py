@@ -1,7 +1,4 @@
-"""The data of a report, read from the run folders of a plan.
-
-Tested in tests/pipeline/plan/test_probe_stages.py and tests/pipeline/executors/test_local.py.
-"""
+"""The data of a report, read from the run folders of a plan."""
 
 from __future__ import annotations
 

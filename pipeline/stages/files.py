@@ -1,7 +1,4 @@
-"""Files that are whole or absent: temporary name in the same folder, flushed, then renamed.
-
-Tested in tests/faults/test_disk.py.
-"""
+"""Files that are whole or absent: temporary name in the same folder, flushed, then renamed."""
 
 from __future__ import annotations
 

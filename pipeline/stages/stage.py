@@ -1,7 +1,4 @@
-"""A stage: one unit of work with an identity, a run folder, and the stages it needs.
-
-Tested in tests/pipeline/plan/test_build.py.
-"""
+"""A stage: one unit of work with an identity, a run folder, and the stages it needs."""
 
 from __future__ import annotations
 
