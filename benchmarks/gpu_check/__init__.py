@@ -1,4 +1,4 @@
 """A check on a GPU within minutes: what is right or wrong there, and how fast it is.
 
-Tested in tests/benchmarks/test_gpu_check.py.
+Tested in tests/benchmarks/gpu_check/test_check.py.
 """

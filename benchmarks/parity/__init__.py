@@ -1,1 +1,4 @@
-"""This project beside the published code it follows, live: `python -m benchmarks.parity --help`."""
+"""This project beside the published code it follows, live: `python -m benchmarks.parity --help`.
+
+Tested in tests/benchmarks/test_parity.py.
+"""

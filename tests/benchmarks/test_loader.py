@@ -1,4 +1,4 @@
-"""The loader's and the step's benchmark: the same recipe on both sides, every part counted."""
+"""The loader's benchmark: the same recipe on both sides, and cases that are valid."""
 
 import dataclasses
 from pathlib import Path
@@ -15,7 +15,6 @@ from benchmarks.loader import (
     loader_rates,
     plain_view,
 )
-from benchmarks.step import CPU_CASES, GPU_CASES, PARTS, step_config, step_ms
 from pretrain.config.data import AugmentConfig
 from pretrain.data.images import open_images
 from pretrain.views.batched import cut_views, finish_views
@@ -70,20 +69,3 @@ def test_without_chance_the_plain_view_is_the_normalised_image(tmp_path: Path) -
     images = open_images(loader_config(TINY, "by_view", 0, tmp_path).data)
     (view,) = PlainViews(images, plain_view(config), 1)[0]
     assert view[:, 3, 4].tolist() == pytest.approx([1.0, 0.0, 0.2])
-
-
-def test_a_step_is_the_sum_of_its_parts() -> None:
-    images = dataclasses.replace(TINY, augment={"size": 32, "colours": "on_device"})
-    config = {
-        "arch": "resnet18", "embedding_dim": 4, "loss": {"name": "w-mse", "sub_batch": 8},
-    }  # fmt: skip
-    case = dataclasses.replace(CPU_CASES[0], images=images, batch=8, config=config)
-    ms = step_ms(case, rounds=1, workers=0, device=torch.device("cpu"))
-    assert tuple(ms) == PARTS
-    assert all(value > 0 for value in ms.values())
-    assert ms["encoder"] > ms["projector"]
-
-
-@pytest.mark.parametrize("case", [*CPU_CASES, *GPU_CASES], ids=lambda case: case.title)
-def test_step_cases_are_valid(case, tmp_path) -> None:  # type: ignore[no-untyped-def]
-    assert step_config(case, 0, tmp_path).batch_size == case.batch

@@ -1,6 +1,7 @@
 """The parity command without any published code: comparisons, choices, child process, readers."""
 
 import math
+import runpy
 import subprocess
 from pathlib import Path
 
@@ -155,9 +156,12 @@ def test_the_exit_code_says_whether_all_rows_agree(
     assert "htdt/self-supervised: unknown commit" in said and "this project: " in said
 
 
-def test_help_warns_of_code_that_is_executed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_warns_of_code_that_is_executed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["parity", "--help"])
     with pytest.raises(SystemExit):
-        main(["--help"])
+        runpy.run_module("benchmarks.parity", run_name="__main__")
     assert "executes the code of the checkouts" in capsys.readouterr().out
 
 

@@ -161,7 +161,7 @@ def test_a_failing_check_leaves_the_others(tmp_path: Path, monkeypatch: pytest.M
     content = json.loads((tmp_path / "smoke.json").read_text())
     assert content["failed"] == ["bad"] and content["good"] == {"off by": 0.0}
     assert content["bad"]["FAILED"] == "ValueError: too far"
-    assert content["bad"]["at"].startswith("test_gpu_check.py:")
+    assert content["bad"]["at"].startswith("test_check.py:")
 
 
 def test_a_case_that_fails_leaves_the_others(tmp_path: Path) -> None:
