@@ -1,4 +1,4 @@
-"""What losses share: how they are called, the distance between views, whitening of sub-batches.
+"""Parts of all losses: their call, the distance between views, whitening of sub-batches.
 
 Legend: V views, N batch, D embedding dimension, n sub-batch, S = N / n sub-batches, T iterations.
 
