@@ -172,7 +172,13 @@ def test_a_sound_voc_set_would_start(project: Path) -> None:
         main.execute("run", Path("tiny.yaml"), [])
 
 
-TOOL_CASES = [case for case in malformed.text_cases() if case.file != "tiny.yaml"]
+# An empty config is one of detectron2's defaults, which name data sets that are not there.
+ARE_DEFAULTS = {("boxes.yaml", "empty"), ("boxes.yaml", "only a comment")}
+TOOL_CASES = [
+    case
+    for case in malformed.text_cases()
+    if case.file != "tiny.yaml" and (case.file, case.name) not in ARE_DEFAULTS
+]
 COMMANDS = {
     "ours.yaml": ("", lambda: pretrain_tool.main([*CONFIG, "ours.yaml", "--output-dir", "out"])),
     "probe.yaml": ("", lambda: probe_tool.main(["random:resnet18", *CONFIG, "probe.yaml"])),
@@ -188,8 +194,6 @@ COMMANDS = {
 def test_the_tools_refuse_it_too(
     case: Any, configs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if case.file == "boxes.yaml" and case.name in ("empty", "only a comment"):
-        return  # a config of detectron2's defaults, which asks for data sets that are not there
     case.spoil(configs)
     prefix, call = COMMANDS[case.file]
     refused(call(), capsys.readouterr().err, case, prefix)

@@ -59,10 +59,9 @@ def test_degenerate_embeddings_by_matmul(embeddings, name, case, dtype):
 
 
 @pytest.mark.parametrize("scale", [1e6, 1e-6])
-@pytest.mark.parametrize("name", sorted(LOSSES))
+@pytest.mark.parametrize("name", sorted(name for name in LOSSES if "pca" not in name))
 def test_scaled_embeddings_need_no_ridge(name, scale):
-    if "pca" in name:
-        pytest.skip("signs of components are arbitrary")
+    """Of PCA the signs of components are arbitrary."""
     generator = torch.Generator().manual_seed(4)
     x = (torch.randn(2, 32, 32 if "cw" in name else 8, generator=generator)).requires_grad_()
     scaled = (x.detach() * scale).requires_grad_()

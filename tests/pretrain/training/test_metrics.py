@@ -54,7 +54,9 @@ def test_elsewhere_a_line_now_and_then(
 
 def test_a_healthy_run_logs_no_ridge_and_a_white_output(tiny: Make, tmp_path: Path) -> None:
     pretrain(tiny(max_steps=2), tmp_path / "run")
-    for entry in logged(tmp_path / "run"):
+    entries = logged(tmp_path / "run")
+    assert [entry["step"] for entry in entries] == [1, 2]
+    for entry in entries:
         assert entry["regularized"] == 0
         assert entry["whitened/rank"] == 4
         assert entry["whitened/stable_rank"] == pytest.approx(4, rel=1e-4)

@@ -19,7 +19,9 @@ def test_the_text_shown_is_the_text_submitted(fake) -> None:
     run()
     plan = plan_of()
     groups = {g.name: g for g in submit.job_groups(plan.stages, plan.config.resources, {})}
-    for entry in read_ledger(plan.config.root):
+    entries = read_ledger(plan.config.root)
+    assert {entry.group for entry in entries} == groups.keys()
+    for entry in entries:
         folder = plan.config.root.absolute() / "slurm" / entry.token
         (script,) = folder.glob("*_submission.sh")
         written = script.read_text(encoding="utf-8")
