@@ -146,13 +146,18 @@ def execute(options: argparse.Namespace, load: Loader) -> dict[str, float]:
         check_companion(cfg, Path(cfg.MODEL.WEIGHTS))
     folder = Path(cfg.OUTPUT_DIR)
     if options.resume:
-        check_resume(cfg, machines, options)
+        check_resume(cfg, datasets, machines, options)
     run = Run(cfg, datasets, options.optimizer, options.resume, options.eval_only)
     return run_on(machines, run_detector, (run,), folder)
 
 
-def check_resume(cfg: CfgNode, machines: Machines, options: argparse.Namespace) -> None:
-    """Compare the config with what OUTPUT_DIR was trained with, if it holds a checkpoint.
+def check_resume(
+    cfg: CfgNode,
+    datasets: dict[str, DetectionData],
+    machines: Machines,
+    options: argparse.Namespace,
+) -> None:
+    """Compare config, weights and data with those of OUTPUT_DIR, if it holds a checkpoint.
 
     Raises:
         ValueError: a line for each setting that would be ignored, or would change the result.
@@ -167,7 +172,7 @@ def check_resume(cfg: CfgNode, machines: Machines, options: argparse.Namespace) 
         faults = [fault for fault in [evaluation_fault(cfg, folder)] if fault]
     else:
         scaled = effective_config(cfg, machines.num_processes)
-        faults = resume_faults(scaled, folder, options.optimizer)
+        faults = resume_faults(scaled, folder, options.optimizer, datasets)
     if faults:
         raise ValueError("\n".join(faults))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.solver import build_lr_scheduler
 
+from transfer.config.data import DetectionData
 from transfer.config.finetune import Optimizer
-from transfer.detection.run import EFFECTIVE
+from transfer.detection.run import EFFECTIVE, INPUTS, input_digests
 from transfer.messages import one_line
 
 # what changes no weight and no AP
@@ -28,14 +30,17 @@ AHEAD = ("SOLVER.MAX_ITER", "SOLVER.STEPS")
 REMEDY = "a resumed run keeps its settings: ask for what it was, or train anew in another folder"
 
 
-def resume_faults(cfg: CfgNode, folder: Path, optimizer: Optimizer) -> list[str]:
-    """Return a line for each setting that is not what the last checkpoint was trained with.
+def resume_faults(
+    cfg: CfgNode, folder: Path, optimizer: Optimizer, datasets: Mapping[str, DetectionData]
+) -> list[str]:
+    """Return a line for each setting and input that is not what the last checkpoint had.
 
     `cfg` is the effective config asked for. A longer run is the same experiment as long as no
-    iteration that is done had another learning rate.
+    iteration that is done had another learning rate. Weights and sets are the same by content.
     """
     try:
         stored = flat(yaml.safe_load((folder / EFFECTIVE).read_text(encoding="utf-8")))
+        stored_inputs = flat(yaml.safe_load((folder / INPUTS).read_text(encoding="utf-8")))
         num_done, trained_by = _last_checkpoint(folder)
     except (yaml.YAMLError, OSError, AttributeError) as error:
         reason = one_line(error)[:200]
@@ -44,21 +49,30 @@ def resume_faults(cfg: CfgNode, folder: Path, optimizer: Optimizer) -> list[str]
         return [str(error)]
     asked = flat(yaml.safe_load(cfg.dump()))
     changed = {
-        key: (stored.get(key), asked.get(key))
+        key: (repr(stored.get(key)), repr(asked.get(key)))
         for key in sorted(stored.keys() | asked.keys())
-        if key not in FREE and not _same(key, stored.get(key), asked.get(key))
+        if key not in FREE and stored.get(key) != asked.get(key)
     }
     if trained_by != optimizer:
-        changed["--optimizer"] = trained_by, optimizer
+        changed["--optimizer"] = repr(trained_by), repr(optimizer)
+    inputs = input_digests(cfg, datasets)
+    for key in stored_inputs.keys() & inputs.keys():
+        changed.pop(key, None)
+        if stored_inputs[key] != inputs[key]:
+            was, now = (
+                f"{repr(values[key]) + ' ' if key in values else ''}sha256 {digests[key][:16]}"
+                for values, digests in ((stored, stored_inputs), (asked, inputs))
+            )
+            changed[key] = was, now
     if changed.keys() <= set(AHEAD) and changed:
         past = _changed_past(cfg, stored, num_done)
         return [
-            f"{folder}: {key} was {was!r}, asked {now!r}, but {past}; {REMEDY}"
+            f"{folder}: {key} was {was}, asked {now}, but {past}; {REMEDY}"
             for key, (was, now) in changed.items()
             if past
         ]
     return [
-        f"{folder}: {key} was {was!r}, asked {now!r}; {REMEDY}"
+        f"{folder}: {key} was {was}, asked {now}; {REMEDY}"
         for key, (was, now) in changed.items()
         if key not in AHEAD
     ]
@@ -73,7 +87,7 @@ def evaluation_fault(cfg: CfgNode, folder: Path) -> str | None:
         stored = flat(yaml.safe_load(path.read_text(encoding="utf-8"))).get("MODEL.WEIGHTS")
     except (yaml.YAMLError, OSError, ValueError, AttributeError):
         stored = None
-    if _same("MODEL.WEIGHTS", stored, cfg.MODEL.WEIGHTS):
+    if stored and Path(str(stored)).resolve() == Path(cfg.MODEL.WEIGHTS).resolve():
         return None
     return (
         f"{folder}: --eval-only --resume evaluates its last checkpoint, but MODEL.WEIGHTS is "
@@ -89,13 +103,6 @@ def flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
             flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
         )
     return values
-
-
-def _same(key: str, stored: Any, asked: Any) -> bool:
-    """Return whether two values are equal; of weights, whether they name one file."""
-    if key == "MODEL.WEIGHTS" and stored and asked:
-        return Path(str(stored)).resolve() == Path(str(asked)).resolve()
-    return bool(stored == asked)
 
 
 def _last_checkpoint(folder: Path) -> tuple[int, Optimizer]:

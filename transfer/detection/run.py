@@ -31,16 +31,18 @@ from torch.multiprocessing.spawn import ProcessExitedException
 
 from transfer.config.data import DetectionData
 from transfer.config.finetune import Optimizer
+from transfer.datasets.identity import content_digest
 from transfer.datasets.register import register
 from transfer.detection.cfg import batch_fault, notes_before_start
 from transfer.detection.hooks import EXIT_INTERRUPTED, METRICS, SIGNALS
 from transfer.detection.trainer import TRAINERS, Diverged, Trainer, Unreadable
 from transfer.evaluation.evaluators import as_json, flat_metrics
-from transfer.files import write_json
+from transfer.files import sha256_of, write_json
 from transfer.resnet.loaded import PLACES, lost_entries
 from transfer.resnet.names import COUNTER
 
 EFFECTIVE = "effective_config.yaml"
+INPUTS = "inputs.json"  # digests of the weights and the sets that a folder was trained with
 RESULT = ".launched.json"
 EXIT_FAULT = 2
 GB = 1e9
@@ -271,13 +273,26 @@ def tell_settings(cfg: CfgNode, datasets: Mapping[str, DetectionData], trainer: 
     if name in datasets:
         rule += f" is {datasets[name].ap_rule(cfg.TEST.DETECTIONS_PER_IMAGE)}"
     text = f"# {rule}\n{cfg.dump()}"
-    (Path(cfg.OUTPUT_DIR) / EFFECTIVE).write_text(text, encoding="utf-8")
+    folder = Path(cfg.OUTPUT_DIR)
+    if trainer.start_iter == 0 or not (folder / INPUTS).exists():
+        write_json(folder / INPUTS, input_digests(cfg, datasets))
+    (folder / EFFECTIVE).write_text(text, encoding="utf-8")
     logger.info("%s; %s", settings_line(cfg, comm.get_world_size()), rule)
     model, optimizer = trainer.checkpointer.model, trainer.optimizer
     logger.info("%s", memory_estimate(cfg, model, optimizer, comm.get_world_size()))
     if trainer.start_iter >= trainer.max_iter:
         at = f"already at iteration {trainer.start_iter} of {trainer.max_iter}"
         logger.info("%s: nothing to train, evaluating what is there", at)
+
+
+def input_digests(cfg: CfgNode, datasets: Mapping[str, DetectionData]) -> dict[str, str]:
+    """Return digests of the content of what a run reads: MODEL.WEIGHTS if any, and its sets."""
+    weights = cfg.MODEL.WEIGHTS
+    used = [name for name in datasets if name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)]
+    digests = {"MODEL.WEIGHTS": sha256_of(Path(weights))} if weights else {}
+    return digests | {
+        f"content of data set {name}": content_digest(datasets[name]) for name in used
+    }
 
 
 def settings_line(cfg: CfgNode, world_size: int) -> str:

@@ -1,5 +1,6 @@
 """Resuming by hand: what changes a result is refused, key by key; a run may become longer."""
 
+import hashlib
 import json
 import logging
 from pathlib import Path
@@ -10,10 +11,13 @@ import torch
 from detectron2.config import CfgNode
 
 from examples.digits.build import Sizes, build_digits
+from transfer.config.data import CocoData, VocData
+from transfer.datasets.identity import content_digest
 from transfer.detection.cfg import for_this_machine
 from transfer.detection.cli import main, read_config
 from transfer.detection.resume import evaluation_fault, resume_faults
-from transfer.detection.run import EFFECTIVE
+from transfer.detection.run import EFFECTIVE, INPUTS, input_digests
+from transfer.files import write_json
 
 CONFIG = Path(__file__).resolve().parents[3] / "configs/transfer/digits_faster_rcnn_voc.yaml"
 BASE = ["SOLVER.MAX_ITER", "10", "SOLVER.STEPS", "(8,)", "SOLVER.WARMUP_ITERS", "2"]
@@ -23,20 +27,28 @@ def config(*changes: str) -> CfgNode:
     return for_this_machine(read_config(str(CONFIG), [*BASE, *changes]))
 
 
+OLD, NEW = (f"sha256 {hashlib.sha256(content).hexdigest()[:16]}" for content in (b"weights", b"x"))
+
+
 @pytest.fixture
-def trained(tmp_path: Path) -> Path:
+def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a folder as a run of SGD leaves it that was stopped with five iterations done."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
     torch.save({"optimizer": optimizer.state_dict(), "iteration": 4}, tmp_path / "model_4.pth")
     (tmp_path / "last_checkpoint").write_text("model_4.pth", encoding="utf-8")
-    text = config("MODEL.WEIGHTS", "some/backbone.pkl").dump()
-    (tmp_path / EFFECTIVE).write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    Path("some").mkdir()
+    for name in ("some/backbone.pkl", "x.pth", "copy.pkl"):
+        Path(name).write_text("x" if name == "x.pth" else "weights", encoding="utf-8")
+    cfg = config("MODEL.WEIGHTS", "some/backbone.pkl")
+    (tmp_path / EFFECTIVE).write_text(cfg.dump(), encoding="utf-8")
+    write_json(tmp_path / INPUTS, input_digests(cfg, {}))
     return tmp_path
 
 
 def faults(folder: Path, *changes: str, optimizer: Any = "sgd") -> list[str]:
     cfg = config("MODEL.WEIGHTS", "some/backbone.pkl", *changes)
-    lines = resume_faults(cfg, folder, optimizer)
+    lines = resume_faults(cfg, folder, optimizer, {})
     assert all("\n" not in line and "or train anew in another folder" in line for line in lines)
     return [line.removeprefix(f"{folder}: ").partition("; a resumed run")[0] for line in lines]
 
@@ -48,6 +60,7 @@ def faults(folder: Path, *changes: str, optimizer: Any = "sgd") -> list[str]:
         ("OUTPUT_DIR", "elsewhere", "DATALOADER.NUM_WORKERS", "7", "TEST.EVAL_PERIOD", "3"),
         ("SOLVER.CHECKPOINT_PERIOD", "1", "VIS_PERIOD", "5"),
         ("MODEL.WEIGHTS", "./some/../some/backbone.pkl"),
+        ("MODEL.WEIGHTS", "copy.pkl"),
         ("SOLVER.MAX_ITER", "20"),  # longer
         ("SOLVER.MAX_ITER", "20", "SOLVER.STEPS", "(5, 15)"),  # no drop before iteration 5
         ("SOLVER.MAX_ITER", "6"),
@@ -61,7 +74,10 @@ def test_what_changes_nothing_that_is_done_is_accepted(trained: Path, changes: A
     ("changes", "lines"),
     [
         (("SOLVER.BASE_LR", "0.5", "SEED", "3"), ["SEED was 0, asked 3", "BASE_LR was 0.0003, as"]),
-        (("MODEL.WEIGHTS", "x.pth"), ["MODEL.WEIGHTS was 'some/backbone.pkl', asked 'x.pth'"]),
+        (
+            ("MODEL.WEIGHTS", "x.pth"),
+            [f"MODEL.WEIGHTS was 'some/backbone.pkl' {OLD}, asked 'x.pth' {NEW}"],
+        ),
         (("MODEL.WEIGHTS", ""), ["MODEL.WEIGHTS was 'some/backbone.pkl', asked ''"]),
         (("INPUT.MIN_SIZE_TRAIN", "(96,)"), ["INPUT.MIN_SIZE_TRAIN was [128], asked [96]"]),
         (("SOLVER.MAX_ITER", "4"), ["MAX_ITER was 10, asked 4, but 5 iterations are done"]),
@@ -97,12 +113,43 @@ def test_a_folder_that_does_not_say_its_settings_is_not_resumed(
     (trained / EFFECTIVE).unlink()
     if content is not None:
         (trained / EFFECTIVE).write_text(content, encoding="utf-8")
-    (line,) = resume_faults(config(), trained, "sgd")
+    (line,) = resume_faults(config(), trained, "sgd", {})
     assert line.startswith(f"{trained / EFFECTIVE}: cannot be compared with the config (")
     (trained / EFFECTIVE).write_text(config().dump(), encoding="utf-8")
     (trained / "model_4.pth").write_bytes(b"cut")
-    (line,) = resume_faults(config(), trained, "sgd")
+    (line,) = resume_faults(config(), trained, "sgd", {})
     assert line.startswith(f"{trained / 'model_4.pth'}: not a checkpoint to resume from (")
+
+
+def test_weights_that_were_made_anew_under_their_name_are_others(trained: Path) -> None:
+    Path("some/backbone.pkl").write_text("x", encoding="utf-8")
+    name = "'some/backbone.pkl'"
+    assert faults(trained) == [f"MODEL.WEIGHTS was {name} {OLD}, asked {name} {NEW}"]
+
+
+def test_other_data_of_the_same_name_are_refused(
+    trained: Path, coco: CocoData, voc: VocData
+) -> None:
+    cfg = config("MODEL.WEIGHTS", "some/backbone.pkl")
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("learn",), ("measure",)
+    (trained / EFFECTIVE).write_text(cfg.dump(), encoding="utf-8")
+    sets = {"learn": coco, "measure": voc}
+    write_json(trained / INPUTS, input_digests(cfg, sets))
+    assert resume_faults(cfg, trained, "sgd", sets) == []
+    was = content_digest(voc)
+    path = voc.root / "Annotations" / "001.xml"
+    path.write_text(path.read_text(encoding="utf-8").replace(">30<", ">31<"), encoding="utf-8")
+    (line,) = resume_faults(cfg, trained, "sgd", sets)
+    assert line.startswith(
+        f"{trained}: content of data set measure was sha256 {was[:16]}, asked sha256 "
+        f"{content_digest(voc)[:16]}; a resumed run keeps its settings"
+    )
+
+
+def test_a_folder_that_does_not_say_its_inputs_is_not_resumed(trained: Path) -> None:
+    (trained / INPUTS).unlink()
+    (line,) = resume_faults(config(), trained, "sgd", {})
+    assert "cannot be compared" in line and INPUTS in line
 
 
 def test_an_evaluation_of_the_folder_takes_no_other_weights(trained: Path) -> None:
