@@ -5,6 +5,7 @@ import torch
 
 from pretrain.config.loss import LossConfig
 from pretrain.losses import CWRGPLoss, WMSELoss, build_loss
+from pretrain.losses.base import checked_views
 from pretrain.losses.cw_rgp import covariance_penalty
 from pretrain.whitening import whiten
 from pretrain.whitening.functional import full_precision
@@ -224,3 +225,19 @@ def test_given_draws_must_fit(embeddings):
         loss(x, channel_partition=torch.zeros(1, 2, 1, 16))
     with pytest.raises(ValueError, match=r"batch_permutation is not a permutation of 0\.\.7"):
         loss(x, batch_permutation=torch.zeros(1, 8))
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 4), (8, 4), (2, 2, 8, 4)])
+def test_embeddings_are_of_two_views_or_more(shape):
+    with pytest.raises(
+        ValueError, match=r"want \[V views, N batch, D\] with at least 2 views, got"
+    ):
+        checked_views(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [("float16", "float32"), ("float32", "float32"), ("float64", "float64")]
+)
+def test_the_loss_is_made_in_float32_at_least(given, kept):
+    views = torch.zeros(2, 8, 4, dtype=getattr(torch, given))
+    assert checked_views(views).dtype == getattr(torch, kept)
