@@ -7,25 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from pycocotools.coco import COCO
 
 from examples.digits import write
 from examples.digits.build import Sizes, build_digits, digest
+from tests.examples.digits.small import SMALL, load_coco
 
 # pycocotools 2.0.11 under numpy 2
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-SMALL = Sizes(train_scenes=12, val_scenes=7, unlabeled=25, train_crops=20, val_crops=15)
 REPOSITORY = Path(__file__).parents[3]
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data") / "digits"
-    return root, build_digits(root, sizes=SMALL)
-
-
-def load_coco(root, split):
-    return COCO(str(root / "coco" / "annotations" / f"instances_{split}2017.json"))
 
 
 def contents(root):

@@ -5,26 +5,14 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from PIL import Image
-from pycocotools.coco import COCO
 
 from examples.digits import write
-from examples.digits.build import Sizes, build_digits
 from examples.digits.draw import draw_crop, draw_scene, load_source_digits, split_digits
 from examples.digits.write import CLASS_NAMES
+from tests.examples.digits.small import load_coco
 
 # pycocotools 2.0.11 under numpy 2
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-SMALL = Sizes(train_scenes=12, val_scenes=7, unlabeled=25, train_crops=20, val_crops=15)
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data") / "digits"
-    return root, build_digits(root, sizes=SMALL)
-
-
-def load_coco(root, split):
-    return COCO(str(root / "coco" / "annotations" / f"instances_{split}2017.json"))
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import time
 from pathlib import Path
 
 import pytest
@@ -11,22 +9,11 @@ import pytest
 from pipeline.plan.data_identity import files_read, image_identity
 from pretrain.config.data import DataConfig
 from pretrain.data.file_index import folder_names
+from tests.files import age, write
 
 
 def data(root: Path, data_format: str) -> DataConfig:
     return DataConfig.model_validate({"name": "set", "root": root, "format": data_format})
-
-
-def write(path: Path, content: bytes = b"x") -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-
-
-def age(root: Path) -> None:
-    """Make everything below `root` look as if it had been there for an hour."""
-    before = time.time() - 3600
-    for path in [root, *root.rglob("*")]:
-        os.utime(path, (before, before))
 
 
 @pytest.fixture

@@ -2,26 +2,13 @@
 
 import hashlib
 import json
-import os
-import time
 from pathlib import Path
 
 import pytest
 
 from pretrain.data import file_index
 from pretrain.data.file_index import file_sha256, folder_names, folder_summary
-
-
-def write(path: Path, content: bytes = b"x") -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-
-
-def age(root: Path) -> None:
-    """Make everything below `root` look as if it had been there for an hour."""
-    before = time.time() - 3600
-    for path in [root, *root.rglob("*")]:
-        os.utime(path, (before, before))
+from tests.files import age, write
 
 
 @pytest.fixture

@@ -9,15 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from tests.transfer import published
+from tests.transfer.checkpoints.reading import State
 from tests.transfer.opcodes import torch_legacy, torch_zip
 from transfer.checkpoints.containers import read_content
 from transfer.checkpoints.read import read_backbone
 
 resnet = published.resnet
-State = dict[str, Tensor]
 
 
 def test_the_kind_of_a_file_and_its_values(tmp_path: Path) -> None:

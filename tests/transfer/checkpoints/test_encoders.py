@@ -1,28 +1,15 @@
 """The choice among several encoders, by itself and by hand."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from tests.transfer import published
+from tests.transfer.checkpoints.reading import read, same
 from tests.transfer.published import resnet
 from transfer.checkpoints.encoders import find_candidates
 from transfer.checkpoints.read import read_backbone
-
-State = dict[str, Tensor]
-
-
-def read(content: object, path: Path, encoder: str | None = None) -> Any:
-    torch.save(content, path)
-    return read_backbone(path, encoder=encoder)
-
-
-def same(got: State, wanted: State) -> bool:
-    return got.keys() == wanted.keys() and all(torch.equal(got[n], wanted[n]) for n in wanted)
-
 
 PAIRS = (
     ("encoder", "momentum_encoder"), ("model.encoder_q", "model.encoder_k"),

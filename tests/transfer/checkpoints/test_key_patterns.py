@@ -1,18 +1,15 @@
 """Other spellings than the published ones: what is taken, and what is refused."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from tests.transfer import published
+from tests.transfer.checkpoints.reading import read, same
 from tests.transfer.published import resnet
 from transfer.checkpoints.key_patterns import role, split, without_wrappers
 from transfer.checkpoints.read import read_backbone
-
-State = dict[str, Tensor]
 
 
 def test_names_of_each_spelling_by_hand() -> None:
@@ -46,15 +43,6 @@ def test_shortcut_for_downsample_with_a_stem_of_7x7(tmp_path: Path) -> None:
     assert same(got.state_dict, state)
     with pytest.raises(ValueError, match="3x3 stem for small images"):
         read(names | {"conv1.weight": torch.ones(64, 3, 3, 3)}, tmp_path / "file")
-
-
-def read(content: object, path: Path, encoder: str | None = None) -> Any:
-    torch.save(content, path)
-    return read_backbone(path, encoder=encoder)
-
-
-def same(got: State, wanted: State) -> bool:
-    return got.keys() == wanted.keys() and all(torch.equal(got[n], wanted[n]) for n in wanted)
 
 
 WRAPPERS = ("module.", "_orig_mod.", "net.", "module._orig_mod.", "_orig_mod.module.",

@@ -4,28 +4,15 @@ import doctest
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
+from tests.transfer.checkpoints.reading import read, same
 from tests.transfer.published import resnet, source_state
 from transfer import checkpoints
 from transfer.checkpoints import read as read_module
 from transfer.checkpoints.read import read_backbone
-
-State = dict[str, Tensor]
-
-
-def read(content: object, path: Path, encoder: str | None = None) -> Any:
-    torch.save(content, path)
-    return read_backbone(path, encoder=encoder)
-
-
-def same(got: State, wanted: State) -> bool:
-    return got.keys() == wanted.keys() and all(torch.equal(got[n], wanted[n]) for n in wanted)
-
 
 COUNTERS = {
     "NaN": (torch.tensor(float("nan")), "nan of torch.float32"),

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tests.scripts import load_script
 from tests.transfer import published
+from tests.transfer.checkpoints.reading import State
 from tests.transfer.published import resnet
 from transfer.checkpoints.families import FAMILIES
 from transfer.checkpoints.read import read_backbone
@@ -23,7 +24,6 @@ from transfer.resnet.architecture import Architecture
 from transfer.resnet.names import ordered_names
 
 ROOT = Path(__file__).resolve().parents[3]
-State = dict[str, Tensor]
 
 
 command = load_script("convert_to_detectron2")

@@ -2,13 +2,12 @@
 
 import pickle
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
+from tests.transfer.checkpoints.reading import read, same
 from tests.transfer.published import resnet
 from transfer.checkpoints.read import read_backbone
 from transfer.checkpoints.state_dicts import (
@@ -18,17 +17,6 @@ from transfer.checkpoints.state_dicts import (
     TensorView,
     find_state_dicts,
 )
-
-State = dict[str, Tensor]
-
-
-def read(content: object, path: Path, encoder: str | None = None) -> Any:
-    torch.save(content, path)
-    return read_backbone(path, encoder=encoder)
-
-
-def same(got: State, wanted: State) -> bool:
-    return got.keys() == wanted.keys() and all(torch.equal(got[n], wanted[n]) for n in wanted)
 
 
 def test_names_as_bytes(tmp_path: Path) -> None:
