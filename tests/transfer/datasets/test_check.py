@@ -1,33 +1,16 @@
 """Checks of whole sets: sound ones, masks that are asked for, counts of the sets everybody has."""
 
-import json
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 
+from tests.transfer.datasets.edits import Faults, edit, first
 from transfer.config.data import KNOWN_DATASETS, CocoData, VocData
 from transfer.datasets.check import KNOWN_COUNTS, check_set, whole_of
 from transfer.datasets.findings import Needs
-
-Faults = Callable[..., list[str]]
-Content = dict[str, Any]
-
-
-def edit(data: CocoData, change: Callable[[Content], object]) -> None:
-    content = json.loads(data.annotations.read_text(encoding="utf-8"))
-    change(content)
-    data.annotations.write_text(json.dumps(content), encoding="utf-8")
 
 
 def test_sound_sets_have_no_faults(coco: CocoData, voc: VocData, detection_faults: Faults) -> None:
     assert detection_faults(coco) == []
     assert detection_faults(voc) == []
-
-
-def first(**changes: Any) -> Callable[[Content], object]:
-    """Change the first annotation."""
-    return lambda content: content["annotations"][0].update(changes)
 
 
 def test_masks_are_asked_for_where_the_model_needs_them(

@@ -1,41 +1,16 @@
 """Every fault of a set in COCO's layout is one line that names the file and what was expected."""
 
-import json
 import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from tests.transfer.datasets.edits import Content, Faults, category, edit, first, image
 from transfer.config.data import MAX_DETECTIONS, CocoData
 from transfer.datasets.check import check_set
 from transfer.datasets.coco import mask_fault
 from transfer.datasets.findings import Needs
-
-Faults = Callable[..., list[str]]
-Content = dict[str, Any]
-
-
-def edit(data: CocoData, change: Callable[[Content], object]) -> None:
-    content = json.loads(data.annotations.read_text(encoding="utf-8"))
-    change(content)
-    data.annotations.write_text(json.dumps(content), encoding="utf-8")
-
-
-def first(**changes: Any) -> Callable[[Content], object]:
-    """Change the first annotation."""
-    return lambda content: content["annotations"][0].update(changes)
-
-
-def image(**changes: Any) -> Callable[[Content], object]:
-    """Change the first image."""
-    return lambda content: content["images"][0].update(changes)
-
-
-def category(**changes: Any) -> Callable[[Content], object]:
-    """Change the first category."""
-    return lambda content: content["categories"][0].update(changes)
-
 
 NAN, INF = float("nan"), float("inf")
 SQUARE = [4, 5, 29, 5, 29, 39, 4, 39]

@@ -1,30 +1,15 @@
 """Findings: what is noted and what refused, and the bounded number of lines of a kind."""
 
-import json
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from detectron2.structures import Boxes
 
+from tests.transfer.datasets.edits import Content, Faults, edit, first
 from transfer.config.data import CocoData, VocData
 from transfer.datasets.check import check_set, check_sets
 from transfer.datasets.findings import MAX_PER_KIND, Needs
-
-Faults = Callable[..., list[str]]
-Content = dict[str, Any]
-
-
-def edit(data: CocoData, change: Callable[[Content], object]) -> None:
-    content = json.loads(data.annotations.read_text(encoding="utf-8"))
-    change(content)
-    data.annotations.write_text(json.dumps(content), encoding="utf-8")
-
-
-def first(**changes: Any) -> Callable[[Content], object]:
-    """Change the first annotation."""
-    return lambda content: content["annotations"][0].update(changes)
 
 
 @pytest.mark.parametrize(

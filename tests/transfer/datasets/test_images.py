@@ -14,12 +14,11 @@ import pytest
 from detectron2.data.detection_utils import _apply_exif_orientation
 from PIL import Image
 
+from tests.transfer.datasets.edits import Faults
 from transfer.config.data import CocoData, VocData
 from transfer.datasets.check import check_set
 from transfer.datasets.findings import ImageJob, Needs
 from transfer.datasets.images import TURNS, opened_image
-
-Faults = Callable[..., list[str]]
 
 
 def test_an_image_is_decoded_only_where_that_is_asked_for(tmp_path: Path) -> None:

@@ -1,18 +1,16 @@
 """Every fault of a set in VOC's layout is one line that names the file and what was expected."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from tests.transfer.datasets.edits import Faults
 from transfer.config.data import VocData
 from transfer.datasets.check import check_set
 from transfer.datasets.findings import Needs
 from transfer.datasets.voc import make_splits
-
-Faults = Callable[..., list[str]]
 
 BOMB = '<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa">' + "".join(
     f'<!ENTITY {chr(98 + i)} "{f"&{chr(97 + i)};" * 10}">' for i in range(9)
