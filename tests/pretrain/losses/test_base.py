@@ -6,7 +6,6 @@ import torch
 from pretrain.config.loss import LossConfig
 from pretrain.losses import CWRGPLoss, WMSELoss, build_loss
 from pretrain.losses.base import checked_views
-from pretrain.losses.cw_rgp import covariance_penalty
 from pretrain.whitening import whiten
 from pretrain.whitening.functional import full_precision
 
@@ -36,14 +35,6 @@ def step_by_step(x, config, permutation, partition):
                     square = (white[i] - white[j]).square()
                     values.append(square.sum(-1).mean() if config.normalize else square.mean())
     return torch.stack(values).mean()
-
-
-def test_the_covariance_penalty_by_hand():
-    # two samples of two channels, centred over channels: (1, -1) and (2, -2); their covariance
-    # is (1 * 2 + 1 * 2) / (2 - 1) = 4 and stands twice off the diagonal; N = 2
-    x = torch.tensor([[[2.0, 0.0], [5.0, 1.0]]], dtype=torch.float64, requires_grad=True)
-    assert covariance_penalty(x).item() == pytest.approx(2 * 4**2 / 2)
-    assert torch.autograd.gradcheck(covariance_penalty, x)
 
 
 @pytest.mark.parametrize("over", ["batch", "channels"])
