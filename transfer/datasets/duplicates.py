@@ -46,17 +46,17 @@ def common(first: Iterable[ImageFile], second: Iterable[ImageFile]) -> list[Copy
 
 
 def _alike(
-    entries: list[Entry], is_wanted: Callable[[Group], bool]
+    entries: list[Entry], is_asked: Callable[[Group], bool]
 ) -> Iterator[tuple[Group, bool]]:
-    """Yield the wanted groups of one file (True), and those of files of one content (False).
+    """Yield the groups asked for of one file (True), and those of files of one content (False).
 
     Device and inode are those of the resolved path. They and the size cost nothing: opening the
-    images has asked for them. The last 4 kB are read of files in wanted groups of one size: of
+    images has asked for them. The last 4 kB are read of files in such groups of one size: of
     118,000 images with sizes as COCO's some 55,000 among themselves, and 6,000 against 5,000 others
     (1.3 and 0.4 s of a processor). Whole files are read only where these agree too.
     """
     files = list(_split([entries], lambda entry: entry.file[1:3]))
-    yield from ((group, True) for group in files if is_wanted(group))
+    yield from ((group, True) for group in files if is_asked(group))
     groups: Iterable[Group] = [[group[0] for group in files]]
     keys: tuple[Callable[[Entry], Hashable], ...] = (
         lambda entry: entry.file.size,
@@ -64,7 +64,7 @@ def _alike(
         lambda entry: _digest(entry.file, entry.file.size),
     )
     for key in keys:
-        groups = [group for group in _split(groups, key) if is_wanted(group)]
+        groups = [group for group in _split(groups, key) if is_asked(group)]
     yield from ((group, False) for group in groups)
 
 
