@@ -45,9 +45,7 @@ def common(first: Iterable[ImageFile], second: Iterable[ImageFile]) -> list[Copy
     ]
 
 
-def _alike(
-    entries: list[Entry], is_asked: Callable[[Group], bool]
-) -> Iterator[tuple[Group, bool]]:
+def _alike(entries: list[Entry], is_asked: Callable[[Group], bool]) -> Iterator[tuple[Group, bool]]:
     """Yield the groups asked for of one file (True), and those of files of one content (False).
 
     Device and inode are those of the resolved path. They and the size cost nothing: opening the
