@@ -17,7 +17,7 @@ from stat import S_ISREG
 from typing import Any, Literal
 
 from pipeline.stages.files import read_json, sha256_of, write_json
-from pipeline.stages.signature import canonical_json, differences
+from pipeline.stages.signature import canonical_json, differences, signature_of
 from pipeline.stages.stage import STAGE_KINDS, Stage
 
 CONFIG, JOB, MANIFEST, FAILURE = "config.json", "job.json", "manifest.json", "failure.json"
@@ -39,9 +39,12 @@ class State:
 def read_state(stage: Stage) -> State:
     """Return the stage's state from its run folder alone.
 
-    A manifest whose outputs are gone or have another size does not count as done.
+    A manifest whose outputs are gone or have another size does not count as done; a folder that
+    holds another stage's result counts as failed.
     """
     run_dir = stage.run_dir
+    if (fault := identity_fault(run_dir, stage.signature)) is not None:
+        return State("failed", fault)
     if (run_dir / MANIFEST).exists():
         try:
             fault = outputs_fault(run_dir, read_json(run_dir / MANIFEST), thorough=False)
@@ -56,6 +59,25 @@ def read_state(stage: Stage) -> State:
         except (ValueError, KeyError):
             return State("failed", f"{run_dir / FAILURE} is damaged; see {run_dir / LOG}")
     return State("missing")
+
+
+def identity_fault(run_dir: Path, signature: str) -> str | None:
+    """Return which file says that a folder is another stage's, renamed or merged by hand, or None.
+
+    A file that is damaged says nothing; who reads it for what it holds finds that out.
+    """
+    for name in (MANIFEST, CONFIG):
+        path = run_dir / name
+        try:
+            content = read_json(path)
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            continue
+        if not isinstance(content, dict) or (name == MANIFEST and "outputs" not in content):
+            continue
+        stored = content.get("signature") if name == MANIFEST else signature_of(content)
+        if stored != signature:
+            return f"{path}: is of signature {stored}, wanted {signature}; move the folder away"
+    return None
 
 
 def first_broken(inputs: Iterable[Stage], states: dict[str, State]) -> str | None:
@@ -108,6 +130,7 @@ def prepare(stage: Stage) -> None:
     job = {
         "stage": stage.kind,
         "name": stage.name,
+        "signature": stage.signature,
         "module": kind.module,
         "outputs": list(kind.outputs),
         "settings": stage.settings,
@@ -117,18 +140,19 @@ def prepare(stage: Stage) -> None:
 
 
 def check_config(stage: Stage) -> None:
-    """Compare a stored `config.json`, if there is one, with the wanted config.
+    """Compare what a run folder holds, if there is one, with the wanted config and signature.
 
     Raises:
         ValueError: they differ, with every difference.
     """
     path = stage.run_dir / CONFIG
-    if not path.exists():
-        return
-    stored = read_json(path)
-    if canonical_json(stored) != canonical_json(stage.record):
-        lines = "; ".join(differences(stored, stage.record))
-        raise ValueError(f"{path}: not the config of this plan ({lines}); move the folder away")
+    if path.exists():
+        stored = read_json(path)
+        if canonical_json(stored) != canonical_json(stage.record):
+            lines = "; ".join(differences(stored, stage.record))
+            raise ValueError(f"{path}: not the config of this plan ({lines}); move the folder away")
+    if (fault := identity_fault(stage.run_dir, stage.signature)) is not None:
+        raise ValueError(fault)
 
 
 def drop_changed_outputs(run_dir: Path) -> None:
@@ -159,8 +183,9 @@ def write_manifest(
         for path in paths:
             name = path.relative_to(run_dir).as_posix()
             outputs[name] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
-    manifest = {"stage": job["stage"], "metrics": metrics, "outputs": outputs, "provenance": made}
-    write_json(run_dir / MANIFEST, manifest)
+    content = {"metrics": metrics, "outputs": outputs, "provenance": made}
+    head = {"stage": job["stage"], "signature": job["signature"]}
+    write_json(run_dir / MANIFEST, head | content)
     (run_dir / FAILURE).unlink(missing_ok=True)
 
 

@@ -1,9 +1,10 @@
 """Content addresses: what a stage computes, as 16 hex digits.
 
-A signature covers the stage's name and version, its whole resolved config and the signatures of its
-inputs. Settings that cannot change a result carry `json_schema_extra={"identity": False}` in their
-config class and stay out. A setting that came later carries `{"identity": "if given"}`: while it
-has its default, the signatures are those of before.
+A signature covers the version of this rule, the stage's name and version, its whole resolved config
+and the signatures of its inputs. Settings that cannot change a result carry
+`json_schema_extra={"identity": False}` in their config class and stay out. A setting that came
+later carries `{"identity": "if given"}`: while it has its default, the signatures are those of
+before.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 from pydantic import BaseModel
 
 SIGNATURE_DIGITS = 16
+RULE = 2  # the version of the rule by which an identity is made; part of every signature
 
 
 def canonical_json(value: Any) -> str:

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipeline.stages.signature import signature_of
+from pipeline.stages.signature import RULE, signature_of
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ class Stage:
     def record(self) -> dict[str, Any]:
         """Return what `config.json` holds: everything that the signature covers."""
         return {
+            "rule": RULE,
             "stage": self.kind,
             "version": STAGE_KINDS[self.kind].version,
             "config": self.identity,

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.stages.files import read_json
 from pipeline.stages.run_folder import CONFIG, MANIFEST, State
-from pipeline.stages.signature import SIGNATURE_DIGITS, canonical_json, differences
+from pipeline.stages.signature import RULE, SIGNATURE_DIGITS, canonical_json, differences
 from pipeline.stages.stage import Stage
 
 DATA, CHECKPOINT = "data_content", "checkpoint_sha256"
@@ -41,6 +41,10 @@ def why_again(stage: Stage) -> str | None:
         return None
     try:
         stored = read_json(folder / CONFIG)
+        if "version" in stored and (rule := stored.get("rule", 1)) != RULE:
+            versions = _change(f"version {rule}", RULE)
+            kept = f"older results under {stage.root} are kept and not used"
+            return f"the rule of identity changed ({versions}); {kept}"
         text = "; ".join(_changes(stored, stage))
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return None  # a folder edited by hand tells nothing

@@ -77,7 +77,7 @@ def test_a_whole_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [stage] = [stage for stage in plan.stages if stage.kind == "pretrain"]
     stage.run_dir.mkdir(parents=True)
     (stage.run_dir / "backbone.pth").touch()
-    job = {"stage": "pretrain", "outputs": ["backbone.pth"]}
+    job = {"stage": "pretrain", "signature": stage.signature, "outputs": ["backbone.pth"]}
     write_manifest(stage.run_dir, job, end(3, 3 * 2), {})
     assert remarks(plan) == [
         frozen,

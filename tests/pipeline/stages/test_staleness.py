@@ -143,6 +143,22 @@ def test_a_lost_output_and_a_folder_edited_by_hand(done: Plan) -> None:
     assert not any("pretrain/a:" in line for line in again())
 
 
+def test_results_of_an_older_rule_of_identity_are_said_once_and_left_alone(done: Plan) -> None:
+    for path in list(Path("runs").glob("tiny/*/*/config.json")):
+        content = json.loads(path.read_text("utf-8"))
+        del content["rule"]
+        path.write_text(json.dumps(content), encoding="utf-8")
+        name = path.parent.name.rpartition("-")[0]
+        path.parent.rename(path.parent.with_name(f"{name}-0123456789abcdef"))
+    folders = sorted(Path("runs").glob("tiny/*/*"))
+    (line,) = again()
+    assert line.endswith(
+        " and 4 more: the rule of identity changed (before version 1, now 2); older results under "
+        "runs/tiny are kept and not used"
+    )
+    assert sorted(Path("runs").glob("tiny/*/*")) == folders
+
+
 def test_plan_prints_it(fakes: Path, done: Plan, capsys: pytest.CaptureFixture[str]) -> None:
     edit("configs/a.yaml", lambda content: content["optimizer"].update(lr=0.002))
     line = "again: pretrain/a: optimizer.lr: before 0.001, now 0.002"
