@@ -19,7 +19,7 @@ from pipeline.report.collect import MADE_FROM, all_states, collect, report_dir
 from pipeline.report.tables import rich_tables
 from pipeline.report.write import make_report
 from pipeline.stages.run_folder import lock
-from pipeline.stages.staleness import changed_lines
+from pipeline.stages.staleness import changed_lines, shared_lines
 
 
 def run(plan: Plan, console: Console, only: tuple[str, ...] = ()) -> int:
@@ -33,11 +33,12 @@ def run(plan: Plan, console: Console, only: tuple[str, ...] = ()) -> int:
     with lock(plan.config.root / "lock"):
         refuse_queued(plan)
         states = all_states(part)
-        num_done = sum(state.status == "done" for state in states.values())
-        console.print(f"{plan.config.name}: {len(part.stages)} stages, {num_done} already done")
+        num_done = sum(states[stage.name].status == "done" for stage in part.distinct)
+        console.print(f"{plan.config.name}: {len(part.distinct)} stages, {num_done} already done")
+        tell(console, shared_lines(part.stages, states))
         tell(console, changed_lines(part.stages, states))
         tell(console, check_before_start(part, states))
-        with Progress(console, len(part.stages), num_done) as progress:
+        with Progress(console, len(part.distinct), num_done) as progress:
             states = run_local(part, progress)
         make_report(plan)
     show_report(plan, console)
@@ -80,9 +81,10 @@ def show_plan(plan: Plan, console: Console) -> int:
         status = states[stage.name].status
         table.add_row(stage.name, stage.signature, needs, Text(status, STYLES.get(status, "")))
     console.print(table)
+    tell(console, shared_lines(plan.stages, states))
     tell(console, changed_lines(plan.stages, states))
     tell(console, check_before_start(plan, states, trust_kept=True))
-    waiting = sum(state.status != "done" for state in states.values())
+    waiting = sum(states[stage.name].status != "done" for stage in plan.distinct)
     console.print(f"{len(plan.stages)} stages, {waiting} to run; folder {plan.config.root}")
     return 0
 

@@ -24,7 +24,7 @@ from pipeline.plan.plan import Plan
 from pipeline.report.collect import all_states
 from pipeline.report.write import make_report
 from pipeline.stages.run_folder import State, lock
-from pipeline.stages.staleness import changed_lines
+from pipeline.stages.staleness import changed_lines, shared_lines
 
 CANCEL_WAIT_S = 120.0
 POLL_S = 1.0
@@ -38,15 +38,16 @@ def run(plan: Plan, console: Console) -> int:
         standings, notes = read_standings(plan)
         if blind := [note for note in notes if note.startswith("squeue")]:
             raise SlurmError("; ".join(blind))  # a job might be submitted twice
-        waiting = [s for s in plan.stages if standings[s.name].status in ("missing", "failed")]
-        counts = Counter(standing.status for standing in standings.values())
+        waiting = [s for s in plan.distinct if standings[s.name].status in ("missing", "failed")]
+        counts = Counter(standings[stage.name].status for stage in plan.distinct)
         summary = ", ".join(
             f"{counts[status]} {status}" for status in ("done", "running", "queued")
         )
-        console.print(f"{plan.config.name}: {len(plan.stages)} stages, {summary}")
+        console.print(f"{plan.config.name}: {len(plan.distinct)} stages, {summary}")
         if not waiting:
             return _nothing_to_submit(plan, console, standings)
         states = {name: State(standing.status) for name, standing in standings.items()}
+        tell(console, shared_lines(plan.stages, states))
         tell(console, changed_lines(waiting, states))
         tell(console, check_before_start(plan, states, here=False))
         _clear(plan, ledger, rows, {standings[stage.name].job_id for stage in waiting})
@@ -95,7 +96,7 @@ def show_plan(plan: Plan, console: Console) -> int:
         ValueError: whatever `run` would refuse before it submits.
     """
     states = all_states(plan)
-    waiting = [stage for stage in plan.stages if states[stage.name].status != "done"]
+    waiting = [stage for stage in plan.distinct if states[stage.name].status != "done"]
     groups = plan_groups(plan, waiting)
     if faults := resource_faults(plan):
         raise ValueError("\n".join(faults))
@@ -114,6 +115,7 @@ def show_plan(plan: Plan, console: Console) -> int:
             group.name, str(group.num_tasks), escape(needs), size, limit, hours, estimate.source
         )
     console.print(table)
+    tell(console, shared_lines(plan.stages, states))
     tell(console, changed_lines(plan.stages, states))
     tell(console, check_before_start(plan, states, here=False, trust_kept=True))
     root = plan.config.root.absolute()
@@ -127,7 +129,7 @@ def show_plan(plan: Plan, console: Console) -> int:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
     total = sum(estimate.hours for estimate in estimates.values())
     console.print(
-        f"{len(waiting)} of {len(plan.stages)} stages to run in {len(groups)} sbatch calls; "
+        f"{len(waiting)} of {len(plan.distinct)} stages to run in {len(groups)} sbatch calls; "
         f"{total:.1f} GPU hours; folder {plan.config.root}",
         soft_wrap=True,
     )

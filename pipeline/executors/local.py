@@ -43,7 +43,7 @@ def run_local(plan: Plan, progress: Progress) -> dict[str, State]:
         KeyboardInterrupt: the run was asked to stop; no stage is left at work.
     """
     states = {stage.name: read_state(stage) for stage in plan.stages}
-    waiting = [stage for stage in plan.stages if states[stage.name].status != "done"]
+    waiting = [stage for stage in plan.distinct if states[stage.name].status != "done"]
     states |= {stage.name: State("missing") for stage in waiting}  # what failed is tried again
     running: list[Child] = []
     try:
@@ -62,7 +62,8 @@ def run_local(plan: Plan, progress: Progress) -> dict[str, State]:
             time.sleep(POLL_S if running else 0)
     finally:
         stop([process for child in running for process in child.processes])
-    return states
+    of_folder = {stage.run_dir: states[stage.name] for stage in plan.distinct}
+    return {stage.name: of_folder[stage.run_dir] for stage in plan.stages}
 
 
 def _start_ready(

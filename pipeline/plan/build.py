@@ -24,7 +24,7 @@ from pipeline.config.yaml_files import (
 from pipeline.plan.compatibility import dataset_names, demands_of, disagreements, stem_fault
 from pipeline.plan.data_identity import detection_identity, image_identity
 from pipeline.plan.data_sets import unknown_set
-from pipeline.plan.plan import Plan
+from pipeline.plan.plan import Plan, share_folders
 from pipeline.stages.files import sha256_of
 from pipeline.stages.signature import identity_of
 from pipeline.stages.stage import Stage
@@ -83,6 +83,7 @@ def load_plan(config_file: Path, overrides: list[str], *, on_paper: bool = False
     stages = _build_stages(scope)
     if scope.faults:
         raise ValueError("\n".join(dict.fromkeys(scope.faults)))
+    stages = share_folders(stages, config.root)
     return Plan(config, config_file, tuple(overrides), tuple(stages))
 
 
@@ -135,9 +136,10 @@ class _Scope:
             return None
 
     def data_identity(self, key: Hashable, take: Callable[[], Identity]) -> Identity | None:
-        """Return the identity of data that have to be there, unless the plan is on paper."""
+        """Return the identity of data that have to be there; of a plan on paper it is the key."""
         if key not in self.identities:
-            self.identities[key] = None if self.on_paper else self.attempt(take)
+            on_paper = {"on paper": str(key)}
+            self.identities[key] = on_paper if self.on_paper else self.attempt(take)
         return self.identities[key]
 
     def images(self, data: DataConfig, *splits: Split) -> Identity | None:
@@ -222,7 +224,9 @@ def _convert_stage(scope: _Scope, backbone: BackboneConfig, pretrain: Stage | No
         settings["checkpoint"] = str(source.absolute())
         if source.is_file():
             identity["checkpoint_sha256"] = sha256_of(source)
-        elif not scope.on_paper:
+        elif scope.on_paper:
+            identity["checkpoint_sha256"] = f"on paper {source}"
+        else:
             scope.faults.append(f"{source}: no such checkpoint (backbone {backbone.name})")
     return Stage(
         kind="convert",

@@ -1,23 +1,77 @@
-"""A plan: the stages that a pipeline config asks for, and a part of them."""
+"""A plan: the stages that a pipeline config asks for, each computed once, and a part of them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.config.schema import PipelineConfig
 from pipeline.messages import unknown
-from pipeline.stages.stage import Stage
+from pipeline.stages.run_folder import MANIFEST, identity_fault
+from pipeline.stages.signature import SIGNATURE_DIGITS
+from pipeline.stages.stage import STAGE_KINDS, Stage
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All stages, inputs before what needs them, and the config they come from."""
+    """All stages, inputs before what needs them, and the config they come from.
+
+    Stages of one signature, such as those of two backbones with one recipe, share a folder.
+    """
 
     config: PipelineConfig
     config_file: Path
     overrides: tuple[str, ...]
     stages: tuple[Stage, ...]
+
+    @property
+    def distinct(self) -> tuple[Stage, ...]:
+        """Return the stages without those that share the folder of one before them."""
+        return tuple({stage.run_dir: stage for stage in reversed(self.stages)}.values())[::-1]
+
+
+def share_folders(stages: Iterable[Stage], root: Path) -> list[Stage]:
+    """Return the stages, each with the folder that its signature has already, under whatever name.
+
+    That is the folder of the first stage with this signature, or one that lies below `root` since
+    the plan had another name for it, rather a finished one; else the stage's own. What needs a
+    stage then needs the first one of its signature.
+    """
+    folders: dict[tuple[str, str], list[str]] = {}
+    for kind in STAGE_KINDS:
+        names = sorted(path.name for path in (root / kind).glob("*-*"))
+        for slug, _, signature in (name.rpartition("-") for name in names):
+            if len(signature) == SIGNATURE_DIGITS:
+                folders.setdefault((kind, signature), []).append(slug)
+    first: dict[str, Stage] = {}
+    by_name: dict[str, Stage] = {}
+    for stage in stages:
+        inputs = {role: first[by_name[each.name].signature] for role, each in stage.inputs.items()}
+        stage = replace(stage, inputs=inputs)  # noqa: PLW2901
+        others = folders.get((stage.kind, stage.signature), [])
+        if stage.signature in first:
+            slug = first[stage.signature].folder_of or first[stage.signature].slug
+        elif others == [stage.slug] or not others:
+            slug = stage.slug
+        else:
+            slug = _best_folder(stage, others)
+        by_name[stage.name] = replace(stage, folder_of="" if slug == stage.slug else slug)
+        first.setdefault(stage.signature, by_name[stage.name])
+    return list(by_name.values())
+
+
+def _best_folder(stage: Stage, slugs: list[str]) -> str:
+    """Return the slug of a finished folder of this signature, or of one begun; its own comes first.
+
+    A folder of another name that is not of this signature is nobody's.
+    """
+    parent = stage.run_dir.parent
+    own_first = sorted(slugs, key=lambda slug: slug != stage.slug)
+    folders = {slug: parent / f"{slug}-{stage.signature}" for slug in own_first}
+    sound = [slug for slug in own_first if not identity_fault(folders[slug], stage.signature)]
+    finished = [slug for slug in sound if (folders[slug] / MANIFEST).is_file()]
+    return [*finished, *sound, stage.slug][0]
 
 
 def select(plan: Plan, names: list[str]) -> Plan:

@@ -53,7 +53,8 @@ class Stage:
 
     `identity` is the part of the config that can change the result, `settings` is the whole config
     with paths and workers, `inputs` maps a role to the stage whose result it reads,
-    `source` is the config file that faults are named by.
+    `source` is the config file that faults are named by. `folder_of` is the slug under which a
+    stage of the same signature has its folder, where that is not its own.
     """
 
     kind: str
@@ -67,6 +68,7 @@ class Stage:
     probe: str | None = None
     seed: int | None = None
     source: str = ""
+    folder_of: str = ""
 
     @property
     def name(self) -> str:
@@ -92,7 +94,12 @@ class Stage:
     @cached_property
     def run_dir(self) -> Path:
         """Return the folder that this stage writes."""
-        return self.root / self.kind / f"{self.slug}-{self.signature}"
+        return self.root / self.kind / f"{self.folder_of or self.slug}-{self.signature}"
+
+    @property
+    def same_as(self) -> str | None:
+        """Return the name of the stage of the same signature whose folder it uses, or None."""
+        return f"{self.kind}/{self.folder_of}" if self.folder_of else None
 
     @property
     def result(self) -> Path:

@@ -1,4 +1,4 @@
-"""Reasons why a stage that has an older finished result is to run again."""
+"""What a plan says of results that are there: used under another name, or made again and why."""
 
 from __future__ import annotations
 
@@ -17,6 +17,19 @@ NAMES = ("before", "now")
 MAX_CHANGES = 3
 MAX_LENGTH = 160
 MAX_STAGES = 6
+
+
+def shared_lines(stages: Iterable[Stage], states: dict[str, State]) -> list[str]:
+    """Return a line for each stage that another of the same signature stands for, a few by name."""
+    lines = [
+        f"{stage.name}: {'done' if states[stage.name].status == 'done' else 'to be done'} as "
+        f"{stage.same_as}, whose inputs and settings are equal"
+        for stage in stages
+        if stage.same_as is not None
+    ]
+    hidden = len(lines) - MAX_STAGES
+    more = [f"and {hidden} more stages that are done once for two names"] if hidden > 0 else []
+    return lines[:MAX_STAGES] + more
 
 
 def changed_lines(stages: Iterable[Stage], states: dict[str, State]) -> list[str]:

@@ -50,7 +50,7 @@ class JobGroup:
 
 def plan_groups(plan: Plan, waiting: Sequence[Stage] | None = None) -> list[JobGroup]:
     """Return the groups for the whole plan, or for the stages that wait, none submitted before."""
-    stages = plan.stages if waiting is None else waiting
+    stages = plan.distinct if waiting is None else waiting
     return job_groups(stages, plan.config.resources, {})
 
 

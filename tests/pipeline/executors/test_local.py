@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from pipeline.plan.plan import select
 from pipeline.stages.run_folder import FAILURE, LOG, MANIFEST, State
 from tests.pipeline.local_runs import ran, run, small_plan
 
@@ -41,3 +42,26 @@ def test_a_failed_stage_stops_only_what_needs_it(fakes: Path) -> None:
     assert {state.status for state in run(plan).values()} == {"done"}
     assert ran() == ["a", "a", "a--coco--seed0", "a--voc--seed0"]
     assert not (pretrain.run_dir / FAILURE).exists()
+
+
+TWINS = "backbones=[{name: a, pretrain: a.yaml}, {name: twin, pretrain: a.yaml}]"
+
+
+def test_two_names_of_one_recipe_run_once(fakes: Path) -> None:
+    plan = small_plan([TWINS, "seeds=[0]"])
+    by_name = {entry.name: entry for entry in plan.stages}
+    assert by_name["finetune/twin--voc--seed0"].run_dir == by_name["finetune/a--voc--seed0"].run_dir
+    assert by_name["convert/twin"].inputs["checkpoint"] is by_name["pretrain/a"]
+    states = run(plan)
+    assert {state.status for state in states.values()} == {"done"} and len(states) == 8
+    assert sorted(ran()) == ["a", "a", "a--coco--seed0", "a--voc--seed0"]
+    assert {state.status for state in run(select(plan, ["convert/twin"])).values()} == {"done"}
+    assert ran() == []
+
+
+def test_a_failure_is_that_of_both_names(fakes: Path) -> None:
+    Path("behaviour-a").write_text("fail", encoding="utf-8")
+    states = run(small_plan([TWINS, "seeds=[0]"]))
+    assert {state.status for state in states.values()} == {"failed"}
+    assert states["finetune/twin--voc--seed0"] == states["finetune/a--voc--seed0"]
+    assert ran() == ["a"]

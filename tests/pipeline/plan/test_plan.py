@@ -1,11 +1,16 @@
-"""A part of a plan is the named stages and what they need."""
+"""A part of a plan is the named stages and what they need; equal stages share one folder."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pipeline.plan.build import load_plan
 from pipeline.plan.plan import select
+from pipeline.stages.files import read_json
+from pipeline.stages.run_folder import JOB, prepare, read_state, write_manifest
+from pipeline.stages.stage import STAGE_KINDS, Stage
+from pipeline.stages.staleness import shared_lines
 
 
 def test_a_stage_comes_with_what_it_needs(project: Path) -> None:
@@ -25,3 +30,49 @@ def test_an_unknown_stage_is_told_with_the_nearest_name(project: Path) -> None:
     with pytest.raises(ValueError, match=r"--only: unknown stage 'pretrain/aa'; did you mean") as e:
         select(plan, ["pretrain/aa", "nonsense"])
     assert len(str(e.value).splitlines()) == 2 and "and 4 more" in str(e.value)
+
+
+CONFIG = Path("configs/tiny.yaml")
+OLD = ["backbones=[{name: old, pretrain: a.yaml}]", "seeds=[0]", "tasks.1.name=voc-old"]
+NEW = ["backbones=[{name: new, pretrain: a.yaml}]", "seeds=[0]"]
+
+
+def made(overrides: list[str]) -> list[Stage]:
+    """Leave the folders of a plan's stages, as if all were done."""
+    stages = load_plan(CONFIG, overrides).distinct
+    for stage in stages:
+        prepare(stage)
+        for pattern in STAGE_KINDS[stage.kind].outputs:
+            path = stage.run_dir / pattern.replace("*", "one")
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(stage.signature, encoding="utf-8")
+        write_manifest(stage.run_dir, read_json(stage.run_dir / JOB), {"bbox/AP": 1.0}, {})
+    return list(stages)
+
+
+def test_what_is_equal_is_used_under_its_old_name(project: Path) -> None:
+    old = {stage.run_dir for stage in made(OLD)}
+    plan = load_plan(CONFIG, NEW)
+    assert {stage.run_dir for stage in plan.stages} == old
+    states = {stage.name: read_state(stage) for stage in plan.stages}
+    assert {state.status for state in states.values()} == {"done"}
+    assert shared_lines(plan.stages, states)[-1] == (
+        "finetune/new--voc--seed0: done as finetune/old--voc-old--seed0, whose inputs and settings "
+        "are equal"
+    )
+    assert load_plan(CONFIG, OLD).stages[0].same_as is None
+
+
+def test_a_finished_folder_is_used_before_one_of_its_own_name_that_is_not(project: Path) -> None:
+    old = made(OLD)
+    prepare(replace(load_plan(CONFIG, NEW).stages[0], folder_of=""))
+    assert load_plan(CONFIG, NEW).stages[0].run_dir == old[0].run_dir
+    (old[0].run_dir / "manifest.json").unlink()
+    assert load_plan(CONFIG, NEW).stages[0].run_dir.name.startswith("new-")
+
+
+def test_a_folder_named_by_hand_is_not_used(project: Path) -> None:
+    stage = load_plan(CONFIG, NEW).stages[0]
+    other = made(["backbones=[{name: b, pretrain: b.yaml}]", "seeds=[0]"])[0]
+    other.run_dir.rename(other.run_dir.with_name(f"b-{stage.signature}"))
+    assert load_plan(CONFIG, NEW).stages[0].same_as is None
