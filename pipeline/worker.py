@@ -23,10 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.messages import one_line
+from pipeline.plan.contents import check_contents
 from pipeline.stages.files import append_json_line, read_json, write_json
 from pipeline.stages.provenance import provenance
 from pipeline.stages.run_folder import (
     ATTEMPTS,
+    CONFIG,
     EXIT_INTERRUPTED,
     EXIT_LOCKED,
     FAILURE,
@@ -36,8 +38,10 @@ from pipeline.stages.run_folder import (
     LockedError,
     attempts_s,
     drop_changed_outputs,
+    identity_fault,
     lock,
     outputs_fault,
+    set_aside,
     write_manifest,
 )
 
@@ -86,11 +90,16 @@ def _run_stage(run_dir: Path, is_first: bool) -> int:
     try:
         job = read_json(run_dir / JOB)
         inputs = {role: Path(path) for role, path in job["inputs"].items()}
-        for path in inputs.values() if is_first else ():
-            check_input(path)
+        if is_first:
+            check_what_is_read(run_dir, job, inputs)
         module = importlib.import_module(job["module"])
         metrics = module.run_stage(job["settings"], inputs, run_dir)
         if is_first:
+            try:
+                check_what_is_read(run_dir, job, inputs)
+            except ValueError as error:
+                place = set_aside(run_dir)  # nobody knows which of the two was read
+                raise ValueError(f"{error}; what was made until then is in {place}") from None
             made = provenance() | {
                 "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
                 "wall_time_s": round(time.time() - started + attempts_s(run_dir), 1),
@@ -114,6 +123,20 @@ def _run_stage(run_dir: Path, is_first: bool) -> int:
         if is_first:
             append_json_line(run_dir / ATTEMPTS, {"wall_time_s": time.time() - started})
     return 0
+
+
+def check_what_is_read(run_dir: Path, job: dict[str, Any], inputs: dict[str, Path]) -> None:
+    """Compare what a stage reads with what it was planned with, which its `config.json` holds.
+
+    Raises:
+        ValueError: an input, the data, the checkpoint or the number of processes is another.
+    """
+    record = read_json(run_dir / CONFIG)
+    for role, path in inputs.items():
+        check_input(path)
+        if fault := identity_fault(path.parent, record["inputs"][role]):
+            raise ValueError(fault)
+    check_contents(job["stage"], record["config"], job["settings"])
 
 
 def check_input(path: Path) -> None:

@@ -1,4 +1,7 @@
-"""Resources that the jobs of a stage ask a cluster for; nothing here can change a result."""
+"""Resources that the jobs of a stage ask a cluster for.
+
+Only `gpus` and `nodes` of a pretraining change a result: they say how many processes share a batch.
+"""
 
 from __future__ import annotations
 
@@ -86,6 +89,10 @@ class Resources(BaseModel):
         Pretraining has one a GPU; detectron2 starts its own, so the others have one a node.
         """
         return max(self.gpus, 1) if kind == "pretrain" else 1
+
+    def num_processes(self, kind: str) -> int:
+        """Return the processes of a stage on all nodes, which a pretraining's result depends on."""
+        return self.nodes * self.tasks_per_node(kind)
 
     def cpus_per_task(self, kind: str) -> int:
         """Return the CPU cores of each process that SLURM starts."""

@@ -17,6 +17,7 @@ from pipeline.plan.compatibility import misfits
 from pipeline.plan.plan import Plan
 from pipeline.stages.files import read_json
 from pipeline.stages.run_folder import State, check_config
+from pipeline.stages.signature import WORLD_SIZE
 from pipeline.stages.stage import STAGE_KINDS, Stage
 
 NOTE = "note: "  # begins what stops nothing
@@ -52,6 +53,13 @@ def check_before_start(
     faults = [_named(askers[text][0], line) for text in jobs for line in answers[text].faults]
     of_stage = {stage.name: answers[text] for text in jobs for stage in askers[text]}
     faults += [line for stage in waiting for line in _misfits(stage, of_stage)]
+    nodes = plan.config.resources.of("pretrain").nodes
+    if here and nodes > 1 and any(WORLD_SIZE in stage.identity for stage in waiting):
+        faults.append(
+            f"{plan.config_file}: resources.pretrain.nodes is {nodes}, but this is one machine, "
+            "and results depend on the number of processes; set it to 1, or run with "
+            "--executor slurm"
+        )
     if faults:
         raise ValueError("\n".join(dict.fromkeys(faults)))
     said = [line for each in answers.values() for line in each.notes]

@@ -22,16 +22,15 @@ from pipeline.config.yaml_files import (
     validated,
 )
 from pipeline.plan.compatibility import dataset_names, demands_of, disagreements, stem_fault
-from pipeline.plan.data_identity import detection_identity, image_identity
+from pipeline.plan.contents import SPLITS, by_use, image_content, set_content
 from pipeline.plan.data_sets import unknown_set
 from pipeline.plan.plan import Plan, share_folders
-from pipeline.stages.files import sha256_of
-from pipeline.stages.signature import identity_of
+from pipeline.stages.signature import CHECKPOINT, DATA, WORLD_SIZE, identity_of
 from pipeline.stages.stage import Stage
 from pretrain.config.data import DataConfig
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.config.probe import ProbeConfig
-from pretrain.data.splits import Split
+from pretrain.data.file_index import file_sha256
 from transfer.config.convert import ConvertConfig
 from transfer.config.data import DetectionData, known_datasets
 from transfer.config.finetune import FinetuneConfig
@@ -142,9 +141,10 @@ class _Scope:
             self.identities[key] = on_paper if self.on_paper else self.attempt(take)
         return self.identities[key]
 
-    def images(self, data: DataConfig, *splits: Split) -> Identity | None:
-        """Return the identity of splits of a set of images."""
-        return self.data_identity((data, splits), lambda: image_identity(data, splits))
+    def images(self, data: DataConfig, kind: str) -> Identity | None:
+        """Return the identity of the splits that a kind of stage reads of a set of images."""
+        splits = SPLITS[kind]
+        return self.data_identity((data, splits), lambda: image_content(data, splits))
 
     def read(self, path: Path, overrides: tuple[str, ...], model: type[Config]) -> Config | None:
         """Return the config in a file, or None with its faults kept."""
@@ -192,7 +192,7 @@ def _pretrain_stage(
     """Return the stage; what of the tasks does not fit the backbone becomes a fault."""
     assert backbone.pretrain is not None
     path = scope.folder / backbone.pretrain
-    num_ranks = max(1, scope.config.resources.of("pretrain").num_gpus)
+    num_ranks = scope.config.resources.of("pretrain").num_processes("pretrain")
     scope.faults.extend(
         f"{path}: backbone {backbone.name} on {num_ranks} GPUs (resources.pretrain): {fault}"
         for fault in recipe.faults_on(num_ranks)
@@ -208,7 +208,7 @@ def _pretrain_stage(
     return Stage(
         kind="pretrain",
         slug=backbone.name,
-        identity=identity_of(recipe) | {"data_content": data},
+        identity=identity_of(recipe) | {WORLD_SIZE: num_ranks, DATA: data},
         settings=_absolute(settings, "probe", "data", "root"),
         root=scope.config.root,
         backbone=backbone.name,
@@ -223,9 +223,9 @@ def _convert_stage(scope: _Scope, backbone: BackboneConfig, pretrain: Stage | No
         source = backbone.checkpoint
         settings["checkpoint"] = str(source.absolute())
         if source.is_file():
-            identity["checkpoint_sha256"] = sha256_of(source)
+            identity[CHECKPOINT] = file_sha256(source)
         elif scope.on_paper:
-            identity["checkpoint_sha256"] = f"on paper {source}"
+            identity[CHECKPOINT] = f"on paper {source}"
         else:
             scope.faults.append(f"{source}: no such checkpoint (backbone {backbone.name})")
     return Stage(
@@ -249,8 +249,7 @@ def _read_probe(scope: _Scope, probe: ProbeEntry) -> Probe | None:
             f"{scope.folder / probe.config}: random_arch: give the architecture to probe "
             "where a backbone is random"
         )
-    data = scope.images(config.data, "train", "test")
-    return config, identity_of(config) | {"data_content": data}
+    return config, identity_of(config) | {DATA: scope.images(config.data, "probe")}
 
 
 def _probe_stage(
@@ -281,7 +280,8 @@ def _read_task(scope: _Scope, task: TaskConfig) -> Task | None:
     if content is None:
         return None
     known = known_datasets() | dict(scope.config.datasets)
-    datasets, identities = {}, {}
+    datasets: dict[str, DetectionData] = {}
+    identities: dict[str, Identity | None] = {}
     names, faults = dataset_names(content, path)
     scope.faults.extend(faults)
     for name in (name for listed in names.values() for name in listed):
@@ -291,8 +291,10 @@ def _read_task(scope: _Scope, task: TaskConfig) -> Task | None:
             scope.faults.append(unknown_set(name, path, known))
             continue
         datasets[name] = known[name]
-        take = partial(detection_identity, name, known[name])
+        take = partial(set_content, name, known[name])
         identities[name] = scope.data_identity(name, take)
+    if names:
+        content["DATASETS"] |= names  # lists, though text was given
     settings = {"detectron2": content, "datasets": datasets} | {
         "optimizer": task.optimizer,
         "num_gpus": task.num_gpus,
@@ -301,17 +303,23 @@ def _read_task(scope: _Scope, task: TaskConfig) -> Task | None:
     }
     config = scope.attempt(lambda: validated(FinetuneConfig, settings, str(path)))
     identity = config and scope.attempt(lambda: _task_identity(config, str(path)))
-    return (config, identity | {"data_content": identities}) if config and identity else None
+    data = by_use(content, identities)
+    return (config, identity | {DATA: data}) if config and identity else None
 
 
 def _task_identity(config: FinetuneConfig, where: str) -> Identity:
-    """Return the identity of a task without the detectron2 keys that cannot change a result."""
+    """Return the identity of a task without the detectron2 keys that cannot change a result.
+
+    Its data sets enter by what they hold, in their order, not by their names.
+    """
     try:
         identity = identity_of(config)
     except TypeError as error:
         raise ValueError(f"{where}: {error}") from None
     content = copy.deepcopy(identity["detectron2"])
-    for section, key in (("SOLVER", "CHECKPOINT_PERIOD"), ("MODEL", "DEVICE")):
+    del identity["datasets"]
+    of_data = (("DATASETS", "TRAIN"), ("DATASETS", "TEST"))
+    for section, key in (("SOLVER", "CHECKPOINT_PERIOD"), ("MODEL", "DEVICE"), *of_data):
         if isinstance(content.get(section), dict):
             content[section].pop(key, None)
     for key in ("VIS_PERIOD", "OUTPUT_DIR"):

@@ -22,7 +22,7 @@ from pipeline.stages.stage import STAGE_KINDS, Stage
 
 CONFIG, JOB, MANIFEST, FAILURE = "config.json", "job.json", "manifest.json", "failure.json"
 LOCK, LOG, METRICS, JOBS = "lock", "log.txt", "metrics.jsonl", "jobs.jsonl"
-ATTEMPTS = "attempts.jsonl"
+ATTEMPTS, SET_ASIDE = "attempts.jsonl", "set-aside"
 LOCK_ATTEMPTS = 10
 EXIT_INTERRUPTED, EXIT_LOCKED = 75, 76
 Status = Literal["missing", "queued", "running", "done", "failed"]
@@ -165,6 +165,19 @@ def drop_changed_outputs(run_dir: Path) -> None:
                 path.unlink(missing_ok=True)
     except (ValueError, KeyError, AttributeError, TypeError):
         return  # such a manifest names no outputs, and is not taken for done
+
+
+def set_aside(run_dir: Path) -> Path:
+    """Move what a stage made into a folder below its own, from which nothing is resumed."""
+    kept = {CONFIG, JOB, LOCK, ATTEMPTS, JOBS, FAILURE}
+    entries = [each for each in run_dir.iterdir() if each.name not in kept]
+    number = 1 + sum(each.name.startswith(SET_ASIDE) for each in entries)
+    place = run_dir / f"{SET_ASIDE}-{number}"
+    place.mkdir()
+    for entry in entries:
+        if not entry.name.startswith(("log", SET_ASIDE)):
+            entry.rename(place / entry.name)
+    return place
 
 
 def write_manifest(

@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import BaseModel
 
 SIGNATURE_DIGITS = 16
+DATA, CHECKPOINT, WORLD_SIZE = "data_content", "checkpoint_sha256", "world_size"  # of an identity
 RULE = 2  # the version of the rule by which an identity is made; part of every signature
 
 

@@ -8,11 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.stages.files import read_json
-from pipeline.stages.run_folder import CONFIG, MANIFEST, State
-from pipeline.stages.signature import RULE, SIGNATURE_DIGITS, canonical_json, differences
+from pipeline.stages.run_folder import CONFIG, JOB, MANIFEST, State
+from pipeline.stages.signature import (
+    CHECKPOINT,
+    DATA,
+    RULE,
+    SIGNATURE_DIGITS,
+    canonical_json,
+    differences,
+)
 from pipeline.stages.stage import Stage
 
-DATA, CHECKPOINT = "data_content", "checkpoint_sha256"
 NAMES = ("before", "now")
 MAX_CHANGES = 3
 MAX_LENGTH = 160
@@ -58,7 +64,8 @@ def why_again(stage: Stage) -> str | None:
             versions = _change(f"version {rule}", RULE)
             kept = f"older results under {stage.root} are kept and not used"
             return f"the rule of identity changed ({versions}); {kept}"
-        text = "; ".join(_changes(stored, stage))
+        sets_before = by_name(read_json(folder / JOB)["settings"], stored["config"].get(DATA))
+        text = "; ".join(_changes(stored, sets_before, stage))
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return None  # a folder edited by hand tells nothing
     return f"{text[:MAX_LENGTH]}.." if len(text) > MAX_LENGTH else text or None
@@ -75,14 +82,17 @@ def newest_result(stage: Stage) -> Path | None:
     return max(results)[1] if results else None
 
 
-def _changes(stored: dict[str, Any], stage: Stage) -> list[str]:
+def _changes(
+    stored: dict[str, Any], sets_before: dict[str, dict[str, Any]], stage: Stage
+) -> list[str]:
     """Return how a stored `config.json` differs; inputs count only where nothing else does."""
     lines = []
     if stored["version"] != stage.record["version"]:
         versions = _change(stored["version"], stage.record["version"])
         lines.append(f"what {stage.kind} computes has changed (version: {versions})")
     before, now = dict(stored["config"]), dict(stage.identity)
-    lines += _data_changes(before.pop(DATA, None), now.pop(DATA, None))
+    before.pop(DATA, None)
+    lines += _data_changes(sets_before, by_name(stage.settings, now.pop(DATA, None)))
     if before.pop(CHECKPOINT, None) != now.pop(CHECKPOINT, None):
         lines.append(f"checkpoint {stage.settings.get('checkpoint')} has another content")
     settings = differences(before, now, names=NAMES)
@@ -101,27 +111,38 @@ def _changes(stored: dict[str, Any], stage: Stage) -> list[str]:
     ]
 
 
-def _data_changes(before: Any, now: Any) -> list[str]:
-    """Return a line for every data set that is not what it was; a name changes with the config."""
-    sets_before, sets_now = _by_name(before), _by_name(now)
+def _data_changes(
+    sets_before: dict[str, dict[str, Any]], sets_now: dict[str, dict[str, Any]]
+) -> list[str]:
+    """Return a line for every data set that is not what it was, and for others in its place."""
     lines = []
     for name in sorted(sets_before.keys() & sets_now.keys()):
         if canonical_json(sets_before[name]) != canonical_json(sets_now[name]):
             lines.append(f"data set {name} has changed{_what(sets_before[name], sets_now[name])}")
-    if sets_before.keys() != sets_now.keys():
+    contents = [sorted(map(canonical_json, sets.values())) for sets in (sets_before, sets_now)]
+    if sets_before.keys() != sets_now.keys() and contents[0] != contents[1]:
         lines.append(f"data sets: {_change(sorted(sets_before), sorted(sets_now))}")
     return lines
 
 
-def _by_name(content: Any) -> dict[str, dict[str, Any]]:
-    """Return the identities of data sets by name; a stage holds one, or several by name."""
-    content = content or {}
-    return {content["name"]: content} if isinstance(content.get("name"), str) else dict(content)
+def by_name(settings: dict[str, Any], content: Any) -> dict[str, dict[str, Any]]:
+    """Return the identities of a stage's data sets by the names that its settings give them."""
+    if content is None:
+        return {}
+    if "data" in settings:
+        return {settings["data"]["name"]: content}
+    names = settings["detectron2"]["DATASETS"]
+    return {
+        name: entry
+        for use, entries in content.items()
+        for name, entry in zip(names[use], entries, strict=True)
+    }
 
 
 def _what(before: dict[str, Any], now: dict[str, Any]) -> str:
     """Return which part of a data set changed, where its identity tells."""
-    parts = ["annotations"] if before.get("index") != now.get("index") else []
+    parts = differences(before.get("settings", {}), now.get("settings", {}), names=NAMES)
+    parts += ["annotations"] if before.get("index") != now.get("index") else []
     if before.get("num_files") != now.get("num_files"):
         parts.append(f"files: {_change(before.get('num_files'), now.get('num_files'))}")
     elif before.get("digest") != now.get("digest"):

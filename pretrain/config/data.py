@@ -20,13 +20,13 @@ from pretrain.config.base import (
 
 
 class DataConfig(Section):
-    """Images on disk; `name` and the content identify them.
+    """Images on disk; their content identifies them, `name` is what tables call them.
 
     `folder` is any folder of images without labels; `imagefolder` has one folder per class below
     `train` and `val`; the others are the layouts that torchvision knows by these names.
     """
 
-    name: str
+    name: str = Field(json_schema_extra=NOT_IDENTITY)
     root: Path = Field(json_schema_extra=NOT_IDENTITY)
     format: Literal["folder", "imagefolder", "cifar10", "cifar100", "stl10"] = "folder"
     num_workers: int = Field(default=0, ge=0, json_schema_extra=NOT_IDENTITY)

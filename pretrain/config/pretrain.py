@@ -119,7 +119,7 @@ class ComputeConfig(Section):
 
 
 class PretrainConfig(Section):
-    """One pretraining run: images in, `backbone.pth` out.
+    """One pretraining run: images in, `backbone.pth` out; `method` is a label.
 
     `batch_size` is that of all processes together. `covariance_epochs` ends the loss's covariance
     term after so many epochs and `covariance_extra_steps` of the next: 1 unless given, as CW-RGP's
@@ -127,7 +127,7 @@ class PretrainConfig(Section):
     one is kept.
     """
 
-    method: str
+    method: str = Field(json_schema_extra=NOT_IDENTITY)
     data: DataConfig
     augment: AugmentConfig = AugmentConfig()
     model: ModelConfig = ModelConfig()

@@ -9,6 +9,7 @@ from pretrain.runtime.checkpoint import drop_unfinished, newest_state
 from pretrain.runtime.distributed import Processes
 
 State = dict[str, Any]
+LABELS = ("data.name", "method")  # which states of earlier versions hold too
 
 
 def state_to_resume(
@@ -43,8 +44,8 @@ def state_to_resume(
             f"{path}: has no {', '.join(sorted(missing))}; it was written by another version of "
             "this program; use another output folder"
         )
-    if state["config"] != config:
-        keys = _differing(state["config"], config)
+    keys = [key for key in _differing(state["config"], config) if key not in LABELS]
+    if keys:
         raise ValueError(
             f"{path}: was written by a run with another config ({', '.join(keys)}); "
             "use another output folder"
