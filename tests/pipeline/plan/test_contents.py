@@ -5,25 +5,16 @@ from pathlib import Path
 
 import pytest
 import yaml
-from rich.console import Console
 
-from pipeline.executors.local import run_local
-from pipeline.executors.progress import Progress
 from pipeline.plan.build import load_plan
 from pipeline.plan.contents import contents_of
-from pipeline.plan.plan import Plan
 from pipeline.stages.files import read_json
-from pipeline.stages.run_folder import State, prepare, read_state
+from pipeline.stages.run_folder import prepare, read_state
 from pipeline.worker import run as run_worker
+from tests.pipeline.local_runs import CONFIG, ONLY_A, run
 
-CONFIG = Path("configs/tiny.yaml")
 RANDOM = ["backbones=[{name: random, random: true}]", "tasks=[{name: coco, config: coco.yaml}]"]
 ANNOTATIONS = Path("data/coco/annotations.json")
-
-
-def run(plan: Plan) -> dict[str, State]:
-    with Progress(Console(quiet=True), len(plan.stages), 0) as progress:
-        return run_local(plan, progress)
 
 
 def signatures(*overrides: str) -> list[str]:
@@ -79,7 +70,7 @@ def test_data_that_change_while_a_stage_runs_leave_nothing_to_resume(
 
 
 def test_an_input_of_another_signature_is_refused(fakes: Path) -> None:
-    plan = load_plan(CONFIG, ["backbones=[{name: a, pretrain: a.yaml}]", "seeds=[0]"])
+    plan = load_plan(CONFIG, ONLY_A)
     pretrain, convert = plan.stages[:2]
     prepare(pretrain)
     assert run_worker(pretrain.run_dir.absolute()) == 0
