@@ -9,14 +9,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pipeline.config.resources import ResourcesConfig
 from transfer.config.convert import StatedInput
 from transfer.config.data import DetectionData
 from transfer.config.finetune import Optimizer
 
+
+def _in_one_part(name: str) -> str:
+    if "--" in name:
+        raise ValueError(
+            f"{name!r} holds '--', which parts the names of a stage (a--b with c would be a with "
+            "b--c); rename it: what is finished is found again under its old name"
+        )
+    return name
+
+
 Slug = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)]
+Name = Annotated[Slug, AfterValidator(_in_one_part)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
@@ -32,7 +43,7 @@ class BackboneConfig(Section):
     `input` states how a checkpoint's network was fed, over what is known of its family.
     """
 
-    name: Slug
+    name: Name
     pretrain: Path | None = None
     overrides: tuple[str, ...] = ()
     checkpoint: Path | None = None
@@ -60,7 +71,7 @@ class TaskConfig(Section):
     a table that does so though one of them differs (see `pipeline.config.references`).
     """
 
-    name: Slug
+    name: Name
     config: Path
     title: str = ""
     reference: str | None = None
@@ -74,7 +85,7 @@ class TaskConfig(Section):
 class ProbeEntry(Section):
     """A probe: a probe config and `key=value` changes to it."""
 
-    name: Slug
+    name: Name
     config: Path
     overrides: tuple[str, ...] = ()
 

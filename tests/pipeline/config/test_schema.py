@@ -31,3 +31,14 @@ def test_names_must_be_unique_and_plain(project: Path) -> None:
     assert "backbones: named twice: a" in faults()[0]
     edit("configs/tiny.yaml", lambda content: content["backbones"][2].update(name="../../etc"))
     assert "backbones.2.name" in faults()[0]
+
+
+def test_names_of_two_stages_cannot_be_the_same(project: Path) -> None:
+    edit("configs/tiny.yaml", lambda content: content["backbones"][2].update(name="a--b"))
+    edit("configs/tiny.yaml", lambda content: content["tasks"][0].update(name="b--coco"))
+    lines = faults()
+    assert len(lines) == 2 and "backbones.2.name" in lines[0] and "tasks.0.name" in lines[1]
+    assert "'a--b' holds '--', which parts the names of a stage" in lines[0]
+    edit("configs/tiny.yaml", lambda content: content["tasks"][0].update(name="coco"))
+    edit("configs/tiny.yaml", lambda content: content.update(probes=[{"name": "p--q"}]))
+    assert any("probes.0.name: 'p--q' holds '--'" in line for line in faults())
