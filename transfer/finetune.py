@@ -15,6 +15,7 @@ from transfer.config.finetune import FinetuneConfig
 from transfer.datasets.register import category_ids, class_names, register
 from transfer.detection import Run, build_cfg, run_detector
 from transfer.detection.cfg import (
+    amp_faults,
     build_faults,
     check_companion,
     class_faults,
@@ -71,7 +72,7 @@ def finetune(config: FinetuneConfig, weights: Path | None, output_dir: Path) -> 
     cfg = build_cfg(config, weights, output_dir)
     if weights is not None:
         check_companion(cfg, weights)
-    if faults := class_faults(cfg):
+    if faults := class_faults(cfg) + amp_faults(cfg):
         raise ValueError("; ".join(faults))
     if machines.node == 0:
         repair_last_checkpoint(output_dir)
@@ -138,13 +139,15 @@ def stage_notes(config: dict[str, Any], inputs: list[list[str]]) -> list[str]:
 
 
 def check_machine(config: dict[str, Any]) -> list[str]:
-    """Return what this one machine lacks: it must have the GPUs, one or none is always enough."""
+    """Return what this one machine lacks: GPUs that are asked for, and one for mixed precision."""
     settings = FinetuneConfig.model_validate(config)
     num_gpus = torch.cuda.device_count()
+    faults = [] if config_faults(settings) else amp_faults(build_cfg(settings, None, Path()))
     if settings.num_nodes == 1 and settings.num_gpus in range(1, max(num_gpus, 1) + 1):
-        return []
+        return faults
     return [
+        *faults,
         f"a task asks for num_gpus {settings.num_gpus} on num_nodes {settings.num_nodes}, but this "
         f"is one machine with {num_gpus} GPUs; lower them in the task (results then are others), "
-        "or run with --executor slurm"
+        "or run with --executor slurm",
     ]

@@ -330,3 +330,17 @@ def test_a_machine_is_asked_for_its_gpus_before_the_start(
     if faults:
         assert f"num_gpus {wanted} on num_nodes {nodes}" in faults[0]
         assert f"one machine with {found} GPUs" in faults[0]
+
+
+def test_mixed_precision_without_a_gpu_is_refused_before_anything_is_trained(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config = task(root, "faster_rcnn_voc", SOLVER={"AMP": {"ENABLED": True}})
+    settings = config.model_dump(mode="json")
+    assert not check_stage(settings)  # the machine that will run it may have one
+    (fault,) = check_machine(settings)
+    with pytest.raises(ValueError, match=r"^SOLVER\.AMP\.ENABLED is True") as refused:
+        finetune(config, None, tmp_path)
+    assert str(refused.value) == fault
+    assert not list(tmp_path.iterdir())

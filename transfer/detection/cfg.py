@@ -132,7 +132,7 @@ def build_cfg(config: FinetuneConfig, weights: Path | None, output_dir: Path) ->
 
 
 def for_this_machine(cfg: CfgNode) -> CfgNode:
-    """Return the config, on the CPU and in float32 where there is no GPU.
+    """Return the config, on the CPU where there is no GPU.
 
     Raises:
         ValueError: it asks for what is not offered here.
@@ -152,10 +152,17 @@ def for_this_machine(cfg: CfgNode) -> CfgNode:
     if not torch.cuda.is_available() and cfg.MODEL.DEVICE != "cpu":
         logger.warning("no CUDA device: running on the CPU")
         cfg.MODEL.DEVICE = "cpu"
-    if cfg.MODEL.DEVICE == "cpu" and cfg.SOLVER.AMP.ENABLED:
-        logger.warning("SOLVER.AMP needs a CUDA device: running in float32")
-        cfg.SOLVER.AMP.ENABLED = False
     return cfg
+
+
+def amp_faults(cfg: CfgNode) -> list[str]:
+    """Return why this machine cannot train in the precision that the config asks for, or []."""
+    if cfg.MODEL.DEVICE != "cpu" or not cfg.SOLVER.AMP.ENABLED:
+        return []
+    return [
+        "SOLVER.AMP.ENABLED is True, but mixed precision needs a GPU and this runs on the CPU; set "
+        "it to False (results then are others), or train on a GPU"
+    ]
 
 
 def check_companion(cfg: CfgNode, weights: Path) -> None:

@@ -23,6 +23,7 @@ from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 from transfer.config.data import DetectionData, known_datasets
 from transfer.datasets.register import register
 from transfer.detection.cfg import (
+    amp_faults,
     build_faults,
     check_companion,
     class_faults,
@@ -134,6 +135,7 @@ def execute(options: argparse.Namespace, load: Loader) -> dict[str, float]:
     datasets = named_datasets(cfg)
     faults = build_faults(cfg, options.optimizer)
     faults += recipe_faults(cfg, datasets, machines.num_processes)
+    faults += [] if options.eval_only else amp_faults(cfg)
     if faults:
         raise ValueError("\n".join(f"{options.config_file}: {fault}" for fault in faults))
     faults = [fault for fault in [weights_fault(cfg.MODEL.WEIGHTS)] if fault]

@@ -9,6 +9,7 @@ import torch
 
 from transfer.config.data import KNOWN_DATASETS, CocoData, VocData
 from transfer.detection.cfg import (
+    amp_faults,
     batch_fault,
     check_companion,
     data_faults,
@@ -21,11 +22,15 @@ from transfer.detection.cli import read_config
 CONFIGS = Path(__file__).resolve().parents[3] / "configs" / "transfer"
 
 
-def test_the_cpu_runs_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mixed_precision_is_refused_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     changes = ["SOLVER.AMP.ENABLED", "True", "MODEL.DEVICE", "cuda"]
     cfg = for_this_machine(read_config(str(CONFIGS / "digits_faster_rcnn_voc.yaml"), changes))
-    assert cfg.MODEL.DEVICE == "cpu" and cfg.SOLVER.AMP.ENABLED is False
+    assert cfg.MODEL.DEVICE == "cpu" and cfg.SOLVER.AMP.ENABLED is True
+    (fault,) = amp_faults(cfg)
+    assert fault.startswith("SOLVER.AMP.ENABLED is True, but mixed precision needs a GPU")
+    cfg.SOLVER.AMP.ENABLED = False
+    assert amp_faults(cfg) == []
 
 
 @pytest.mark.parametrize(("depth", "contradicts"), [(18, False), (50, True)])
