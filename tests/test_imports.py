@@ -19,6 +19,7 @@ TORCH_FREE = {
     "pretrain.data.splits",
     "transfer.config.convert",
     "transfer.config.data",
+    "transfer.config.detectron2_keys",
     "transfer.config.finetune",
 }
 FORBIDDEN = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,6 +32,7 @@ from pretrain.config.probe import ProbeConfig
 from pretrain.data.file_index import file_sha256
 from transfer.config.convert import ConvertConfig
 from transfer.config.data import DetectionData, known_datasets
+from transfer.config.detectron2_keys import signed_keys
 from transfer.config.finetune import FinetuneConfig
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -302,29 +302,29 @@ def _read_task(scope: _Scope, task: TaskConfig) -> Task | None:
         "num_pictures": scope.config.num_pictures,
     }
     config = scope.attempt(lambda: validated(FinetuneConfig, settings, str(path)))
-    identity = config and scope.attempt(lambda: _task_identity(config, str(path)))
+    identity = config and scope.attempt(lambda: _task_identity(config, str(path), scope.on_paper))
     data = by_use(content, identities)
     return (config, identity | {DATA: data}) if config and identity else None
 
 
-def _task_identity(config: FinetuneConfig, where: str) -> Identity:
-    """Return the identity of a task without the detectron2 keys that cannot change a result.
+def _task_identity(config: FinetuneConfig, where: str, on_paper: bool) -> Identity:
+    """Return the identity of a task: its detectron2 config resolved, its sets left to `by_use`.
 
-    Its data sets enter by what they hold, in their order, not by their names.
+    A config that detectron2 refuses enters as it is written: the check before the start refuses it.
     """
-    try:
-        identity = identity_of(config)
-    except TypeError as error:
-        raise ValueError(f"{where}: {error}") from None
-    content = copy.deepcopy(identity["detectron2"])
+    identity = identity_of(config)
     del identity["datasets"]
-    of_data = (("DATASETS", "TRAIN"), ("DATASETS", "TEST"))
-    for section, key in (("SOLVER", "CHECKPOINT_PERIOD"), ("MODEL", "DEVICE"), *of_data):
-        if isinstance(content.get(section), dict):
-            content[section].pop(key, None)
-    for key in ("VIS_PERIOD", "OUTPUT_DIR"):
-        content.pop(key, None)
-    return identity | {"detectron2": content}
+    try:
+        identity["detectron2"] = signed_keys(config.detectron2, config.optimizer)
+    except ValueError:
+        pass
+    except FileNotFoundError:
+        if not on_paper:
+            raise ValueError(
+                f"{where}: detectron2 is not installed, and its defaults are part of what a "
+                "fine-tuning is known by; run make env, or tools/install_detectron2.py"
+            ) from None
+    return identity
 
 
 def _finetune_stages(

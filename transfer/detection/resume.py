@@ -13,18 +13,12 @@ from detectron2.config import CfgNode
 from detectron2.solver import build_lr_scheduler
 
 from transfer.config.data import DetectionData
+from transfer.config.detectron2_keys import PERIODS, WORKERS, flat
 from transfer.config.finetune import Optimizer
 from transfer.detection.run import EFFECTIVE, INPUTS, input_digests
 from transfer.messages import one_line
 
-# what changes no weight and no AP
-FREE = (
-    "DATALOADER.NUM_WORKERS",
-    "OUTPUT_DIR",
-    "SOLVER.CHECKPOINT_PERIOD",
-    "TEST.EVAL_PERIOD",
-    "VIS_PERIOD",
-)
+FREE = ("OUTPUT_DIR", *WORKERS, *PERIODS)  # what changes no weight and no AP
 # what may differ in the iterations ahead, so that a run can be made longer
 AHEAD = ("SOLVER.MAX_ITER", "SOLVER.STEPS")
 REMEDY = "a resumed run keeps its settings: ask for what it was, or train anew in another folder"
@@ -93,16 +87,6 @@ def evaluation_fault(cfg: CfgNode, folder: Path) -> str | None:
         f"{folder}: --eval-only --resume evaluates its last checkpoint, but MODEL.WEIGHTS is "
         f"{cfg.MODEL.WEIGHTS}; leave out one of --resume and MODEL.WEIGHTS"
     )
-
-
-def flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return a config's values by `SECTION.KEY`."""
-    values: dict[str, Any] = {}
-    for key, value in content.items():
-        values |= (
-            flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-        )
-    return values
 
 
 def _last_checkpoint(folder: Path) -> tuple[int, Optimizer]:

@@ -1,0 +1,124 @@
+"""The identity of a task: detectron2's keys as they are resolved, without those that are unread."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from detectron2.config import CfgNode, get_cfg
+
+from transfer.config import detectron2_keys
+from transfer.config.detectron2_keys import (
+    LEFT_OUT,
+    default_keys,
+    flat,
+    signed_keys,
+    why_left_out,
+)
+
+CONFIGS = Path(__file__).resolve().parents[3] / "configs" / "transfer"
+SHIPPED = sorted(CONFIGS.glob("*.yaml"))
+
+
+def signed(optimizer: str = "sgd", **content: Any) -> dict[str, Any]:
+    return signed_keys(content, optimizer)
+
+
+def test_defaults_are_those_of_the_installed_detectron2() -> None:
+    theirs = flat(get_cfg())
+    assert default_keys() == theirs | {"SOLVER.AMP.PRECISION": "fp16"}
+    assert len(theirs) == 183
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_config_is_resolved_as_detectron2_resolves_it(path: Path) -> None:
+    content = CfgNode.load_yaml_with_base(str(path))
+    cfg = get_cfg()
+    cfg.merge_from_other_cfg(CfgNode(content))
+    theirs = flat(cfg)
+    ours = signed_keys(dict(content), "sgd")
+    assert len(ours) > 80
+    for key, value in ours.items():
+        assert value == (list(theirs[key]) if isinstance(theirs[key], tuple) else theirs[key])
+
+
+def test_defaults_written_out_and_other_ways_to_write_a_value_change_nothing() -> None:
+    written: dict[str, Any] = {}
+    for key, value in default_keys().items():
+        node = written
+        *sections, last = key.split(".")
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[last] = value
+    assert signed_keys(written, "sgd") == signed()
+    one = signed(SOLVER={"BASE_LR": "1e-3", "STEPS": "(4, 5)"}, MODEL={"PIXEL_MEAN": [1, 2, 3]})
+    assert one == signed(
+        SOLVER={"BASE_LR": 0.001, "STEPS": [4, 5]}, MODEL={"PIXEL_MEAN": (1.0, 2.0, 3.0)}
+    )
+    assert one["SOLVER.STEPS"] == [4, 5] and one["SOLVER.BASE_LR"] == 0.001
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"DATALOADER": {"NUM_WORKERS": 9}},
+        {"SOLVER": {"CHECKPOINT_PERIOD": 1}, "TEST": {"EVAL_PERIOD": 5}, "VIS_PERIOD": 1},
+        {"MODEL": {"DEVICE": "cpu"}, "OUTPUT_DIR": "elsewhere", "VERSION": 1},
+        {"MODEL": {"RETINANET": {"NUM_CLASSES": 3}, "SEM_SEG_HEAD": {"NORM": ""}}},
+        {"MODEL": {"FPN": {"OUT_CHANNELS": 7}, "ROI_MASK_HEAD": {"NUM_CONV": 9}}},
+        {"MODEL": {"ROI_BOX_HEAD": {"FC_DIM": 7}}},
+        {"SOLVER": {"AMP": {"PRECISION": "bf16"}, "CLIP_GRADIENTS": {"CLIP_VALUE": 9.0}}},
+        {"INPUT": {"CROP": {"SIZE": [0.5, 0.5]}, "MASK_FORMAT": "bitmask"}},
+    ],
+)
+def test_what_nothing_reads_changes_nothing(content: dict[str, Any]) -> None:
+    assert signed_keys(content, "sgd") == signed()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"SOLVER": {"BASE_LR": 0.002}},
+        {"MODEL": {"BACKBONE": {"NAME": "build_resnet_fpn_backbone"}, "FPN": {"OUT_CHANNELS": 7}}},
+        {"MODEL": {"MASK_ON": True, "ROI_MASK_HEAD": {"NUM_CONV": 9}}},
+        {"MODEL": {"ROI_HEADS": {"NAME": "StandardROIHeads"}, "ROI_BOX_HEAD": {"FC_DIM": 7}}},
+        {"SOLVER": {"AMP": {"ENABLED": True, "PRECISION": "bf16"}}},
+        {"SOLVER": {"CLIP_GRADIENTS": {"ENABLED": True, "CLIP_VALUE": 9.0}}},
+        {"MODEL": {"RESNETS": {"NORM": "BN"}}},
+    ],
+)
+def test_what_is_read_is_part_of_it(content: dict[str, Any]) -> None:
+    (*_, (_, values)) = content.items()
+    without = {section: dict(list(part.items())[:-1]) for section, part in content.items()}
+    assert signed_keys(content, "sgd") != signed_keys(without, "sgd"), values
+
+
+def test_another_optimizer_reads_other_keys() -> None:
+    assert signed("adamw", SOLVER={"MOMENTUM": 0.5}) == signed("adamw")
+    assert signed("sgd", SOLVER={"MOMENTUM": 0.5}) != signed("sgd")
+
+
+def test_another_detectron2s_default_is_another_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signed()
+    cfg = detectron2_keys._defaults().clone()
+    cfg.MODEL.RPN.NMS_THRESH = 0.6
+    monkeypatch.setattr(detectron2_keys, "_defaults", lambda: cfg)
+    assert {key for key, value in signed().items() if before[key] != value} == {
+        "MODEL.RPN.NMS_THRESH"
+    }
+
+
+def test_every_row_names_keys_that_there_are_and_says_why() -> None:
+    keys = default_keys()
+    for row in LEFT_OUT:
+        assert row.why and row.keys
+        for name in row.keys:
+            assert name in keys or any(key.startswith(name) for key in keys if name[-1] == "."), (
+                name
+            )
+    assert why_left_out(keys, "sgd")["MODEL.RETINANET.NORM"] == "of RetinaNet alone"
+
+
+def test_a_config_that_detectron2_refuses_is_told() -> None:
+    for content in ({"SOLVER": {"BASE_RL": 1.0}}, {"SOLVER": {"BASE_LR": "fast"}}, {"SOLVER": 3}):
+        with pytest.raises(ValueError, match="detectron2 refuses the config"):
+            signed_keys(content, "sgd")
