@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from pipeline.messages import unknown
 from pipeline.stages.stage import STAGE_KINDS
+from transfer.config.data import left_out
 
 REPORT = "report"
 SET_BY = {
@@ -41,16 +42,22 @@ SET_BY = {
     "chdir": "nothing: start from the folder you want",
 }
 
+ENTERS: dict[str, Any] = {"identity": True}
 Word = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]
 
 
 class Resources(BaseModel):
     """Resources of one kind of stage, in a user's units; `gpus` and `mem_gb` are for each node."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        json_schema_extra=left_out("what a job asks a cluster for"),  # but for `gpus` and `nodes`
+    )
 
-    gpus: int = Field(default=0, ge=0, description="GPUs on each node")
-    nodes: int = Field(default=1, ge=1)
+    gpus: int = Field(default=0, ge=0, description="GPUs on each node", json_schema_extra=ENTERS)
+    nodes: int = Field(default=1, ge=1, json_schema_extra=ENTERS)
     cpus_per_gpu: int = Field(default=4, ge=1, description="CPU cores a GPU; of a job without GPUs")
     mem_gb: float | None = Field(default=None, gt=0, description="memory of each node")
     timeout_min: int = Field(default=60, ge=1, description="time limit of one job")

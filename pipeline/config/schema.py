@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 
 from pipeline.config.resources import ResourcesConfig
 from transfer.config.convert import StatedInput
-from transfer.config.data import DetectionData
+from transfer.config.data import PATH, DetectionData, left_out
 from transfer.config.finetune import Optimizer
 
 
@@ -37,16 +37,23 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+LABEL = left_out("a label")
+SHOWN = left_out("published rows that stand beside the results")
+FOLDER = left_out("where the run folders are")
+CONFIG = left_out("a path; what the config says enters")
+CHANGES = left_out("applied to the config, and what it then says enters")
+
+
 class BackboneConfig(Section):
     """Where a backbone comes from: a pretraining config, an existing checkpoint, or nothing.
 
     `input` states how a checkpoint's network was fed, over what is known of its family.
     """
 
-    name: Name
-    pretrain: Path | None = None
-    overrides: tuple[str, ...] = ()
-    checkpoint: Path | None = None
+    name: Name = Field(json_schema_extra=LABEL)
+    pretrain: Path | None = Field(default=None, json_schema_extra=CONFIG)
+    overrides: tuple[str, ...] = Field(default=(), json_schema_extra=CHANGES)
+    checkpoint: Path | None = Field(default=None, json_schema_extra=PATH)
     format: str | None = None
     encoder: str | None = None
     input: StatedInput | None = None
@@ -71,23 +78,23 @@ class TaskConfig(Section):
     a table that does so though one of them differs (see `pipeline.config.references`).
     """
 
-    name: Name
-    config: Path
-    title: str = ""
-    reference: str | None = None
+    name: Name = Field(json_schema_extra=LABEL)
+    config: Path = Field(json_schema_extra=CONFIG)
+    title: str = Field(default="", json_schema_extra=LABEL)
+    reference: str | None = Field(default=None, json_schema_extra=SHOWN)
     optimizer: Optimizer = "sgd"
     num_gpus: int = Field(default=1, ge=1, description="GPUs on each node")
     num_nodes: int = Field(default=1, ge=1)
     seeds: tuple[Seed, ...] | None = Field(default=None, description="instead of the pipeline's")
-    overrides: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = Field(default=(), json_schema_extra=CHANGES)
 
 
 class ProbeEntry(Section):
     """A probe: a probe config and `key=value` changes to it."""
 
-    name: Name
-    config: Path
-    overrides: tuple[str, ...] = ()
+    name: Name = Field(json_schema_extra=LABEL)
+    config: Path = Field(json_schema_extra=CONFIG)
+    overrides: tuple[str, ...] = Field(default=(), json_schema_extra=CHANGES)
 
 
 class PipelineConfig(Section):
@@ -96,16 +103,21 @@ class PipelineConfig(Section):
     `references` are files of published rows besides the built-in ones, one path or several.
     """
 
-    name: Slug
+    name: Slug = Field(json_schema_extra=FOLDER)
     backbones: tuple[BackboneConfig, ...] = Field(min_length=1)
     tasks: tuple[TaskConfig, ...] = ()
     seeds: tuple[Seed, ...] = ()
     probes: tuple[ProbeEntry, ...] = ()
     datasets: dict[Slug, DetectionData] = {}
-    references: tuple[Path, ...] = ()
-    num_pictures: int = Field(default=6, ge=1)
-    output_dir: Path = Path("runs")
-    num_parallel: int = Field(default=1, ge=1, description="stages at a time on one machine")
+    references: tuple[Path, ...] = Field(default=(), json_schema_extra=SHOWN)
+    num_pictures: int = Field(default=6, ge=1, json_schema_extra=left_out("drawn of the result"))
+    output_dir: Path = Field(default=Path("runs"), json_schema_extra=FOLDER)
+    num_parallel: int = Field(
+        default=1,
+        ge=1,
+        description="stages at a time on one machine",
+        json_schema_extra=left_out("stages do not know of each other"),
+    )
     resources: ResourcesConfig = ResourcesConfig()
 
     @property

@@ -1,10 +1,9 @@
 """Content addresses: what a stage computes, as 16 hex digits.
 
 A signature covers the version of this rule, the stage's name and version, its whole resolved config
-and the signatures of its inputs. Settings that cannot change a result carry
-`json_schema_extra={"identity": False}` in their config class and stay out. A setting that came
-later carries `{"identity": "if given"}`: while it has its default, the signatures are those of
-before.
+and the signatures of its inputs. Settings that cannot change a result stay out: they carry
+`json_schema_extra={"identity": False, "why": ..}` in their config class. A setting that came later
+carries `{"identity": "if given"}`: while it has its default, the signatures are those of before.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The frozen base of config sections, and types and marks of fields. Imports no torch.
 
-Fields marked with `NOT_IDENTITY` cannot change the result and stay out of a run's signature; those
+Fields marked with `left_out(why)` cannot change the result and stay out of a run's signature; those
 marked with `IDENTITY_IF_GIVEN` came later and are part of it only where they differ from their
 default.
 """
@@ -12,13 +12,17 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-NOT_IDENTITY: dict[str, Any] = {"identity": False}
 IDENTITY_IF_GIVEN: dict[str, Any] = {"identity": "if given"}
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Range = tuple[NonNegative, NonNegative]
 Side = Annotated[int, Field(ge=1, le=8192)]
 Architecture = Literal["resnet18", "resnet34", "resnet50", "resnet101"]
+
+
+def left_out(why: str) -> dict[str, Any]:
+    """Return the mark of a field that is no part of a stage's identity, with the reason."""
+    return {"identity": False, "why": why}
 
 
 class Section(BaseModel):
@@ -48,8 +52,8 @@ def identity(section: BaseModel) -> dict[str, Any]:
     whole = section.model_dump(mode="json")
     content: dict[str, Any] = {}
     for name, field in type(section).model_fields.items():
-        value = getattr(section, name)
-        unset = field.json_schema_extra == IDENTITY_IF_GIVEN and value == field.default
-        if field.json_schema_extra != NOT_IDENTITY and not unset:
+        value, extra = getattr(section, name), field.json_schema_extra
+        mark = extra.get("identity") if isinstance(extra, dict) else None
+        if mark is not False and not (mark == "if given" and value == field.default):
             content[name] = identity(value) if isinstance(value, BaseModel) else whole[name]
     return content

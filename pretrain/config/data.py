@@ -9,12 +9,12 @@ from pydantic import Field, PositiveFloat, model_validator
 
 from pretrain.config.base import (
     IDENTITY_IF_GIVEN,
-    NOT_IDENTITY,
     Fraction,
     NonNegative,
     Range,
     Section,
     Side,
+    left_out,
     range_faults,
 )
 
@@ -26,10 +26,14 @@ class DataConfig(Section):
     `train` and `val`; the others are the layouts that torchvision knows by these names.
     """
 
-    name: str = Field(json_schema_extra=NOT_IDENTITY)
-    root: Path = Field(json_schema_extra=NOT_IDENTITY)
+    name: str = Field(json_schema_extra=left_out("a label"))
+    root: Path = Field(json_schema_extra=left_out("a path; the files enter by content"))
     format: Literal["folder", "imagefolder", "cifar10", "cifar100", "stl10"] = "folder"
-    num_workers: int = Field(default=0, ge=0, json_schema_extra=NOT_IDENTITY)
+    num_workers: int = Field(
+        default=0,
+        ge=0,
+        json_schema_extra=left_out("what an image becomes follows from the seed and its place"),
+    )
 
 
 class AugmentConfig(Section):

@@ -8,16 +8,19 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from pretrain.config.base import (
     IDENTITY_IF_GIVEN,
-    NOT_IDENTITY,
     Architecture,
     Fraction,
     NonNegative,
     Section,
     Side,
     identity,
+    left_out,
 )
 from pretrain.config.data import AugmentConfig, DataConfig
 from pretrain.config.loss import LossConfig, split_faults
+
+SAVED = left_out("when states are saved; what resumes from one ends the same")
+ROUNDING = left_out("speed and rounding alone")
 
 
 class ModelConfig(Section):
@@ -114,8 +117,8 @@ class ComputeConfig(Section):
     precision: Literal["float32", "bf16", "fp16"] = "float32"
     sync_batchnorm: bool = False
     accumulate: PositiveInt = 1
-    channels_last: bool = Field(default=False, json_schema_extra=NOT_IDENTITY)
-    compile: bool = Field(default=False, json_schema_extra=NOT_IDENTITY)
+    channels_last: bool = Field(default=False, json_schema_extra=ROUNDING)
+    compile: bool = Field(default=False, json_schema_extra=ROUNDING)
 
 
 class PretrainConfig(Section):
@@ -127,7 +130,7 @@ class PretrainConfig(Section):
     one is kept.
     """
 
-    method: str = Field(json_schema_extra=NOT_IDENTITY)
+    method: str = Field(json_schema_extra=left_out("a label"))
     data: DataConfig
     augment: AugmentConfig = AugmentConfig()
     model: ModelConfig = ModelConfig()
@@ -143,10 +146,12 @@ class PretrainConfig(Section):
         default=None, ge=0, json_schema_extra=IDENTITY_IF_GIVEN
     )
     seed: int = Field(default=0, ge=0, lt=2**63)
-    probe: TrainingProbeConfig | None = Field(default=None, json_schema_extra=NOT_IDENTITY)
-    log_every: PositiveInt = Field(default=10, json_schema_extra=NOT_IDENTITY)
-    checkpoint_every: PositiveInt = Field(default=50, json_schema_extra=NOT_IDENTITY)
-    keep_every_epochs: PositiveInt | None = Field(default=None, json_schema_extra=NOT_IDENTITY)
+    probe: TrainingProbeConfig | None = Field(
+        default=None, json_schema_extra=left_out("it measures and leaves no trace in the training")
+    )
+    log_every: PositiveInt = Field(default=10, json_schema_extra=left_out("when steps are logged"))
+    checkpoint_every: PositiveInt = Field(default=50, json_schema_extra=SAVED)
+    keep_every_epochs: PositiveInt | None = Field(default=None, json_schema_extra=SAVED)
 
     def faults_on(self, num_processes: int) -> list[str]:
         """Return why the batch cannot be cut over so many processes, or []."""

@@ -11,13 +11,13 @@ from typing import Literal, Self
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from pretrain.config.base import (
-    NOT_IDENTITY,
     Architecture,
     Fraction,
     NonNegative,
     Range,
     Section,
     Side,
+    left_out,
     range_faults,
 )
 from pretrain.config.data import DataConfig
@@ -116,8 +116,12 @@ class ProbeConfig(Section):
     linear: LinearConfig | None = None
     augmented_linear: AugmentedLinearConfig | None = None
     seed: int = Field(default=0, ge=0, lt=2**63)
-    random_arch: Architecture | None = Field(default=None, json_schema_extra=NOT_IDENTITY)
-    batch_size: PositiveInt = Field(default=256, json_schema_extra=NOT_IDENTITY)
+    random_arch: Architecture | None = Field(
+        default=None, json_schema_extra=left_out("of a random backbone alone, where it enters")
+    )
+    batch_size: PositiveInt = Field(
+        default=256, json_schema_extra=left_out("features of an image do not depend on others")
+    )
 
     @model_validator(mode="after")
     def _measures_something(self) -> Self:

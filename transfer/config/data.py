@@ -1,6 +1,6 @@
 """Detection sets: where they lie, in which layout, and those known by name. Torch-free.
 
-Fields marked `identity: False` cannot change a result and stay out of a stage's signature.
+Fields marked with `left_out(why)` cannot change a result and stay out of a stage's signature.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
-
-NOT_IDENTITY: dict[str, Any] = {"identity": False}
 
 # of an image, in COCO's AP as it is published; detectron2's TEST.DETECTIONS_PER_IMAGE for all sets
 MAX_DETECTIONS = 100
@@ -23,6 +21,14 @@ VOC_CLASSES = (
 DIGIT_CLASSES = (
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"
 )  # fmt: skip
+
+
+def left_out(why: str) -> dict[str, Any]:
+    """Return the mark of a field that is no part of a stage's identity, with the reason."""
+    return {"identity": False, "why": why}
+
+
+PATH = left_out("a path; the files enter by content")
 
 
 class Section(BaseModel):
@@ -39,8 +45,8 @@ class CocoData(Section):
     """
 
     format: Literal["coco"] = "coco"
-    annotations: Path = Field(json_schema_extra=NOT_IDENTITY)
-    images: Path = Field(json_schema_extra=NOT_IDENTITY)
+    annotations: Path = Field(json_schema_extra=PATH)
+    images: Path = Field(json_schema_extra=PATH)
     fraction: float | None = Field(default=None, gt=0, lt=1)
     subset_seed: int = Field(default=0, ge=0)
 
@@ -62,7 +68,7 @@ class VocData(Section):
     """
 
     format: Literal["voc"] = "voc"
-    root: Path = Field(json_schema_extra=NOT_IDENTITY)
+    root: Path = Field(json_schema_extra=PATH)
     split: str
     year: Literal[2007, 2012] = 2007
     class_names: tuple[str, ...] = VOC_CLASSES

@@ -120,12 +120,12 @@ LEFT_OUT = (
     ),
     LeftOut(
         ("MODEL.RPN.SMOOTH_L1_BETA",),
-        "of another loss of boxes",
+        "of the smooth L1 loss, and the boxes have another",
         _in("MODEL.RPN.BBOX_REG_LOSS_TYPE", "smooth_l1"),
     ),
     LeftOut(
         ("MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA",),
-        "of another loss of boxes",
+        "of the smooth L1 loss, and the boxes have another",
         _in("MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE", "smooth_l1"),
     ),
     LeftOut(
@@ -139,7 +139,7 @@ LEFT_OUT = (
     ),
     LeftOut(
         ("DATALOADER.REPEAT_THRESHOLD",),
-        "of another sampler",
+        "of the repeat-factor sampler alone",
         _in("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"),
     ),
     LeftOut(
@@ -154,16 +154,20 @@ LEFT_OUT = (
     ),
     LeftOut(
         ("SOLVER.CLIP_GRADIENTS.NORM_TYPE",),
-        "of clipping by norm",
+        "of clipping by norm alone",
         lambda keys: (
             keys["SOLVER.CLIP_GRADIENTS.ENABLED"]
             and keys["SOLVER.CLIP_GRADIENTS.CLIP_TYPE"] == "norm"
         ),
     ),
-    LeftOut((PRECISION,), "without SOLVER.AMP.ENABLED", _in("SOLVER.AMP.ENABLED", True)),
+    LeftOut(
+        (PRECISION,),
+        "of mixed precision, without SOLVER.AMP.ENABLED",
+        _in("SOLVER.AMP.ENABLED", True),
+    ),
     LeftOut(
         ("SOLVER.STEPS", "SOLVER.GAMMA"),
-        "of a schedule in steps",
+        "of a schedule in steps, and the task has a cosine",
         lambda keys: keys["SOLVER.LR_SCHEDULER_NAME"] != "WarmupCosineLR",
     ),
     LeftOut(
@@ -173,7 +177,7 @@ LEFT_OUT = (
     ),
     LeftOut(
         ("TEST.PRECISE_BN.NUM_ITER",),
-        "without TEST.PRECISE_BN.ENABLED",
+        "of precise BatchNorm, without TEST.PRECISE_BN.ENABLED",
         _in("TEST.PRECISE_BN.ENABLED", True),
     ),
 )

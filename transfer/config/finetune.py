@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from transfer.config.data import NOT_IDENTITY, DetectionData, Section
+from transfer.config.data import DetectionData, Section, left_out
 
 Optimizer = Literal["sgd", "adamw"]
 
@@ -31,4 +31,4 @@ class FinetuneConfig(Section):
     optimizer: Optimizer = "sgd"
     num_gpus: int = Field(default=1, ge=1)
     num_nodes: int = Field(default=1, ge=1)
-    num_pictures: int = Field(default=6, ge=1, json_schema_extra=NOT_IDENTITY)
+    num_pictures: int = Field(default=6, ge=1, json_schema_extra=left_out("drawn of the result"))
