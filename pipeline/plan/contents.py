@@ -1,4 +1,4 @@
-"""What a stage reads besides the results of other stages, by content: its data, its checkpoint.
+"""Data and checkpoint of a stage by content: all that it reads besides results of other stages.
 
 The plan takes it into the identity, which `config.json` keeps; the worker takes it again when the
 stage starts and before its manifest, and compares.

@@ -1,4 +1,4 @@
-"""What a plan says of results that are there: used under another name, or made again and why."""
+"""Words of a plan on results that are there: used under another name, or made again and why."""
 
 from __future__ import annotations
 

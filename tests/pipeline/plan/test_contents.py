@@ -1,4 +1,4 @@
-"""What a stage reads against what it was planned with, before it starts and before its manifest."""
+"""A stage reads what it was planned with: compared before it starts and before its manifest."""
 
 import json
 from pathlib import Path

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from pipeline.stages.signature import RULE
 from pipeline.stages.stage import STAGE_KINDS, Stage
 
 
@@ -11,6 +12,7 @@ def test_a_stage_is_known_by_what_can_change_its_result() -> None:
     stage = Stage("convert", "a", {"format": None}, {}, root, {"checkpoint": source}, "a")
     assert stage.name == "convert/a"
     assert stage.record == {
+        "rule": RULE,
         "stage": "convert",
         "version": STAGE_KINDS["convert"].version,
         "config": {"format": None},

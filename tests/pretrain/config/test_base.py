@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 from pydantic import Field, ValidationError
 
-from pretrain.config.base import NOT_IDENTITY, Section, identity, range_faults
+from pretrain.config.base import Section, identity, left_out, range_faults
 from pretrain.config.pretrain import OptimizerConfig, PretrainConfig
 
 Make = Callable[..., PretrainConfig]
@@ -16,7 +16,7 @@ CW_RGP = {
 
 
 class Inner(Section):
-    workers: int = Field(default=2, json_schema_extra=NOT_IDENTITY)
+    workers: int = Field(default=2, json_schema_extra=left_out("speed"))
     size: int = 8
 
 
