@@ -25,9 +25,8 @@ from typing import Any
 from pipeline.messages import one_line
 from pipeline.plan.contents import check_contents
 from pipeline.stages.files import append_json_line, read_json, write_json
-from pipeline.stages.provenance import provenance
+from pipeline.stages.provenance import ATTEMPTS, origin, provenance
 from pipeline.stages.run_folder import (
-    ATTEMPTS,
     CONFIG,
     EXIT_INTERRUPTED,
     EXIT_LOCKED,
@@ -86,27 +85,13 @@ def run(run_dir: Path) -> int:
 
 
 def _run_stage(run_dir: Path, is_first: bool) -> int:
-    started = time.time()
     try:
         job = read_json(run_dir / JOB)
         inputs = {role: Path(path) for role, path in job["inputs"].items()}
         if is_first:
-            check_what_is_read(run_dir, job, inputs)
-        module = importlib.import_module(job["module"])
-        metrics = module.run_stage(job["settings"], inputs, run_dir)
-        if is_first:
-            try:
-                check_what_is_read(run_dir, job, inputs)
-            except ValueError as error:
-                place = set_aside(run_dir)  # nobody knows which of the two was read
-                raise ValueError(f"{error}; what was made until then is in {place}") from None
-            made = provenance() | {
-                "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
-                "wall_time_s": round(time.time() - started + attempts_s(run_dir), 1),
-            }
-            values = {name: float(value) for name, value in metrics.items()}
-            finite = {name: x if math.isfinite(x) else None for name, x in values.items()}
-            write_manifest(run_dir, job, finite, made)  # NaN: the AP of a class without objects
+            _make(run_dir, job, inputs)
+        else:
+            importlib.import_module(job["module"]).run_stage(job["settings"], inputs, run_dir)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BaseException as error:  # noqa: BLE001  (whatever broke becomes the stage's reason)
@@ -119,10 +104,32 @@ def _run_stage(run_dir: Path, is_first: bool) -> int:
         if is_first:
             write_json(run_dir / FAILURE, {"reason": reason[:1000]})
         return 1
-    finally:
-        if is_first:
-            append_json_line(run_dir / ATTEMPTS, {"wall_time_s": time.time() - started})
     return 0
+
+
+def _make(run_dir: Path, job: dict[str, Any], inputs: dict[str, Path]) -> None:
+    """Run a stage and write its manifest; an attempt that began is kept however it ends."""
+    started = time.time()
+    begun = datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds")
+    attempt = {"started": begun, **origin()}
+    check_what_is_read(run_dir, job, inputs)
+    append_json_line(run_dir / ATTEMPTS, attempt)
+    try:
+        module = importlib.import_module(job["module"])
+        metrics = module.run_stage(job["settings"], inputs, run_dir)
+        try:
+            check_what_is_read(run_dir, job, inputs)
+        except ValueError as error:
+            place = set_aside(run_dir)  # nobody knows which of the two was read
+            raise ValueError(f"{error}; what was made until then is in {place}") from None
+        seconds = round(time.time() - started + attempts_s(run_dir), 1)
+        made = provenance(attempt, run_dir) | {"wall_time_s": seconds}
+        values = {name: float(value) for name, value in metrics.items()}
+        # the AP of a class without objects is NaN
+        finite = {name: x if math.isfinite(x) else None for name, x in values.items()}
+        write_manifest(run_dir, job, finite, made)
+    finally:
+        append_json_line(run_dir / ATTEMPTS, {"wall_time_s": time.time() - started})
 
 
 def check_what_is_read(run_dir: Path, job: dict[str, Any], inputs: dict[str, Path]) -> None:

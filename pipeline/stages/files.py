@@ -62,9 +62,22 @@ def sha256_of(path: Path) -> str:
 
 
 def append_json_line(path: Path, entry: dict[str, Any]) -> None:
-    """Append one line to a log of JSON lines."""
+    """Append one line to a log of JSON lines; a line that was cut before it stays by itself."""
+    cut = tail(path, 1) not in (b"", b"\n")
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(entry) + "\n")
+        file.write("\n" * cut + json.dumps(entry) + "\n")
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a log of JSON lines, `{}` for a damaged one; none without a file."""
+    entries = []
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            entry = None
+        entries.append(entry if isinstance(entry, dict) else {})
+    return entries
 
 
 def last_json_line(path: Path, tail_bytes: int = 65536) -> dict[str, Any] | None:

@@ -6,7 +6,6 @@ The worker (`pipeline.worker`) writes what is in them; its exit codes are here f
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -16,13 +15,14 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Any, Literal
 
-from pipeline.stages.files import read_json, sha256_of, write_json
+from pipeline.stages.files import read_json, read_json_lines, sha256_of, write_json
+from pipeline.stages.provenance import ATTEMPTS
 from pipeline.stages.signature import canonical_json, differences, signature_of
 from pipeline.stages.stage import STAGE_KINDS, Stage
 
 CONFIG, JOB, MANIFEST, FAILURE = "config.json", "job.json", "manifest.json", "failure.json"
 LOCK, LOG, METRICS, JOBS = "lock", "log.txt", "metrics.jsonl", "jobs.jsonl"
-ATTEMPTS, SET_ASIDE = "attempts.jsonl", "set-aside"
+SET_ASIDE = "set-aside"
 LOCK_ATTEMPTS = 10
 EXIT_INTERRUPTED, EXIT_LOCKED = 75, 76
 Status = Literal["missing", "queued", "running", "done", "failed"]
@@ -204,9 +204,7 @@ def write_manifest(
 
 def attempts_s(run_dir: Path) -> float:
     """Return the seconds that the attempts at a stage took which are over."""
-    path = run_dir / ATTEMPTS
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return sum(float(json.loads(line)["wall_time_s"]) for line in lines)
+    return sum(float(line.get("wall_time_s", 0)) for line in read_json_lines(run_dir / ATTEMPTS))
 
 
 class LockedError(Exception):

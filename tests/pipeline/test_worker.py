@@ -1,13 +1,16 @@
 """The worker with fake stages: its inputs, its failures and its end."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from pipeline import worker
 from pipeline.plan.build import load_plan
-from pipeline.stages.run_folder import MANIFEST, read_state
+from pipeline.stages import provenance
+from pipeline.stages.run_folder import MANIFEST, prepare, read_state
 from pipeline.worker import check_input
 from tests.pipeline.local_runs import CONFIG, ONLY_A, RUN, ran, run, small_plan, until
 
@@ -58,3 +61,33 @@ def test_a_killed_run_takes_its_child_with_it(fakes: Path) -> None:
     parent.wait()
     until(lambda: read_state(pretrain).status != "running")
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_every_attempt_keeps_the_code_and_versions_that_it_started_with(fakes: Path) -> None:
+    plan = small_plan(["backbones=[{name: random, random: true}]", "seeds=[0]"])
+    entry = plan.stages[0]
+    Path(f"behaviour-{entry.slug}").write_text("fail", encoding="utf-8")
+    run(plan)
+    Path(f"behaviour-{entry.slug}").unlink()
+    run(plan)
+    (entry.run_dir / MANIFEST).unlink()  # made again, it does not forget what it is made from
+    run(plan)
+    made = json.loads((entry.run_dir / MANIFEST).read_text("utf-8"))["provenance"]
+    state = provenance.code_state()
+    assert [attempt["code"] for attempt in made["attempts"]] == [state] * 3
+    assert made["code"] == state and made["packages"]["torch"]
+    assert made["started"] == made["attempts"][-1]["started"]
+
+
+def test_the_state_is_taken_before_the_stage_is_imported(
+    fakes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [entry] = small_plan(["backbones=[{name: random, random: true}]", "seeds=[0]",
+                          "tasks=[{name: voc, config: voc.yaml}]"]).stages  # fmt: skip
+    prepare(entry)
+    asked = []
+    monkeypatch.setattr(worker, "origin", lambda: asked.append(set(sys.modules)) or {})
+    monkeypatch.setattr(sys, "path", [*sys.path, str(Path(__file__).parent)])
+    sys.modules.pop("fake_stages", None)
+    assert worker.run(entry.run_dir) == 0
+    assert len(asked) == 1 and "fake_stages" not in asked[0]
