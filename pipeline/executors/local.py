@@ -15,6 +15,7 @@ from pipeline.config.schema import PipelineConfig
 from pipeline.executors.progress import Progress
 from pipeline.plan.plan import Plan
 from pipeline.stages.files import write_json
+from pipeline.stages.provenance import with_this_code
 from pipeline.stages.run_folder import (
     EXIT_INTERRUPTED,
     EXIT_LOCKED,
@@ -170,5 +171,5 @@ def start_worker(
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=environment,
+            env=with_this_code(environment),
         )

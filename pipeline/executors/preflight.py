@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from pipeline.executors.checked import Answer, keep_answers, keys_of, read_answe
 from pipeline.plan.compatibility import misfits
 from pipeline.plan.plan import Plan
 from pipeline.stages.files import read_json
+from pipeline.stages.provenance import with_this_code
 from pipeline.stages.run_folder import State, check_config
 from pipeline.stages.signature import WORLD_SIZE
 from pipeline.stages.stage import STAGE_KINDS, Stage
@@ -100,6 +102,7 @@ def _ask(jobs: list[dict[str, Any]]) -> list[Answer]:
             capture_output=True,
             text=True,
             check=False,
+            env=with_this_code(os.environ),
         )
         if child.returncode != 0:
             last = (child.stderr.strip().splitlines() or ["no message"])[-1]

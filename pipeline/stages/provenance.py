@@ -27,6 +27,15 @@ def code_folder() -> Path:
     return Path(__file__).resolve().parents[2]
 
 
+def with_this_code(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return a child's environment in which Python imports the code of this process.
+
+    Neither the folder that it is started from nor what is installed comes before it.
+    """
+    paths = [str(code_folder()), *filter(None, [environment.get("PYTHONPATH")])]
+    return {**environment, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
+
+
 @cache
 def code_state() -> dict[str, Any]:
     """Return the code's state when it is first asked for, which is when a process starts.

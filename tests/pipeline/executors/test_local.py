@@ -1,8 +1,12 @@
 """The local executor with fake stages: order, reuse, failure, interruption, locks."""
 
 import json
+import os
 from pathlib import Path
 
+import pytest
+
+from pipeline.executors.preflight import check_before_start
 from pipeline.plan.plan import select
 from pipeline.stages.run_folder import FAILURE, LOG, MANIFEST, State
 from tests.pipeline.local_runs import ran, run, small_plan
@@ -65,3 +69,21 @@ def test_a_failure_is_that_of_both_names(fakes: Path) -> None:
     assert {state.status for state in states.values()} == {"failed"}
     assert states["finetune/twin--voc--seed0"] == states["finetune/a--voc--seed0"]
     assert ran() == ["a"]
+
+
+def test_children_import_the_code_that_started_them(
+    fakes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither another checkout that is installed nor the folder of the start comes first."""
+    for folder in (fakes, fakes / "installed"):
+        (folder / "pipeline").mkdir(parents=True)
+        for name in ("__init__", "worker"):
+            other = folder / "pipeline" / f"{name}.py"
+            other.write_text("raise SystemExit('another checkout')", encoding="utf-8")
+    paths = [str(fakes / "installed"), os.environ["PYTHONPATH"].split(os.pathsep)[-1]]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    plan = small_plan()
+    check_before_start(plan, {entry.name: State("missing") for entry in plan.stages})
+    assert {state.status for state in run(plan).values()} == {"done"}
+    log = (plan.stages[0].run_dir / LOG).read_text("utf-8")
+    assert "another checkout" not in log
