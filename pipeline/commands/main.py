@@ -19,6 +19,7 @@ from rich.console import Console
 from pipeline.commands.status import show_log, show_status
 from pipeline.plan.build import load_plan
 from pipeline.plan.plan import Plan
+from pipeline.stages.provenance import code_state
 from pipeline.stages.run_folder import LockedError
 
 MODULES = {"local": "pipeline.commands.local", "slurm": "pipeline.commands.slurm"}
@@ -52,6 +53,8 @@ def execute(
     User errors are printed one a line on stderr and give exit code 2.
     """
     console, root = Console(), ""
+    if command in ("run", "report"):
+        code_state()  # that of now, when the code is imported, stands in the report
     try:
         options = options or Options()
         if command == "report" and config_file is None and len(overrides) == 2:

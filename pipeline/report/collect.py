@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shlex
 from pathlib import Path
@@ -19,28 +18,32 @@ from pipeline.report.data import (
     ResultRow,
     TaskInfo,
 )
+from pipeline.report.origins import Manifests, read_manifests, row_doubt
 from pipeline.report.protocol import Protocol, ap_rule, protocol_of
 from pipeline.report.published import published_probes, published_rows
 from pipeline.report.remarks import remarks
 from pipeline.stages.files import read_json, sha256_of
 from pipeline.stages.provenance import code_state
-from pipeline.stages.run_folder import LOG, MANIFEST, METRICS, State, first_broken, read_state
+from pipeline.stages.run_folder import (
+    CONFIG,
+    JOB,
+    LOG,
+    MANIFEST,
+    METRICS,
+    State,
+    first_broken,
+    read_state,
+)
 from pipeline.stages.stage import Stage
 
 MADE_FROM = "made_from.json"
 MACHINE = ("host", "cpu", "num_cpus", "gpus", "system", "python", "packages")
 
-Manifests = dict[str, dict[str, Any]]
-
 
 def collect(plan: Plan) -> ReportData:
     """Return everything a report shows, from whatever is done."""
     states = all_states(plan)
-    manifests: Manifests = {
-        stage.name: read_json(stage.run_dir / MANIFEST)
-        for stage in plan.stages
-        if states[stage.name].status == "done"
-    }
+    manifests = read_manifests(plan)
     finetunes = [stage for stage in plan.stages if stage.kind == "finetune"]
     models = {stage.task: stage.settings["detectron2"].get("MODEL", {}) for stage in finetunes}
     protocols = {stage.task: protocol_of(stage.settings) for stage in finetunes}
@@ -64,10 +67,7 @@ def collect(plan: Plan) -> ReportData:
             for task in config.tasks
         ),
         baseline=next((backbone.name for backbone in config.backbones if backbone.random), None),
-        rows=tuple(
-            _row(stage, states[stage.name], manifests.get(stage.name, {}), command)
-            for stage in finetunes
-        ),
+        rows=tuple(_row(stage, states[stage.name], manifests, command) for stage in finetunes),
         probes=tuple(
             ProbeRow(stage.backbone, stage.probe, _numbers(manifests[stage.name]["metrics"]))
             for stage in plan.stages
@@ -120,11 +120,13 @@ def all_states(plan: Plan) -> dict[str, State]:
     return states
 
 
-def _row(stage: Stage, state: State, manifest: dict[str, Any], command: str) -> ResultRow:
+def _row(stage: Stage, state: State, manifests: Manifests, command: str) -> ResultRow:
+    manifest = manifests.get(stage.name, {})
     provenance = manifest.get("provenance", {})
     code = provenance.get("code", {})
     pictures = stage.run_dir / "pictures"
     done = state.status == "done"
+    doubt = row_doubt(stage, manifests) if done else ""
     assert stage.task is not None and stage.seed is not None
     return ResultRow(
         backbone=stage.backbone,
@@ -138,13 +140,29 @@ def _row(stage: Stage, state: State, manifest: dict[str, Any], command: str) -> 
         ground_truth=tuple(sorted(pictures.glob("*-ground_truth.jpg"))) if done else (),
         wall_time_s=provenance.get("wall_time_s"),
         run_dir=str(stage.run_dir),
-        dirty=bool(code.get("dirty")),
+        dirty=bool(doubt),
+        doubt=doubt,
         signature=stage.signature,
         num_gpus=len(provenance.get("gpus", ())),
         commit=code.get("commit"),
         command=f"{command} --only {stage.name}",
-        config={"signature covers": stage.record, "settings": stage.settings},
+        config=_settings(stage, provenance if done else None),
     )
+
+
+def _settings(stage: Stage, made: dict[str, Any] | None) -> dict[str, Any]:
+    """Return a run's settings; of one that is done those in its folder, whatever the plan says."""
+    if made is None:
+        return {"signature covers": stage.record, "settings": stage.settings}
+    covers, job = (
+        read_json(path) if (path := stage.run_dir / name).is_file() else {}
+        for name in (CONFIG, JOB)
+    )
+    return {
+        "signature covers": covers or None,
+        "settings": job.get("settings"),
+        "attempts": made.get("attempts"),
+    }
 
 
 def failed_log(stage: Stage) -> str:
@@ -192,17 +210,14 @@ def _numbers(entry: dict[str, Any]) -> dict[str, float]:
     return {key: float(value) for key, value in entry.items() if isinstance(value, int | float)}
 
 
-def report_key(plan: Plan) -> list[list[str | None]]:
-    """Return what a report depends on, to tell whether one that exists is up to date."""
-    states, key = all_states(plan), []
+def made_from(plan: Plan) -> list[list[str | None]]:
+    """Return name, status, reason and the manifest's sha256 of every stage."""
+    states, entries = all_states(plan), []
     for stage in plan.stages:
         state = states[stage.name]
         sha256 = sha256_of(stage.run_dir / MANIFEST) if state.status == "done" else None
-        key.append([stage.name, state.status, state.reason, sha256])
-    references = references_of(plan.config, plan.config_file)
-    digest = hashlib.sha256(references.model_dump_json().encode()).hexdigest()
-    key += [[task.name, task.title, task.reference] for task in plan.config.tasks]
-    return [*key, ["published rows", digest]]
+        entries.append([stage.name, state.status, state.reason, sha256])
+    return entries
 
 
 def report_dir(plan: Plan) -> Path:

@@ -70,12 +70,10 @@ def read_finished(folder: Path) -> Finished:
 def _run_dirs(folder: Path) -> Iterable[tuple[str, Path]]:
     """Yield name and run folder of every stage that the report was made from."""
     made_from = folder / "report" / MADE_FROM
+    by_sha256 = {sha256_of(path): path.parent for path in sorted(folder.glob("*/*/manifest.json"))}
     for entry in read_json(made_from) if made_from.is_file() else []:
-        if len(entry) == 4 and entry[3] is not None:
-            kind, _, slug = entry[0].partition("/")
-            for manifest in sorted((folder / kind).glob(f"{slug}-{'[0-9a-f]' * 16}/manifest.json")):
-                if sha256_of(manifest) == entry[3]:
-                    yield entry[0], manifest.parent
+        if len(entry) == 4 and entry[3] in by_sha256:
+            yield entry[0], by_sha256[entry[3]]
 
 
 def number_changes(a: Results, b: Results) -> list[NumberChange]:

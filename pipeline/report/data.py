@@ -91,7 +91,10 @@ class TaskInfo:
 
 @dataclass(frozen=True)
 class ResultRow:
-    """One fine-tuning: a backbone on a task with a seed, finished or not."""
+    """One fine-tuning: a backbone on a task with a seed, finished or not.
+
+    `dirty` marks a result that cannot be told from clean commits, `doubt` says why.
+    """
 
     backbone: str
     task: str
@@ -110,6 +113,7 @@ class ResultRow:
     commit: str | None = None
     command: str = ""
     config: dict[str, Any] = field(default_factory=dict)
+    doubt: str = ""
 
 
 @dataclass(frozen=True)
@@ -183,7 +187,7 @@ class BackboneSummary:
 
     @property
     def dirty(self) -> bool:
-        """Whether a finished seed came from modified code."""
+        """Whether a finished seed cannot be told from clean commits."""
         return any(row.dirty for row in self.rows if row.status == "done")
 
 

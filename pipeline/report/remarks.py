@@ -7,8 +7,9 @@ from typing import Any
 
 from pipeline.plan.compatibility import task_value
 from pipeline.plan.plan import Plan
-from pipeline.stages.files import read_json, tail
-from pipeline.stages.run_folder import MANIFEST, METRICS, read_state
+from pipeline.report.origins import Manifests, origin_remarks, read_manifests
+from pipeline.stages.files import tail
+from pipeline.stages.run_folder import METRICS
 from pipeline.stages.stage import Stage
 
 PARTS = ("its stem", "res2", "res3", "res4", "res5")
@@ -17,8 +18,9 @@ TAIL_BYTES = 65_536
 
 
 def remarks(plan: Plan) -> list[str]:
-    """Return the remarks on random backbones that are frozen, then those on what was pretrained."""
-    return frozen_remarks(plan) + collapse_remarks(plan)
+    """Return the remarks on frozen random backbones, on what was pretrained, and on origins."""
+    done = read_manifests(plan)
+    return frozen_remarks(plan) + collapse_remarks(plan, done) + origin_remarks(plan, done)
 
 
 def frozen_remarks(plan: Plan) -> list[str]:
@@ -37,12 +39,12 @@ def frozen_remarks(plan: Plan) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
-def collapse_remarks(plan: Plan) -> list[str]:
+def collapse_remarks(plan: Plan, manifests: Manifests) -> list[str]:
     """Return a line for every finished pretraining whose features tell no images apart."""
     lines = []
     for stage in plan.stages:
-        if stage.kind == "pretrain" and read_state(stage).status == "done":
-            metrics = read_json(stage.run_dir / MANIFEST).get("metrics", {})
+        if stage.kind == "pretrain" and stage.name in manifests:
+            metrics = manifests[stage.name].get("metrics", {})
             if signs := collapse_signs(stage.settings, metrics, _last_points(stage)):
                 lines.append(
                     f"{stage.backbone}: the pretraining collapsed ({', '.join(signs)}); "

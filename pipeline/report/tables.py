@@ -89,7 +89,7 @@ class Line:
 
     @property
     def marked(self) -> str:
-        """The name with its marks: † modified code, [1] the source it is from, § searched."""
+        """The name with its marks: † no clean commit, [1] the source it is from, § searched."""
         source = f" [{self.source_number}]" if self.source else ""
         source += f" {SEARCHED}" if self.searched else ""
         return f"{self.name}{source}{' †' if self.dirty else ''}"

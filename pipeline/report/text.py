@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -19,6 +20,7 @@ from pipeline.report.data import (
     summarise,
 )
 from pipeline.report.statistics import Difference, Spread, Verdict, finite
+from pipeline.stages.provenance import MODIFIED
 
 DASH = "–"
 MAX_REASON = 400
@@ -137,7 +139,10 @@ def legend(data: ReportData) -> list[str]:
             "corrected for the number of comparisons.",
         ]
     if any(row.dirty and row.status == "done" for row in data.rows):
-        notes.append("† holds results from modified (uncommitted) code.")
+        notes.append(
+            "† holds results that cannot be told from clean commits: of modified or unknown code, "
+            "or of attempts that differ, in the fine-tuning or in what it is made from."
+        )
     return notes
 
 
@@ -178,9 +183,10 @@ def warnings(data: ReportData) -> list[str]:
         for status in get_args(Status)
         if status != "done"
     }
-    counts["from modified (uncommitted) code, marked †"] = sum(
-        row.dirty and row.status == "done" for row in data.rows
+    doubts = Counter(
+        row.doubt or MODIFIED for row in data.rows if row.dirty and row.status == "done"
     )
+    counts |= {f"from {doubt}, marked †": n for doubt, n in doubts.items()}
     lines = [f"{n} of {len(data.rows)} fine-tunings {text}" for text, n in counts.items() if n]
     return [*lines, *data.remarks]
 

@@ -2,27 +2,53 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+import hashlib
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from pipeline.plan.plan import Plan
-from pipeline.report.collect import MADE_FROM, collect, report_dir, report_key
+from pipeline.report.collect import MADE_FROM, collect, made_from, report_dir
 from pipeline.report.data import ReportData, results_json, schema_json
 from pipeline.report.html import html
 from pipeline.report.tables import latex, markdown, results_csv
-from pipeline.stages.files import atomic_path, read_json, write_json
+from pipeline.stages.files import atomic_path, read_json, sha256_of, write_json
+
+WRITERS: dict[str, Callable[[ReportData], str]] = {
+    "results.json": results_json,
+    "results.schema.json": lambda _: schema_json(),
+    "table.tex": latex,
+    "results.csv": results_csv,
+    "report.md": markdown,
+    "index.html": html,
+}
 
 
 def make_report(plan: Plan) -> None:
-    """Write the report unless one that exists was made from the same results."""
-    folder = report_dir(plan)
-    key = report_key(plan)
-    marker = folder / MADE_FROM
-    if marker.exists() and (folder / "index.html").exists() and read_json(marker) == key:
-        return
+    """Write the report unless the files of an earlier one are what would be written now.
+
+    `made_from.json` beside them holds the stages, a digest of the source, and of every file.
+    """
+    folder, data = report_dir(plan), collect(plan)
+    marker, source = folder / MADE_FROM, source_digest(data)
+    key = [*made_from(plan), ["source", source]]
+    with suppress(OSError, ValueError, TypeError, LookupError):
+        *kept, (_, files) = read_json(marker)
+        if kept == key and all(sha256_of(folder / name) == files[name] for name in WRITERS):
+            return
     marker.unlink(missing_ok=True)
-    write_report(collect(plan), folder)
-    write_json(marker, key)
+    write_report(data, folder)
+    write_json(marker, [*key, ["files", {name: sha256_of(folder / name) for name in WRITERS}]])
+
+
+def source_digest(data: ReportData) -> str:
+    """Return a digest of all that a report is made from: data, pictures, and the code here."""
+    digest = hashlib.sha256(repr(data).encode("utf-8", "surrogateescape"))
+    pictures = [path for row in data.rows for path in (*row.pictures, *row.ground_truth)]
+    code = [path for path in Path(__file__).parent.rglob("*") if path.suffix in (".py", ".j2")]
+    for path in [*pictures, *sorted(code)]:
+        digest.update(sha256_of(path).encode() if path.is_file() else b"none")
+    return digest.hexdigest()
 
 
 def write_report(data: ReportData, directory: Path) -> Path:
@@ -35,14 +61,7 @@ def write_report(data: ReportData, directory: Path) -> Path:
         ValueError: the data contradicts itself.
         OSError: a file cannot be written; no temporary file is left.
     """
-    texts = {
-        "results.json": results_json(data),
-        "results.schema.json": schema_json(),
-        "table.tex": latex(data),
-        "results.csv": results_csv(data),
-        "report.md": markdown(data),
-        "index.html": html(data),
-    }
+    texts = {name: write(data) for name, write in WRITERS.items()}
     # a lone surrogate (a file name that is no UTF-8) becomes a question mark
     contents = {name: text.encode("utf-8", errors="replace") for name, text in texts.items()}
     write_files(directory, contents)

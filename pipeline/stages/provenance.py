@@ -19,6 +19,7 @@ ATTEMPTS = "attempts.jsonl"  # below a run folder: a line when an attempt starts
 CODE_STATE = "code_state.json"  # in a copy of the code: what the original was
 CODE_FOLDERS = ("pipeline", "pretrain", "transfer")
 PACKAGES = ("torch", "torchvision", "detectron2", "numpy", "pillow", "pycocotools", "fvcore")
+MODIFIED = "modified (uncommitted) code"
 UNKNOWN = {"commit": None, "dirty": None}
 
 
@@ -109,7 +110,7 @@ def code_fault(made: Mapping[str, Any]) -> str | None:
     attempts = made.get("attempts") or [made]
     states = [attempt.get("code") or {} for attempt in attempts]
     if any(state.get("dirty") for state in states):
-        return "modified (uncommitted) code"
+        return MODIFIED
     if any(state.get("commit") is None for state in states):
         return "unknown code (no git)"
     kept = [[attempt.get(key) for key in ("code", "python", "packages")] for attempt in attempts]

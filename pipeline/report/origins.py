@@ -1,0 +1,112 @@
+"""Remarks on where results come from: code, versions, the bytes of what they are made from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from pipeline.plan.plan import Plan
+from pipeline.stages.files import read_json
+from pipeline.stages.provenance import code_fault
+from pipeline.stages.run_folder import MANIFEST, read_state
+from pipeline.stages.stage import Stage
+
+Manifests = dict[str, dict[str, Any]]  # of finished stages, by name
+
+
+def read_manifests(plan: Plan) -> Manifests:
+    """Return the manifest of every stage that is done."""
+    return {
+        stage.name: read_json(stage.run_dir / MANIFEST)
+        for stage in plan.stages
+        if read_state(stage).status == "done"
+    }
+
+
+def origin_remarks(plan: Plan, manifests: Manifests) -> list[str]:
+    """Return what differs within one table, and inputs that are not what a result was made from."""
+    return version_remarks(plan, manifests)
+
+
+def chain(stage: Stage) -> Iterator[Stage]:
+    """Yield a stage and all that it is made from."""
+    yield stage
+    for source in stage.inputs.values():
+        yield from chain(source)
+
+
+def row_doubt(stage: Stage, manifests: Manifests) -> str:
+    """Return why a result cannot be told from clean commits; empty where it can."""
+    for each in chain(stage):
+        if each.name in manifests:
+            fault = code_fault(manifests[each.name].get("provenance", {}))
+            if fault is not None:
+                return fault if each is stage else f"{fault} in its {each.kind}"
+    return ""
+
+
+def version_remarks(plan: Plan, manifests: Manifests) -> list[str]:
+    """Return a line for every table whose rows were made by different commits or packages."""
+    titles = {task.name: task.title or task.name for task in plan.config.tasks}
+    tables: dict[str, list[Stage]] = {}
+    for stage in plan.stages:
+        title = "probes" if stage.probe is not None else titles.get(stage.task or "")
+        if title is not None and stage.name in manifests:
+            tables.setdefault(title, []).append(stage)
+    lines: dict[str, list[str]] = {}
+    for title, rows in tables.items():
+        for text in version_differences(rows, manifests):
+            lines.setdefault(text, []).append(title)
+    return [f"{', '.join(names)}: rows differ in {text}" for text, names in lines.items()]
+
+
+def version_differences(rows: list[Stage], manifests: Manifests) -> list[str]:
+    """Return for each version that is not the same in all rows which of them have another.
+
+    Stages that rows are made from count by their kind: a row without one is like any other.
+    """
+    values: dict[str, dict[str, list[Stage]]] = {}
+    for row in rows:
+        for stage in chain(row):
+            made = manifests.get(stage.name, {}).get("provenance", {})
+            whose = "" if stage is row else f"{stage.kind}'s "
+            for what, value in _versions(made).items():
+                values.setdefault(f"{whose}{what}", {}).setdefault(value, []).append(row)
+    texts = []
+    for what, by_value in values.items():
+        if len(by_value) > 1:
+            usual = max(by_value, key=lambda value: len(by_value[value]))
+            others = (
+                f"{value} in {row_names(by_value[value], rows)}"
+                for value in by_value
+                if value != usual
+            )
+            texts.append(f"{what}: {', '.join(others)}; else {usual}")
+    return texts
+
+
+def _versions(made: dict[str, Any]) -> dict[str, str]:
+    """Return what a stage was made by; several where its attempts differ."""
+    seen: dict[str, dict[str, None]] = {}
+    for attempt in made.get("attempts") or [made]:
+        code = attempt.get("code") or {}
+        changes = f" with changes {code.get('diff', '')}".rstrip() if code.get("dirty") else ""
+        commit = f"{str(code.get('commit') or 'unknown')[:10]}{changes}"
+        versions = {"commit": commit, "python": attempt.get("python")}
+        for name, version in (versions | attempt.get("packages", {})).items():
+            seen.setdefault(name, {})[str(version or "unknown")] = None
+    return {name: " then ".join(versions) for name, versions in seen.items()}
+
+
+def row_names(part: Iterable[Stage], rows: Iterable[Stage]) -> str:
+    """Return names for some rows of a table: the backbone, and seeds where it has others too."""
+    all_of = Counter(row.backbone for row in rows)
+    by_backbone: dict[str, list[Stage]] = {}
+    for row in part:
+        by_backbone.setdefault(row.backbone, []).append(row)
+    names = []
+    for backbone, some in by_backbone.items():
+        seeds = ", ".join(str(row.seed) for row in some)
+        names.append(backbone if len(some) == all_of[backbone] else f"{backbone} (seed {seeds})")
+    return ", ".join(names)

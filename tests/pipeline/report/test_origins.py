@@ -1,0 +1,92 @@
+"""Remarks on code, versions and bytes behind a table, of finished stages made by hand."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.commands import main as commands
+from pipeline.plan.build import load_plan
+from pipeline.report.collect import collect
+from pipeline.report.origins import origin_remarks, read_manifests
+from pipeline.stages.run_folder import prepare, write_manifest
+from pipeline.stages.stage import Stage
+
+CONFIG = Path("configs/tiny.yaml")
+CHANGES = ["tasks=[{name: voc, config: voc.yaml, title: VOC}]"]
+CLEAN = {"commit": "a" * 40, "dirty": False}
+
+
+def attempt(torch: str = "2.14", **code: Any) -> dict[str, Any]:
+    return {"started": "now", "code": CLEAN | code, "python": "3.11", "packages": {"torch": torch}}
+
+
+def finish(stage: Stage, *attempts: dict[str, Any]) -> None:
+    """Write what a finished stage leaves, without running it."""
+    attempts = attempts or (attempt(),)
+    prepare(stage)
+    (stage.run_dir / "out.txt").write_text(stage.slug, encoding="utf-8")
+    job = json.loads((stage.run_dir / "job.json").read_text("utf-8"))
+    made = attempts[-1] | {"attempts": list(attempts)}
+    write_manifest(stage.run_dir, job, {"bbox/AP": 1.0}, made)
+
+
+@pytest.fixture
+def stages(fakes: Path) -> dict[str, Stage]:
+    """Return the stages of one task, all of them finished by the same code."""
+    plan = load_plan(CONFIG, CHANGES)
+    for stage in plan.stages:
+        finish(stage)
+    return {stage.name: stage for stage in plan.stages}
+
+
+def said() -> list[str]:
+    plan = load_plan(CONFIG, CHANGES)
+    return origin_remarks(plan, read_manifests(plan))
+
+
+def doubts() -> dict[tuple[str, int], str]:
+    rows = collect(load_plan(CONFIG, CHANGES)).rows
+    assert all(row.dirty == bool(row.doubt) for row in rows)
+    return {(row.backbone, row.seed): row.doubt for row in rows if row.doubt}
+
+
+def test_one_code_and_one_set_of_packages_need_no_words(stages: dict[str, Stage]) -> None:
+    assert said() == [] and doubts() == {}
+
+
+def test_versions_that_differ_within_a_table_are_said_with_their_rows(
+    stages: dict[str, Stage],
+) -> None:
+    finish(stages["finetune/a--voc--seed1"], attempt("2.13"))
+    finish(stages["finetune/b--voc--seed0"], attempt("2.13"), attempt())
+    assert said() == [
+        "VOC: rows differ in torch: 2.13 in a (seed 1), 2.13 then 2.14 in b (seed 0); else 2.14"
+    ]
+    assert doubts() == {("b", 0): "code or packages that changed between attempts"}
+
+
+def test_versions_of_what_rows_are_made_from_count_by_kind(stages: dict[str, Stage]) -> None:
+    finish(stages["pretrain/b"], attempt(commit="b" * 40))
+    assert said() == [f"VOC: rows differ in pretrain's commit: {'b' * 10} in b; else {'a' * 10}"]
+    assert doubts() == {}  # a clean commit each
+
+
+def test_a_row_is_marked_for_each_attempt_of_all_that_it_is_made_from(
+    stages: dict[str, Stage],
+) -> None:
+    finish(stages["pretrain/a"], attempt(dirty=True, diff="d1"), attempt())
+    finish(stages["finetune/b--voc--seed1"], attempt(commit=None, dirty=None), attempt())
+    modified = "modified (uncommitted) code in its pretrain"
+    assert doubts() == {
+        ("a", 0): modified,
+        ("a", 1): modified,
+        ("b", 1): "unknown code (no git)",
+    }
+    commands.execute("report", CONFIG, CHANGES)
+    page = Path("runs/tiny/report/index.html").read_text("utf-8")
+    assert f"2 of 6 fine-tunings from {modified}, marked †" in page
+    assert "1 of 6 fine-tunings from unknown code (no git), marked †" in page
+    before_folds = page.partition("<details")[0]
+    assert "rows differ in" in before_folds
