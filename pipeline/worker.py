@@ -18,6 +18,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from typing import Any
 from pipeline.messages import one_line
 from pipeline.plan.contents import check_contents
 from pipeline.stages.files import append_json_line, read_json, write_json
-from pipeline.stages.provenance import ATTEMPTS, origin, provenance
+from pipeline.stages.provenance import ATTEMPTS, attempts_at, origin, provenance
 from pipeline.stages.run_folder import (
     CONFIG,
     EXIT_INTERRUPTED,
@@ -43,7 +44,9 @@ from pipeline.stages.run_folder import (
     set_aside,
     write_manifest,
 )
+from pipeline.stages.signature import differences
 
+logger = logging.getLogger(__name__)
 PR_SET_PDEATHSIG = 1
 NOTES_FROM = ("transfer.datasets.check", "pretrain.data.images")  # the loggers
 
@@ -112,13 +115,15 @@ def _make(run_dir: Path, job: dict[str, Any], inputs: dict[str, Path]) -> None:
     started = time.time()
     begun = datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds")
     attempt = {"started": begun, **origin()}
-    check_what_is_read(run_dir, job, inputs)
-    append_json_line(run_dir / ATTEMPTS, attempt)
+    read = check_what_is_read(run_dir, job, inputs)
+    set_aside_other_inputs(run_dir, read)
+    append_json_line(run_dir / ATTEMPTS, attempt | {"inputs": read})
     try:
         module = importlib.import_module(job["module"])
         metrics = module.run_stage(job["settings"], inputs, run_dir)
         try:
-            check_what_is_read(run_dir, job, inputs)
+            if lines := differences(read, check_what_is_read(run_dir, job, inputs)):
+                raise ValueError(f"an input was made again meanwhile ({'; '.join(lines)})")
         except ValueError as error:
             place = set_aside(run_dir)  # nobody knows which of the two was read
             raise ValueError(f"{error}; what was made until then is in {place}") from None
@@ -127,41 +132,61 @@ def _make(run_dir: Path, job: dict[str, Any], inputs: dict[str, Path]) -> None:
         values = {name: float(value) for name, value in metrics.items()}
         # the AP of a class without objects is NaN
         finite = {name: x if math.isfinite(x) else None for name, x in values.items()}
-        write_manifest(run_dir, job, finite, made)
+        write_manifest(run_dir, job, finite, made, read)
     finally:
         append_json_line(run_dir / ATTEMPTS, {"wall_time_s": time.time() - started})
 
 
-def check_what_is_read(run_dir: Path, job: dict[str, Any], inputs: dict[str, Path]) -> None:
+def check_what_is_read(
+    run_dir: Path, job: dict[str, Any], inputs: dict[str, Path]
+) -> dict[str, Any]:
     """Compare what a stage reads with what it was planned with, which its `config.json` holds.
+
+    Returns signature and sha256 of what it reads of each input, by role.
 
     Raises:
         ValueError: an input, the data, the checkpoint or the number of processes is another.
     """
-    record = read_json(run_dir / CONFIG)
+    record, read = read_json(run_dir / CONFIG), {}
     for role, path in inputs.items():
-        check_input(path)
+        files = check_input(path, job.get("reads"))
         if fault := identity_fault(path.parent, record["inputs"][role]):
             raise ValueError(fault)
+        read[role] = {"signature": record["inputs"][role], "files": files}
     check_contents(job["stage"], record["config"], job["settings"])
+    return read
 
 
-def check_input(path: Path) -> None:
-    """Compare a stage's input with the manifest it was made under.
+def check_input(path: Path, names: Sequence[str] | None = None) -> dict[str, str]:
+    """Compare a stage's input with the manifest it was made under; return the sha256 by name.
+
+    `names` are the files that are read beside `path`, which is the only one where there are none.
 
     Raises:
         ValueError: the input is not what its stage wrote.
     """
-    folder = path.parent
+    folder, names = path.parent, names or [path.name]
     try:
-        fault = outputs_fault(folder, read_json(folder / MANIFEST), thorough=True)
+        manifest = read_json(folder / MANIFEST)
     except FileNotFoundError:
         raise ValueError(
             f"{folder}: its manifest is gone; run again to have it made again"
         ) from None
-    if fault is not None:
+    if (fault := outputs_fault(folder, manifest, thorough=True, names=names)) is not None:
         drop_changed_outputs(folder)  # so the next run makes them again
         raise ValueError(fault)
+    return {name: manifest["outputs"][name]["sha256"] for name in names}
+
+
+def set_aside_other_inputs(run_dir: Path, read: dict[str, Any]) -> None:
+    """Move away what an attempt left that read other bytes, so that none goes on from it.
+
+    An input that was lost and made again need not have the same bytes.
+    """
+    attempts = attempts_at(run_dir)
+    if attempts and attempts[-1].get("inputs", read) != read:
+        place = set_aside(run_dir)
+        logger.warning("begun with other inputs, so begun anew; what there was is in %s", place)
 
 
 def check(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from pipeline.report.data import (
     ResultRow,
     TaskInfo,
 )
-from pipeline.report.origins import Manifests, read_manifests, row_doubt
+from pipeline.report.origins import Manifests, read_manifests, row_doubts
 from pipeline.report.protocol import Protocol, ap_rule, protocol_of
 from pipeline.report.published import published_probes, published_rows
 from pipeline.report.remarks import remarks
@@ -44,6 +44,7 @@ def collect(plan: Plan) -> ReportData:
     """Return everything a report shows, from whatever is done."""
     states = all_states(plan)
     manifests = read_manifests(plan)
+    doubts = row_doubts(plan, manifests)
     finetunes = [stage for stage in plan.stages if stage.kind == "finetune"]
     models = {stage.task: stage.settings["detectron2"].get("MODEL", {}) for stage in finetunes}
     protocols = {stage.task: protocol_of(stage.settings) for stage in finetunes}
@@ -67,7 +68,10 @@ def collect(plan: Plan) -> ReportData:
             for task in config.tasks
         ),
         baseline=next((backbone.name for backbone in config.backbones if backbone.random), None),
-        rows=tuple(_row(stage, states[stage.name], manifests, command) for stage in finetunes),
+        rows=tuple(
+            _row(stage, states[stage.name], manifests.get(stage.name, {}), doubts, command)
+            for stage in finetunes
+        ),
         probes=tuple(
             ProbeRow(stage.backbone, stage.probe, _numbers(manifests[stage.name]["metrics"]))
             for stage in plan.stages
@@ -120,13 +124,13 @@ def all_states(plan: Plan) -> dict[str, State]:
     return states
 
 
-def _row(stage: Stage, state: State, manifests: Manifests, command: str) -> ResultRow:
-    manifest = manifests.get(stage.name, {})
+def _row(
+    stage: Stage, state: State, manifest: dict[str, Any], doubts: dict[str, str], command: str
+) -> ResultRow:
     provenance = manifest.get("provenance", {})
     code = provenance.get("code", {})
     pictures = stage.run_dir / "pictures"
     done = state.status == "done"
-    doubt = row_doubt(stage, manifests) if done else ""
     assert stage.task is not None and stage.seed is not None
     return ResultRow(
         backbone=stage.backbone,
@@ -140,8 +144,8 @@ def _row(stage: Stage, state: State, manifests: Manifests, command: str) -> Resu
         ground_truth=tuple(sorted(pictures.glob("*-ground_truth.jpg"))) if done else (),
         wall_time_s=provenance.get("wall_time_s"),
         run_dir=str(stage.run_dir),
-        dirty=bool(doubt),
-        doubt=doubt,
+        dirty=stage.name in doubts,
+        doubt=doubts.get(stage.name, ""),
         signature=stage.signature,
         num_gpus=len(provenance.get("gpus", ())),
         commit=code.get("commit"),

@@ -26,7 +26,8 @@ def read_manifests(plan: Plan) -> Manifests:
 
 def origin_remarks(plan: Plan, manifests: Manifests) -> list[str]:
     """Return what differs within one table, and inputs that are not what a result was made from."""
-    return version_remarks(plan, manifests)
+    mixed = dict.fromkeys(mixed_rows(plan, manifests).values())
+    return [*mixed, *chain_remarks(plan, manifests), *version_remarks(plan, manifests)]
 
 
 def chain(stage: Stage) -> Iterator[Stage]:
@@ -36,14 +37,65 @@ def chain(stage: Stage) -> Iterator[Stage]:
         yield from chain(source)
 
 
-def row_doubt(stage: Stage, manifests: Manifests) -> str:
-    """Return why a result cannot be told from clean commits; empty where it can."""
-    for each in chain(stage):
-        if each.name in manifests:
-            fault = code_fault(manifests[each.name].get("provenance", {}))
-            if fault is not None:
-                return fault if each is stage else f"{fault} in its {each.kind}"
-    return ""
+def files_read(manifest: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """Return by role the sha256 of each file that a stage read; a companion only describes one."""
+    return {
+        role: {name: sha for name, sha in entry["files"].items() if not name.endswith(".json")}
+        for role, entry in manifest.get("inputs", {}).items()
+    }
+
+
+def mixed_rows(plan: Plan, manifests: Manifests) -> dict[str, str]:
+    """Return by stage name a remark on the backbone's fine-tunings: they read different bytes."""
+    by_backbone: dict[str, dict[str, list[Stage]]] = {}
+    for stage in plan.stages:
+        files = files_read(manifests.get(stage.name, {})).get("weights")
+        if stage.kind == "finetune" and files:
+            text = ", ".join(f"{name} {sha[:10]}" for name, sha in files.items())
+            by_backbone.setdefault(stage.backbone, {}).setdefault(text, []).append(stage)
+    remarks: dict[str, str] = {}
+    for backbone, groups in by_backbone.items():
+        if len(groups) > 1:
+            parts = [f"{text} ({_places(rows)})" for text, rows in groups.items()]
+            line = f"{backbone}: its fine-tunings stand on different backbones: {', '.join(parts)}"
+            remarks |= {row.name: line for rows in groups.values() for row in rows}
+    return remarks
+
+
+def _places(rows: Iterable[Stage]) -> str:
+    by_task: dict[str, list[str]] = {}
+    for row in rows:
+        by_task.setdefault(str(row.task), []).append(str(row.seed))
+    return "; ".join(f"{task} seed {', '.join(seeds)}" for task, seeds in by_task.items())
+
+
+def chain_remarks(plan: Plan, manifests: Manifests) -> list[str]:
+    """Return a line for every input that has other bytes today than when it was read."""
+    lines: dict[str, list[str]] = {}
+    for stage in plan.stages:
+        for role, files in files_read(manifests.get(stage.name, {})).items():
+            source = stage.inputs.get(role)
+            outputs = (
+                manifests[source.name]["outputs"] if source and source.name in manifests else {}
+            )
+            for name, sha in files.items():
+                if source and name in outputs and (today := outputs[name]["sha256"]) != sha:
+                    text = f"{name} of {source.name} {sha[:10]}, which was made again: {today[:10]}"
+                    lines.setdefault(text, []).append(stage.name)
+    return [f"{', '.join(names)}: made from {text}" for text, names in lines.items()]
+
+
+def row_doubts(plan: Plan, manifests: Manifests) -> dict[str, str]:
+    """Return by stage name why a result cannot be told from clean commits and one backbone."""
+    mixed = mixed_rows(plan, manifests)
+    doubts = dict.fromkeys(mixed, "another backbone than other results of their row")
+    for stage in plan.stages:
+        for each in chain(stage) if stage.name in manifests else ():
+            made = manifests[each.name].get("provenance", {}) if each.name in manifests else None
+            if made is not None and (fault := code_fault(made)):
+                text = fault if each is stage else f"{fault} in its {each.kind}"
+                doubts.setdefault(stage.name, text)
+    return doubts
 
 
 def version_remarks(plan: Plan, manifests: Manifests) -> list[str]:

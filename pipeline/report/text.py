@@ -141,7 +141,8 @@ def legend(data: ReportData) -> list[str]:
     if any(row.dirty and row.status == "done" for row in data.rows):
         notes.append(
             "† holds results that cannot be told from clean commits: of modified or unknown code, "
-            "or of attempts that differ, in the fine-tuning or in what it is made from."
+            "or of attempts that differ, in the fine-tuning or in what it is made from; or results "
+            "of one row that stand on different backbones."
         )
     return notes
 

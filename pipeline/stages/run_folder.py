@@ -89,11 +89,17 @@ def first_broken(inputs: Iterable[Stage], states: dict[str, State]) -> str | Non
     return None
 
 
-def outputs_fault(run_dir: Path, manifest: dict[str, Any], thorough: bool) -> str | None:
-    """Return how the outputs differ from the manifest, or None; `thorough` compares sha256 too."""
+def outputs_fault(
+    run_dir: Path, manifest: dict[str, Any], thorough: bool, names: Iterable[str] = ()
+) -> str | None:
+    """Return how the outputs differ from the manifest, or None; `thorough` compares sha256 too.
+
+    Only those of `names` are looked at, where there are any.
+    """
     try:
-        outputs = manifest["outputs"].items()
-        for name, entry in outputs:
+        outputs = manifest["outputs"]
+        for name in names or outputs:
+            entry = outputs[name]
             path = run_dir / name
             try:
                 file = path.stat()
@@ -135,6 +141,7 @@ def prepare(stage: Stage) -> None:
         "outputs": list(kind.outputs),
         "settings": stage.settings,
         "inputs": {role: str(source.result.absolute()) for role, source in stage.inputs.items()},
+        "reads": list(kind.reads),
     }
     write_json(run_dir / JOB, job)
 
@@ -181,9 +188,20 @@ def set_aside(run_dir: Path) -> Path:
 
 
 def write_manifest(
-    run_dir: Path, job: dict[str, Any], metrics: dict[str, Any], made: dict[str, Any]
+    run_dir: Path,
+    job: dict[str, Any],
+    metrics: dict[str, Any],
+    made: dict[str, Any],
+    inputs: dict[str, Any] | None = None,
 ) -> None:
     """Record the outputs with sizes and sha256; from here on the stage is done.
+
+    Args:
+        run_dir: the run folder.
+        job: what `job.json` holds.
+        metrics: the stage's numbers.
+        made: the provenance.
+        inputs: signature and digests of what was read, by role.
 
     Raises:
         ValueError: an output that the stage must write is not there.
@@ -196,7 +214,7 @@ def write_manifest(
         for path in paths:
             name = path.relative_to(run_dir).as_posix()
             outputs[name] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
-    content = {"metrics": metrics, "outputs": outputs, "provenance": made}
+    content = {"metrics": metrics, "outputs": outputs, "inputs": inputs or {}, "provenance": made}
     head = {"stage": job["stage"], "signature": job["signature"]}
     write_json(run_dir / MANIFEST, head | content)
     (run_dir / FAILURE).unlink(missing_ok=True)

@@ -20,13 +20,15 @@ class StageKind:
     inputs of each stage) -> remarks`; and where its result is known beforehand to demand keys of a
     detectron2 config `demanded_keys(config) -> values by key`. `version` is raised by hand when a
     change of code changes results. `outputs` are patterns below the run folder; each must match,
-    and `result` is the file that the next stage reads.
+    and `result` is the file that the next stage reads. `reads` are the outputs of its inputs that a
+    stage of this kind reads, their `result` where it is empty.
     """
 
     module: str
     version: int
     outputs: tuple[str, ...]
     result: str
+    reads: tuple[str, ...] = ()
 
 
 STAGE_KINDS: dict[str, StageKind] = {
@@ -36,13 +38,17 @@ STAGE_KINDS: dict[str, StageKind] = {
         2,
         ("backbone.pkl", "backbone.json", "backbone.pth"),
         "backbone.pkl",
+        ("backbone.pth",),
     ),
-    "probe": StageKind("pretrain.probes.probe", 1, ("probes.json",), "probes.json"),
+    "probe": StageKind(
+        "pretrain.probes.probe", 1, ("probes.json",), "probes.json", ("backbone.pth",)
+    ),
     "finetune": StageKind(
         "transfer.finetune",
         2,
         ("model_final.pth", "predictions.json", "effective_config.yaml", "pictures/*.jpg"),
         "model_final.pth",
+        ("backbone.pkl", "backbone.json"),
     ),
 }  # fmt: skip
 

@@ -1,5 +1,6 @@
 """The worker with fake stages: its inputs, its failures and its end."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 from pipeline import worker
 from pipeline.plan.build import load_plan
 from pipeline.stages import provenance
-from pipeline.stages.run_folder import MANIFEST, prepare, read_state
+from pipeline.stages.run_folder import LOG, MANIFEST, prepare, read_state
 from pipeline.worker import check_input
 from tests.pipeline.local_runs import CONFIG, ONLY_A, RUN, ran, run, small_plan, until
 
@@ -91,3 +92,57 @@ def test_the_state_is_taken_before_the_stage_is_imported(
     sys.modules.pop("fake_stages", None)
     assert worker.run(entry.run_dir) == 0
     assert len(asked) == 1 and "fake_stages" not in asked[0]
+
+
+def manifest_of(name: str) -> dict:
+    entry = next(entry for entry in small_plan(ONLY_A).stages if entry.name == name)
+    return json.loads((entry.run_dir / MANIFEST).read_text("utf-8"))
+
+
+def test_a_manifest_holds_the_digests_of_what_was_read(fakes: Path) -> None:
+    run(small_plan(ONLY_A))
+    for name, role, source in (
+        ("convert/a", "checkpoint", "pretrain/a"),
+        ("finetune/a--voc--seed0", "weights", "convert/a"),
+    ):
+        entry = next(entry for entry in small_plan(ONLY_A).stages if entry.name == source)
+        sha256 = manifest_of(source)["outputs"]["out.txt"]["sha256"]
+        assert manifest_of(name)["inputs"] == {
+            role: {"signature": entry.signature, "files": {"out.txt": sha256}}
+        }
+    assert manifest_of("pretrain/a")["inputs"] == {}
+
+
+def test_only_what_a_stage_reads_is_looked_at(fakes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(small_plan(ONLY_A))
+    folder = small_plan(ONLY_A).stages[1].run_dir
+    manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+    manifest["outputs"]["gone.pth"] = {"size": 1, "sha256": "0"}
+    (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    for reads in (None, [], ["out.txt"]):
+        assert list(check_input(folder / "out.txt", reads)) == ["out.txt"]
+    with pytest.raises(ValueError, match=r"gone\.pth: gone since it was made"):
+        check_input(folder / "out.txt", ["out.txt", "gone.pth"])
+
+
+def test_no_attempt_goes_on_from_states_that_were_begun_with_other_inputs(fakes: Path) -> None:
+    plan = small_plan(ONLY_A)
+    run(plan)
+    pretrain, convert = plan.stages[:2]
+    (convert.run_dir / MANIFEST).unlink()
+    (convert.run_dir / "state.pth").write_text("of the old one", encoding="utf-8")
+    content = json.loads((pretrain.run_dir / MANIFEST).read_text("utf-8"))
+    pretrain.result.write_text("made again", encoding="utf-8")
+    sha256 = hashlib.sha256(b"made again").hexdigest()
+    content["outputs"]["out.txt"] = {"size": len("made again"), "sha256": sha256}
+    (pretrain.run_dir / MANIFEST).write_text(json.dumps(content), encoding="utf-8")
+    assert run(plan)["convert/a"].status == "done"
+    assert (convert.run_dir / "set-aside-1" / "state.pth").exists()
+    assert (convert.run_dir / "set-aside-1" / "out.txt").exists()
+    assert not (convert.run_dir / "state.pth").exists()
+    assert "begun with other inputs" in (convert.run_dir / LOG).read_text("utf-8")
+    made = manifest_of("convert/a")
+    assert made["inputs"]["checkpoint"]["files"] == {"out.txt": sha256}
+    assert len(made["provenance"]["attempts"]) == 2
+    run(plan)
+    assert not (convert.run_dir / "set-aside-2").exists()

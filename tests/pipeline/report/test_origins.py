@@ -1,5 +1,6 @@
 """Remarks on code, versions and bytes behind a table, of finished stages made by hand."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ import pytest
 from pipeline.commands import main as commands
 from pipeline.plan.build import load_plan
 from pipeline.report.collect import collect
-from pipeline.report.origins import origin_remarks, read_manifests
+from pipeline.report.origins import files_read, origin_remarks, read_manifests
 from pipeline.stages.run_folder import prepare, write_manifest
 from pipeline.stages.stage import Stage
+from pipeline.worker import check_what_is_read
 
 CONFIG = Path("configs/tiny.yaml")
 CHANGES = ["tasks=[{name: voc, config: voc.yaml, title: VOC}]"]
@@ -22,14 +24,15 @@ def attempt(torch: str = "2.14", **code: Any) -> dict[str, Any]:
     return {"started": "now", "code": CLEAN | code, "python": "3.11", "packages": {"torch": torch}}
 
 
-def finish(stage: Stage, *attempts: dict[str, Any]) -> None:
+def finish(stage: Stage, *attempts: dict[str, Any], output: str | None = None) -> None:
     """Write what a finished stage leaves, without running it."""
     attempts = attempts or (attempt(),)
     prepare(stage)
-    (stage.run_dir / "out.txt").write_text(stage.slug, encoding="utf-8")
+    (stage.run_dir / "out.txt").write_text(output or stage.slug, encoding="utf-8")
     job = json.loads((stage.run_dir / "job.json").read_text("utf-8"))
     made = attempts[-1] | {"attempts": list(attempts)}
-    write_manifest(stage.run_dir, job, {"bbox/AP": 1.0}, made)
+    read = check_what_is_read(stage.run_dir, job, {r: Path(p) for r, p in job["inputs"].items()})
+    write_manifest(stage.run_dir, job, {"bbox/AP": 1.0}, made, read)
 
 
 @pytest.fixture
@@ -90,3 +93,45 @@ def test_a_row_is_marked_for_each_attempt_of_all_that_it_is_made_from(
     assert "1 of 6 fine-tunings from unknown code (no git), marked †" in page
     before_folds = page.partition("<details")[0]
     assert "rows differ in" in before_folds
+
+
+def sha(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def test_seeds_of_a_row_that_stand_on_two_backbones_are_said_and_marked(
+    stages: dict[str, Stage], capsys: pytest.CaptureFixture[str]
+) -> None:
+    finish(stages["convert/a"], output="made again")
+    finish(stages["finetune/a--voc--seed1"])
+    mixed = (
+        f"a: its fine-tunings stand on different backbones: out.txt {sha('a')} (voc seed 0), "
+        f"out.txt {sha('made again')} (voc seed 1)"
+    )
+    changed = (
+        f"finetune/a--voc--seed0: made from out.txt of convert/a {sha('a')}, which was made again: "
+        f"{sha('made again')}"
+    )
+    assert said() == [mixed, changed]
+    assert list(doubts()) == [("a", 0), ("a", 1)]
+    commands.execute("status", CONFIG, CHANGES)
+    assert mixed in capsys.readouterr().out
+    commands.execute("report", CONFIG, CHANGES)
+    assert mixed in Path("runs/tiny/report/report.md").read_text("utf-8")
+
+
+def test_a_link_of_the_chain_that_was_made_again_is_said(stages: dict[str, Stage]) -> None:
+    finish(stages["pretrain/b"], output="made again")
+    assert said() == [
+        f"convert/b: made from out.txt of pretrain/b {sha('b')}, which was made again: "
+        f"{sha('made again')}"
+    ]
+    finish(stages["pretrain/b"])
+    assert said() == []  # the bytes count, not the time
+
+
+def test_a_companion_that_describes_the_bytes_is_none_of_them() -> None:
+    files = {"backbone.pkl": "1", "backbone.json": "2"}
+    assert files_read({"inputs": {"weights": {"signature": "x", "files": files}}}) == {
+        "weights": {"backbone.pkl": "1"}
+    }
