@@ -16,6 +16,7 @@ from pipeline.executors.slurm.ledger import LEDGER
 from pipeline.executors.slurm.states import read_standings
 from pipeline.plan.plan import Plan, select
 from pipeline.report.collect import MADE_FROM, all_states, collect, report_dir
+from pipeline.report.origins import other_origins, read_manifests
 from pipeline.report.tables import rich_tables
 from pipeline.report.write import make_report
 from pipeline.stages.run_folder import lock
@@ -83,6 +84,7 @@ def show_plan(plan: Plan, console: Console) -> int:
     console.print(table)
     tell(console, shared_lines(plan.stages, states))
     tell(console, changed_lines(plan.stages, states))
+    tell(console, other_origins(read_manifests(plan)))
     tell(console, check_before_start(plan, states, trust_kept=True))
     waiting = sum(states[stage.name].status != "done" for stage in plan.distinct)
     console.print(f"{len(plan.stages)} stages, {waiting} to run; folder {plan.config.root}")

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from pipeline.commands.status import show_log, show_status
 from pipeline.plan.build import load_plan
-from pipeline.plan.plan import Plan
+from pipeline.plan.plan import Plan, other_configs
 from pipeline.stages.provenance import code_state
 from pipeline.stages.run_folder import LockedError
 
@@ -66,6 +66,8 @@ def execute(
             raise ValueError(f"{command}: --config-file is missing{or_two}")
         plan = load_plan(config_file, overrides)
         root = str(plan.config.root)
+        for line in other_configs(plan) if command in ("run", "plan") else ():
+            console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
         return _action(command, options)(plan, console)
     except LockedError as holder:
         lines, code = [f"another run works on this plan: {holder}"], 2

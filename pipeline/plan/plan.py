@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.config.schema import PipelineConfig
+from pipeline.config.yaml_files import load_yaml
 from pipeline.messages import unknown
+from pipeline.stages.files import read_json, write_json
 from pipeline.stages.run_folder import MANIFEST, identity_fault
 from pipeline.stages.signature import SIGNATURE_DIGITS
 from pipeline.stages.stage import STAGE_KINDS, Stage
+
+CONFIGS = "configs.json"  # below a plan's folder: the config files that were used with it
 
 
 @dataclass(frozen=True)
@@ -89,3 +94,29 @@ def select(plan: Plan, names: list[str]) -> Plan:
         if stage.name in needed:
             needed |= {source.name for source in stage.inputs.values()}
     return replace(plan, stages=tuple(stage for stage in plan.stages if stage.name in needed))
+
+
+def other_configs(plan: Plan) -> list[str]:
+    """Return a line for every other config file of the plan's name that used its folder before.
+
+    Their stages are told apart by signatures; their reports are one file. Where nothing can be
+    written nothing is kept.
+    """
+    path, this = plan.config.root / CONFIGS, str(plan.config_file.resolve())
+    known: list[str] = []
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        known = [str(entry) for entry in read_json(path)]
+    lines = []
+    for other in known:
+        with contextlib.suppress(OSError, ValueError):
+            if other != this and load_yaml(Path(other)).get("name") == plan.config.name:
+                lines.append(
+                    f"{plan.config_file}: {other} has the same name, {plan.config.name!r}: they "
+                    f"share {plan.config.root}, and each replaces the other's report; give one "
+                    "another `name`"
+                )
+    if this not in known:
+        with contextlib.suppress(OSError):
+            plan.config.root.mkdir(parents=True, exist_ok=True)
+            write_json(path, [*known, this])
+    return lines

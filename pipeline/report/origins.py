@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.plan.plan import Plan
 from pipeline.stages.files import read_json
-from pipeline.stages.provenance import code_fault
+from pipeline.stages.provenance import code_fault, origin
 from pipeline.stages.run_folder import MANIFEST, read_state
 from pipeline.stages.stage import Stage
 
@@ -111,6 +111,18 @@ def version_remarks(plan: Plan, manifests: Manifests) -> list[str]:
         for text in version_differences(rows, manifests):
             lines.setdefault(text, []).append(title)
     return [f"{', '.join(names)}: rows differ in {text}" for text, names in lines.items()]
+
+
+def other_origins(manifests: Manifests) -> list[str]:
+    """Return a line on finished stages that other code or packages made than would now."""
+    now = _versions(origin())
+    counts: Counter[tuple[str, str]] = Counter()
+    for manifest in manifests.values():
+        made = _versions(manifest.get("provenance", {}))
+        counts.update((what, made[what]) for what in now if made.get(what, now[what]) != now[what])
+    parts = [f"{n} from {what} {before} (now {now[what]})" for (what, before), n in counts.items()]
+    text = ", ".join(parts).replace(" from", " finished stages are from", 1)
+    return [f"{text}; their identity is unchanged"] if parts else []
 
 
 def version_differences(rows: list[Stage], manifests: Manifests) -> list[str]:

@@ -1,8 +1,16 @@
-"""The commands start quickly."""
+"""The commands start quickly; what `plan` says of configs and code."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+from pipeline.commands import main as commands
+from pipeline.commands.main import Options
+from pipeline.report import origins
+from tests.pipeline.local_runs import CONFIG
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -14,3 +22,35 @@ def test_status_imports_no_torch_and_no_plots() -> None:
         "sys.exit(str(bad) if bad else 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_plan_says_that_another_config_has_the_name(
+    fakes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(CONFIG, "configs/copy.yaml")
+    for executor in ("local", "slurm"):
+        options = Options(executor=executor)
+        for config in (CONFIG, Path("configs/copy.yaml")):
+            assert commands.execute("plan", config, ["seeds=[0]"], options) == 0
+        assert "tiny.yaml has the same name, 'tiny'" in capsys.readouterr().out
+
+
+def test_plan_says_that_finished_stages_are_from_other_code(
+    fakes: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = ["seeds=[0]", "backbones=[{name: random, random: true}]"]
+    assert commands.execute("run", CONFIG, changes) == 0
+    commands.execute("plan", CONFIG, changes)
+    assert "their identity is unchanged" not in capsys.readouterr().out
+    now = origins.origin()
+    later = {"code": {"commit": "f" * 40, "dirty": False}, "python": now["python"]}
+    packages = now["packages"] | {"torch": "99.0"}
+    monkeypatch.setattr(origins, "origin", lambda: later | {"packages": packages})
+    for executor in ("local", "slurm"):
+        commands.execute("plan", CONFIG, changes, Options(executor=executor))
+        (line,) = [text for text in capsys.readouterr().out.splitlines() if "identity" in text]
+        assert line.startswith("2 finished stages are from commit ")
+        assert line.endswith(
+            f" (now {'f' * 10}), 2 from torch {now['packages']['torch']} (now 99.0); "
+            "their identity is unchanged"
+        )

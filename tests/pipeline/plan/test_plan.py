@@ -1,12 +1,14 @@
 """A part of a plan is the named stages and what they need; equal stages share one folder."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pipeline.plan.build import load_plan
-from pipeline.plan.plan import select
+from pipeline.plan.plan import other_configs, select
 from pipeline.stages.files import read_json
 from pipeline.stages.run_folder import JOB, prepare, read_state, write_manifest
 from pipeline.stages.stage import STAGE_KINDS, Stage
@@ -76,3 +78,24 @@ def test_a_folder_named_by_hand_is_not_used(project: Path) -> None:
     other = made(["backbones=[{name: b, pretrain: b.yaml}]", "seeds=[0]"])[0]
     other.run_dir.rename(other.run_dir.with_name(f"b-{stage.signature}"))
     assert load_plan(CONFIG, NEW).stages[0].same_as is None
+
+
+def test_two_configs_of_one_name_are_noticed(project: Path) -> None:
+    def lines(name: str) -> list[str]:
+        return other_configs(load_plan(Path(name), []))
+
+    assert lines("configs/tiny.yaml") == [] and lines("configs/tiny.yaml") == []
+    shutil.copy("configs/tiny.yaml", "configs/copy.yaml")
+    (line,) = lines("configs/copy.yaml")
+    assert line == (
+        f"configs/copy.yaml: {project / 'configs' / 'tiny.yaml'} has the same name, 'tiny': they "
+        "share runs/tiny, and each replaces the other's report; give one another `name`"
+    )
+    assert len(lines("configs/tiny.yaml")) == 1
+    content = yaml.safe_load(Path("configs/copy.yaml").read_text("utf-8")) | {"name": "other"}
+    Path("configs/copy.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    assert lines("configs/tiny.yaml") == []
+    Path("configs/copy.yaml").unlink()
+    assert lines("configs/tiny.yaml") == []
+    Path("runs/tiny/configs.json").write_text("{", encoding="utf-8")
+    assert lines("configs/tiny.yaml") == []
