@@ -26,6 +26,7 @@ from pipeline.stages.run_folder import (
     first_broken,
     prepare,
     read_state,
+    read_states,
 )
 from pipeline.stages.stage import Stage
 
@@ -43,7 +44,7 @@ def run_local(plan: Plan, progress: Progress) -> dict[str, State]:
     Raises:
         KeyboardInterrupt: the run was asked to stop; no stage is left at work.
     """
-    states = {stage.name: read_state(stage) for stage in plan.stages}
+    states = read_states(plan.stages)
     waiting = [stage for stage in plan.distinct if states[stage.name].status != "done"]
     states |= {stage.name: State("missing") for stage in waiting}  # what failed is tried again
     running: list[Child] = []

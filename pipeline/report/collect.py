@@ -33,6 +33,7 @@ from pipeline.stages.run_folder import (
     State,
     first_broken,
     read_state,
+    read_states,
 )
 from pipeline.stages.stage import Stage
 
@@ -116,9 +117,9 @@ def arch_of(stage: Stage) -> str:
 
 def all_states(plan: Plan) -> dict[str, State]:
     """Return the state of every stage; one whose input failed counts as failed, with the reason."""
-    states: dict[str, State] = {}
+    states = read_states(plan.stages)
     for stage in plan.stages:
-        state = read_state(stage)
+        state = states[stage.name]
         broken = first_broken(stage.inputs.values(), states) if state.status != "done" else None
         states[stage.name] = state if broken is None else State("failed", broken)
     return states

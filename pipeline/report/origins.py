@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.plan.plan import Plan
 from pipeline.stages.files import read_json
 from pipeline.stages.provenance import code_fault, origin
-from pipeline.stages.run_folder import MANIFEST, read_state
+from pipeline.stages.run_folder import MANIFEST, read_states
 from pipeline.stages.stage import Stage
 
 Manifests = dict[str, dict[str, Any]]  # of finished stages, by name
@@ -17,10 +17,11 @@ Manifests = dict[str, dict[str, Any]]  # of finished stages, by name
 
 def read_manifests(plan: Plan) -> Manifests:
     """Return the manifest of every stage that is done."""
+    states = read_states(plan.stages)
     return {
         stage.name: read_json(stage.run_dir / MANIFEST)
         for stage in plan.stages
-        if read_state(stage).status == "done"
+        if states[stage.name].status == "done"
     }
 
 

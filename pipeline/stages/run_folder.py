@@ -8,7 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,21 +36,34 @@ class State:
     reason: str | None = None
 
 
-def read_state(stage: Stage) -> State:
+def read_states(stages: Sequence[Stage]) -> dict[str, State]:
+    """Return the state of every stage of a plan by its name, inputs before what needs them.
+
+    A finished one of which an output is gone is done all the same, its numbers are kept, unless a
+    stage that has yet to run reads that output.
+    """
+    by_folder: dict[Path, State] = {}
+    readers: dict[Path, dict[str, str]] = {}
+    for stage in reversed(stages):
+        state = by_folder[stage.run_dir] = read_state(stage, readers.get(stage.run_dir, {}))
+        for source in stage.inputs.values() if state.status != "done" else ():
+            names = STAGE_KINDS[stage.kind].reads or (source.result.name,)
+            readers.setdefault(source.run_dir, {}).update(dict.fromkeys(names, stage.name))
+    return {stage.name: by_folder[stage.run_dir] for stage in stages}
+
+
+def read_state(stage: Stage, readers: Mapping[str, str] | None = None) -> State:
     """Return the stage's state from its run folder alone.
 
-    A manifest whose outputs are gone or have another size does not count as done; a folder that
-    holds another stage's result counts as failed.
+    A manifest whose outputs have another size does not count as done, nor one of which an output
+    is gone that a stage reads: `readers` holds the stage by the output's name. A folder that holds
+    another stage's result counts as failed.
     """
     run_dir = stage.run_dir
     if (fault := identity_fault(run_dir, stage.signature)) is not None:
         return State("failed", fault)
     if (run_dir / MANIFEST).exists():
-        try:
-            fault = outputs_fault(run_dir, read_json(run_dir / MANIFEST), thorough=False)
-        except ValueError as error:
-            fault = str(error)
-        return State("done") if fault is None else State("missing", fault)
+        return _finished(run_dir, readers or {})
     if is_locked(run_dir / LOCK):
         return State("running")
     if (run_dir / FAILURE).exists():
@@ -80,6 +93,28 @@ def identity_fault(run_dir: Path, signature: str) -> str | None:
     return None
 
 
+def _finished(run_dir: Path, readers: Mapping[str, str]) -> State:
+    """Return the state of a stage whose manifest is there."""
+    try:
+        manifest = read_json(run_dir / MANIFEST)
+        outputs, has_numbers = list(manifest["outputs"]), isinstance(manifest["metrics"], dict)
+    except ValueError as error:
+        return State("missing", str(error))
+    except (KeyError, TypeError):
+        outputs, has_numbers = [], False
+    gone = [name for name in outputs if not (run_dir / name).is_file()] if has_numbers else []
+    for name in gone:
+        if name in readers:
+            why = f"gone since it was made; it will be made again for {readers[name]}"
+            return State("missing", f"{run_dir / name}: {why}")
+    names = [name for name in outputs if name not in gone]
+    if (fault := outputs_fault(run_dir, manifest, thorough=False, names=names)) is not None:
+        return State("missing", fault)
+    why = "gone; the numbers stay, and nothing that has yet to run reads it"
+    more = f" and {len(gone) - 1} more" if len(gone) > 1 else ""
+    return State("done", f"{run_dir / gone[0]}{more}: {why}" if gone else None)
+
+
 def first_broken(inputs: Iterable[Stage], states: dict[str, State]) -> str | None:
     """Return why a stage can never run, or None when none of its inputs has failed."""
     for source in inputs:
@@ -90,15 +125,15 @@ def first_broken(inputs: Iterable[Stage], states: dict[str, State]) -> str | Non
 
 
 def outputs_fault(
-    run_dir: Path, manifest: dict[str, Any], thorough: bool, names: Iterable[str] = ()
+    run_dir: Path, manifest: dict[str, Any], thorough: bool, names: Iterable[str] | None = None
 ) -> str | None:
-    """Return how the outputs differ from the manifest, or None; `thorough` compares sha256 too.
+    """Return how outputs, all or those of `names`, differ from the manifest, or None.
 
-    Only those of `names` are looked at, where there are any.
+    `thorough` compares sha256 too.
     """
     try:
-        outputs = manifest["outputs"]
-        for name in names or outputs:
+        outputs = dict(manifest["outputs"])
+        for name in outputs if names is None else names:
             entry = outputs[name]
             path = run_dir / name
             try:

@@ -53,6 +53,16 @@ def changed_lines(stages: Iterable[Stage], states: dict[str, State]) -> list[str
     return lines
 
 
+def kept_lines(stages: Iterable[Stage], states: dict[str, State]) -> list[str]:
+    """Return a line for every finished stage of which an output is gone that nothing needs."""
+    reasons = {stage.name: states[stage.name] for stage in stages}
+    return [
+        f"kept: {name}: {state.reason}"
+        for name, state in reasons.items()
+        if state.status == "done" and state.reason
+    ]
+
+
 def why_again(stage: Stage) -> str | None:
     """Return how the stage differs from its newest finished result, or None without one."""
     folder = newest_result(stage)

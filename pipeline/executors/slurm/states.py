@@ -20,7 +20,7 @@ from pipeline.stages.run_folder import (
     State,
     Status,
     attempts_s,
-    read_state,
+    read_states,
 )
 from pipeline.stages.stage import Stage
 
@@ -62,7 +62,7 @@ def read_standings(plan: Plan) -> tuple[dict[str, Standing], list[str]]:
     except SlurmError as error:
         rows = None
         notes.append(f"{error}; jobs are shown as the run folders know them")
-    states = {stage.name: read_state(stage) for stage in plan.stages}
+    states = read_states(plan.stages)
     tasks = {stage.name: latest.get(str(stage.run_dir.absolute())) for stage in plan.stages}
     gone = [
         entry.task_id(index)

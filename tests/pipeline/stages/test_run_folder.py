@@ -1,4 +1,4 @@
-"""Run folders: changed outputs and the lock."""
+"""Run folders: changed and lost outputs, and the lock."""
 
 import json
 import shutil
@@ -6,24 +6,82 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.stages.run_folder import MANIFEST, State, lock, prepare, read_state
-from tests.pipeline.local_runs import ONLY_RANDOM, ran, run, small_plan
+from pipeline.plan.build import load_plan
+from pipeline.plan.plan import Plan
+from pipeline.report.write import make_report
+from pipeline.stages.run_folder import MANIFEST, State, lock, prepare, read_state, read_states
+from pipeline.stages.staleness import kept_lines
+from tests.pipeline.local_runs import CONFIG, ONLY_A, ONLY_RANDOM, ran, run, small_plan
 
 
-def test_changed_or_lost_outputs_are_noticed_and_made_again(fakes: Path) -> None:
+def lose(plan: Plan, *names: str) -> None:
+    for entry in plan.stages:
+        if entry.name in names:
+            (entry.run_dir / "out.txt").unlink()
+
+
+def numbers() -> int:
+    make_report(load_plan(CONFIG, ONLY_A))
+    return len(json.loads(Path("runs/tiny/report/results.json").read_text("utf-8"))["rows"])
+
+
+def test_changed_outputs_are_noticed_and_made_again(fakes: Path) -> None:
     plan = small_plan(ONLY_RANDOM)
     run(plan)
     ran()
     by_name = {entry.name: entry for entry in plan.stages}
-    (by_name["finetune/random--coco--seed0"].run_dir / "out.txt").unlink()
-    state = read_state(by_name["finetune/random--coco--seed0"])
-    assert state.status == "missing" and "gone since it was made" in str(state.reason)
-    run(plan)
-    assert ran() == ["random--coco--seed0"]
     with (by_name["finetune/random--voc--seed0"].run_dir / "out.txt").open("r+") as file:
         file.truncate(3)
+    state = read_state(by_name["finetune/random--voc--seed0"])
+    assert state.status == "missing" and "3 bytes, wanted" in str(state.reason)
     assert {state.status for state in run(plan).values()} == {"done"}
     assert ran() == ["random--voc--seed0"]
+
+
+def test_a_lost_output_that_nothing_reads_any_more_takes_no_number_with_it(fakes: Path) -> None:
+    plan = small_plan(ONLY_A)
+    run(plan)
+    ran()
+    assert numbers() == 2
+    lose(plan, "pretrain/a", "convert/a", "finetune/a--voc--seed0")
+    states = run(plan)
+    assert {state.status for state in states.values()} == {"done"} and ran() == []
+    assert numbers() == 2
+    (pretrain, *_) = plan.stages
+    assert kept_lines(plan.stages, states)[0] == (
+        f"kept: pretrain/a: {pretrain.run_dir / 'out.txt'}: gone; the numbers stay, and nothing "
+        "that has yet to run reads it"
+    )
+
+
+def test_a_lost_output_is_made_again_for_what_is_asked_for_later(fakes: Path) -> None:
+    run(small_plan(ONLY_A))
+    ran()
+    more = small_plan([ONLY_A[0], "seeds=[0,1]"])
+    lose(more, "pretrain/a")
+    run(more)  # the conversion that new seeds read is there
+    assert ran() == ["a--coco--seed1", "a--voc--seed1"]
+    again = small_plan([ONLY_A[0], "seeds=[0,1,2]", "tasks.1.seeds=[0]"])
+    lose(again, "convert/a")
+    states = read_states(again.stages)
+    pretrain, convert = again.stages[:2]
+    why = "gone since it was made; it will be made again for"
+    assert states["pretrain/a"].reason == f"{pretrain.run_dir / 'out.txt'}: {why} convert/a"
+    assert states["convert/a"].reason == (
+        f"{convert.run_dir / 'out.txt'}: {why} finetune/a--coco--seed2"
+    )
+    run(again)
+    assert ran() == ["a", "a", "a--coco--seed2"]
+
+
+def test_a_manifest_without_numbers_keeps_none(fakes: Path) -> None:
+    plan = small_plan(ONLY_RANDOM)
+    run(plan)
+    entry = plan.stages[0]
+    lose(plan, entry.name)
+    content = json.loads((entry.run_dir / MANIFEST).read_text("utf-8"))
+    (entry.run_dir / MANIFEST).write_text(json.dumps(content | {"metrics": None}), "utf-8")
+    assert read_state(entry).status == "missing"
 
 
 def test_a_lock_is_exclusive_and_names_its_holder(tmp_path: Path) -> None:

@@ -131,12 +131,14 @@ def test_another_checkpoint_of_the_same_name(project: Path) -> None:
     assert again()[0] == f"again: convert/given: checkpoint {path} has another content"
 
 
-def test_a_lost_output_and_a_folder_edited_by_hand(done: Plan) -> None:
+def test_a_damaged_output_and_a_folder_edited_by_hand(done: Plan) -> None:
     entry = done.stages[0]
-    entry.result.unlink()
+    entry.result.write_bytes(b"")
     assert again() == [
-        f"again: {entry.name}: {entry.result}: gone since it was made; it will be made again"
+        f"again: {entry.name}: {entry.result}: 0 bytes, wanted 16; it will be made again"
     ]
+    entry.result.unlink()
+    assert again() == []
     edit("configs/a.yaml", lambda content: content["optimizer"].update(lr=0.002))
     for path in Path("runs").glob("tiny/pretrain/a-*/config.json"):
         path.write_text("{}", encoding="utf-8")
