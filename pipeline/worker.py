@@ -45,6 +45,7 @@ from pipeline.stages.run_folder import (
     write_manifest,
 )
 from pipeline.stages.signature import differences
+from pipeline.stages.takeover import equal_result, take_over
 
 logger = logging.getLogger(__name__)
 PR_SET_PDEATHSIG = 1
@@ -93,7 +94,7 @@ def _run_stage(run_dir: Path, is_first: bool) -> int:
         inputs = {role: Path(path) for role, path in job["inputs"].items()}
         if is_first:
             _make(run_dir, job, inputs)
-        else:
+        elif not _takes_over(run_dir, job, inputs):
             importlib.import_module(job["module"]).run_stage(job["settings"], inputs, run_dir)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
@@ -116,6 +117,12 @@ def _make(run_dir: Path, job: dict[str, Any], inputs: dict[str, Path]) -> None:
     begun = datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds")
     attempt = {"started": begun, **origin()}
     read = check_what_is_read(run_dir, job, inputs)
+    if equal := equal_result(run_dir, read_json(run_dir / CONFIG), read):
+        logger.info("%s was made from the same bytes: taken over", equal[0])
+        if attempts_at(run_dir):
+            set_aside(run_dir)
+        take_over(run_dir, *equal, {"signature": job["signature"], "inputs": read})
+        return
     set_aside_other_inputs(run_dir, read)
     append_json_line(run_dir / ATTEMPTS, attempt | {"inputs": read})
     try:
@@ -135,6 +142,20 @@ def _make(run_dir: Path, job: dict[str, Any], inputs: dict[str, Path]) -> None:
         write_manifest(run_dir, job, finite, made, read)
     finally:
         append_json_line(run_dir / ATTEMPTS, {"wall_time_s": time.time() - started})
+
+
+def _takes_over(run_dir: Path, job: dict[str, Any], inputs: dict[str, Path]) -> bool:
+    """Return whether the first process takes a result over, so that the others need not start."""
+    if (run_dir / MANIFEST).exists() or not inputs:
+        return bool(inputs)
+    record = read_json(run_dir / CONFIG)
+    read = {}
+    for role, path in inputs.items():
+        outputs = read_json(path.parent / MANIFEST)["outputs"]
+        names = job.get("reads") or [path.name]
+        files = {name: outputs[name]["sha256"] for name in names}
+        read[role] = {"signature": record["inputs"][role], "files": files}
+    return equal_result(run_dir, record, read) is not None
 
 
 def check_what_is_read(

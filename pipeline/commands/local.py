@@ -21,6 +21,7 @@ from pipeline.report.tables import rich_tables
 from pipeline.report.write import make_report
 from pipeline.stages.run_folder import lock
 from pipeline.stages.staleness import changed_lines, kept_lines, shared_lines
+from pipeline.stages.takeover import takeover_lines
 
 
 def run(plan: Plan, console: Console, only: tuple[str, ...] = ()) -> int:
@@ -84,6 +85,7 @@ def show_plan(plan: Plan, console: Console) -> int:
     console.print(table)
     tell(console, shared_lines(plan.stages, states))
     tell(console, changed_lines(plan.stages, states))
+    tell(console, takeover_lines(plan.distinct, states))
     tell(console, kept_lines(plan.stages, states) + other_origins(read_manifests(plan)))
     tell(console, check_before_start(plan, states, trust_kept=True))
     waiting = sum(states[stage.name].status != "done" for stage in plan.distinct)

@@ -26,6 +26,7 @@ from pipeline.report.origins import other_origins, read_manifests
 from pipeline.report.write import make_report
 from pipeline.stages.run_folder import State, lock
 from pipeline.stages.staleness import changed_lines, kept_lines, shared_lines
+from pipeline.stages.takeover import takeover_lines
 
 CANCEL_WAIT_S = 120.0
 POLL_S = 1.0
@@ -118,6 +119,7 @@ def show_plan(plan: Plan, console: Console) -> int:
     console.print(table)
     tell(console, shared_lines(plan.stages, states))
     tell(console, changed_lines(plan.stages, states))
+    tell(console, takeover_lines(plan.distinct, states))
     tell(console, kept_lines(plan.stages, states) + other_origins(read_manifests(plan)))
     tell(console, check_before_start(plan, states, here=False, trust_kept=True))
     root = plan.config.root.absolute()

@@ -8,9 +8,10 @@ from pathlib import Path
 from rich import progress as bars
 from rich.console import Console
 
-from pipeline.stages.files import last_json_line
-from pipeline.stages.run_folder import LOG, State
+from pipeline.stages.files import last_json_line, read_json
+from pipeline.stages.run_folder import LOG, MANIFEST, State
 from pipeline.stages.stage import Stage
+from pipeline.stages.takeover import TAKEN_FROM
 
 LINE_EVERY_S = 15.0
 
@@ -73,6 +74,9 @@ class Progress:
         if stage.name in self.tasks:
             self.bars.remove_task(self.tasks.pop(stage.name))
         text = f"{self._count()} {stage.name}: {state.status}, {seconds:.0f} s"
+        manifest = stage.run_dir / MANIFEST
+        if state.status == "done" and (folder := read_json(manifest).get(TAKEN_FROM)):
+            text += f": taken over from {folder}, made from the same bytes"
         if state.reason:
             text += f": {state.reason} (log: {stage.run_dir / LOG})"
         self._print(text, style="red" if state.status == "failed" else None)

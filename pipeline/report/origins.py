@@ -11,6 +11,7 @@ from pipeline.stages.files import read_json
 from pipeline.stages.provenance import code_fault, origin
 from pipeline.stages.run_folder import MANIFEST, read_states
 from pipeline.stages.stage import Stage
+from pipeline.stages.takeover import files_read
 
 Manifests = dict[str, dict[str, Any]]  # of finished stages, by name
 
@@ -38,19 +39,11 @@ def chain(stage: Stage) -> Iterator[Stage]:
         yield from chain(source)
 
 
-def files_read(manifest: dict[str, Any]) -> dict[str, dict[str, str]]:
-    """Return by role the sha256 of each file that a stage read; a companion only describes one."""
-    return {
-        role: {name: sha for name, sha in entry["files"].items() if not name.endswith(".json")}
-        for role, entry in manifest.get("inputs", {}).items()
-    }
-
-
 def mixed_rows(plan: Plan, manifests: Manifests) -> dict[str, str]:
     """Return by stage name a remark on the backbone's fine-tunings: they read different bytes."""
     by_backbone: dict[str, dict[str, list[Stage]]] = {}
     for stage in plan.stages:
-        files = files_read(manifests.get(stage.name, {})).get("weights")
+        files = files_read(manifests.get(stage.name, {}).get("inputs", {})).get("weights")
         if stage.kind == "finetune" and files:
             text = ", ".join(f"{name} {sha[:10]}" for name, sha in files.items())
             by_backbone.setdefault(stage.backbone, {}).setdefault(text, []).append(stage)
@@ -74,7 +67,7 @@ def chain_remarks(plan: Plan, manifests: Manifests) -> list[str]:
     """Return a line for every input that has other bytes today than when it was read."""
     lines: dict[str, list[str]] = {}
     for stage in plan.stages:
-        for role, files in files_read(manifests.get(stage.name, {})).items():
+        for role, files in files_read(manifests.get(stage.name, {}).get("inputs", {})).items():
             source = stage.inputs.get(role)
             outputs = (
                 manifests[source.name]["outputs"] if source and source.name in manifests else {}

@@ -22,7 +22,9 @@ def run_stage(config: dict, inputs: dict[str, Path], output_dir: Path) -> dict[s
         Path("hanging").touch()
         time.sleep(600)
     text = "".join(path.read_text(encoding="utf-8") for path in inputs.values())
-    text, output = text + output_dir.name, output_dir / "out.txt"
+    name = output_dir.name
+    name = name.rpartition("-")[0] if Path("bytes-without-signature").exists() else name
+    text, output = text + name, output_dir / "out.txt"
     if output.exists() and output.read_text(encoding="utf-8") != text:
         raise ValueError("resumed from a damaged output")
     if what != "write nothing":

@@ -10,7 +10,7 @@ import pytest
 from pipeline.commands import main as commands
 from pipeline.plan.build import load_plan
 from pipeline.report.collect import collect
-from pipeline.report.origins import files_read, origin_remarks, read_manifests
+from pipeline.report.origins import origin_remarks, read_manifests
 from pipeline.stages.run_folder import prepare, write_manifest
 from pipeline.stages.stage import Stage
 from pipeline.worker import check_what_is_read
@@ -128,10 +128,3 @@ def test_a_link_of_the_chain_that_was_made_again_is_said(stages: dict[str, Stage
     ]
     finish(stages["pretrain/b"])
     assert said() == []  # the bytes count, not the time
-
-
-def test_a_companion_that_describes_the_bytes_is_none_of_them() -> None:
-    files = {"backbone.pkl": "1", "backbone.json": "2"}
-    assert files_read({"inputs": {"weights": {"signature": "x", "files": files}}}) == {
-        "weights": {"backbone.pkl": "1"}
-    }

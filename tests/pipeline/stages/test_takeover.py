@@ -1,0 +1,113 @@
+"""Stages whose inputs come out byte for byte as before take their older result over."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.commands import main as commands
+from pipeline.plan.build import load_plan
+from pipeline.report.collect import collect
+from pipeline.stages import stage
+from pipeline.stages.run_folder import MANIFEST
+from pipeline.stages.stage import Stage
+from pipeline.stages.takeover import equal_result, files_read, inputs_of
+from tests.pipeline.local_runs import CONFIG, ONLY_A, ran, run, small_plan
+
+
+def stages() -> dict[str, Stage]:
+    return {entry.name: entry for entry in small_plan(ONLY_A).stages}
+
+
+@pytest.fixture
+def done(fakes: Path) -> dict[str, Stage]:
+    """Run all stages of a backbone, which write bytes that do not depend on signatures."""
+    Path("bytes-without-signature").touch()
+    before = stages()
+    run(small_plan(ONLY_A))
+    Path(before["finetune/a--voc--seed0"].run_dir / "metrics.jsonl").write_text('{"step": 1}\n')
+    ran()
+    return before
+
+
+def raise_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = stage.STAGE_KINDS["convert"]
+    monkeypatch.setitem(stage.STAGE_KINDS, "convert", replace(kind, version=kind.version + 1))
+
+
+def test_what_is_made_from_the_same_bytes_is_not_made_again(
+    done: dict[str, Stage], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raise_version(monkeypatch)
+    commands.execute("plan", CONFIG, ONLY_A)
+    assert (
+        "not again: finetune/a--coco--seed0, finetune/a--voc--seed0: if what they are made from "
+        "comes out byte for byte as before, their results are taken over"
+    ) in capsys.readouterr().out.splitlines()
+    assert commands.execute("run", CONFIG, ONLY_A) == 0
+    assert ran() == ["a"]
+    old, new = done["finetune/a--voc--seed0"], stages()["finetune/a--voc--seed0"]
+    told = f"taken over from {old.run_dir.name}, made from the same bytes"
+    assert told in capsys.readouterr().out.replace("\n", " ")
+    before, after = (
+        json.loads((each.run_dir / MANIFEST).read_text("utf-8")) for each in (old, new)
+    )
+    assert after["signature"] == new.signature != before["signature"]
+    assert after["inputs"]["weights"]["signature"] == stages()["convert/a"].signature
+    assert after["taken_from"] == old.run_dir.name
+    for key in ("metrics", "outputs", "provenance"):
+        assert after[key] == before[key]
+    assert (new.run_dir / "metrics.jsonl").samefile(old.run_dir / "metrics.jsonl")
+    assert len(collect(load_plan(CONFIG, ONLY_A)).rows) == 2
+    assert commands.execute("run", CONFIG, ONLY_A) == 0 and ran() == []
+
+
+def test_plan_names_the_folder_once_the_inputs_are_there(
+    done: dict[str, Stage], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raise_version(monkeypatch)
+    commands.execute("run", CONFIG, ONLY_A, commands.Options(only=("convert/a",)))
+    commands.execute("plan", CONFIG, ONLY_A)
+    folder = done["finetune/a--voc--seed0"].run_dir
+    assert (
+        f"taken over: finetune/a--voc--seed0: {folder} was made from inputs that are byte for byte "
+        "the same"
+    ) in capsys.readouterr().out.splitlines()
+
+
+def test_other_bytes_or_other_settings_are_made_again(
+    done: dict[str, Stage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("bytes-without-signature").unlink()
+    raise_version(monkeypatch)
+    run(small_plan(ONLY_A))
+    assert ran() == ["a", "a--coco--seed0", "a--voc--seed0"]
+    new = stages()["finetune/a--voc--seed0"]
+    read = inputs_of(new)
+    changed = json.loads(json.dumps(new.record))
+    changed["config"]["seed"] = 7
+    old = done["finetune/a--voc--seed0"]
+    assert equal_result(new.run_dir, new.record, inputs_of(old)) is not None
+    assert equal_result(new.run_dir, changed, inputs_of(old)) is None
+    assert equal_result(new.run_dir, new.record, read) is None
+
+
+def test_a_damaged_or_renamed_result_is_not_taken_over(done: dict[str, Stage]) -> None:
+    old = done["finetune/a--voc--seed0"]
+    other = old.run_dir.with_name("a--voc--seed0-0123456789abcdef")
+    assert equal_result(other, old.record, inputs_of(old)) is not None
+    old.result.write_text("damaged", encoding="utf-8")
+    assert equal_result(other, old.record, inputs_of(old)) is None
+    old.result.unlink()  # nothing reads it, and the numbers are there
+    assert equal_result(other, old.record, inputs_of(old)) is not None
+    manifest = old.run_dir / MANIFEST
+    manifest.write_text(manifest.read_text("utf-8").replace(old.signature, "0" * 16), "utf-8")
+    assert equal_result(other, old.record, inputs_of(old)) is None
+
+
+def test_a_companion_that_describes_the_bytes_is_none_of_them() -> None:
+    files = {"backbone.pkl": "1", "backbone.json": "2"}
+    assert files_read({"weights": {"signature": "x", "files": files}}) == {
+        "weights": {"backbone.pkl": "1"}
+    }
