@@ -1,6 +1,8 @@
 """The child process that runs one stage, or checks many before any of them starts.
 
 python -m pipeline.worker run RUN_DIR   exit 0 done, 1 failed, 75 interrupted, 76 locked
+python -m pipeline.worker probe RUN_DIR JOB.json
+                                        measures the probe of a finished pretraining, exit as run
 python -m pipeline.worker check JOBS.json ANSWERS.json
                                         asks whether stages can run; writes faults, notes and
                                         demands of each
@@ -57,6 +59,8 @@ def main(arguments: list[str]) -> int:
     die_with_parent()
     if len(arguments) == 2 and arguments[0] == "run":
         return run(Path(arguments[1]))
+    if len(arguments) == 3 and arguments[0] == "probe":
+        return probe(Path(arguments[1]), Path(arguments[2]))
     if len(arguments) == 3 and arguments[0] == "check":
         write_json(Path(arguments[2]), check(read_json(Path(arguments[1]))))
         return 0
@@ -86,6 +90,18 @@ def run(run_dir: Path) -> int:
     except LockedError as holder:
         print(f"{run_dir}: is being worked on by {holder}", file=sys.stderr)
         return EXIT_LOCKED
+
+
+def probe(run_dir: Path, path: Path) -> int:
+    """Measure the probe of a finished pretraining on the states in `run_dir`."""
+    try:
+        job = read_json(path)
+        with lock(run_dir / LOCK):
+            importlib.import_module(job["module"]).probe_stage(job["settings"], run_dir)
+    except (ValueError, OSError, LockedError) as error:
+        print(f"{run_dir}: probe: {one_line(error)}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _run_stage(run_dir: Path, is_first: bool) -> int:

@@ -15,7 +15,7 @@ from torch.distributed import DistNetworkError, TCPStore  # type: ignore[attr-de
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.data.images import open_images, unreadable
 from pretrain.models import BACKBONE, save_backbone
-from pretrain.probes import TrainingProbe
+from pretrain.probes import TrainingProbe, probe_kept_states
 from pretrain.runtime.distributed import joined_processes
 from pretrain.training import Trainer
 from pretrain.views import too_few_images
@@ -89,6 +89,11 @@ def run_stage(
     """Entry point for the pipeline: `pretrain` with a plain config and no inputs."""
     del inputs
     return pretrain(PretrainConfig.model_validate(config), output_dir)
+
+
+def probe_stage(config: dict[str, Any], output_dir: Path) -> None:
+    """Entry point for the pipeline: the probe of a run that was finished before it was given."""
+    probe_kept_states(PretrainConfig.model_validate(config), output_dir)
 
 
 def check_stage(config: dict[str, Any]) -> list[str]:

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.commands.status import STYLES
+from pipeline.executors.late_probe import late_probe_lines, measure_late_probes
 from pipeline.executors.local import run_local
 from pipeline.executors.preflight import check_before_start
 from pipeline.executors.progress import Progress
@@ -42,9 +43,11 @@ def run(plan: Plan, console: Console, only: tuple[str, ...] = ()) -> int:
         tell(console, check_before_start(part, states))
         with Progress(console, len(part.distinct), num_done) as progress:
             states = run_local(part, progress)
+        faults = measure_late_probes(part, states)
         make_report(plan)
     show_report(plan, console)
-    return 1 if any(state.status == "failed" for state in states.values()) else 0
+    tell(console, faults)
+    return 1 if faults or any(state.status == "failed" for state in states.values()) else 0
 
 
 def tell(console: Console, lines: list[str]) -> None:
@@ -86,6 +89,7 @@ def show_plan(plan: Plan, console: Console) -> int:
     tell(console, shared_lines(plan.stages, states))
     tell(console, changed_lines(plan.stages, states))
     tell(console, takeover_lines(plan.distinct, states))
+    tell(console, late_probe_lines(plan, states))
     tell(console, kept_lines(plan.stages, states) + other_origins(read_manifests(plan)))
     tell(console, check_before_start(plan, states, trust_kept=True))
     waiting = sum(states[stage.name].status != "done" for stage in plan.distinct)

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from pipeline.commands.local import show_report, tell
 from pipeline.config.resources import REPORT
+from pipeline.executors.late_probe import late_probe_lines
 from pipeline.executors.preflight import check_before_start
 from pipeline.executors.slurm.arrays import plan_groups, resource_faults
 from pipeline.executors.slurm.gpu_hours import gpu_hours
@@ -120,6 +121,7 @@ def show_plan(plan: Plan, console: Console) -> int:
     tell(console, shared_lines(plan.stages, states))
     tell(console, changed_lines(plan.stages, states))
     tell(console, takeover_lines(plan.distinct, states))
+    tell(console, late_probe_lines(plan, states))
     tell(console, kept_lines(plan.stages, states) + other_origins(read_manifests(plan)))
     tell(console, check_before_start(plan, states, here=False, trust_kept=True))
     root = plan.config.root.absolute()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from pipeline.stages.provenance import code_state
 from pipeline.stages.run_folder import (
     CONFIG,
     JOB,
+    LATE_PROBE,
     LOG,
     MANIFEST,
     METRICS,
@@ -179,7 +181,10 @@ def failed_log(stage: Stage) -> str:
 
 
 def _curve(stage: Stage) -> Curve:
-    """Return the log of a stage; what was logged of one step, at one time or two, is one point."""
+    """Return the log of a stage; what was logged of one step, at one time or two, is one point.
+
+    A probe that was measured on kept states afterwards is part of it.
+    """
     points: list[dict[str, float]] = []
     path = stage.run_dir / METRICS
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
@@ -191,6 +196,11 @@ def _curve(stage: Stage) -> Curve:
             points[-1] |= point
         else:
             points.append(point)
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        by_step = {point["step"]: point for point in points}
+        for point in map(_numbers, read_json(stage.run_dir / LATE_PROBE)["points"]):
+            by_step[point["step"]] = by_step.get(point["step"], {}) | point
+        points = [by_step[step] for step in sorted(by_step)]
     return Curve(stage.slug, stage.backbone, stage.task, stage.seed, tuple(points))
 
 

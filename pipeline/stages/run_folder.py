@@ -23,6 +23,7 @@ from pipeline.stages.stage import STAGE_KINDS, Stage
 CONFIG, JOB, MANIFEST, FAILURE = "config.json", "job.json", "manifest.json", "failure.json"
 LOCK, LOG, METRICS, JOBS = "lock", "log.txt", "metrics.jsonl", "jobs.jsonl"
 SET_ASIDE = "set-aside"
+LATE_PROBE = "probe.json"  # of a pretraining whose `probe:` came when it was finished
 LOCK_ATTEMPTS = 10
 EXIT_INTERRUPTED, EXIT_LOCKED = 75, 76
 Status = Literal["missing", "queued", "running", "done", "failed"]
