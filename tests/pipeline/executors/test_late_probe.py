@@ -8,7 +8,8 @@ import yaml
 from PIL import Image
 
 from pipeline.commands import main as commands
-from pipeline.report.collect import collect
+from pipeline.executors.late_probe import late_probe_lines
+from pipeline.report.collect import all_states, collect
 from pipeline.stages.run_folder import LATE_PROBE
 from tests.pipeline.local_runs import CONFIG, ONLY_A, ran, small_plan
 
@@ -44,6 +45,15 @@ def test_without_states_plan_says_what_can_be_measured(
         f"(keep_every_epochs); python tools/probe.py {finished / 'out.txt'} measures its end"
     )
     assert commands.execute("run", CONFIG, ONLY_A) == 0 and ran() == []
+
+
+def test_a_probe_that_was_measured_along_the_way_is_not_late(finished: Path) -> None:
+    plan = small_plan(ONLY_A)
+    assert len(late_probe_lines(plan, all_states(plan))) == 1
+    job = json.loads((finished / "job.json").read_text("utf-8"))
+    job["settings"]["probe"] = plan.stages[0].settings["probe"]
+    (finished / "job.json").write_text(json.dumps(job), encoding="utf-8")
+    assert late_probe_lines(plan, all_states(plan)) == []
 
 
 def test_the_next_run_measures_the_states_that_were_kept(
