@@ -21,6 +21,8 @@ TORCH_FREE = {
     "transfer.config.data",
     "transfer.config.detectron2_keys",
     "transfer.config.finetune",
+    "transfer.datasets.files",
+    "transfer.datasets.findings",
 }
 FORBIDDEN = {
     "pretrain": {"transfer", "pipeline", "detectron2", "submitit"},

@@ -22,12 +22,12 @@ from pipeline.executors.preflight import check_before_start
 from pipeline.executors.slurm.arrays import resource_faults
 from pipeline.plan.build import load_plan
 from pipeline.plan.compatibility import dataset_names
-from pipeline.plan.data_identity import index_file
 from pipeline.stages.files import atomic_path, write_text
 from pipeline.stages.run_folder import read_state
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.config.probe import ProbeConfig
 from transfer.config.data import VOC_CLASSES, VocData
+from transfer.datasets.files import index_file
 
 EXAMPLE = """examples:
   python tools/run_pipeline.py init mine.yaml          # asks

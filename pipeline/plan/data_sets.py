@@ -10,7 +10,6 @@ from pipeline.config.schema import PipelineConfig
 from pipeline.config.yaml_files import load_changed, load_yaml, validated
 from pipeline.messages import unknown
 from pipeline.plan.compatibility import dataset_names, task_value
-from pipeline.plan.data_identity import index_file
 from transfer.config.data import (
     KNOWN_DATASETS,
     MAX_DETECTIONS,
@@ -20,6 +19,7 @@ from transfer.config.data import (
     known_datasets,
 )
 from transfer.config.finetune import FinetuneConfig
+from transfer.datasets.files import index_file
 
 # Halves of trainval, which the field trains on; two boxes of VOC 2012 (2011_003353, 2011_006777)
 # lie between pixels, which only an evaluation minds.

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 from transfer.config.data import KNOWN_DATASETS, MAX_DETECTIONS, CocoData, VocData
 from transfer.datasets.coco import check_coco
 from transfer.datasets.duplicates import common_findings, repeated_findings, shared_findings
+from transfer.datasets.files import image_root, index_file
 from transfer.datasets.findings import (
     Finding,
     Findings,
@@ -21,7 +22,7 @@ from transfer.datasets.findings import (
     tally_findings,
 )
 from transfer.datasets.images import check_images
-from transfer.datasets.voc import check_voc, split_file
+from transfer.datasets.voc import check_voc
 
 logger = logging.getLogger(__name__)
 Decode = Literal["auto", "all", "none"]
@@ -167,12 +168,11 @@ def _examined(name: str, data: CocoData | VocData, needs: Needs, decode: Decode)
     """Return the findings of one set by itself."""
     whole = whole_of(name)
     named = name, whole in KNOWN_COUNTS
+    findings = Findings(needs, index_file(data), image_root(data), *named)
     if isinstance(data, CocoData):
-        findings = Findings(needs, data.annotations, data.images, *named)
         findings.add(check_coco(data, findings))
         max_counted: float = MAX_DETECTIONS
     else:
-        findings = Findings(needs, split_file(data), data.root / "JPEGImages", *named)
         findings.add(check_voc(data, findings))
         max_counted = math.inf
     if whole in KNOWN_COUNTS and findings.num_images:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from transfer.config.data import CocoData
+from transfer.datasets.files import Id, part_ids
 from transfer.datasets.findings import (
     Edges,
     Finding,
@@ -34,7 +34,6 @@ OBJECT = "wanted an object of keys"
 MAX_SIDE = 1_000_000
 MIN_NUMBERS, CORNERS = 6, "wanted pairs, three or more"  # of a polygon
 Size = tuple[int, int]  # width, height
-Id = int | str
 
 
 @dataclass
@@ -174,20 +173,6 @@ def _runs(path: Path, counts: Counts) -> Iterator[Finding]:
         line = f"{path}: {share} in runs (first: annotation {shown(counts.first_runs)}), but "
         line += "INPUT.MASK_FORMAT is polygon"
         yield "masks in runs", f"{line}; set INPUT.MASK_FORMAT=bitmask, which takes both kinds"
-
-
-def part_ids(ids: Iterable[Id], fraction: float, seed: int) -> set[Id]:
-    """Return a fraction of the image ids, drawn by the hash of seed and id.
-
-    Nothing but the ids and the seed decides: not the order, no generator of any library. The result
-    lies within that of a larger fraction.
-    """
-
-    def draw(number: Id) -> bytes:
-        return hashlib.sha256(f"{seed}:{number}".encode()).digest()
-
-    drawn = sorted(ids, key=draw)
-    return set(drawn[: max(1, round(fraction * len(drawn)))])
 
 
 def _lists(path: Path) -> list[list[Any]]:

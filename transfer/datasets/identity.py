@@ -6,8 +6,8 @@ import hashlib
 import json
 
 from transfer.config.data import CocoData, VocData
+from transfer.datasets.files import image_files, index_file, split_names
 from transfer.datasets.findings import read_text
-from transfer.datasets.voc import image_files, split_file, split_names
 from transfer.files import sha256_of
 
 
@@ -26,7 +26,7 @@ def content_digest(data: CocoData | VocData) -> str:
     else:
         names = split_names(data)
         folder = data.root / "Annotations"
-        annotations = [split_file(data), *(folder / f"{name}.xml" for name in names)]
+        annotations = [index_file(data), *(folder / f"{name}.xml" for name in names)]
         images = [files[0] for files in image_files(data.root / "JPEGImages", names).values()]
     for path in annotations:
         digest.update(f"{sha256_of(path)}\n".encode())

@@ -17,8 +17,8 @@ from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathHandler, PathManager
 
 from transfer.config.data import CocoData, VocData
-from transfer.datasets.coco import part_ids
-from transfer.datasets.voc import EDGES, image_files, objects_of, read_annotation, split_names
+from transfer.datasets.files import image_files, part_ids, split_names
+from transfer.datasets.voc import EDGES, objects_of, read_annotation
 
 PLAIN = "plain-voc://"  # before a path: the annotation file, for detectron2's evaluation
 

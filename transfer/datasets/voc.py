@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from transfer.config.data import VocData
+from transfer.datasets.files import image_files, index_file
 from transfer.datasets.findings import (
     ARCHIVES,
     IMAGE_SUFFIXES,
@@ -151,43 +152,9 @@ def _layout(data: VocData) -> Iterator[Finding]:
             yield "missing folders", f"{line}; folders there: {few(folders) or 'none'}{unpack}"
 
 
-def image_files(folder: Path, names: Iterable[str]) -> dict[str, list[Path]]:
-    """Return the image files of each name: those of its stem with an image's suffix, in any case.
-
-    Where there is none it is the `.jpg` of the layout, which then is missing.
-    """
-    listed: dict[Path, dict[str, list[Path]]] = {}
-    files: dict[str, list[Path]] = {}
-    for name in names:
-        straight = folder / name
-        if straight.parent not in listed:
-            listed[straight.parent] = _image_stems(straight.parent)
-        missing = [straight.with_name(f"{straight.name}.jpg")]
-        files[name] = listed[straight.parent].get(straight.name, missing)
-    return files
-
-
-def _image_stems(folder: Path) -> dict[str, list[Path]]:
-    stems: dict[str, list[Path]] = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.suffix.lower() in IMAGE_SUFFIXES:
-            stems.setdefault(path.stem, []).append(path)
-    return stems
-
-
-def split_file(data: VocData) -> Path:
-    """Return the file that lists a set's images."""
-    return data.root / "ImageSets" / "Main" / f"{data.split}.txt"
-
-
-def split_names(data: VocData) -> list[str]:
-    """Return the image names of a split that the check accepts."""
-    return read_text(split_file(data)).split()
-
-
 def _split(data: VocData, names: dict[str, None]) -> Iterator[Finding]:
     """Add a split's image names, as detectron2 and the development kit read them, to `names`."""
-    kind, path = "broken splits", split_file(data)
+    kind, path = "broken splits", index_file(data)
     try:
         lines = read_text(path).splitlines()
     except (OSError, ValueError) as error:

@@ -1,0 +1,65 @@
+"""Which files of a detection set are read."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from transfer.config.data import CocoData, VocData
+from transfer.datasets.files import (
+    coco_images,
+    image_files,
+    image_root,
+    index_file,
+    part_ids,
+    split_names,
+)
+
+
+def test_places_in_each_layout() -> None:
+    coco = CocoData(annotations=Path("a.json"), images=Path("i"))
+    voc = VocData(root=Path("voc"), split="test")
+    assert [index_file(coco), image_root(coco)] == [Path("a.json"), Path("i")]
+    places = [index_file(voc), image_root(voc)]
+    assert places == [Path("voc/ImageSets/Main/test.txt"), Path("voc/JPEGImages")]
+
+
+def test_names_of_a_split_have_no_blanks(tmp_path: Path) -> None:
+    voc = VocData(root=tmp_path, split="all")
+    index_file(voc).parent.mkdir(parents=True)
+    index_file(voc).write_bytes(b"b \r\n\r\na\t\n\n")
+    assert split_names(voc) == ["b", "a"]
+    index_file(voc).write_bytes(b"\xff")
+    with pytest.raises(ValueError, match="utf-8"):
+        split_names(voc)
+
+
+def test_an_image_has_the_name_of_its_annotation_and_any_suffix(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    for name in ("1.png", "2.JPG", "2.webp", "3.txt", "sub/4.jpeg", ".5.jpg"):
+        (tmp_path / name).touch()
+    files = image_files(tmp_path, ["1", "2", "3", "sub/4", "5"])
+    names = {name: [path.name for path in paths] for name, paths in files.items()}
+    assert names == {
+        "1": ["1.png"], "2": ["2.JPG", "2.webp"], "3": ["3.jpg"], "sub/4": ["4.jpeg"],
+        "5": ["5.jpg"],
+    }  # fmt: skip
+    assert image_files(tmp_path / "gone", ["1"]) == {"1": [tmp_path / "gone" / "1.jpg"]}
+
+
+def test_images_of_coco_are_those_the_check_accepts() -> None:
+    entries = [
+        {"id": 2, "file_name": "b/2.jpg"}, {"id": "x", "file_name": "x.jpg"}, 7, {},
+        {"id": 2, "file_name": "again.jpg"}, {"id": True, "file_name": "yes.jpg"},
+        {"id": 4, "file_name": "/etc/passwd"}, {"id": 5, "file_name": ["5.jpg"]}, {"id": 6},
+    ]  # fmt: skip
+    content = json.dumps({"images": entries}).encode()
+    assert coco_images(content) == [(2, "b/2.jpg"), ("x", "x.jpg")]
+    for broken in (b"", b"{", b"\xff", b"[]", b"[" * 100_000, b'{"images": {}}'):
+        assert coco_images(broken) == []
+
+
+def test_a_part_lies_within_a_larger_one_whatever_the_order() -> None:
+    tenth, fifth = (part_ids(range(100), part, 3) for part in (0.1, 0.2))
+    assert len(tenth) == 10 and tenth < fifth
+    assert part_ids(reversed(range(100)), 0.1, 3) == tenth != part_ids(range(100), 0.1, 4)
