@@ -15,7 +15,6 @@ TORCH_FREE = {
     "pretrain.config.loss",
     "pretrain.config.pretrain",
     "pretrain.config.probe",
-    "pretrain.data.file_index",
     "pretrain.data.splits",
     "transfer.config.convert",
     "transfer.config.data",

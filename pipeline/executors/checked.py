@@ -12,25 +12,19 @@ import contextlib
 import hashlib
 import os
 import platform
-from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
-from stat import S_ISDIR
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
-from pipeline.plan.data_identity import files_read
+from pipeline.plan.data_identity import content_read
 from pipeline.stages.files import write_text
 from pipeline.stages.provenance import PACKAGES, version_of
 from pipeline.stages.signature import canonical_json
-from pretrain.data.file_index import folder_summary
 
 CHECKED = "checked.json"  # below the plan's folder
 MAX_KEPT = 1_000
-MAX_STAMPED = 50_000  # files; the stamps of so many are read in a fifth of a second
 CODE = Path(__file__).resolve().parents[2]
-Stamp = tuple[int, int, int, int]
 
 
 class Answer(BaseModel):
@@ -77,57 +71,36 @@ def keys_of(jobs: list[dict[str, Any]]) -> list[str]:
 
     What changes while a job is being asked changes the key of the next time.
     """
-    state_of = cache(_state)
     surroundings = {
-        "code": [_state(CODE / name, ".py") for name in ("pipeline", "pretrain", "transfer")],
+        "code": [_code_state(CODE / name) for name in ("pipeline", "pretrain", "transfer")],
         "packages": {name: version_of(name) for name in PACKAGES},
         "python": platform.python_version(),
         "machine": [platform.node(), os.environ.get("CUDA_VISIBLE_DEVICES")],
     }
     keys = []
     for job in jobs:
-        files = {str(path): state_of(path) for path in files_read(job["settings"])}
-        content = canonical_json({"job": job, "files": files} | surroundings)
+        content = canonical_json({"job": job, "data": _data(job)} | surroundings)
         keys.append(hashlib.sha256(content.encode()).hexdigest())
     return keys
 
 
-def _state(path: Path, suffix: str = "") -> Any:
-    """Return the stamp of a file, or a digest of those of all files below a folder.
-
-    Of more than 50,000 files the kept index is taken (`pretrain.data.file_index`), to which a file
-    that was overwritten in place by another of its size may be the same.
-    """
-    try:
-        status = path.stat()
-        if not S_ISDIR(status.st_mode):
-            return _stamp(status)
-        stamps = []
-        for name, stamp in _walk(str(path)):
-            if name.endswith(suffix):
-                stamps.append((name, stamp))
-            if len(stamps) > MAX_STAMPED:
-                summary = folder_summary(path)
-                return [summary.num_files, summary.digest]
-    except (OSError, ValueError):
-        return None
-    return hashlib.sha256(repr(sorted(stamps)).encode(errors="surrogateescape")).hexdigest()
+def _data(job: dict[str, Any]) -> list[Any]:
+    """Return the identities of all data that a job opens, or what is wrong with them."""
+    settings = job["settings"]
+    sections = [(job["kind"], settings), ("probe", settings.get("probe") or {})]
+    data: list[Any] = []
+    for kind, section in sections:
+        try:
+            data.append(content_read(kind, section))
+        except ValueError as error:
+            data.append(str(error))
+    return data
 
 
-def _walk(root: str) -> Iterator[tuple[str, Stamp]]:
-    """Yield every file and folder below `root`, links followed, with its stamp."""
-    folders = [root]
-    while folders:
-        with os.scandir(folders.pop()) as entries:
-            for entry in entries:
-                try:
-                    status = entry.stat()
-                except OSError:  # a link to nowhere
-                    status = entry.stat(follow_symlinks=False)
-                if S_ISDIR(status.st_mode):
-                    folders.append(entry.path)
-                yield entry.path, _stamp(status)
-
-
-def _stamp(status: os.stat_result) -> Stamp:
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+def _code_state(folder: Path) -> list[tuple[str, int, int, int, int]]:
+    """Return the stamps of all code below a folder."""
+    stats = [(str(path), path.stat()) for path in sorted(folder.rglob("*.py"))]
+    return [
+        (name, each.st_size, each.st_mtime_ns, each.st_ctime_ns, each.st_ino)
+        for name, each in stats
+    ]

@@ -45,7 +45,8 @@ def check_before_start(
     askers: dict[str, list[Stage]] = {}
     for stage in waiting:
         settings = stage.settings | ({"seed": 0} if stage.seed is not None else {})
-        job = {"module": STAGE_KINDS[stage.kind].module, "settings": settings, "here": here}
+        job = {"kind": stage.kind, "settings": settings, "here": here}
+        job["module"] = STAGE_KINDS[stage.kind].module
         text = json.dumps(job, sort_keys=True)  # seeds and backbones share one check
         jobs.setdefault(text, job | {"inputs": []})
         if (roles := sorted(stage.inputs)) not in jobs[text]["inputs"]:

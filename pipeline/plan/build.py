@@ -21,15 +21,16 @@ from pipeline.config.yaml_files import (
     validated,
 )
 from pipeline.plan.compatibility import dataset_names, demands_of, disagreements, stem_fault
-from pipeline.plan.contents import SPLITS, by_use, image_content, set_content
+from pipeline.plan.contents import by_use, set_content
+from pipeline.plan.data_identity import SPLITS, image_identity
 from pipeline.plan.data_sets import unknown_set
 from pipeline.plan.plan import Plan, share_folders
+from pipeline.stages.content_index import file_digest
 from pipeline.stages.signature import CHECKPOINT, DATA, WORLD_SIZE, identity_of
 from pipeline.stages.stage import Stage
 from pretrain.config.data import DataConfig
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.config.probe import ProbeConfig
-from pretrain.data.file_index import file_sha256
 from transfer.config.convert import ConvertConfig
 from transfer.config.data import DetectionData, known_datasets
 from transfer.config.detectron2_keys import signed_keys
@@ -144,7 +145,7 @@ class _Scope:
     def images(self, data: DataConfig, kind: str) -> Identity | None:
         """Return the identity of the splits that a kind of stage reads of a set of images."""
         splits = SPLITS[kind]
-        return self.data_identity((data, splits), lambda: image_content(data, splits))
+        return self.data_identity((data, splits), lambda: image_identity(data, splits))
 
     def read(self, path: Path, overrides: tuple[str, ...], model: type[Config]) -> Config | None:
         """Return the config in a file, or None with its faults kept."""
@@ -223,7 +224,7 @@ def _convert_stage(scope: _Scope, backbone: BackboneConfig, pretrain: Stage | No
         source = backbone.checkpoint
         settings["checkpoint"] = str(source.absolute())
         if source.is_file():
-            identity[CHECKPOINT] = file_sha256(source)
+            identity[CHECKPOINT] = file_digest(source)
         elif scope.on_paper:
             identity[CHECKPOINT] = f"on paper {source}"
         else:

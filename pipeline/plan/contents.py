@@ -12,26 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.plan.compatibility import dataset_names
-from pipeline.plan.data_identity import detection_identity, image_identity
+from pipeline.plan.data_identity import content_read, detection_identity
 from pipeline.stages.signature import CHECKPOINT, DATA, WORLD_SIZE, differences, identity_of
 from pipeline.stages.staleness import by_name
-from pretrain.config.data import DataConfig
-from pretrain.data.file_index import file_sha256
-from pretrain.data.splits import Split
 from transfer.config.data import CocoData, VocData
 from transfer.config.finetune import FinetuneConfig
 
 Identity = dict[str, Any]
-SPLITS: dict[str, tuple[Split, ...]] = {"pretrain": ("pretrain",), "probe": ("train", "test")}
-
-
-def image_content(data: DataConfig, splits: tuple[Split, ...]) -> Identity:
-    """Return the identity of splits of a set of images, under whatever name.
-
-    Raises:
-        ValueError: the data are missing or incomplete.
-    """
-    return _without_name(image_identity(data, splits))
 
 
 def set_content(name: str, data: CocoData | VocData) -> Identity:
@@ -40,7 +27,7 @@ def set_content(name: str, data: CocoData | VocData) -> Identity:
     Raises:
         ValueError: a file or folder of the layout is missing.
     """
-    return {"settings": identity_of(data), **_without_name(detection_identity(name, data))}
+    return {"settings": identity_of(data), **detection_identity(name, data)}
 
 
 def by_use(task: dict[str, Any], sets: Mapping[str, Identity | None]) -> dict[str, Any]:
@@ -53,17 +40,14 @@ def contents_of(kind: str, settings: dict[str, Any]) -> Identity:
     """Return the part of a stage's identity that is read from its data and its checkpoint.
 
     Raises:
-        ValueError: data are missing.
-        OSError: the checkpoint is.
+        ValueError: data or the checkpoint are missing.
     """
-    if kind in SPLITS:
-        return {DATA: image_content(DataConfig.model_validate(settings["data"]), SPLITS[kind])}
     if kind == "finetune":
         config = FinetuneConfig.model_validate(settings)
         sets = {name: set_content(name, data) for name, data in config.datasets.items()}
         return {DATA: by_use(config.detectron2, sets)}
-    checkpoint = settings.get("checkpoint")
-    return {} if checkpoint is None else {CHECKPOINT: file_sha256(Path(checkpoint))}
+    read = content_read(kind, settings)
+    return read if CHECKPOINT in read or not read else {DATA: read}
 
 
 def check_contents(kind: str, planned: Identity, settings: dict[str, Any]) -> None:
@@ -91,12 +75,3 @@ def check_contents(kind: str, planned: Identity, settings: dict[str, Any]) -> No
             f"{where} changed between the plan and this stage ({'; '.join(lines)}); run again, to "
             "plan with what is there now, or put back what was planned with"
         )
-
-
-def _without_name(content: Identity) -> Identity:
-    """Return an identity without labels, which can change no result."""
-    return {
-        key: [_without_name(part) for part in value] if key == "folders" else value
-        for key, value in content.items()
-        if key != "name"
-    }

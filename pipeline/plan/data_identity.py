@@ -1,117 +1,170 @@
-"""The identity of a data set: name, counts and a digest of its index, wherever it lies on disk."""
+"""The identity of data: digests of the labels and images that are read, wherever they lie on disk.
+
+Names of data sets are labels. Which files are read is said by `pretrain.data.splits` and
+`transfer.datasets.files`, from which the loaders take it too; nothing else enters.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
+from pydantic import TypeAdapter
+
+from pipeline.stages.content_index import Level, file_digest, file_digests, kept_json
+from pipeline.stages.staleness import data_parts
 from pretrain.config.data import DataConfig
-from pretrain.data.file_index import file_sha256, folder_summary, kept_digest
-from pretrain.data.splits import Split, split_files, split_folder
-from transfer.config.data import CocoData, VocData
+from pretrain.data.splits import (
+    FOLDER_FORMATS,
+    Split,
+    image_names,
+    label_file,
+    split_files,
+    split_folder,
+)
+from transfer.config.data import CocoData, DetectionData, VocData
+from transfer.datasets.files import (
+    coco_images,
+    image_files,
+    image_root,
+    index_file,
+    part_ids,
+    split_names,
+)
+from transfer.datasets.findings import path_fault
 
-FOLDER_FORMATS = ("folder", "imagefolder")
+SPLITS: dict[str, tuple[Split, ...]] = {"pretrain": ("pretrain",), "probe": ("train", "test")}
+DETECTION: TypeAdapter[CocoData | VocData] = TypeAdapter(DetectionData)
+Identity = dict[str, Any]
 
 
-def image_identity(data: DataConfig, splits: tuple[Split, ...] = ("pretrain",)) -> dict[str, Any]:
+def image_identity(data: DataConfig, splits: tuple[Split, ...] = ("pretrain",)) -> Identity:
     """Return the identity of what the splits of a set of images are read from, in any format.
 
-    A folder's is that of its files' names and sizes, a binary file's that of its content.
+    Raises:
+        ValueError: the data are missing, incomplete or cannot be read.
+    """
+    return {split: _split_identity(data, split) for split in splits}
+
+
+def _split_identity(data: DataConfig, split: Split) -> Identity:
+    if data.format not in FOLDER_FORMATS:  # binary files hold labels too, so they are read whole
+        files = split_files(data, split)
+        return {"images": _part(files[0].parent, [file.name for file in files])}
+    folder = split_folder(data, split)
+    identity = {"images": _part(folder, image_names(folder)[0], data.identity)}
+    if labels := label_file(data, split):
+        identity["labels"] = _part(labels.parent, [labels.name])
+    return identity
+
+
+def detection_identity(name: str, data: CocoData | VocData) -> Identity:
+    """Return the identity of a detection set: its annotations, and the images that these name.
+
+    `name` is for messages. An image that is not there has no digest; of it, and of entries that are
+    broken, the check before the start speaks.
 
     Raises:
-        ValueError: the data are missing or incomplete.
+        ValueError: a file or folder of the layout is missing or cannot be read.
     """
-    if data.format in FOLDER_FORMATS:
-        folders = dict.fromkeys(split_folder(data, split) for split in splits)
-        parts = [folder_identity(data.name, folder) for folder in folders]
-        return parts[0] if len(parts) == 1 else {"name": data.name, "folders": parts}
-    files = dict.fromkeys(file for split in splits for file in split_files(data, split))
-    contents = [(file.name, file.stat().st_size, file_sha256(file)) for file in files]
-    digest = hashlib.sha256(json.dumps(contents).encode()).hexdigest()
-    return {"name": data.name, "num_files": len(contents), "digest": digest}
-
-
-def folder_identity(name: str, root: Path) -> dict[str, Any]:
-    """Return the identity of all files below `root`: their relative names and sizes.
-
-    Raises:
-        ValueError: the folder is missing or empty.
-    """
-    if not root.is_dir():
-        raise ValueError(f"{root}: no such folder; data set {name} is expected there")
-    summary = folder_summary(root)
-    if not summary.num_files:
-        raise ValueError(f"{root}: empty folder; data set {name} is expected there")
-    return {"name": name, "num_files": summary.num_files, "digest": summary.digest}
-
-
-def detection_identity(name: str, data: CocoData | VocData) -> dict[str, Any]:
-    """Return the identity of a detection set: its annotations and its images' names and sizes.
-
-    Raises:
-        ValueError: a file or folder of the layout is missing.
-    """
-    index = index_file(data)
+    index, images = index_file(data), image_root(data)
     if not index.is_file():
         what = "COCO's annotation file" if isinstance(data, CocoData) else "VOC's list of images"
         raise ValueError(f"{index}: no such file; data set {name} wants {what} there")
+    if not images.is_dir():
+        raise ValueError(f"{images}: no such folder; data set {name} is expected there")
+    if next(images.iterdir(), None) is None:
+        raise ValueError(f"{images}: empty folder; data set {name} is expected there")
     if isinstance(data, CocoData):
-        return {"index": file_sha256(index), **folder_identity(name, data.images)}
-    digest = _voc_digest(name, index, data.root / "Annotations")
-    return {"index": digest, **folder_identity(name, data.root / "JPEGImages")}
+        annotations, names = _coco(data)
+    else:
+        annotations, names = _voc(name, data)
+    return {"annotations": annotations, "images": _part(images, names, data.identity)}
 
 
-def index_file(data: CocoData | VocData) -> Path:
-    """Return the file that lists a set's images."""
-    if isinstance(data, CocoData):
-        return data.annotations
-    return data.root / "ImageSets" / "Main" / f"{data.split}.txt"
+def _coco(data: CocoData) -> tuple[Identity, list[str]]:
+    """Return the identity of the annotation file, and the names of the images that are used."""
+    digest = file_digest(data.annotations)
+
+    def compute() -> list[tuple[int | str, str]]:
+        content = data.annotations.read_bytes()
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise ValueError(f"{data.annotations}: changed while it was read; try again")
+        return coco_images(content)
+
+    images = kept_json(f"images of {digest}", compute)
+    if data.fraction is not None and images:
+        used = part_ids((number for number, _ in images), data.fraction, data.subset_seed)
+        images = [image for image in images if image[0] in used]
+    return _part_of(["annotations"], [digest]), list(dict.fromkeys(name for _, name in images))
 
 
-def _voc_digest(name: str, split: Path, folder: Path) -> str:
-    """Return the digest of a split's lines and of the annotations in `folder` that they name."""
+def _voc(name: str, data: VocData) -> tuple[Identity, list[str]]:
+    """Return the identity of a split's annotations in its order, and the names of its images."""
+    split, folder = index_file(data), data.root / "Annotations"
     try:
-        lines = split.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError:
+        names = [name for name in split_names(data) if path_fault(name) is None]
+    except (OSError, ValueError):
         raise ValueError(f"{split}: not a text file; data set {name} wants names there") from None
-    names = [line for line in lines if line.strip()]
-    return kept_digest(
-        [split, folder], len(names), lambda: _digest_of_annotations(split, folder, names)
-    )
+    annotations = [f"{each}.xml" for each in names]
+    digests = file_digests(folder, annotations)
+    for annotation, digest in zip(annotations, digests, strict=True):
+        if digest is None:
+            raise ValueError(f"{folder / annotation}: no such file; {split} lists it")
+    images = image_root(data)
+    files = [str(file) for files in image_files(images, names).values() for file in files]
+    below = len(str(images)) + 1
+    return _part_of(annotations, digests), [file[below:] for file in files]
 
 
-def _digest_of_annotations(split: Path, folder: Path, lines: list[str]) -> str:
-    digest = hashlib.sha256()
-    for line in lines:
-        annotation = folder / f"{line.split()[0]}.xml"
-        if not annotation.is_file():
-            raise ValueError(f"{annotation}: no such file; {split} lists it")
-        digest.update(annotation.read_bytes())
-        digest.update(line.encode())
-    return digest.hexdigest()
+def _part(root: Path, names: Sequence[str], level: Level = "content") -> Identity:
+    """Return the identity of the files of these names below `root`, in this order."""
+    return _part_of(names, file_digests(root, names, level), level)
 
 
-def files_read(settings: dict[str, Any]) -> list[Path]:
-    """Return the files and folders that a stage of these settings reads, but for its inputs'."""
-    paths = [Path(settings["checkpoint"])] if "checkpoint" in settings else []
-    for data in settings.get("datasets", {}).values():
-        paths += [Path(data[key]) for key in ("annotations", "images", "root") if key in data]
-    for section in (settings, settings.get("probe") or {}):
-        if section.get("data") is not None:
-            paths += _image_sources(DataConfig.model_validate(section["data"]))
-    return list(dict.fromkeys(paths))
+def _part_of(
+    names: Sequence[str], digests: Sequence[str | None], level: Level = "content"
+) -> Identity:
+    listed = json.dumps(list(zip(names, digests, strict=True)))
+    return {
+        "by": level,
+        "num_files": sum(digest is not None for digest in digests),
+        "digest": hashlib.sha256(listed.encode()).hexdigest(),
+    }
 
 
-def _image_sources(data: DataConfig) -> list[Path]:
-    """Return the files or folders of all splits that are there."""
-    paths = []
-    for split in get_args(Split):
-        with contextlib.suppress(ValueError):  # not every set has every split
-            if data.format in FOLDER_FORMATS:
-                paths.append(split_folder(data, split))
-            else:
-                paths += split_files(data, split)
-    return paths
+def content_read(kind: str, settings: dict[str, Any]) -> Identity:
+    """Return the identity of all data that a stage with these settings reads, now.
+
+    What a stage takes from those before it is not among them.
+
+    Raises:
+        ValueError: one line of what is missing or cannot be read.
+    """
+    if "checkpoint" in settings:
+        return {"checkpoint_sha256": file_digest(Path(settings["checkpoint"]))}
+    if "datasets" in settings:
+        sets = {
+            name: DETECTION.validate_python(data) for name, data in settings["datasets"].items()
+        }
+        return {name: detection_identity(name, data) for name, data in sets.items()}
+    if settings.get("data") is None:
+        return {}
+    return image_identity(DataConfig.model_validate(settings["data"]), SPLITS[kind])
+
+
+def cheaper_parts(content: Any) -> list[str]:
+    """Return the parts of an identity of data that are known by less than their content.
+
+    Example:
+        >>> cheaper_parts({"train": {"images": {"by": "blocks", "num_files": 9, "digest": "0f"}}})
+        ['train images: 9 files by size, first and last 16 KiB']
+    """
+    return [
+        f"{name}: {part['num_files']:,} files by size, first and last 16 KiB"
+        for name, part in data_parts(content).items()
+        if part.get("by") == "blocks"
+    ]

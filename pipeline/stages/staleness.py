@@ -121,6 +121,23 @@ def _changes(
     ]
 
 
+def data_parts(content: Any) -> dict[str, dict[str, Any]]:
+    """Return the parts of an identity of data that have a digest, by the keys that lead to them.
+
+    Example:
+        >>> images = {"by": "content", "num_files": 9, "digest": "0f"}
+        >>> data_parts({"train": {"images": images}}) == {"train images": images}
+        True
+    """
+    parts: dict[str, dict[str, Any]] = {}
+    for key, value in content.items() if isinstance(content, dict) else ():
+        if isinstance(value, dict) and "digest" in value:
+            parts[key] = value
+        else:
+            parts |= {f"{key} {name}": part for name, part in data_parts(value).items()}
+    return parts
+
+
 def _data_changes(
     sets_before: dict[str, dict[str, Any]], sets_now: dict[str, dict[str, Any]]
 ) -> list[str]:
@@ -128,7 +145,8 @@ def _data_changes(
     lines = []
     for name in sorted(sets_before.keys() & sets_now.keys()):
         if canonical_json(sets_before[name]) != canonical_json(sets_now[name]):
-            lines.append(f"data set {name} has changed{_what(sets_before[name], sets_now[name])}")
+            what = _what(sets_before[name], sets_now[name])
+            lines.append(f"data set {name} has changed{what}")
     contents = [sorted(map(canonical_json, sets.values())) for sets in (sets_before, sets_now)]
     if sets_before.keys() != sets_now.keys() and contents[0] != contents[1]:
         lines.append(f"data sets: {_change(sorted(sets_before), sorted(sets_now))}")
@@ -150,14 +168,19 @@ def by_name(settings: dict[str, Any], content: Any) -> dict[str, dict[str, Any]]
 
 
 def _what(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """Return which part of a data set changed, where its identity tells."""
-    parts = differences(before.get("settings", {}), now.get("settings", {}), names=NAMES)
-    parts += ["annotations"] if before.get("index") != now.get("index") else []
-    if before.get("num_files") != now.get("num_files"):
-        parts.append(f"files: {_change(before.get('num_files'), now.get('num_files'))}")
-    elif before.get("digest") != now.get("digest"):
-        parts.append("names or sizes of files")
-    return f" ({', '.join(parts)})" if parts else ""
+    """Return which parts of a data set changed, where its identity tells."""
+    changes = differences(before.get("settings", {}), now.get("settings", {}), names=NAMES)
+    before, now = data_parts(before), data_parts(now)
+    for name in (name for name in before | now if before.get(name) != now.get(name)):
+        sides = before.get(name, {}), now.get(name, {})
+        for key, words in (("num_files", "{} files"), ("by", "known by {}")):
+            values = [words.format(side.get(key, "no")) for side in sides]
+            if values[0] != values[1]:
+                changes.append(f"{name}: {_change(*values)}")
+                break
+        else:
+            changes.append(name)
+    return f" ({', '.join(changes)})" if changes else ""
 
 
 def _change(before: Any, now: Any) -> str:

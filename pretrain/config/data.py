@@ -20,15 +20,20 @@ from pretrain.config.base import (
 
 
 class DataConfig(Section):
-    """Images on disk; their content identifies them, `name` is what tables call them.
+    """Images on disk; their content identifies them, `name` is a label.
 
     `folder` is any folder of images without labels; `imagefolder` has one folder per class below
-    `train` and `val`; the others are the layouts that torchvision knows by these names.
+    `train` and `val`; the others are the layouts that torchvision knows by these names. With
+    `identity: blocks` image files are known by size, first and last 16 KiB; the identity of the
+    data says so.
     """
 
     name: str = Field(json_schema_extra=left_out("a label"))
     root: Path = Field(json_schema_extra=left_out("a path; the files enter by content"))
     format: Literal["folder", "imagefolder", "cifar10", "cifar100", "stl10"] = "folder"
+    identity: Literal["content", "blocks"] = Field(
+        default="content", json_schema_extra=left_out("the identity of the data says it")
+    )
     num_workers: int = Field(
         default=0,
         ge=0,

@@ -21,16 +21,21 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from pretrain.config.data import DataConfig
 from pretrain.data.binaries import read_cifar, read_stl10
-from pretrain.data.file_index import folder_names
-from pretrain.data.splits import Split, split_files, split_folder
+from pretrain.data.splits import (
+    FOLDER_FORMATS,
+    SUFFIXES,
+    Split,
+    image_names,
+    label_file,
+    split_files,
+    split_folder,
+)
 from pretrain.runtime.distributed import rank
 from pretrain.runtime.files import one_line
 
 logger = logging.getLogger(__name__)
-SUFFIXES = frozenset({"jpg", "jpeg", "png", "bmp", "webp"})
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF")  # whatever the suffix; EPS would start a program
 FULL_CHECK_LIMIT = 20_000
-VAL_ANNOTATIONS = "val_annotations.txt"  # Tiny ImageNet as it is distributed
 Batch = TypeVar("Batch")
 
 
@@ -87,7 +92,7 @@ def open_images(data: DataConfig, split: Split = "pretrain") -> Images:
     Raises:
         ValueError: the data are missing, incomplete or in another layout.
     """
-    if data.format in ("folder", "imagefolder"):
+    if data.format in FOLDER_FORMATS:
         return _open_folder(data, split)
     files = split_files(data, split)
     parts, labels = read_stl10(files) if data.format == "stl10" else read_cifar(files, data.format)
@@ -102,23 +107,10 @@ def list_images(root: Path) -> list[str]:
     Raises:
         ValueError: the folder is missing or holds no image.
     """
-    files = folder_names(root)
-    names = [name for name in files if is_image_name(name)]
-    if not names:
-        raise ValueError(
-            f"{root}: no image found among {len(files)} files; wanted names that do not begin with "
-            f"a dot and end in {', '.join(sorted(SUFFIXES))}"
-        )
-    if len(names) < len(files):
-        example = next(name for name in files if not is_image_name(name))
-        _tell_passed_over(root, len(files) - len(names), len(files), example)
+    names, others = image_names(root)
+    if others:
+        _tell_passed_over(root, len(others), len(names) + len(others), others[0])
     return names
-
-
-def is_image_name(name: str) -> bool:
-    """Return whether a file of this relative name is data: not hidden, nor in a hidden folder."""
-    bare, _, suffix = name.rpartition(".")
-    return bool(bare) and suffix.lower() in SUFFIXES and "/." not in f"/{name}"
 
 
 @cache
@@ -176,8 +168,8 @@ def _open_folder(data: DataConfig, split: Split) -> ImageFiles:
         return ImageFiles(folder, packed)
     train = split_folder(data, "train")
     classes = _classes(train, names if train == folder else list_images(train))
-    if split == "test" and (folder / VAL_ANNOTATIONS).is_file():
-        class_of = _annotated_classes(folder / VAL_ANNOTATIONS)
+    if annotations := label_file(data, split):
+        class_of = _annotated_classes(annotations)
         image_classes = [class_of.get(Path(name).name, name) for name in names]
     else:
         image_classes = [name.partition("/")[0] for name in names]

@@ -1,4 +1,4 @@
-"""The files and folders of each data format's splits. Imports no torch.
+"""The files of each data format's splits, for loader and identity alike. Imports no torch.
 
 Splits: `pretrain` is what a pretraining sees (for STL-10 its labelled training images and the
 unlabelled ones, as published; elsewhere the training images), `train` and `test` are the labelled
@@ -7,6 +7,7 @@ images of a probe.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +15,9 @@ from pretrain.config.data import DataConfig
 
 Split = Literal["pretrain", "train", "test"]
 TEST_FOLDERS = ("val", "test")  # Tiny ImageNet has both, and labels only in val
+FOLDER_FORMATS = ("folder", "imagefolder")
+SUFFIXES = frozenset({"jpg", "jpeg", "png", "bmp", "webp"})
+VAL_ANNOTATIONS = "val_annotations.txt"  # Tiny ImageNet as it is distributed
 
 SOURCES = {
     "cifar10": "https://www.cs.toronto.edu/~kriz/cifar.html",
@@ -108,6 +112,55 @@ def split_folder(data: DataConfig, split: Split) -> Path:
     if any((data.root / name).is_dir() for name in TEST_FOLDERS):
         raise ValueError(f"{data.root}: has test images but no folder train; wanted images there")
     return data.root
+
+
+def label_file(data: DataConfig, split: Split) -> Path | None:
+    """Return Tiny ImageNet's list of the classes of its test images, where there is one."""
+    if data.format != "imagefolder" or split != "test":
+        return None
+    path = split_folder(data, split) / VAL_ANNOTATIONS
+    return path if path.is_file() else None
+
+
+def is_image_name(name: str) -> bool:
+    """Return whether a file of this relative name is data: not hidden, nor in a hidden folder."""
+    bare, _, suffix = name.rpartition(".")
+    return bool(bare) and suffix.lower() in SUFFIXES and "/." not in f"/{name}"
+
+
+def image_names(root: Path) -> tuple[list[str], list[str]]:
+    """Return the names of all image files below `root`, and of the files that are passed over.
+
+    They are relative to it, the images sorted as paths are. Links are followed.
+
+    Raises:
+        ValueError: the folder is missing, cannot be listed or holds no image.
+    """
+    if not root.is_dir():
+        raise ValueError(f"{root}: no such folder")
+    try:
+        files = _names_below(str(root), "")
+    except OSError as error:
+        raise ValueError(f"{root}: cannot be listed ({error})") from None
+    names = [name for name in files if is_image_name(name)]
+    if not names:
+        raise ValueError(
+            f"{root}: no image found among {len(files)} files; wanted names that do not begin with "
+            f"a dot and end in {', '.join(sorted(SUFFIXES))}"
+        )
+    others = [name for name in files if not is_image_name(name)] if len(names) < len(files) else []
+    return sorted(names, key=lambda name: name.split("/")), sorted(others)
+
+
+def _names_below(folder: str, prefix: str) -> list[str]:
+    names: list[str] = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                names += _names_below(entry.path, f"{prefix}{entry.name}/")
+            else:
+                names.append(prefix + entry.name)
+    return names
 
 
 def _where(data: DataConfig) -> str:

@@ -1,6 +1,8 @@
 """Detection sets: where they lie, in which layout, and those known by name. Torch-free.
 
-Fields marked with `left_out(why)` cannot change a result and stay out of a stage's signature.
+Fields marked with `left_out(why)` cannot change a result and stay out of a stage's signature. A
+set's key `identity` says how its images are known: by `content`, or by size, first and last 16 KiB
+(`blocks`); the identity of the data holds it.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+Level = Literal["content", "blocks"]
 # of an image, in COCO's AP as it is published; detectron2's TEST.DETECTIONS_PER_IMAGE for all sets
 MAX_DETECTIONS = 100
 VOC_CLASSES = (
@@ -29,6 +32,7 @@ def left_out(why: str) -> dict[str, Any]:
 
 
 PATH = left_out("a path; the files enter by content")
+LEVEL = left_out("the identity of the data says it")
 
 
 class Section(BaseModel):
@@ -47,6 +51,7 @@ class CocoData(Section):
     format: Literal["coco"] = "coco"
     annotations: Path = Field(json_schema_extra=PATH)
     images: Path = Field(json_schema_extra=PATH)
+    identity: Level = Field(default="content", json_schema_extra=LEVEL)
     fraction: float | None = Field(default=None, gt=0, lt=1)
     subset_seed: int = Field(default=0, ge=0)
 
@@ -69,6 +74,7 @@ class VocData(Section):
 
     format: Literal["voc"] = "voc"
     root: Path = Field(json_schema_extra=PATH)
+    identity: Level = Field(default="content", json_schema_extra=LEVEL)
     split: str
     year: Literal[2007, 2012] = 2007
     class_names: tuple[str, ...] = VOC_CLASSES

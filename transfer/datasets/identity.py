@@ -17,7 +17,7 @@ def content_digest(data: CocoData | VocData) -> str:
     Images count by name and size, so that 118,000 of them cost a second and not all their bytes.
     """
     digest = hashlib.sha256(
-        data.model_dump_json(exclude={"annotations", "images", "root"}).encode()
+        data.model_dump_json(exclude={"annotations", "images", "root", "identity"}).encode()
     )
     if isinstance(data, CocoData):
         annotations = [data.annotations]

@@ -63,20 +63,38 @@ def test_a_changed_annotation_file(done: Plan) -> None:
 
 
 def test_changed_images(done: Plan) -> None:
+    shutil.copy("data/coco/val/000.jpg", "data/coco/val/more.jpg")  # which nothing names
+    assert again() == []
     image = Path("data/coco/val/000.jpg")
     image.write_bytes(image.read_bytes() + b"0")
-    reason = "data set my_coco has changed (names or sizes of files)"
-    assert again() == [f"again: {COCO}: {reason}"]
-    shutil.copy(image, "data/coco/val/more.jpg")
-    assert again() == [f"again: {COCO}: {reason.partition(' (')[0]} (files: before 3, now 4)"]
+    assert again() == [f"again: {COCO}: data set my_coco has changed (images)"]
+    image.unlink()
+    files = "images: before 3 files, now 2 files"
+    assert again() == [f"again: {COCO}: data set my_coco has changed ({files})"]
+
+
+def test_annotations_and_images_that_both_changed(done: Plan) -> None:
+    for name in ("Annotations/001.xml", "JPEGImages/002.jpg"):
+        path = Path("data/voc") / name
+        path.write_bytes(path.read_bytes().replace(b"xmin>5<", b"xmin>6<") + b"\n")
+    (line,) = again()
+    assert line.endswith(": data set my_voc has changed (annotations, images)")
+
+
+def test_images_that_are_known_another_way(done: Plan) -> None:
+    edit(
+        "configs/tiny.yaml",
+        lambda content: content["datasets"]["my_coco"].update(identity="blocks"),
+    )
+    ways = "images: before known by content, now known by blocks"
+    assert again() == [f"again: {COCO}: data set my_coco has changed ({ways})"]
 
 
 def test_changed_images_of_a_pretraining(done: Plan) -> None:
     shutil.copy("data/images/000.png", "data/images/more.png")
     lines = again()
-    assert lines[0] == (
-        "again: pretrain/a, pretrain/b: data set tiny has changed (files: before 8, now 9)"
-    )
+    files = "pretrain images: before 8 files, now 9 files"
+    assert lines[0] == f"again: pretrain/a, pretrain/b: data set tiny has changed ({files})"
     assert AFTER_A[0] in lines and len(lines) == 5
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pretrain.data.images import Images, open_images
-from pretrain.data.splits import split_files, split_folder
+from pretrain.data.splits import image_names, label_file, split_files, split_folder
 from tests.pretrain import image_sets
 from tests.pretrain.image_sets import data
 
@@ -64,3 +64,47 @@ def test_folders_without_labels_and_mixed_layouts(tmp_path: Path) -> None:
     (tmp_path / "val").mkdir()
     with pytest.raises(ValueError, match="has test images but no folder train"):
         open_images(data(tmp_path, "imagefolder"))
+
+
+def test_names_of_images_are_sorted_as_paths_and_links_are_followed(tmp_path: Path) -> None:
+    for name in (
+        "b/2.png",
+        "b/10.JPEG",
+        "b-c/1.png",
+        "a.png",
+        ".hidden/1.png",
+        "README",
+        "b/._2.png",
+    ):
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "set" / name).touch()
+    (tmp_path / "set" / "link").symlink_to("b")
+    names, others = image_names(tmp_path / "set")
+    assert names == [
+        "a.png", "b/10.JPEG", "b/2.png", "b-c/1.png", "link/10.JPEG", "link/2.png",
+    ]  # fmt: skip
+    assert others == [".hidden/1.png", "README", "b/._2.png", "link/._2.png"]
+
+
+def test_folders_without_images_and_those_that_cannot_be_listed(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="gone: no such folder"):
+        image_names(tmp_path / "gone")
+    (tmp_path / "README").touch()
+    with pytest.raises(ValueError, match="no image found among 1 files; wanted names that do not"):
+        image_names(tmp_path)
+    (tmp_path / "round").symlink_to(".")
+    with pytest.raises(ValueError, match=r"cannot be listed \(.*Too many levels"):
+        image_names(tmp_path)
+
+
+def test_only_tiny_imagenets_test_images_have_a_file_of_labels(tmp_path: Path) -> None:
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    (tmp_path / "val").mkdir()
+    config = data(tmp_path, "imagefolder")
+    assert label_file(config, "test") is None
+    path = tmp_path / "val" / "val_annotations.txt"
+    path.touch()
+    assert [label_file(config, split) for split in ("pretrain", "train", "test")] == [
+        None, None, path,
+    ]  # fmt: skip
+    assert label_file(data(tmp_path, "folder"), "pretrain") is None

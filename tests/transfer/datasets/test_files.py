@@ -1,4 +1,4 @@
-"""Which files of a detection set are read."""
+"""The files of a detection set that are read."""
 
 import json
 from pathlib import Path
