@@ -23,9 +23,12 @@ BENCHMARKS = {
     "evaluation": ("benchmarks.coco_evaluation", "benchmark_evaluation",
                    ("rounds", "images", "detections", "mask_images"),
                    "COCO's AP by faster-coco-eval against pycocotools"),
+    "plan": ("benchmarks.plan_scale", "benchmark_plan", ("rounds", "images", "voc_images"),
+             "the identities of a plan's data, read first and then known"),
 }  # fmt: skip
 OPTIONS = {
-    "images": "images of the set for boxes (default 5000)",
+    "images": "images of the set for boxes (default 5000), of COCO for the plan (120000)",
+    "voc_images": "images of VOC (default 5000)",
     "detections": "detections of an image (default 100)",
     "mask_images": "images of the set for masks (default 250)",
     "rounds": "timed rounds",
