@@ -45,33 +45,33 @@ RECIPES = {row[0]: dict(zip(ROWS[0], row, strict=True)) for row in ROWS[1:]}
 
 # A change here means that every finished run of that recipe will be run again.
 SIGNATURES = """
-cw_rgp_2_cifar10         607c66e3a46230ed
-cw_rgp_2_cifar100        28927b6729d17c9b
-cw_rgp_2_imagenet        2a9314763014e14e
-cw_rgp_2_imagenet100     bb6e3671a6e9c196
-cw_rgp_2_stl10           66583530fd66c1c8
-cw_rgp_2_tiny_imagenet   c132a463ac73a671
-cw_rgp_4_cifar10         e1b93bc57cdadeda
-cw_rgp_4_cifar100        de96a1ca595f8fcd
-cw_rgp_4_imagenet        da6c27f4f51e149d
-cw_rgp_4_imagenet100     e91cc351c41bdba6
-cw_rgp_4_imagenet_200    5d0036e1796e0829
-cw_rgp_4_stl10           19492c4c28bb493e
-cw_rgp_4_tiny_imagenet   174d4dd013cb4e7b
-digits_cw_rgp            9f6fdb60dff1e1c4
-digits_w_mse             072f424c392d293d
-w_mse_2_cifar10          5a0b9a36bb607dd1
-w_mse_2_cifar100         ae9c23fe487fd902
-w_mse_2_imagenet         3d74fbcb16beef96
-w_mse_2_imagenet100      71a54567342808f1
-w_mse_2_stl10            8807f756428bdb5e
-w_mse_2_tiny_imagenet    fb4a346aeb201538
-w_mse_4_cifar10          98077c2ddc78f2fa
-w_mse_4_cifar100         691c47884e3b5c33
-w_mse_4_imagenet         9e6aacdcd5f7c1b6
-w_mse_4_imagenet100      cc07dc933432d2f5
-w_mse_4_stl10            01c57db470147152
-w_mse_4_tiny_imagenet    d8723e4da00ebc7a
+cw_rgp_2_cifar10         632b9778cf7f353a
+cw_rgp_2_cifar100        6a6e7378023d5115
+cw_rgp_2_imagenet        4c28bcb6a4aae531
+cw_rgp_2_imagenet100     a92072c8cca3c72a
+cw_rgp_2_stl10           3eaa297fe24f0123
+cw_rgp_2_tiny_imagenet   9e7230485ece922f
+cw_rgp_4_cifar10         4f4e08e43a9f0c30
+cw_rgp_4_cifar100        3fbc9fbf501c7ac6
+cw_rgp_4_imagenet        9d7ee55e4d754177
+cw_rgp_4_imagenet100     df48cfd9e521177c
+cw_rgp_4_imagenet_200    750532f842d1f8a4
+cw_rgp_4_stl10           3c5c47d0330307f4
+cw_rgp_4_tiny_imagenet   2d5e906dc39b07b7
+digits_cw_rgp            7ffbb71e1c50db43
+digits_w_mse             6dd90a6a3e3bf810
+w_mse_2_cifar10          640628369cffd5a8
+w_mse_2_cifar100         e4f6deb31d100341
+w_mse_2_imagenet         165b285a25bcf958
+w_mse_2_imagenet100      ee79f26a203d02ee
+w_mse_2_stl10            5a47649a6a27d3eb
+w_mse_2_tiny_imagenet    8e742d4f195cc9f6
+w_mse_4_cifar10          169ee0dfabfc6dd7
+w_mse_4_cifar100         5cb0d15496155d4e
+w_mse_4_imagenet         804ceff285709a74
+w_mse_4_imagenet100      7491ddd9bf3dc139
+w_mse_4_stl10            eb33236c167af6d3
+w_mse_4_tiny_imagenet    0a77b10847e4fd7f
 """
 
 # data: format, view, stem, mean and std; augmentation: crop from, jitter, gray, blur, interpolation
