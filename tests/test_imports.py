@@ -167,3 +167,12 @@ def test_plan_and_report_work_without_torch() -> None:
         "import pipeline.commands.local, pipeline.report.write, pipeline.worker"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_a_plan_imports_no_plots_and_no_statistics() -> None:
+    code = (
+        "import sys, pipeline.commands.main, pipeline.commands.local\n"
+        "slow = {'matplotlib', 'scipy', 'torch', 'submitit'} & sys.modules.keys()\n"
+        "assert not slow, slow"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
