@@ -8,6 +8,7 @@ import yaml
 
 from pipeline.plan.build import load_plan
 from pipeline.plan.contents import contents_of
+from pipeline.plan.plan import Plan
 from pipeline.stages.files import read_json
 from pipeline.stages.run_folder import prepare, read_state
 from pipeline.worker import run as run_worker
@@ -19,6 +20,11 @@ ANNOTATIONS = Path("data/coco/annotations.json")
 
 def signatures(*overrides: str) -> list[str]:
     return [stage.signature for stage in load_plan(CONFIG, list(overrides)).stages]
+
+
+def annotations_of(plan: Plan) -> str:
+    """The digest of the annotations that the first stage trains on."""
+    return str(plan.stages[0].identity["data_content"]["TRAIN"][0]["annotations"]["digest"])
 
 
 def test_a_plan_and_its_worker_take_the_same_identity(project: Path) -> None:
@@ -33,13 +39,13 @@ def test_a_plan_and_its_worker_take_the_same_identity(project: Path) -> None:
 
 def test_data_that_changed_since_the_plan_are_refused_with_both_values(fakes: Path) -> None:
     plan = load_plan(CONFIG, [*RANDOM, "seeds=[0]"])
-    before = plan.stages[0].identity["data_content"]["TRAIN"][0]["index"]
+    before = annotations_of(plan)
     text = ANNOTATIONS.read_text("utf-8")
     ANNOTATIONS.write_text(text + "\n", encoding="utf-8")
-    after = load_plan(CONFIG, RANDOM).stages[0].identity["data_content"]["TRAIN"][0]["index"]
+    after = annotations_of(load_plan(CONFIG, RANDOM))
     (state,) = run(plan).values()
     assert state.status == "failed" and "\n" not in str(state.reason)
-    assert f"my_coco.index: planned '{before}', read '{after}'" in str(state.reason)
+    assert f"my_coco.annotations.digest: planned '{before}', read '{after}'" in str(state.reason)
     assert not Path("ran.txt").exists()
     ANNOTATIONS.write_text(text, encoding="utf-8")
     (state,) = run(plan).values()
