@@ -9,7 +9,7 @@ from pipeline.commands.main import execute
 from pipeline.commands.slurm import cancel
 from pipeline.executors.slurm.states import read_standings
 from pipeline.stages.run_folder import FAILURE
-from tests.pipeline.slurm_runs import CONFIG, plan_of, run, standings_of, work
+from tests.pipeline.slurm_runs import CONFIG, SLURM, plan_of, run, standings_of, work
 
 
 def test_where_nothing_was_submitted_nothing_is_cancelled(fake) -> None:
@@ -87,3 +87,19 @@ def test_a_local_run_leaves_the_queue_alone(fake, capsys: pytest.CaptureFixture[
     run()
     assert execute("run", CONFIG, ["seeds=[0]"]) == 2
     assert "stages are in SLURM's queue" in capsys.readouterr().err
+
+
+def test_two_names_of_one_recipe_are_one_job_also_when_one_is_new(fake) -> None:
+    one = "backbones=[{name: a, pretrain: a.yaml}]"
+    twins = "backbones=[{name: new, pretrain: a.yaml}, {name: a, pretrain: a.yaml}]"
+    assert run(one) == 0
+    num_jobs = fake.calls.count("sbatch")
+    assert {standing.status for standing in standings_of(twins).values()} == {"queued"}
+    assert run(twins) == 0 and "sbatch" not in fake.calls
+    assert num_jobs == 4  # pretraining, conversion, both tasks, the report
+    assert work(fake, one) == [
+        "pretrain/a", "convert/a", "finetune/a--coco--seed0", "finetune/a--voc--seed0",
+    ]  # fmt: skip
+    standings = standings_of(twins)
+    assert len(standings) == 8 and {each.status for each in standings.values()} == {"done"}
+    assert execute("plan", CONFIG, ["seeds=[0]", twins], SLURM) == 0
