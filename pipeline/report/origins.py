@@ -114,9 +114,11 @@ def other_origins(manifests: Manifests) -> list[str]:
     for manifest in manifests.values():
         made = _versions(manifest.get("provenance", {}))
         counts.update((what, made[what]) for what in now if made.get(what, now[what]) != now[what])
-    parts = [f"{n} from {what} {before} (now {now[what]})" for (what, before), n in counts.items()]
-    text = ", ".join(parts).replace(" from", " finished stages are from", 1)
-    return [f"{text}; their identity is unchanged"] if parts else []
+    parts: list[str] = []
+    for (what, before), n in counts.items():
+        noun = "" if parts else " finished stage is" if n == 1 else " finished stages are"
+        parts.append(f"{n}{noun} from {what} {before} (now {now[what]})")
+    return [f"{', '.join(parts)}; their identity is unchanged"] if parts else []
 
 
 def version_differences(rows: list[Stage], manifests: Manifests) -> list[str]:

@@ -118,8 +118,8 @@ def takeover_lines(stages: Iterable[Stage], states: dict[str, State]) -> list[st
             )
     if open_stages:
         lines.append(
-            f"not again: {', '.join(open_stages[:3])}{' ..' if open_stages[3:] else ''}: if what "
-            "they are made from comes out byte for byte as before, their results are taken over"
+            f"or taken over: {', '.join(open_stages[:3])}{' ..' if open_stages[3:] else ''}: where "
+            "an input comes out byte for byte as before, the older result of it is used"
         )
     return lines
 

@@ -42,8 +42,8 @@ def test_what_is_made_from_the_same_bytes_is_not_made_again(
     raise_version(monkeypatch)
     commands.execute("plan", CONFIG, ONLY_A)
     assert (
-        "not again: finetune/a--coco--seed0, finetune/a--voc--seed0: if what they are made from "
-        "comes out byte for byte as before, their results are taken over"
+        "or taken over: finetune/a--coco--seed0, finetune/a--voc--seed0: where an input comes out "
+        "byte for byte as before, the older result of it is used"
     ) in capsys.readouterr().out.splitlines()
     assert commands.execute("run", CONFIG, ONLY_A) == 0
     assert ran() == ["a"]
