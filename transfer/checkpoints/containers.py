@@ -7,8 +7,6 @@ they are asked for.
 from __future__ import annotations
 
 import io
-import json
-import math
 import mmap
 import struct
 import zipfile
@@ -17,21 +15,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from transfer.checkpoints.limits import Limits
+from transfer.checkpoints.other_files import (
+    kind_of_file,
+    kind_of_text,
+    kind_of_zip,
+    weight_files,
+)
+from transfer.checkpoints.safetensors_file import read_safetensors
 from transfer.checkpoints.state_dicts import (
+    ITEM_BYTES,
     MAX_NUMBER,
-    MAX_RANK,
     Reference,
     Storage,
-    TensorView,
     as_text,
-    count_like,
     describe,
-    strides,
 )
 from transfer.checkpoints.unpickler import SafeUnpickler, Stream, UnsafeError
-from transfer.messages import printable
+from transfer.messages import refusal
 
 Data = mmap.mmap | bytes
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -39,27 +40,17 @@ LEGACY_START = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 LEGACY_PROTOCOL = 1001
 MAX_NESTING = 3
 MAX_KEY = 200
-SMALL_BUDGET = 2**26
+MAX_DIRECTORY_BYTES = 2**24
+RECORD_BYTES = 1000
+UNPICKLER_BYTES, UNPICKLER_STEPS = 4000, 50
 STORAGES = {
-    "FloatStorage": torch.float32, "DoubleStorage": torch.float64, "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
-    "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool, "ComplexFloatStorage": torch.complex64,
-    "ComplexDoubleStorage": torch.complex128, "UntypedStorage": torch.uint8,
+    "FloatStorage": "float32", "DoubleStorage": "float64", "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16", "LongStorage": "int64", "IntStorage": "int32",
+    "ShortStorage": "int16", "CharStorage": "int8", "ByteStorage": "uint8", "BoolStorage": "bool",
+    "ComplexFloatStorage": "complex64", "ComplexDoubleStorage": "complex128",
+    "UntypedStorage": "uint8", "QInt8Storage": "qint8", "QUInt8Storage": "quint8",
+    "QInt32Storage": "qint32", "QUInt4x2Storage": "quint4x2", "QUInt2x4Storage": "quint2x4",
 }  # fmt: skip
-SAFETENSORS_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
-    "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
-OTHER_FILES = (
-    (b"\x89HDF", "an HDF5 (Keras) file"),
-    (b"\x93NUMPY", "a single numpy array"),
-    (b"\x1f\x8b", "a gzip archive; unpack it first"),
-    (b"BZh", "a bzip2 archive; unpack it first"),
-    (b"7z\xbc\xaf", "a 7z archive; unpack it first"),
-    (b"version https://git-lfs", "a Git LFS pointer; the weights themselves were not downloaded"),
-)
 
 
 @dataclass
@@ -69,48 +60,70 @@ class Content:
     container: str
     value: Any
     unknown: set[str] = field(default_factory=set)
+    num_bytes: int = 0
 
 
 def read_content(path: Path) -> Content:
-    """Return what is in `path`, running nothing.
+    """Return what is in `path`, running nothing; of shards, what is in all of them.
 
     Raises:
         ValueError: it is no checkpoint, it is damaged, or it would run something.
     """
-    if not path.is_file():
-        raise ValueError(f"{path}: no such checkpoint file")
+    try:
+        files = weight_files(path)
+    except ValueError as error:
+        raise ValueError(refusal(path, error)) from None
+    contents = [_read_file(file) for file in files[1:] or files]
+    if len(contents) == 1:
+        return contents[0]
+    tensors: dict[Any, Any] = {}
+    for file, content in zip(files[1:], contents, strict=True):
+        if not isinstance(content.value, dict) or tensors.keys() & content.value.keys():
+            raise ValueError(f"{file}: no shard of {path.name}: its names are another shard's too")
+        tensors |= content.value
+    return Content(
+        f"{contents[0].container}, {len(contents)} shards",
+        tensors,
+        set().union(*(content.unknown for content in contents)),
+        sum(content.num_bytes for content in contents),
+    )
+
+
+def _read_file(path: Path) -> Content:
     if path.stat().st_size == 0:
         raise ValueError(f"{path}: is empty, so not a checkpoint that can be read safely")
     with path.open("rb") as file:
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     try:
-        return _read(data)
+        if data[8:9] == b"{" and int.from_bytes(data[:8], "little") <= len(data) - 8:
+            content = Content("safetensors", read_safetensors(path, data))
+        else:
+            content = _read(data, Limits(len(data)))
     except ValueError as error:
-        reason = f"not a checkpoint that can be read safely: {printable(error)}"
+        reason = f"not a checkpoint that can be read safely: {error}"
         if isinstance(error, UnsafeError):
-            reason = f"cannot be read safely: {printable(error)}; nothing was run"
-        raise ValueError(f"{path}: {reason}") from None
+            reason = f"cannot be read safely: {error}; nothing was run"
+        raise ValueError(refusal(path, reason)) from None
+    content.num_bytes = len(data)
+    return content
 
 
-def _read(data: Data, nesting: int = 0) -> Content:
+def _read(data: Data, limits: Limits, nesting: int = 0) -> Content:
     start = bytes(data[:256])
-    for magic, what in OTHER_FILES:
-        if start.startswith(magic):
-            raise ValueError(f"it is {what}")
     if start.startswith(b"PK\x03\x04"):
-        return _torch_zip(data, nesting)
+        return _torch_zip(data, limits, nesting)
     if start.startswith(LEGACY_START):
-        return _torch_legacy(data, nesting)
-    if start[8:9] == b"{" and (
-        start[:1] != b"\x80" or int.from_bytes(data[:8], "little") <= len(data) - 8
-    ):
-        return _safetensors(data)
+        return _torch_legacy(data, limits, nesting)
     if bytes(data[257:262]) == b"ustar":
         raise ValueError("it is a tar archive; unpack it first")
     if start[:1] == b"\x80" or (start[:1] in b"(}]c" and data[len(data) - 1 :] in (b".", b".\n")):
-        return _plain_pickle(data, nesting)
-    if all(byte in b"\t\n\r\f" or 32 <= byte < 127 for byte in start):
-        raise ValueError(f"it is a text file that starts {start[:24].decode('ascii')!r}")
+        return _plain_pickle(data, limits, nesting)
+    kind = kind_of_file(start) or kind_of_text(start)
+    if kind is None and start[8:9] == b"{":
+        length = int.from_bytes(start[:8], "little")
+        kind = f"cut off: a safetensors header of {length} bytes in a file of {len(data)}"
+    if kind is not None:
+        raise ValueError(f"it is {kind}")
     raise ValueError("its first bytes belong to no known kind (torch, safetensors, pickle)")
 
 
@@ -123,7 +136,7 @@ def _stream(data: Data) -> Stream:
 
 
 def _unpickle(
-    stream: Stream, nesting: int, persistent: Callable[[Any], Any] | None = None
+    stream: Stream, limits: Limits, nesting: int, persistent: Callable[[Any], Any] | None = None
 ) -> tuple[Any, set[str]]:
     """Return the object in a stream and the references in it that are not known."""
     unknown: set[str] = set()
@@ -131,27 +144,37 @@ def _unpickle(
     def nested(raw: Any, *_: Any) -> Any:
         if nesting >= MAX_NESTING or not isinstance(raw, bytes | bytearray):
             raise ValueError("torch files nested too deeply")
-        content = _read(bytes(raw), nesting + 1)
+        content = _read(bytes(raw), limits, nesting + 1)
         unknown.update(content.unknown)
         return content.value
 
-    size = stream.getbuffer().nbytes if isinstance(stream, io.BytesIO) else len(stream)
-    unpickler = SafeUnpickler(stream, persistent, nested, budget=SMALL_BUDGET + 4 * size)
-    value = unpickler.load()
+    limits.take(UNPICKLER_BYTES, UNPICKLER_STEPS)
+    unpickler = SafeUnpickler(stream, persistent, nested, limits)
+    try:
+        value = unpickler.load()
+    except UnsafeError:
+        raise
+    except ValueError:
+        if any(name.startswith("joblib.") for name in unpickler.unknown):
+            raise ValueError(
+                "it is a joblib file; load it with joblib, then save its dict of tensors with "
+                "torch.save"
+            ) from None
+        raise
     return value, unknown | unpickler.unknown
 
 
-def _plain_pickle(data: Data, nesting: int) -> Content:
-    value, unknown = _unpickle(_stream(data), nesting)
+def _plain_pickle(data: Data, limits: Limits, nesting: int) -> Content:
+    value, unknown = _unpickle(_stream(data), limits, nesting)
     if value == LEGACY_MAGIC:  # written with another pickle protocol than torch's own
-        return _torch_legacy(data, nesting)
+        return _torch_legacy(data, limits, nesting)
     if isinstance(value, int):
         shown = value if abs(value) < 2**64 else "above 2**64"
         raise ValueError(f"it is a pickle of the number {shown}")
     return Content("pickle", value, unknown)
 
 
-def _storage_parts(identifier: Any) -> tuple[torch.dtype, str, int, Any]:
+def _storage_parts(identifier: Any) -> tuple[str, str, int, Any]:
     """Return dtype, key, size and view of a storage that torch's pickles name."""
     if not isinstance(identifier, tuple) or len(identifier) < 5 or identifier[0] != "storage":
         raise ValueError("a persistent id that is no storage")
@@ -173,13 +196,32 @@ def _storage_key(key: Any) -> str:
     raise ValueError(f"a storage whose key is {describe(key)}, wanted a short text or number")
 
 
+class _Directory:
+    """A file of which no more is read at once than the longest directory of an honest zip file."""
+
+    def __init__(self, data: Data) -> None:
+        self.stream = _stream(data)
+        self.seek, self.tell, self.close = self.stream.seek, self.stream.tell, lambda: None
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        """Return what lies at the place, unless it is absurdly much."""
+        raw = self.stream.read(MAX_DIRECTORY_BYTES + 1 if size < 0 else size)
+        if len(raw) > MAX_DIRECTORY_BYTES:
+            raise ValueError(f"a directory of more than {MAX_DIRECTORY_BYTES} bytes")
+        return raw
+
+
 class _Zip:
     """The records of a zip file in memory, none of them compressed, none overlapping."""
 
-    def __init__(self, data: Data) -> None:
+    def __init__(self, data: Data, limits: Limits) -> None:
         self.view = memoryview(data)
         try:
-            archive = zipfile.ZipFile(_stream(data))  # type: ignore[arg-type]
+            archive = zipfile.ZipFile(_Directory(data))  # type: ignore[call-overload]
         except (
             zipfile.BadZipFile,
             struct.error,
@@ -189,6 +231,10 @@ class _Zip:
         ) as error:
             raise ValueError(f"a truncated or damaged zip file ({error})") from None
         self.records = {info.filename: info for info in archive.infolist()}
+        limits.take(RECORD_BYTES * len(self.records), steps=len(self.records))
+        kind = kind_of_zip(self.records)
+        if kind is not None:
+            raise ValueError(f"it is {kind}")
         for info in self.records.values():
             if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
                 raise ValueError(
@@ -199,7 +245,7 @@ class _Zip:
             raise ValueError("its records overlap: together they are larger than the file")
         roots = [name[:-8] for name in self.records if name.split("/")[-1] == "data.pkl"]
         if len(roots) != 1:
-            raise ValueError("it is a zip file without the data.pkl that torch.save writes")
+            raise ValueError(f"{len(roots)} records data.pkl in it, torch.save writes one")
         self.root = roots[0]
 
     def __contains__(self, name: str) -> bool:
@@ -222,10 +268,8 @@ class _Zip:
         return self.view[start : start + info.file_size]
 
 
-def _torch_zip(data: Data, nesting: int) -> Content:
-    records = _Zip(data)
-    if "constants.pkl" in records:
-        raise ValueError("it is a TorchScript archive; save the model's state_dict() instead")
+def _torch_zip(data: Data, limits: Limits, nesting: int) -> Content:
+    records = _Zip(data, limits)
     if "byteorder" in records and bytes(records.read("byteorder")) != b"little":
         raise ValueError("it was written on a big-endian machine")
     storages: dict[str, Storage] = {}
@@ -233,19 +277,18 @@ def _torch_zip(data: Data, nesting: int) -> Content:
     def persistent(identifier: Any) -> Storage:
         dtype, key, count, _ = _storage_parts(identifier)
         if key not in storages:
-            raw = records.read(f"data/{key}")
-            if count * dtype.itemsize > len(raw):
-                raise ValueError(
-                    f"storage {key} claims {count} x {dtype.itemsize} bytes, holds {len(raw)}"
-                )
-            storages[key] = Storage(key, dtype, count * dtype.itemsize, raw)
+            raw, size = records.read(f"data/{key}"), ITEM_BYTES[dtype]
+            if count * size > len(raw):
+                raise ValueError(f"storage {key} claims {count} x {size} bytes, holds {len(raw)}")
+            storages[key] = Storage(key, dtype, count * size, raw)
         return storages[key]
 
-    value, unknown = _unpickle(io.BytesIO(records.read("data.pkl")), nesting, persistent)
+    pickled = io.BytesIO(records.read("data.pkl"))
+    value, unknown = _unpickle(pickled, limits, nesting, persistent)
     return Content("torch zip", value, unknown)
 
 
-def _torch_legacy(data: Data, nesting: int) -> Content:
+def _torch_legacy(data: Data, limits: Limits, nesting: int) -> Content:
     stream = _stream(data)
     storages: dict[str, Storage] = {}
 
@@ -253,63 +296,29 @@ def _torch_legacy(data: Data, nesting: int) -> Content:
         if isinstance(identifier, tuple) and identifier[:1] == ("module",):
             return identifier[1]
         dtype, key, count, view = _storage_parts(identifier)
-        if count * dtype.itemsize > len(data):
+        if count * ITEM_BYTES[dtype] > len(data):
             raise ValueError(f"storage {key} claims {count} elements, the file has {len(data)}")
-        storage = storages.setdefault(key, Storage(key, dtype, count * dtype.itemsize))
+        storage = storages.setdefault(key, Storage(key, dtype, count * ITEM_BYTES[dtype]))
         if view is not None:
             raise ValueError(f"storage {key} is a view, as torch before 0.4 wrote it")
         return storage
 
-    magic, version = (_unpickle(stream, nesting)[0] for _ in range(2))
+    magic, version = (_unpickle(stream, limits, nesting)[0] for _ in range(2))
     if magic != LEGACY_MAGIC or version != LEGACY_PROTOCOL:
         raise ValueError("it is a torch file of an unknown version")
-    system, _ = _unpickle(stream, nesting)
+    system, _ = _unpickle(stream, limits, nesting)
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise ValueError("it was written on a big-endian machine")
-    value, unknown = _unpickle(stream, nesting, persistent)
-    keys, _ = _unpickle(stream, nesting)
+    value, unknown = _unpickle(stream, limits, nesting, persistent)
+    keys, _ = _unpickle(stream, limits, nesting)
     position, view = stream.tell(), memoryview(data)
     for key in keys if isinstance(keys, list) else ():
         storage = storages.get(_storage_key(key))
         if storage is None or position + 8 + storage.num_bytes > len(view):
             raise ValueError(f"truncated: storage {key} is not all in the file")
         (count,) = struct.unpack_from("<q", view, position)
-        if count * storage.dtype.itemsize != storage.num_bytes:
+        if count * ITEM_BYTES[storage.dtype] != storage.num_bytes:
             raise ValueError(f"storage {key} has {count} elements, not what the file says before")
         storage.data = view[position + 8 : position + 8 + storage.num_bytes]
         position += 8 + storage.num_bytes
     return Content("torch legacy", value, unknown)
-
-
-def _safetensors(data: Data) -> Content:
-    length = int.from_bytes(data[:8], "little")
-    if length > len(data) - 8:
-        raise ValueError(f"a safetensors header of {length} bytes in a file of {len(data)}")
-    try:
-        header = json.loads(bytes(data[8 : 8 + length]))
-    except (ValueError, RecursionError):
-        raise ValueError("a safetensors header that is not JSON") from None
-    body = memoryview(data)[8 + length :]
-    metadata = header.pop("__metadata__", None)
-    tensors: dict[str, Any] = {}
-    for name, entry in header.items():
-        try:
-            tensors[name] = _safetensor(entry, body)
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise ValueError(f"a bad safetensors entry {name[:60]!r} ({error})") from None
-    for dropped, kept in metadata.items() if isinstance(metadata, dict) else ():
-        if isinstance(kept, str) and dropped not in tensors and kept in tensors:
-            tensors[dropped] = tensors[kept]
-    return Content("safetensors", tensors)
-
-
-def _safetensor(entry: dict[str, Any], body: memoryview) -> TensorView:
-    dtype = SAFETENSORS_DTYPES[entry["dtype"]]
-    start, stop = entry["data_offsets"]
-    shape = tuple(entry["shape"])
-    if len(shape) > MAX_RANK or not all(count_like(n) for n in (*shape, start, stop)):
-        raise ValueError("sizes that are no counts")
-    if not start <= stop <= len(body) or math.prod(shape) * dtype.itemsize != stop - start:
-        raise ValueError(f"bytes {start}-{stop} of {len(body)} for shape {str(shape)[:60]}")
-    storage = Storage("safetensors", dtype, stop - start, body[start:stop])
-    return TensorView(storage, dtype, 0, shape, strides(shape))

@@ -14,6 +14,7 @@ from transfer.resnet.architecture import foreign
 from transfer.resnet.names import BLOCKS, COUNTER, NORM_ENTRIES, ordered_names
 
 BODY = re.compile(r"layer\d+\.\d+\.(conv\d|norm\d|relu\d|bn\d|bn_last|shortcut)\b")
+MAX_ENCODERS = 200
 SIDE = re.compile(SIDE_NAMES)
 SECOND = re.compile(
     r"momentum|momentum_.*|.*_momentum|target.*|encoder_k|key_.*|model_t|ema|ema_.*|.*_ema|student.*|moco_encoder"
@@ -50,7 +51,11 @@ class Candidate:
 
 
 def find_candidates(state_dicts: Mapping[str, StateDict]) -> list[Candidate]:
-    """Return every encoder in a file, whatever its spelling."""
+    """Return every encoder in a file, whatever its spelling.
+
+    Raises:
+        ValueError: there are more than any project has.
+    """
     candidates: list[Candidate] = []
     for path, tensors in state_dicts.items():
         here = []
@@ -63,12 +68,13 @@ def find_candidates(state_dicts: Mapping[str, StateDict]) -> list[Candidate]:
             here += [
                 _candidate(spelling, path, prefix, names, tensors)
                 for prefix, names in _joined(by_prefix).items()
-                if any(BODY.match(name) for name in names)
             ]
         here = _without_shadows(here)
         if not here and path.split(".")[-1] in ("online_backbone", "target_backbone"):
             here = _by_order(path, tensors)
         candidates += here
+        if len(candidates) > MAX_ENCODERS:
+            raise ValueError(f"more than {MAX_ENCODERS} encoders in it, no project has so many")
     if len({one.path for one in candidates}) < 2:
         return [replace(one, label=one.prefix) for one in candidates]
     return [
@@ -78,17 +84,28 @@ def find_candidates(state_dicts: Mapping[str, StateDict]) -> list[Candidate]:
 
 
 def _joined(by_prefix: Mapping[str, dict[str, str]]) -> dict[str, dict[str, str]]:
-    """Join the parts of an encoder of which only some names carry a wrapper such as `module.`."""
-    joined: dict[str, dict[str, str]] = {}
-    for prefix, names in sorted(by_prefix.items(), key=lambda item: len(item[0])):
-        bare = without_wrappers(prefix)
-        fitting = (
-            known
-            for known, others in joined.items()
-            if without_wrappers(known) == bare and not names.keys() & others.keys()
-        )
-        joined.setdefault(next(fitting, prefix), {}).update(names)
-    return joined
+    """Return the names of every encoder by its prefix.
+
+    The parts of one of which only some names carry a wrapper such as `module.` are joined.
+    """
+    by_bare: dict[str, list[str]] = {}
+    for prefix in sorted(by_prefix, key=len):
+        by_bare.setdefault(without_wrappers(prefix), []).append(prefix)
+    encoders: dict[str, dict[str, str]] = {}
+    for prefixes in by_bare.values():
+        if not any(BODY.match(name) for prefix in prefixes for name in by_prefix[prefix]):
+            continue
+        if len(prefixes) + len(encoders) > MAX_ENCODERS:
+            raise ValueError(f"more than {MAX_ENCODERS} encoders in it, no project has so many")
+        joined: dict[str, dict[str, str]] = {}
+        for prefix in prefixes:
+            names = by_prefix[prefix]
+            fitting = (one for one, others in joined.items() if not names.keys() & others.keys())
+            joined.setdefault(next(fitting, prefix), {}).update(names)
+        encoders |= {
+            prefix: names for prefix, names in joined.items() if any(map(BODY.match, names))
+        }
+    return encoders
 
 
 def _candidate(

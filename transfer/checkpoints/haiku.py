@@ -8,11 +8,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import Any
 
-from transfer.checkpoints.state_dicts import Instance, StateDict, TensorView, as_tensor
+from transfer.checkpoints.state_dicts import (
+    MAX_TENSORS,
+    Instance,
+    StateDict,
+    TensorView,
+    as_tensor,
+)
 
 EXPERIMENT = "experiment_state"
+MAX_ENTRIES = 16  # of a module, and of what an instance of haiku's is made of
 FIELDS = ("online_params", "target_params", "online_state", "target_state", "opt_state")
 KINDS = {"conv": "conv", "batchnorm": "bn"}
 MODULES: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
@@ -51,15 +59,17 @@ def _mapping(node: Any) -> Mapping[Any, Any]:
     if not isinstance(node, Instance):
         return {}
     state = node.state.values() if isinstance(node.state, Mapping) else ()
-    inside = [part for part in (node.items, *node.args, *state) if isinstance(part, Mapping)]
-    return next((part for part in inside if part), {})
+    parts = (node.items, *node.args[:MAX_ENTRIES], *islice(state, MAX_ENTRIES))
+    return next((part for part in parts if isinstance(part, Mapping) and part), {})
 
 
 def _network(params: Mapping[Any, Any], averages: Mapping[Any, Any]) -> StateDict:
     """Return a network's tensors; what is no part of a ResNet keeps haiku's name."""
     tensors: StateDict = {}
+    if len(params) + len(averages) > MAX_TENSORS:
+        raise ValueError(f"more than {MAX_TENSORS} modules of haiku, no network has so many")
     for module, entries in params.items():
-        for entry, value in _mapping(entries).items():
+        for entry, value in islice(_mapping(entries).items(), MAX_ENTRIES):
             view = _view(value, kernel=entry == "w")
             if view is not None:
                 tensors[f"{_module(str(module))}.{ENTRIES.get(entry, entry)}"] = view

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from transfer.checkpoints.containers import Content, read_content
 from transfer.checkpoints.encoders import (
@@ -22,17 +19,24 @@ from transfer.checkpoints.encoders import (
 )
 from transfer.checkpoints.families import FORMATS, IMAGENET_INPUT, Family
 from transfer.checkpoints.haiku import EXPERIMENT, without_haiku
+from transfer.checkpoints.limits import cpu_time_limit
 from transfer.checkpoints.state_dicts import (
+    Instance,
     StateDict,
     describe,
     find_state_dicts,
+    special_tensors,
     whole_model,
 )
-from transfer.messages import did_you_mean, printable
+from transfer.messages import did_you_mean, printable, refusal
 from transfer.resnet.architecture import Architecture, recognise
 from transfer.resnet.names import COUNTER, ordered_names
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 THIS_PROJECT = "whitening-transfer"
+SHARED_BYTES = 2**24  # that the tensors of a network may have in common
 UNCOUNTED = "no batch was counted: from another framework? --format simclr-v1 for [0,1] input"
 
 
@@ -83,7 +87,7 @@ def read_backbone(path: Path, *, format: str | None = None, encoder: str | None 
         ValueError: the file cannot be read safely, or holds no backbone that detectron2 builds.
 
     Example:
-        >>> import tempfile, torchvision
+        >>> import tempfile, torch, torchvision
         >>> state = torchvision.models.resnet18().state_dict()
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = Path(folder) / "checkpoint_0199.pth.tar"
@@ -97,18 +101,26 @@ def read_backbone(path: Path, *, format: str | None = None, encoder: str | None 
     if format is not None and format not in FORMATS:
         hint = did_you_mean(format, FORMATS, repr)
         raise ValueError(f"unknown format {format!r};{hint} known: {', '.join(FORMATS)}")
-    content = read_content(path)
-    if not isinstance(content.value, dict):
-        raise ValueError(
-            f"{path}: holds {describe(content.value)}, wanted a state dict: save what the model's "
-            "state_dict() returns"
-        )
-    try:
-        if EXPERIMENT in content.value:
-            content = replace(content, value=without_haiku(content.value))
-        return _backbone(content, format, encoder)
-    except ValueError as error:
-        raise ValueError(f"{path}: {printable(error)}") from None
+    with cpu_time_limit():
+        content = read_content(path)
+        try:
+            if not isinstance(content.value, dict):
+                raise ValueError(_not_a_dict(content.value))
+            if EXPERIMENT in content.value:
+                content = replace(content, value=without_haiku(content.value))
+            return _backbone(content, format, encoder)
+        except ValueError as error:
+            raise ValueError(refusal(path, error)) from None
+
+
+def _not_a_dict(value: Any) -> str:
+    """Return what a file holds in place of a state dict."""
+    state = value.state if isinstance(value, Instance) else None
+    whole = "a whole pickled model, " if isinstance(state, dict) and "_modules" in state else ""
+    return (
+        f"holds {whole}{describe(value)}, wanted a state dict: save what the model's state_dict() "
+        "returns"
+    )
 
 
 def _backbone(content: Content, format: str | None, encoder: str | None) -> Backbone:
@@ -126,9 +138,16 @@ def _backbone(content: Content, format: str | None, encoder: str | None) -> Back
     try:
         architecture = recognise({name: one.shape for name, one in chosen.tensors.items()}, extra)
     except ValueError as error:
-        raise ValueError(f"{chosen.label}: {error}" if chosen.label else str(error)) from None
+        label = f"{chosen.label}: " if chosen.label else ""
+        raise ValueError(special_tensors(content.value) or f"{label}{error}") from None
     if chosen.spelling == "caffe2":
         architecture = replace(architecture, stride_in_1x1=True)
+    num_bytes = sum(view.num_bytes for view in chosen.tensors.values())
+    if num_bytes > content.num_bytes + SHARED_BYTES:
+        raise ValueError(
+            f"its tensors take {num_bytes} bytes, the file has {content.num_bytes}: they lie on "
+            "top of each other, as no network's do"
+        )
     state, notes = _tensors(chosen, architecture)
     if family.name not in (THIS_PROJECT, "simclr-v1", "simclr-v2") and no_batch_counted(chosen):
         notes.append(UNCOUNTED)
@@ -173,6 +192,9 @@ def _without_encoder(content: Content, state_dicts: Mapping[str, StateDict]) -> 
     whole = whole_model(content.value)
     if whole is not None:
         return f"a whole pickled model under {whole[:60]!r}; save its state_dict()"
+    special = special_tensors(content.value)
+    if special is not None:
+        return special
     if state_dicts:
         return absent(state_dicts)
     kind = content.value.get("type")
@@ -180,7 +202,7 @@ def _without_encoder(content: Content, state_dicts: Mapping[str, StateDict]) -> 
         return f"VISSL's {kind}: a list of the files that hold the weights, which are not in it"
     keys = list(content.value)[:20]
     shown = [str(key)[:60] if isinstance(key, str | int) else describe(key) for key in keys]
-    return f"no tensors in it; keys: {', '.join(shown)[:200]}"
+    return f"no tensors in it; keys: {', '.join(dict.fromkeys(shown))[:200]}"
 
 
 def _input(content: Content, family: Family, architecture: Architecture) -> dict[str, Any]:
@@ -214,6 +236,8 @@ def _input(content: Content, family: Family, architecture: Architecture) -> dict
 
 def _tensors(chosen: Candidate, architecture: Architecture) -> tuple[dict[str, Tensor], list[str]]:
     """Return the tensors in float32, in torchvision's order, and what was done to them."""
+    import torch  # noqa: PLC0415  (what is refused before needs no torch)
+
     state, notes, broken = {}, [], []
     cast = set()
     for name in ordered_names(architecture.base):
@@ -247,4 +271,4 @@ def _count(name: str, value: Tensor) -> Tensor:
     whole = not count.is_complex() and float(count).is_integer() and 0 <= float(count) < 2**53
     if not whole:
         raise ValueError(f"{name} is no count: {str(count.item())[:40]} of {value.dtype}")
-    return count.to(torch.int64)
+    return count.long()

@@ -22,6 +22,8 @@ BY_WIDTH = {
     (64, 256, 256, 64): "{}_64x4d",
 }
 SELECTIVE = re.compile(r"\.(main_conv|mixing_conv|paths|selective\w*|sk\w*)(\.|$)")
+CONVOLUTION = re.compile(r"conv\d\.(0\.)*weight$")
+OTHER_NORMS = re.compile(r"\.(_mean|_variance|moving_mean|moving_var\w*|gamma|beta)$")
 ATTENTION = re.compile(r"\.(se|se_module|attn|eca|cbam)\.")
 
 
@@ -170,6 +172,16 @@ def foreign(shapes: Mapping[str, Shape], extra: Sequence[str]) -> str | None:
         return "it has selective kernels (SK-ResNet), which detectron2's ResNet has not"
     if any(ATTENTION.search(name) for name in names):
         return "it has attention units (squeeze-excitation or alike), detectron2's ResNet has none"
+    other = next((name for name in names if OTHER_NORMS.search(name)), None)
+    if other is not None:
+        return (
+            f"its norms have other names ({other}), as PaddlePaddle, MindSpore and Keras give them:"
+            " rename them to weight, bias, running_mean, running_var"
+        )
+    ranks = {len(shape) for name, shape in shapes.items() if CONVOLUTION.search(name)}
+    if 5 in ranks or 3 in ranks:
+        kind = "3-D ResNet (video, volumes)" if 5 in ranks else "1-D ResNet (audio, signals)"
+        return f"it is a {kind}; detectron2 builds those of pictures"
     reason = _stem(shapes, names) or _shortcut(shapes, names)
     if reason is None and norms and not any(name.endswith("running_mean") for name in shapes):
         return "it has no running statistics: GroupNorm or alike in place of BatchNorm"
@@ -214,9 +226,16 @@ def _depth(shapes: Mapping[str, Shape]) -> str | None:
     dense = all(max(indices) + 1 == len(indices) for indices in blocks.values())
     if counts == (3, 24, 36, 3):
         return "it is a ResNet-200 (3-24-36-3 blocks), deeper than detectron2 builds"
-    if dense and len(counts) == 4 and counts not in BLOCKS.values():
-        nearly = any(sum(abs(a - b) for a, b in zip(counts, known, strict=True)) == 1
-                     for known in BLOCKS.values())  # fmt: skip
+    bottleneck = any(".conv3." in name for name in shapes)
+    known = {BLOCKS[arch] for arch in BLOCKS if (arch not in BASIC) == bottleneck}
+    if dense and len(counts) == 4 and counts not in known:
+        nearly = any(
+            sum(abs(a - b) for a, b in zip(counts, others, strict=True)) == 1 for others in known
+        )
         if not nearly:
-            return f"its stages have {'-'.join(map(str, counts))} blocks, no depth of detectron2's"
+            kind, layers = ("bottleneck", 3) if bottleneck else ("basic", 2)
+            return (
+                f"its stages have {'-'.join(map(str, counts))} {kind} blocks (a ResNet-"
+                f"{layers * sum(counts) + 2}), no depth of detectron2's"
+            )
     return None

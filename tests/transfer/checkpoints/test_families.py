@@ -13,11 +13,18 @@ from torch import Tensor
 
 from tests.scripts import load_script
 from tests.transfer import published
+from transfer.checkpoints import read
 from transfer.checkpoints.families import is_copy
 from transfer.checkpoints.read import read_backbone
 from transfer.resnet.names import to_detectron2
 
 command = load_script("convert_to_detectron2")
+
+
+@pytest.fixture(autouse=True)
+def windows_on_one_run_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take ResNet-50's as `weights` makes them, whose tensors lie on top of each other."""
+    monkeypatch.setattr(read, "SHARED_BYTES", 2**27)
 
 
 @cache

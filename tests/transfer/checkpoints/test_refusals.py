@@ -141,7 +141,7 @@ REFUSED: dict[str, tuple[Callable[[State], Any], str]] = {
     "narrow stem": (lambda s: uneven(32, 64, 64, "resnet18"), "a resnet18 of 32 channels in the"),
     "complex counter": (changed("bn1.num_batches_tracked", torch.tensor(1j)), "is no count"),
     "values negated by a flag": (changed("bn1.bias", torch._neg_view(torch.ones(64))),
-                                 r"metadata \(neg\)"),
+                                 r"negated or conjugated by a flag.*\(bn1\.bias\)"),
     "a bias in the stem": (lambda s: published.caffe2(resnet("resnet50"))
                            | {"conv1_b": np.ones(64, "f4")}, "conv1_b is not zero"),
     "only a momentum encoder": (

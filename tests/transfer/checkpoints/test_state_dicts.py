@@ -35,9 +35,7 @@ def test_names_as_bytes(tmp_path: Path) -> None:
 
 def view(count: int, *, offset: int = 0, stride: int = 1) -> TensorView:
     raw = np.arange(6, dtype="f4").tobytes()
-    return TensorView(
-        Storage("0", torch.float32, 24, raw), torch.float32, offset, (count,), (stride,)
-    )
+    return TensorView(Storage("0", "float32", 24, raw), "float32", offset, (count,), (stride,))
 
 
 def test_a_view_reads_its_part_of_the_storage() -> None:

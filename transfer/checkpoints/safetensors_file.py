@@ -1,0 +1,68 @@
+"""Tensors of a safetensors file; the library checks it, its bytes stay where they lie."""
+
+from __future__ import annotations
+
+import json
+import mmap
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from transfer.checkpoints.state_dicts import (
+    MAX_NAME,
+    MAX_RANK,
+    Storage,
+    TensorView,
+    count_like,
+    strides,
+)
+
+DTYPES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64",
+    "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "U16": "uint16", "U32": "uint32",
+    "U64": "uint64", "BOOL": "bool", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+}  # fmt: skip
+MAX_HEADER_BYTES = 2**24
+
+
+def read_safetensors(path: Path, data: mmap.mmap) -> dict[str, Any]:
+    """Return the tensors by their names; what the metadata says is another's name, twice.
+
+    Raises:
+        ValueError: the file is damaged, or parts of it overlap.
+    """
+    length = int.from_bytes(data[:8], "little")
+    if length > MAX_HEADER_BYTES:
+        raise ValueError(
+            f"a safetensors header of {length} bytes, wanted at most {MAX_HEADER_BYTES}"
+        )
+    try:
+        header = json.loads(data[8 : 8 + length])
+    except (ValueError, RecursionError):
+        raise ValueError("a safetensors header that is not JSON") from None
+    metadata = header.pop("__metadata__", None)
+    try:
+        with safe_open(path, framework="numpy"):
+            pass
+    except SafetensorError as error:
+        raise ValueError(f"the safetensors library refuses it: {error}") from None
+    body = memoryview(data)[8 + length :]
+    tensors = {name: _view(name, entry, body) for name, entry in header.items()}
+    for dropped, kept in metadata.items() if isinstance(metadata, dict) else ():
+        if isinstance(kept, str) and dropped not in tensors and kept in tensors:
+            tensors[dropped] = tensors[kept]
+    return {name: view for name, view in tensors.items() if view is not None}
+
+
+def _view(name: str, entry: dict[str, Any], body: memoryview) -> TensorView | None:
+    """Return the tensor of an entry that the library passed; None for a dtype of no network."""
+    start, stop = entry["data_offsets"]
+    shape = tuple(entry["shape"])
+    if len(name) > MAX_NAME or len(shape) > MAX_RANK or not all(map(count_like, shape)):
+        raise ValueError(f"a bad safetensors entry {name[:60]!r}: a name or shape without measure")
+    dtype = DTYPES.get(entry["dtype"])
+    if dtype is None:
+        return None
+    storage = Storage("safetensors", dtype, stop - start, body[start:stop])
+    return TensorView(storage, dtype, 0, shape, strides(shape))
