@@ -26,9 +26,12 @@ from transfer.checkpoints.safetensors_file import read_safetensors
 from transfer.checkpoints.state_dicts import (
     ITEM_BYTES,
     MAX_NUMBER,
+    MAX_RANK,
     Reference,
     Storage,
+    TensorView,
     as_text,
+    count_like,
     describe,
 )
 from transfer.checkpoints.unpickler import SafeUnpickler, Stream, UnsafeError
@@ -40,6 +43,7 @@ LEGACY_START = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 LEGACY_PROTOCOL = 1001
 MAX_NESTING = 3
 MAX_KEY = 200
+MAX_TAR_RECORDS = 32
 MAX_DIRECTORY_BYTES = 2**24
 RECORD_BYTES = 1000
 UNPICKLER_BYTES, UNPICKLER_STEPS = 4000, 50
@@ -115,7 +119,7 @@ def _read(data: Data, limits: Limits, nesting: int = 0) -> Content:
     if start.startswith(LEGACY_START):
         return _torch_legacy(data, limits, nesting)
     if bytes(data[257:262]) == b"ustar":
-        raise ValueError("it is a tar archive; unpack it first")
+        return _Tar(data, limits, nesting).read()
     if start[:1] == b"\x80" or (start[:1] in b"(}]c" and data[len(data) - 1 :] in (b".", b".\n")):
         return _plain_pickle(data, limits, nesting)
     kind = kind_of_file(start) or kind_of_text(start)
@@ -322,3 +326,115 @@ def _torch_legacy(data: Data, limits: Limits, nesting: int) -> Content:
         storage.data = view[position + 8 : position + 8 + storage.num_bytes]
         position += 8 + storage.num_bytes
     return Content("torch legacy", value, unknown)
+
+
+class _Tar:
+    """What torch before 0.1.10 (2016) wrote: a tar archive of four records, each of pickles."""
+
+    def __init__(self, data: Data, limits: Limits, nesting: int) -> None:
+        self.stream, self.view = _stream(data), memoryview(data)
+        self.limits, self.nesting, self.places = limits, nesting, _tar_records(data)
+        self.objects: dict[str, Storage | TensorView] = {}  # by what the pickle calls them
+        if missing := {"sys_info", "storages", "tensors", "pickle"} - self.places.keys():
+            listed = ", ".join(self.places)[:100] or "nothing"
+            raise ValueError(
+                f"it is a tar archive of {listed} without torch's {min(missing)}; unpack it, and "
+                "give the checkpoint in it"
+            )
+
+    def read(self) -> Content:
+        """Return what the record `pickle` holds."""
+        system = self._start("sys_info")
+        if not isinstance(system, dict) or system.get("little_endian") is not True:
+            raise ValueError("it was written on a big-endian machine")
+        for _ in range(self._count("storages")):
+            self._storage(*self._parts(3))
+        for part in self._pickled() or ():
+            self._part_of_a_storage(*part)
+        for _ in range(self._count("tensors")):
+            self._tensor(*self._parts(3))
+        self.stream.seek(self.places["pickle"])
+        value, unknown = _unpickle(self.stream, self.limits, self.nesting, self._persistent)
+        return Content("torch tar", value, unknown)
+
+    def _pickled(self) -> Any:
+        return _unpickle(self.stream, self.limits, self.nesting)[0]
+
+    def _start(self, name: str) -> Any:
+        self.stream.seek(self.places[name])
+        return self._pickled()
+
+    def _count(self, name: str) -> int:
+        count = self._start(name)
+        if not count_like(count):
+            raise ValueError(f"record {name} starts with {describe(count)}, wanted a number")
+        return int(count)
+
+    def _parts(self, count: int) -> tuple[Any, ...]:
+        parts = self._pickled()
+        if not isinstance(parts, tuple) or len(parts) != count:
+            raise ValueError(f"{describe(parts)} in place of the {count} parts of a tensor")
+        return parts
+
+    def _numbers(self, count: int) -> tuple[int, ...]:
+        place = self.stream.tell()
+        if place + 8 * count > len(self.view):
+            raise ValueError("truncated: a tensor's place is not all in the file")
+        self.stream.seek(place + 8 * count)
+        return struct.unpack_from(f"<{count}q", self.view, place)
+
+    def _whole(self, key: Any) -> Storage:
+        whole = self.objects.get(_storage_key(key))
+        if not isinstance(whole, Storage):
+            raise ValueError(f"storage {_storage_key(key)} is not in the file")
+        return whole
+
+    def _storage(self, key: Any, _: Any, kind: Any) -> None:
+        count = self._numbers(1)[0]
+        dtype, name, count, _ = _storage_parts(("storage", kind, key, "cpu", count))
+        start, size = self.stream.tell(), count * ITEM_BYTES[dtype]
+        if start + size > len(self.view):
+            raise ValueError(f"truncated: storage {name} is not all in the file")
+        self.objects[name] = Storage(name, dtype, size, self.view[start : start + size])
+        self.stream.seek(start + size)
+
+    def _part_of_a_storage(self, key: Any, root: Any, offset: Any, count: Any) -> None:
+        whole, name = self._whole(root), _storage_key(key)
+        size = ITEM_BYTES[whole.dtype]
+        sound = count_like(offset) and count_like(count)
+        if not sound or (offset + count) * size > whole.num_bytes or whole.data is None:
+            raise ValueError(f"storage {name} reaches beyond the one that it is a part of")
+        data = whole.data[offset * size : (offset + count) * size]
+        self.objects[name] = Storage(name, whole.dtype, count * size, data)
+
+    def _tensor(self, key: Any, storage: Any, _: Any) -> None:
+        whole, rank = self._whole(storage), self._numbers(1)[0] & 0xFFFFFFFF
+        if rank > MAX_RANK:
+            raise ValueError(f"a tensor of {rank} dimensions, wanted at most {MAX_RANK}")
+        shape, stride, (offset,) = self._numbers(rank), self._numbers(rank), self._numbers(1)
+        tensor = TensorView(whole, whole.dtype, offset, shape, stride)
+        tensor.check()
+        self.objects[_storage_key(key)] = tensor
+
+    def _persistent(self, identifier: Any) -> Any:
+        if isinstance(identifier, tuple):  # a module and its source code
+            return identifier[0] if identifier else None
+        return self.objects[_storage_key(identifier)]
+
+
+def _tar_records(data: Data) -> dict[str, int]:
+    """Return where the first records of a tar archive start, by their names."""
+    places: dict[str, int] = {}
+    position = 0
+    for _ in range(MAX_TAR_RECORDS):
+        header = bytes(data[position : position + 512])
+        if len(header) < 512 or header[257:262] != b"ustar":
+            break
+        try:
+            size = int(header[124:136].strip(b"\0 ") or b"0", 8)
+        except ValueError:
+            raise ValueError("a damaged tar archive: a size that is no number") from None
+        if header[156:157] in b"0\0":
+            places[header[:100].rstrip(b"\0").decode("latin-1").removeprefix("./")] = position + 512
+        position += 512 + -(-size // 512) * 512
+    return places
