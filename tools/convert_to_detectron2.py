@@ -9,6 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/pretrain.py hides pretrain
 from transfer.checkpoints.families import FORMATS
+from transfer.messages import one_line, refusal
 
 EXAMPLE = """example:
   python tools/convert_to_detectron2.py runs/cw-rgp/backbone.pth cw-rgp.pkl"""
@@ -24,20 +25,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--format", help=f"family, where not recognised: {', '.join(FORMATS)}")
     parser.add_argument("--encoder", help="encoder to take: its prefix, such as module.encoder_q.")
     options = parser.parse_args(arguments)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # fvcore's, at import
-        from transfer.convert import convert_checkpoint  # noqa: PLC0415  (--help needs no torch)
+    from transfer.convert import convert_checkpoint  # noqa: PLC0415  (--help needs none of it)
 
     try:
-        report = convert_checkpoint(
-            options.input, options.output, format=options.format, encoder=options.encoder
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # fvcore's, at import
+            report = convert_checkpoint(
+                options.input, options.output, format=options.format, encoder=options.encoder
+            )
     except (ValueError, OSError) as error:
-        print(f"convert_to_detectron2: {error}", file=sys.stderr)
+        print(f"convert_to_detectron2: {one_line(error)[:370]}", file=sys.stderr)
         return 2
     except Exception as error:  # noqa: BLE001  (an untrusted file found a gap: still one line)
-        what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        print(f"convert_to_detectron2: {options.input}: unexpected {what}", file=sys.stderr)
+        line = refusal(options.input, one_line(f"unexpected {type(error).__name__}: {error}"))
+        print(f"convert_to_detectron2: {line}", file=sys.stderr)
         return 2
     print(
         f"{options.output}: {report.arch}, {report.num_entries} entries, format {report.format}; "

@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 import os
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any
 
-import torch
-
 from transfer.checkpoints import Backbone, read_backbone
+from transfer.checkpoints.other_files import weight_files
 from transfer.config.convert import ConvertConfig, StatedInput
 from transfer.files import sha256_of, whole_file
 from transfer.resnet import to_detectron2
-from transfer.resnet.loaded import not_loaded
-from transfer.verify import c4_model, compare_features, fpn_model, load_quietly
 
 MAX_RELATIVE_DIFFERENCE = 1e-4
 
@@ -78,7 +77,7 @@ def convert_checkpoint(
         ValueError: the source holds no complete backbone, or the proof failed.
 
     Example:
-        >>> import tempfile, torchvision
+        >>> import tempfile, torch, torchvision
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     source, target = Path(folder) / "resnet18.pth", Path(folder) / "resnet18.pkl"
         ...     torch.save(torchvision.models.resnet18().state_dict(), source)
@@ -97,12 +96,20 @@ def convert_checkpoint(
         if part.exists() and not part.is_dir():
             raise ValueError(f"{part}: is a file, wanted a folder to write OUTPUT into")
     _check_companion(target.with_suffix(".json"))
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # so little work gains nothing by more, and loses much on busy cores
-    try:
-        config = ConvertConfig(format=format, encoder=encoder, input=stated)
-        backbone = read_as_stated(source, config)
+    backbone = read_as_stated(source, ConvertConfig(format=format, encoder=encoder, input=stated))
+    with _one_thread():
         return _convert(source, backbone, target, plain)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute on one thread: so little work gains nothing by more, and loses much on busy cores."""
+    import torch  # noqa: PLC0415  (what is refused needs no torch, and is refused at once)
+
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
     finally:
         torch.set_num_threads(num_threads)
 
@@ -177,7 +184,7 @@ def _report(
 ) -> ConversionReport:
     return ConversionReport(
         source=source.name,
-        sha256=sha256_of(source),
+        sha256=_sha256_of_all(weight_files(source)),
         output_sha256=sha256_of(output),
         container=backbone.container,
         format=backbone.format,
@@ -204,6 +211,14 @@ def prove(
     Raises:
         ValueError: it is not.
     """
+    from transfer.resnet.loaded import not_loaded  # noqa: PLC0415  (imports torch)
+    from transfer.verify import (  # noqa: PLC0415  (imports detectron2)
+        c4_model,
+        compare_features,
+        fpn_model,
+        load_quietly,
+    )
+
     builders = {"fpn": fpn_model, "c4": c4_model}
     not_checked = []
     if backbone.architecture.depth < 50:
@@ -270,6 +285,8 @@ def write_plain(backbone: Backbone, path: Path) -> None:
         "method": backbone.method,
         "input": backbone.input,
     }
+    import torch  # noqa: PLC0415  (what is refused needs no torch)
+
     with whole_file(path) as temporary:
         _write_to_disk(torch.save, content, temporary)
 
@@ -329,3 +346,9 @@ def _options(config: dict[str, Any]) -> ConvertConfig:
     return ConvertConfig.model_validate(
         {key: config.get(key) for key in ConvertConfig.model_fields}
     )
+
+
+def _sha256_of_all(files: list[Path]) -> str:
+    """Return the sha256 of a file; of an index and its shards, that of theirs in their order."""
+    digests = [sha256_of(file) for file in files]
+    return digests[0] if len(files) == 1 else sha256("".join(digests).encode()).hexdigest()

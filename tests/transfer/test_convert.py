@@ -5,10 +5,13 @@ import hashlib
 import json
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from tests.transfer.published import save_backbone, source_state
 from transfer import convert
@@ -16,6 +19,8 @@ from transfer.checkpoints.read import read_backbone
 from transfer.config.convert import StatedInput
 from transfer.convert import convert_checkpoint
 from transfer.resnet.names import to_detectron2
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(("arch", "num_entries"), [("resnet18", 120), ("resnet50", 318)])
@@ -213,3 +218,33 @@ def test_an_older_output_stays_until_its_replacement_is_ready(
 def test_the_example_in_the_docstring() -> None:
     failed, attempted = doctest.testmod(convert)
     assert failed == 0 and attempted > 2
+
+
+def test_what_is_refused_needs_neither_torch_nor_detectron2(tmp_path: Path) -> None:
+    (tmp_path / "nonsense.pth").write_text("hello\n", encoding="utf-8")
+    torch.save({"epoch": 3}, tmp_path / "empty.pth")
+    code = (
+        "import runpy, sys\n"
+        "sys.modules.update(torch=None, detectron2=None)\n"
+        "runpy.run_path('tools/convert_to_detectron2.py', run_name='__main__')"
+    )
+    for name, reason in (("nonsense.pth", "a text file that starts"), ("empty.pth", "no tensors")):
+        command = [sys.executable, "-c", code, str(tmp_path / name), str(tmp_path / "out.pkl")]
+        ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert ran.returncode == 2 and reason in ran.stderr, ran.stderr
+        assert ran.stderr.count("\n") == 1 and len(ran.stderr) <= 400
+
+
+def test_a_transformers_folder_is_converted_and_its_shards_enter_the_sha256(tmp_path: Path) -> None:
+    state, folder = source_state("resnet18"), tmp_path / "folder"
+    folder.mkdir()
+    where = {name: f"model-0000{1 + index % 2}.safetensors" for index, name in enumerate(state)}
+    for file in set(where.values()):
+        save_file({n: v.contiguous() for n, v in state.items() if where[n] == file}, folder / file)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": where}), encoding="utf-8")
+    report = convert_checkpoint(folder, tmp_path / "out.pkl")
+    assert (report.arch, report.container) == ("resnet18", "safetensors, 2 shards")
+    digests = [hashlib.sha256(path.read_bytes()).hexdigest()
+               for path in (index, *sorted(folder.glob("*.safetensors")))]  # fmt: skip
+    assert report.sha256 == hashlib.sha256("".join(digests).encode()).hexdigest()

@@ -1,6 +1,8 @@
 """Words of messages: text for a terminal, and what was meant by a name that is not known."""
 
-from transfer.messages import did_you_mean, one_line, printable
+from pathlib import Path
+
+from transfer.messages import did_you_mean, one_line, printable, refusal
 
 
 def test_text_from_files_keeps_nothing_that_a_terminal_obeys() -> None:
@@ -18,3 +20,9 @@ def test_the_closest_name_is_shown_as_asked() -> None:
     assert did_you_mean("voc_2007_tset", known) == " did you mean voc_2007_test?"
     assert did_you_mean("voc_2007_tset", known, repr) == " did you mean 'voc_2007_test'?"
     assert did_you_mean("zzz", known) == ""
+
+
+def test_a_refusal_is_one_short_line_with_the_path_and_the_reason() -> None:
+    assert refusal(Path("a/b.pth"), ValueError("no\ntensors")) == "a/b.pth: no?tensors"
+    long = refusal(Path("/folder" * 99 + "/b.pth"), "reason " * 99)
+    assert "/b.pth: reason" in long and len(long) == 370 and long.endswith("...")
