@@ -26,7 +26,7 @@ ENV_REMEDY = "run make env, or create the environment of environment.yml"
 REQUIRED = (
     "torch", "torchvision", "numpy", "pillow", "PyYAML", "pydantic", "rich", "Jinja2", "matplotlib",
     "tensorboard", "scikit-learn", "scipy", "fvcore", "iopath", "pycocotools", "faster-coco-eval",
-    "submitit",
+    "safetensors", "submitit",
 )  # fmt: skip
 # What a data set is, and one path below $DETECTRON2_DATASETS that shows it is there.
 DATASETS = {
