@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import yaml
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_argument_parser
 from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
@@ -55,6 +55,7 @@ TORCHRUN = (
     "it without torchrun: python tools/train_net.py --num-gpus N (more machines: --num-machines, "
     "--machine-rank, --dist-url)"
 )
+MEASURED = ("coco", "pascal_voc")  # detectron2's names of the rules by which AP is measured here
 Loader = Callable[[str], dict[str, Any]]
 logger = logging.getLogger(__name__)
 
@@ -224,7 +225,7 @@ def named_datasets(cfg: CfgNode) -> dict[str, DetectionData]:
     """Return this project's data sets that the config names; detectron2's other ones stay its own.
 
     Raises:
-        ValueError: a name that neither knows.
+        ValueError: a name that neither knows, or a test set of another rule than COCO's and VOC's.
     """
     known = known_datasets()
     names = dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
@@ -236,4 +237,16 @@ def named_datasets(cfg: CfgNode) -> dict[str, DetectionData]:
             "`datasets:` of a pipeline config, which tools/run_pipeline.py runs "
             "(docs/bring-your-own-data.md)"
         )
+    rules = {name: MetadataCatalog.get(name).get("evaluator_type") for name in cfg.DATASETS.TEST}
+    for name, rule in rules.items():
+        if name not in known and rule not in MEASURED:
+            raise ValueError(
+                f"DATASETS.TEST is {name}, which is measured by other rules ({rule}); wanted a set "
+                f"that COCO's or VOC's AP is of: {', '.join(sorted(known))}"
+            )
+    if others := [name for name in names if name not in known]:
+        logger.warning(
+            "%s: detectron2's own, so neither files nor images that TRAIN and TEST share are "
+            "checked", ", ".join(others),
+        )  # fmt: skip
     return {name: known[name] for name in names if name in known}

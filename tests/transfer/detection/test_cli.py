@@ -11,7 +11,7 @@ from detectron2.engine import default_argument_parser as theirs
 from torch.distributed import TCPStore
 
 from transfer.detection import cli
-from transfer.detection.cli import machines_for, main
+from transfer.detection.cli import machines_for, main, named_datasets, read_config
 from transfer.detection.run import Machines
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs" / "transfer"
@@ -83,6 +83,8 @@ def test_everything_written_is_json(data: Path, capsys: pytest.CaptureFixture[st
         (["DATASETS.TRAIN", "('cats',)"], "unknown data set cats; known: coco_2017_train"),
         (["DATASETS.TRAIN", "('cats',)"], "one of your own is an entry under `datasets:` of a"),
         (["DATASETS.TEST", "('voc_2007_tset',)"], "set voc_2007_tset; did you mean voc_2007_test?"),
+        (["DATASETS.TEST", "('lvis_v1_val',)"], "lvis_v1_val, which is measured by other rules (lv"),
+        (["DATASETS.TEST", "('cityscapes_fine_instance_seg_val',)"], "rules (cityscapes_instance);"),
         (["DATALOADER.SAMPLER_TRAIN", "X"], "SAMPLER_TRAIN is 'X', wanted 'TrainingSampler'"),
         (["SOLVER.AMP.PRECISION", "fp8"], "PRECISION is 'fp8', wanted one of fp16, bf16"),
         (["--eval-only"], "nothing to evaluate: MODEL.WEIGHTS is empty"),
@@ -104,6 +106,16 @@ def test_what_is_wrong_is_one_line(
     error = capsys.readouterr().err
     assert expected in error.splitlines()[-1] and error.count("train_net:") == 1
     assert "Traceback" not in error
+
+
+def test_sets_of_detectron2_alone_are_said_not_to_be_checked(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    names = ["DATASETS.TRAIN", ("digits_coco_train",), "DATASETS.TEST", ("coco_2014_minival",)]
+    cfg = read_config(str(CONFIGS / "digits_faster_rcnn_voc.yaml"), names)
+    assert list(named_datasets(cfg)) == ["digits_coco_train"]
+    (line,) = caplog.messages
+    assert line.startswith("coco_2014_minival: detectron2's own, so neither files nor images that")
 
 
 def test_the_command_line_is_that_of_detectron2(monkeypatch: pytest.MonkeyPatch) -> None:
