@@ -1,8 +1,9 @@
 """Every command and config in the documentation: run, or marked with what it needs.
 
-A block ```sh is run in a copy of the project with embedded data; a comment `<!-- needs: ... -->` on
-the line before says what the machine would have to have, and then only its commands are checked to
-exist. A block ```yaml must be a config that this version accepts.
+A block ```sh or ```python is run in a copy of the project with embedded data, a block ```diff is
+applied to it. A comment on the line before says otherwise: `<!-- needs: ... -->` what the machine
+would have to have (then only its commands are checked to exist), `<!-- file: ... -->` the file that
+the block is. A block ```yaml must be a config that this version accepts.
 """
 
 import os
@@ -12,6 +13,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -20,29 +22,49 @@ from pipeline.config.schema import PipelineConfig
 from pretrain.config.pretrain import PretrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
+PIPELINES = sorted((ROOT / "configs" / "pipeline").glob("[!r]*.yaml"))  # rates are no plan
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-NEEDS = {"a cluster", "real data", "20 minutes", "a GPU", "an editor", "the published code"}
+NEEDS = {
+    "a cluster", "real data", "20 minutes", "a GPU", "an editor", "the published code", "a browser",
+}  # fmt: skip
 FENCE = re.compile(
-    r"(?:^ *<!-- needs: (?P<needs>[^>]*) -->\n)?^(?P<indent> *)```(?P<language>\w*)\n"
-    r"(?P<body>.*?)^ *```$",
+    r"(?:^ *<!-- (?P<mark>needs|file): (?P<value>[^>]*) -->\n)?"
+    r"^(?P<indent> *)```(?P<language>\w*)\n(?P<body>.*?)^ *```$",
     re.MULTILINE | re.DOTALL,
 )
+RUN = {
+    "sh": ["bash", "-euo", "pipefail"],
+    "python": ["python"],
+    "diff": ["git", "apply"],
+}
 
 
 @dataclass(frozen=True)
 class Block:
     language: str
-    needs: str | None
     body: str
+    needs: str | None = None
+    file: str | None = None
+
+    @property
+    def is_run(self) -> bool:
+        return self.needs is None and self.language in ("sh", "python", "diff")
+
+    @property
+    def config(self) -> dict[str, Any]:
+        content = yaml.safe_load(self.body) if self.language == "yaml" else {}
+        assert isinstance(content, dict), self.body
+        return content
 
 
 def blocks(path: Path) -> list[Block]:
-    found = []
+    answer = []
     for match in FENCE.finditer(path.read_text("utf-8")):
         indent = len(match["indent"])
-        body = "".join(line[indent:] for line in match["body"].splitlines(keepends=True))
-        found.append(Block(match["language"], match["needs"], body))
-    return found
+        body = "".join(line[indent:] or "\n" for line in match["body"].splitlines(keepends=True))
+        mark = {match["mark"]: match["value"]} if match["mark"] else {}
+        answer.append(Block(match["language"], body, **mark))
+    return answer
 
 
 def commands(body: str) -> list[str]:
@@ -66,7 +88,7 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)
 def test_blocks_are_marked(path: Path) -> None:
     for block in blocks(path):
-        assert block.language in ("sh", "yaml", "python", "text"), block.body
+        assert block.language in ("sh", "yaml", "python", "diff", "text"), block.body
         assert block.needs is None or block.needs in NEEDS, block.needs
     assert path.read_text("utf-8").count("```") == 2 * len(blocks(path))
 
@@ -94,28 +116,57 @@ def test_marked_commands_exist(path: Path) -> None:
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)
 def test_configs_are_accepted(path: Path) -> None:
     for block in blocks(path):
-        if block.language == "yaml":
-            content = yaml.safe_load(block.body)
-            assert isinstance(content, dict), block.body
-            if "backbones" in content:
-                PipelineConfig.model_validate(content)
-            elif "loss" in content and "_BASE_" not in content:
-                PretrainConfig.model_validate(content)
+        content = block.config
+        if "backbones" in content:
+            PipelineConfig.model_validate(content)
+        elif "loss" in content and "_BASE_" not in content:
+            PretrainConfig.model_validate(content)
+
+
+def bases(config: str, shown: dict[str, dict[str, Any]]) -> set[str]:
+    """The names of a task's config and of all below it; what a document shows is read there."""
+    name = Path(config).name
+    path = ROOT / "configs" / "transfer" / name
+    content = shown.get(name) or yaml.safe_load(path.read_text("utf-8"))
+    return {name} | (bases(content["_BASE_"], shown) if "_BASE_" in content else set())
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)
+def test_tasks_over_the_digits_base_name_its_optimizer(path: Path) -> None:
+    shown = {Path(block.file).name: block.config for block in blocks(path) if block.file}
+    for block in blocks(path):
+        for task in block.config.get("tasks", ()):
+            if (ROOT / "configs" / "transfer" / Path(task["config"]).name).exists() or shown:
+                is_digits = "digits_base.yaml" in bases(task["config"], shown)
+                assert task.get("optimizer") == "adamw" or not is_digits, task
+
+
+def test_documents_name_different_runs() -> None:
+    """A run folder belongs to one config: no document may send two things to the same folder."""
+    names = [yaml.safe_load(path.read_text("utf-8"))["name"] for path in PIPELINES]
+    for path in DOCUMENTS:
+        names += [b.config["name"] for b in blocks(path) if "backbones" in b.config]
+        names += re.findall(r"--output-dir runs/([\w-]+)", path.read_text("utf-8"))
+    assert len(names) > 10 and sorted(set(names)) == sorted(names)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     "path",
-    [path for path in DOCUMENTS if any(b.language == "sh" and not b.needs for b in blocks(path))],
+    [path for path in DOCUMENTS if any(block.is_run for block in blocks(path))],
     ids=lambda path: path.stem,
 )
 def test_commands_run(path: Path, sandbox: Path) -> None:
     env = dict(os.environ, PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     for block in blocks(path):
-        if block.language == "sh" and not block.needs:
+        if block.file is not None:
+            (sandbox / block.file).parent.mkdir(parents=True, exist_ok=True)
+            (sandbox / block.file).write_text(block.body, "utf-8")
+        elif block.is_run:
+            (sandbox / "block").write_text(block.body, "utf-8")
             answer = subprocess.run(
-                ["bash", "-euo", "pipefail", "-c", block.body],
+                [*RUN[block.language], "block"],
                 cwd=sandbox, env=env, capture_output=True, text=True, check=False,
             )  # fmt: skip
             assert answer.returncode == 0, f"{block.body}\n{answer.stdout}\n{answer.stderr}"
