@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 
 from transfer.config.data import CocoData, VocData
-from transfer.datasets.files import image_files, index_file, split_names
-from transfer.datasets.findings import read_text
+from transfer.datasets.files import coco_images, image_files, image_root, index_file, split_names
 from transfer.files import sha256_of
 
 
@@ -19,15 +17,13 @@ def content_digest(data: CocoData | VocData) -> str:
     digest = hashlib.sha256(
         data.model_dump_json(exclude={"annotations", "images", "root", "identity"}).encode()
     )
+    annotations, root = [index_file(data)], image_root(data)
     if isinstance(data, CocoData):
-        annotations = [data.annotations]
-        entries = json.loads(read_text(data.annotations))["images"]
-        images = [data.images / entry["file_name"] for entry in entries]
+        images = [root / name for _, name in coco_images(data.annotations.read_bytes())]
     else:
         names = split_names(data)
-        folder = data.root / "Annotations"
-        annotations = [index_file(data), *(folder / f"{name}.xml" for name in names)]
-        images = [files[0] for files in image_files(data.root / "JPEGImages", names).values()]
+        annotations += [data.root / "Annotations" / f"{name}.xml" for name in names]
+        images = [files[0] for files in image_files(root, names).values()]
     for path in annotations:
         digest.update(f"{sha256_of(path)}\n".encode())
     for path in images:

@@ -1,4 +1,4 @@
-"""What is no checkpoint: it is named, and what to give in its place is said."""
+"""Files that are no checkpoint are named, with what to give in their place."""
 
 import io
 import json

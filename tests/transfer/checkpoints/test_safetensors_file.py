@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tests.transfer import published
 from transfer.checkpoints.read import read_backbone
+from transfer.checkpoints.safetensors_file import DTYPES
 
 resnet = published.resnet
 State = dict[str, Tensor]
@@ -124,3 +125,8 @@ def test_shards_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         index.write_text(json.dumps({"weight_map": wrong}), encoding="utf-8")
         with pytest.raises(ValueError, match="index of shards without names"):
             read_backbone(index)
+
+
+def test_types_are_those_of_torch() -> None:
+    assert DTYPES["F16"] == "float16" and DTYPES["BF16"] == "bfloat16"
+    assert all(isinstance(getattr(torch, name), torch.dtype) for name in DTYPES.values())
