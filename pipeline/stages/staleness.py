@@ -130,9 +130,10 @@ def data_parts(content: Any) -> dict[str, dict[str, Any]]:
         True
     """
     parts: dict[str, dict[str, Any]] = {}
-    for key, value in content.items() if isinstance(content, dict) else ():
+    entries = dict(enumerate(content, 1)) if isinstance(content, list) else content
+    for key, value in entries.items() if isinstance(entries, dict) else ():
         if isinstance(value, dict) and "digest" in value:
-            parts[key] = value
+            parts[str(key)] = value
         else:
             parts |= {f"{key} {name}": part for name, part in data_parts(value).items()}
     return parts

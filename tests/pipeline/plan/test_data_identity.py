@@ -302,6 +302,8 @@ def test_blocks_are_cheaper_and_the_identity_says_so(
         identity = detection_identity("set", one.model_copy(update={"identity": "blocks"}))
         assert [part["by"] for part in identity.values()] == ["content", "blocks"]
         assert len(cheaper_parts({"set": identity})) == 1
+        (line,) = cheaper_parts({"TRAIN": [identity], "TEST": []})
+        assert line.startswith("TRAIN 1 images: ")
 
 
 def test_binary_sets_are_known_by_content_wherever_they_lie(tmp_path: Path) -> None:
