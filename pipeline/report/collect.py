@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 from contextlib import suppress
@@ -225,14 +226,24 @@ def _numbers(entry: dict[str, Any]) -> dict[str, float]:
     return {key: float(value) for key, value in entry.items() if isinstance(value, int | float)}
 
 
-def made_from(plan: Plan) -> list[list[str | None]]:
-    """Return name, status, reason and the manifest's sha256 of every stage."""
-    states, entries = all_states(plan), []
+def report_key(plan: Plan, data: ReportData | None = None) -> list[list[str | None]]:
+    """Return all that a report depends on, to tell whether one that exists is what it would be.
+
+    Name, status, reason and the manifest's sha256 of every stage; then a digest of its data (read
+    where they are not given), its pictures, and the code here.
+    """
+    data = data or collect(plan)
+    states, key = all_states(plan), []
     for stage in plan.stages:
         state = states[stage.name]
         sha256 = sha256_of(stage.run_dir / MANIFEST) if state.status == "done" else None
-        entries.append([stage.name, state.status, state.reason, sha256])
-    return entries
+        key.append([stage.name, state.status, state.reason, sha256])
+    digest = hashlib.sha256(repr(data).encode("utf-8", "surrogateescape"))
+    pictures = [path for row in data.rows for path in (*row.pictures, *row.ground_truth)]
+    code = [path for path in Path(__file__).parent.rglob("*") if path.suffix in (".py", ".j2")]
+    for path in [*pictures, *sorted(code)]:
+        digest.update(sha256_of(path).encode() if path.is_file() else b"none")
+    return [*key, ["source", digest.hexdigest()]]
 
 
 def report_dir(plan: Plan) -> Path:

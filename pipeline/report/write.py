@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.plan.plan import Plan
-from pipeline.report.collect import MADE_FROM, collect, made_from, report_dir
+from pipeline.report.collect import MADE_FROM, collect, report_dir, report_key
 from pipeline.report.data import ReportData, results_json, schema_json
 from pipeline.report.tables import latex, markdown, results_csv
 from pipeline.stages.files import atomic_path, read_json, sha256_of, write_json
@@ -38,8 +37,7 @@ def make_report(plan: Plan) -> None:
     `made_from.json` beside them holds the stages, a digest of the source, and of every file.
     """
     folder, data = report_dir(plan), collect(plan)
-    marker, source = folder / MADE_FROM, source_digest(data)
-    key = [*made_from(plan), ["source", source]]
+    marker, key = folder / MADE_FROM, report_key(plan, data)
     with suppress(OSError, ValueError, TypeError, LookupError):
         *kept, (_, files) = read_json(marker)
         if kept == key and all(sha256_of(folder / name) == files[name] for name in WRITERS):
@@ -47,16 +45,6 @@ def make_report(plan: Plan) -> None:
     marker.unlink(missing_ok=True)
     write_report(data, folder)
     write_json(marker, [*key, ["files", {name: sha256_of(folder / name) for name in WRITERS}]])
-
-
-def source_digest(data: ReportData) -> str:
-    """Return a digest of all that a report is made from: data, pictures, and the code here."""
-    digest = hashlib.sha256(repr(data).encode("utf-8", "surrogateescape"))
-    pictures = [path for row in data.rows for path in (*row.pictures, *row.ground_truth)]
-    code = [path for path in Path(__file__).parent.rglob("*") if path.suffix in (".py", ".j2")]
-    for path in [*pictures, *sorted(code)]:
-        digest.update(sha256_of(path).encode() if path.is_file() else b"none")
-    return digest.hexdigest()
 
 
 def write_report(data: ReportData, directory: Path) -> Path:
