@@ -10,11 +10,11 @@ from typing import Any
 from transfer.checkpoints.families import FAMILIES, SIDE_NAMES, Family, is_copy
 from transfer.checkpoints.key_patterns import SPELLINGS, TRANSPARENT, role, split, without_wrappers
 from transfer.checkpoints.state_dicts import StateDict
-from transfer.resnet.architecture import foreign
+from transfer.resnet.architecture import foreign, other_norms
 from transfer.resnet.names import BLOCKS, COUNTER, NORM_ENTRIES, ordered_names
 
 BODY = re.compile(r"layer\d+\.\d+\.(conv\d|norm\d|relu\d|bn\d|bn_last|shortcut)\b")
-MAX_ENCODERS = 200
+MAX_ENCODERS = 64
 SIDE = re.compile(SIDE_NAMES)
 SECOND = re.compile(
     r"momentum|momentum_.*|.*_momentum|target.*|encoder_k|key_.*|model_t|ema|ema_.*|.*_ema|student.*|moco_encoder"
@@ -188,6 +188,7 @@ def matching_family(
         ValueError: the format does not fit, or the file holds several encoders of no known family.
     """
     rows = [family for family in FAMILIES if family.name == format]
+    names = {path: {role(key) for key in tensors} for path, tensors in state_dicts.items()}
     for family in rows or FAMILIES:
         fitting = sorted((one for one in candidates if _fits(family, one)),
                          key=lambda one: family.roles.index(one.role))  # fmt: skip
@@ -195,7 +196,7 @@ def matching_family(
             _refuse_several(fitting, family)
         for one in fitting:
             if format is not None or (
-                all(_marked(mark, content, state_dicts[one.path], one) for mark in family.marks)
+                all(_marked(mark, content, names[one.path], one) for mark in family.marks)
                 and _explains(family, one, candidates)
             ):
                 return family, by_hand or one
@@ -272,16 +273,15 @@ def _fits(family: Family, one: Candidate) -> bool:
     return under_key and one.role in family.roles and not _is_second(one, evaluated)
 
 
-def _marked(mark: str, content: Mapping[Any, Any], tensors: StateDict, one: Candidate) -> bool:
+def _marked(mark: str, content: Mapping[Any, Any], names: set[str], one: Candidate) -> bool:
     if mark.startswith("!"):
-        return not _marked(mark[1:], content, tensors, one)
+        return not _marked(mark[1:], content, names, one)
     if mark in CONDITIONS:
         return CONDITIONS[mark](content, one)
-    names = {role(key) for key in tensors}
     for choice in mark.split("|"):
         if choice.startswith("@") and choice[1:] in content:
             return True
-        if any(name == choice or name.startswith(choice + ".") for name in names):
+        if choice in names or any(name.startswith(f"{choice}.") for name in names):
             return True
     return False
 
@@ -363,6 +363,9 @@ def absent(state_dicts: Mapping[str, StateDict]) -> str:
     text = " ".join(names)
     if re.search(r"cls_token|patch_embed|pos_embed|\.attn\.|self_attention|attention\.", text):
         return "it is a vision transformer (ViT), not a ResNet"
+    other = other_norms(names)
+    if other is not None:
+        return f"no ResNet by torchvision's names in it: {other}"
     firsts = {next((p for p in name.split(".") if p not in TRANSPARENT), "") for name in names}
     listed = ", ".join(names[:4])
     if all(SIDE.fullmatch(first) for first in firsts):

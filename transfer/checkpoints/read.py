@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -110,7 +111,9 @@ def read_backbone(path: Path, *, format: str | None = None, encoder: str | None 
                 content = replace(content, value=without_haiku(content.value))
             return _backbone(content, format, encoder)
         except ValueError as error:
-            raise ValueError(refusal(path, error)) from None
+            one = re.search(r"-(\d{5})-of-(\d{5})\.", path.name)
+            part = f"one shard of {int(one[2])} (give their index): " if one else ""
+            raise ValueError(refusal(path, f"{part}{error}")) from None
 
 
 def _not_a_dict(value: Any) -> str:

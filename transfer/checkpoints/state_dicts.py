@@ -240,7 +240,8 @@ def _array(array: Instance) -> TensorView | None:
     if path in RECONSTRUCT and isinstance(state, tuple) and len(state) == 5:
         _, shape, dtype, fortran, raw = state
     elif path in PARAMETERS:  # of torch before 0.4
-        parts = (*array.args, *(state if isinstance(state, tuple) else ()))
+        inside = state.values() if isinstance(state, Mapping) else state
+        parts = (*array.args, *(inside if state and not isinstance(state, Instance) else ()))
         return next((part for part in parts if isinstance(part, TensorView)), None)
     elif path in FROM_BUFFER and len(array.args) > 2:
         raw, dtype, shape, order = (*array.args, "C")[:4]

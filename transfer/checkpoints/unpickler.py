@@ -38,14 +38,18 @@ from transfer.checkpoints.state_dicts import (
 Call = Callable[..., Any]
 Stream = io.BytesIO | mmap.mmap
 RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg", "__builtins__": "builtins"}
-ATTACK = re.compile(  # names that run code, or reach for files and the network, once called
-    r"(os|posix|nt|subprocess|_posixsubprocess|shutil|runpy|socket|pty|importlib|ctypes|"
-    r"webbrowser|pickle|_pickle|cPickle|marshal|timeit|imp|sys)\.(?!\w*_result$|PathLike$).*|"
-    r"builtins\.(eval|exec|execfile|compile|__import__|open|file|input|raw_input|breakpoint|"
-    r"globals|locals|vars|setattr|delattr|apply)|"
+ATTACK = re.compile(  # names that have no business in a checkpoint, called or not
+    r"(os|posix|nt|subprocess|_posixsubprocess|shutil|runpy|socket|pty|ctypes|webbrowser|timeit|imp|"
+    r"sys)\.(?!(\w+_result|PathLike|getcwd|cpu_count|getpid|CompletedProcess|CalledProcessError)$).*|"
+    r"builtins\.(eval|exec|execfile|compile|__import__|input|raw_input|breakpoint)",
+    re.DOTALL,
+)
+LOADER = re.compile(  # names that run code or reach for files, once called; else an honest setting
+    r"builtins\.(open|file|globals|locals|vars|setattr|delattr|apply)|"
+    r"(pickle|_pickle|cPickle|marshal|importlib)\..*|"
     r"torch\.(load|hub\..*|serialization\.load|jit\.load|(ops|classes)\.load_library|"
     r"utils\.cpp_extension\..*)|"
-    r"numpy\.(load|f2py\..*|distutils\..*|testing\..*runstring)|joblib\.load|pandas\.read_pickle",
+    r"numpy\.(load|f2py\..*|distutils\..*|testing\..*runstring)|joblib\..*load|pandas\..*read_pickle",
     re.DOTALL,
 )
 MAX_REFERENCE = 500
@@ -266,6 +270,8 @@ class SafeUnpickler(_Stdlib):  # type: ignore[misc]
             return made if isinstance(made, TensorView) else Instance(function, args)
         if path == "copyreg.__newobj__" and args and isinstance(args[0], Reference):
             return Instance(args[0], args[1:])
+        if LOADER.fullmatch(path):
+            raise UnsafeError(f"this file would run {path}")
         if path not in self.calls:
             return Instance(function, args)
         for arg in args:

@@ -172,12 +172,9 @@ def foreign(shapes: Mapping[str, Shape], extra: Sequence[str]) -> str | None:
         return "it has selective kernels (SK-ResNet), which detectron2's ResNet has not"
     if any(ATTENTION.search(name) for name in names):
         return "it has attention units (squeeze-excitation or alike), detectron2's ResNet has none"
-    other = next((name for name in names if OTHER_NORMS.search(name)), None)
+    other = other_norms(names)
     if other is not None:
-        return (
-            f"its norms have other names ({other}), as PaddlePaddle, MindSpore and Keras give them:"
-            " rename them to weight, bias, running_mean, running_var"
-        )
+        return other
     ranks = {len(shape) for name, shape in shapes.items() if CONVOLUTION.search(name)}
     if 5 in ranks or 3 in ranks:
         kind = "3-D ResNet (video, volumes)" if 5 in ranks else "1-D ResNet (audio, signals)"
@@ -186,6 +183,17 @@ def foreign(shapes: Mapping[str, Shape], extra: Sequence[str]) -> str | None:
     if reason is None and norms and not any(name.endswith("running_mean") for name in shapes):
         return "it has no running statistics: GroupNorm or alike in place of BatchNorm"
     return reason or _depth(shapes)
+
+
+def other_norms(names: Iterable[str]) -> str | None:
+    """Return which names of norms are another framework's, and what to do; None where none is."""
+    other = next((name for name in names if OTHER_NORMS.search(name)), None)
+    if other is None:
+        return None
+    return (
+        f"its norms have other names ({other}), as PaddlePaddle, MindSpore and Keras give them: "
+        "rename them to weight, bias, running_mean, running_var"
+    )
 
 
 def _stem(shapes: Mapping[str, Shape], names: Sequence[str]) -> str | None:

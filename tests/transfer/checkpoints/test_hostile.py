@@ -22,8 +22,8 @@ PICKLES: dict[str, tuple[bytes, str]] = {
         b"c__builtin__\ngetattr\n(cos\npath\n" + text(b"x") + b"tR(" + text(RUN) + b"tR",
         "this file would run os.path"),
     "dotted": (text(b"torch.storage") + text(b"os.system") + b"\x93", "would run torch.storage.os"),
-    "dotted by getattr": (
-        b"cbuiltins\ngetattr\n(ctorch\nhub\n" + text(b"load") + b"tR", "would run torch.hub.load"),
+    "dotted by getattr": (b"cbuiltins\ngetattr\n(ctorch\nhub\n" + text(b"load") + b"tR("
+                          + text(RUN) + b"tR", "would run torch.hub.load"),
     "popen": (call(b"subprocess\nPopen"), "would run subprocess.Popen"),
     "new popen": (b"csubprocess\nPopen\n(" + text(RUN) + b"t\x81", "would run subprocess.Popen"),
     "torch.load": (call(b"torch\nload"), "this file would run torch.load"),

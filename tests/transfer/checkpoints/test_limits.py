@@ -111,6 +111,14 @@ def names(count: int, key: Callable[[int], str]) -> bytes:
     return torch_zip(P2 + view + b"}(" + body + b"u.", {"data/0": bytes(4)})
 
 
+def encoders(count: int, beside: int) -> bytes:
+    """Return so many encoders of one role, and as many long names beside each."""
+    wrappers = [f"{n:07b}.".replace("0", "module.").replace("1", "net.")[:-1] for n in range(count)]
+    rows = [f"{wrapper}backbone.{'x.' * 200}{n}" for wrapper in wrappers for n in range(beside)]
+    rows += [f"{wrapper}backbone.layer1.0.conv1.weight" for wrapper in wrappers]
+    return names(len(rows), lambda n: rows[n])
+
+
 MODULES = b"".join(text(b"m%d" % n) + b"h\x01" for n in range(15_000))
 ARRAYS = b"".join(text(b"e%d" % n) + b"K\x00" for n in range(100_000))
 BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
@@ -121,7 +129,7 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     "memo": (lambda: P2 + b"N" + b"\x94" * 40_000_000 + b".", "unfold to more"),
     "references": (lambda: P2 + b"(" + b"ca\nb\n" * 8_000_000 + b"l.", "unfold to more"),
     "calls": (lambda: P2 + b"(ca\nb\nq\x00" + b"h\x00)R" * 8_000_000 + b"l.", "unfold to more"),
-    "numbers": (lambda: P2 + b"(" + b"K\x01" * 100_000_000 + b"l.", "more than 8,000,000 parts"),
+    "numbers": (lambda: P2 + b"(" + b"K\x01" * 30_000_000 + b"l.", "more than 8,000,000 parts"),
     "wide text": (lambda: P2 + b"X" + struct.pack("<I", 2**28) + b"a" * (2**28 - 4)
                   + "\U0001f600".encode() + b".", "is not latin-1"),
     "protocol 0": (lambda: b"(V" + b"a" * 2**28 + rb"\U0001f600" + b"\nl.", "latin-1"),
@@ -139,9 +147,10 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     "long names": (lambda: names(20_000, lambda n: f"{n}." + "layer1.0." * 53 + "\n"), "no ResNet"),
     "many names": (lambda: names(200_000, str), "more than 20000 tensors"),
     "many encoders": (lambda: names(19_000, lambda n: f"{n}.layer1.0.conv1.weight"),
-                      "more than 200 encoders"),
+                      "more than 64 encoders"),
     "many wrappers": (lambda: names(19_000, lambda n: f"{n:b}.layer1.0.conv1.weight".replace(
-        "0", "module.").replace("1", "_orig_mod.")), "more than 200 encoders|no ResNet"),
+        "0", "module.").replace("1", "_orig_mod.")), "more than 64 encoders|no ResNet"),
+    "marks of families": (lambda: encoders(60, 300), "not a complete"),
     "zip records": (lambda: torch_zip(P2 + b"}.", {str(n): b"" for n in range(200_000)}),
                     "unfold to more|directory"),
     "haiku": (lambda: P2 + b"}(" + ARRAYS + b"uq\x010}" + text(b"experiment_state") + b"}"

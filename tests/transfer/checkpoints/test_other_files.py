@@ -88,6 +88,8 @@ FILES: dict[str, tuple[Callable[[], bytes], str]] = {
                 b"ctorch.distributed.tensor\nDTensor\n)}tRs.", "parts of distributed tensors"),
     "Paddle": (lambda: renamed(mean="_mean", var="_variance"),
                r"its norms have other names \(bn1\._mean\), as PaddlePaddle"),
+    "PaddleClas": (lambda: saved({"conv1._conv.weight": torch.ones(2), "conv1._batch_norm._mean":
+                   torch.ones(2)}), r"no ResNet by torchvision's names in it: its norms have"),
     "MindSpore": (lambda: renamed(mean="moving_mean", var="moving_variance"), "MindSpore"),
     "joblib": (lambda: b"\x80\x02}cjoblib.numpy_pickle\nNumpyArrayWrapper\n)\x81}b\xff\xff.",
                "a joblib file; load it with joblib"),

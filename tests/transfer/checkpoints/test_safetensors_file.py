@@ -111,6 +111,8 @@ def test_shards_and_a_transformers_folder_are_read(tmp_path: Path) -> None:
 def test_shards_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     index = shards(published.hugging_face(resnet()), tmp_path / "sharded")
     first, second = sorted(index.parent.glob("*.safetensors"))
+    with pytest.raises(ValueError, match=r"one shard of 2 \(give their index\): .*not a complete"):
+        read_backbone(first)
     second.write_bytes(first.read_bytes())
     with pytest.raises(ValueError, match=r"no shard of model\.safetensors\.index\.json"):
         read_backbone(index)
