@@ -32,6 +32,7 @@ from transfer.datasets.findings import (
 KEYS = ("images", "annotations", "categories")
 OBJECT = "wanted an object of keys"
 MAX_SIDE = 1_000_000
+ROUNDING = 1.05  # of an area against its box's
 MIN_NUMBERS, CORNERS = 6, "wanted pairs, three or more"  # of a polygon
 Size = tuple[int, int]  # width, height
 
@@ -85,6 +86,8 @@ class Counts:
     trained_classes: Counter[Id] = field(default_factory=Counter)
     masks: Counter[str] = field(default_factory=Counter)
     first_runs: Any = None
+    odd_areas: list[Any] = field(default_factory=list)  # ids of annotations
+    reach: float = 0  # pixels from the upper left corner to the farthest edge of a box
 
     def add(self, entry: dict[str, Any], size: Size) -> None:
         """Count an annotation of a known category and of a known image of that size."""
@@ -94,6 +97,13 @@ class Counts:
         image, category, shape = entry["image_id"], entry["category_id"], entry.get("segmentation")
         self.counted[image] += 1
         self.counted_classes[category] += 1
+        if edges := _edges(entry):
+            x0, y0, x1, y1 = edges
+            self.reach = max(self.reach, x1, y1)
+            area, of_box = entry.get("area"), (x1 - x0) * (y1 - y0)
+            is_odd = is_number(area) and not 0 < area <= ROUNDING * of_box + 1
+            if is_odd and not any(box_findings("", edges, size)):
+                self.odd_areas.append(entry.get("id"))
         if isinstance(shape, dict):
             self.masks["runs"] += 1
             self.first_runs = self.first_runs or entry.get("id")
@@ -101,7 +111,6 @@ class Counts:
             self.masks["polygons"] += 1
         if not (shape and isinstance(shape, list) and all(map(_is_short, shape))):
             self.trained[image] += 1
-            edges = _edges(entry)
             is_dropped = edges is not None and is_dropped_box(edges, size)
             is_dropped = is_dropped or (self.needs.masks and _has_no_pixel(shape))
             self.trained_classes[category] += not is_dropped
@@ -139,6 +148,7 @@ def check_coco(data: CocoData, findings: Findings) -> Iterator[Finding]:
     tally.counted = Counter({name: counts.counted_classes[number] for number, name in classes})
     tally.trained = Counter({name: counts.trained_classes[number] for number, name in classes})
     yield from _runs(path, counts)
+    yield from _sizes(path, counts)
 
 
 def _annotations(
@@ -173,6 +183,19 @@ def _runs(path: Path, counts: Counts) -> Iterator[Finding]:
         line = f"{path}: {share} in runs (first: annotation {shown(counts.first_runs)}), but "
         line += "INPUT.MASK_FORMAT is polygon"
         yield "masks in runs", f"{line}; set INPUT.MASK_FORMAT=bitmask, which takes both kinds"
+
+
+def _sizes(path: Path, counts: Counts) -> Iterator[Finding]:
+    """Yield that boxes are no pixels, or else that areas are not those of the boxes."""
+    num_objects, num_odd = counts.counted.total(), len(counts.odd_areas)
+    if num_objects and 0 < counts.reach <= 1:
+        line = f"{path}: all boxes end within the first pixel, so they seem to be fractions of the "
+        yield "boxes in fractions", f"{line}image; wanted [x, y, width, height] in pixels"
+    elif num_odd and counts.needs.evaluated:
+        share = share_of(num_odd, num_objects, "object", "has", "have")
+        line = f"{path}: {share} an area of 0 or above their box's (first: annotation "
+        line += f"{shown(counts.odd_areas[0])}); APs, APm and APl sort objects by area"
+        yield "areas that boxes contradict", line
 
 
 def _lists(path: Path) -> list[list[Any]]:

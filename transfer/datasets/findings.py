@@ -20,7 +20,7 @@ NOTES = (  # kinds that stop nothing
     "object counts", "parts of sets", "classes without objects", "classes that are not trained on",
     "images left out of training", "images of many objects", "orientation tags",
     "images twice in training", "copies in published sets", "files passed over",
-    "images in two training sets",
+    "images in two training sets", "areas that boxes contradict",
 )  # fmt: skip
 LOSSES = (  # that training drops, clips or takes as they are
     "empty boxes", "narrow boxes", "boxes outside the image", "short polygons", "empty masks",

@@ -311,6 +311,39 @@ def test_images_of_more_objects_than_ap_counts_are_noted(coco: CocoData) -> None
     assert check_set("", coco, TRAINING).notes == []
 
 
+def test_areas_that_boxes_contradict_are_noted_where_ap_sorts_by_them(coco: CocoData) -> None:
+    def report(evaluated: bool, *areas: float) -> list[str]:
+        def change(content: Content) -> None:
+            for entry, area in zip(content["annotations"], areas, strict=True):
+                entry["area"] = area
+
+        edit(coco, change)
+        report = check_set("mine", coco, Needs(evaluated, False))
+        assert report.faults == []
+        return report.notes
+
+    assert report(True, 1, 850, 892) == []  # a thin object, a box's own, rounding
+    assert report(False, 0, 0, 0) == []
+    assert report(True, 0, 1700, 850) == [
+        f"{coco.annotations}: 2 of 3 objects have an area of 0 or above their box's (first: "
+        "annotation 1); APs, APm and APl sort objects by area"
+    ]
+
+
+@pytest.mark.parametrize("evaluated", [True, False])
+def test_boxes_in_fractions_of_the_image_are_refused(coco: CocoData, evaluated: bool) -> None:
+    def change(content: Content) -> None:
+        for entry in content["annotations"]:
+            entry |= {"bbox": [0.1, 0.2, 0.5, 0.8], "area": 0.4}
+
+    edit(coco, change)
+    (fault,) = check_set("mine", coco, Needs(evaluated, False)).faults
+    assert fault == (
+        f"{coco.annotations}: all boxes end within the first pixel, so they seem to be fractions "
+        "of the image; wanted [x, y, width, height] in pixels"
+    )
+
+
 def test_runs_are_refused_where_polygons_are_trained_on(coco: CocoData) -> None:
     edit(coco, first(segmentation=RUNS))
     polygons = Needs(evaluated=False, masks=True, polygons=True)
