@@ -1,4 +1,4 @@
-"""A task's detectron2 config: its values, and what stops a run before hours are spent on it."""
+"""A task's detectron2 config: its values and heads, and what stops a run before hours are spent."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetMapper
-from detectron2.modeling import build_model
-from torch import Tensor
+from detectron2.layers import ShapeSpec, get_norm
+from detectron2.modeling import ROI_HEADS_REGISTRY, build_model
+from detectron2.modeling.roi_heads import Res5ROIHeads
+from torch import Tensor, nn
 
 from transfer.config.data import KNOWN_DATASETS, MAX_DETECTIONS, DetectionData, VocData
 from transfer.config.finetune import FinetuneConfig
@@ -65,6 +67,22 @@ LIMITS: dict[str, tuple[float, float]] = {
     "DATALOADER.NUM_WORKERS": (0, 1e4),
 }
 logger = logging.getLogger(__name__)
+
+if "Res5ROIHeadsExtraNorm" not in ROI_HEADS_REGISTRY:
+
+    @ROI_HEADS_REGISTRY.register()
+    class Res5ROIHeadsExtraNorm(Res5ROIHeads):  # type: ignore[misc]
+        """The C4 box head with one more normalisation after res5 (MoCo's detection recipe)."""
+
+        @classmethod
+        def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+            """Return the arguments of `Res5ROIHeads` with the norm appended to its res5."""
+            arguments: dict[str, Any] = super().from_config(cfg, input_shape)
+            res5 = arguments["res5"]
+            norm = get_norm(cfg.MODEL.RESNETS.NORM, res5[-1].out_channels)
+            arguments["res5"] = nn.Sequential(*res5)
+            arguments["res5"].add_module("norm", norm)
+            return arguments
 
 
 def default_cfg() -> CfgNode:

@@ -19,7 +19,6 @@ from detectron2.utils.events import EventWriter
 from torch import distributed, nn
 from torch.optim import AdamW, Optimizer
 
-from transfer.detection import heads  # noqa: F401  (registers the heads that configs name)
 from transfer.detection.hooks import (
     METRICS,
     LongPass,
