@@ -31,7 +31,7 @@ from torch.multiprocessing.spawn import ProcessExitedException
 
 from transfer.config.data import DetectionData
 from transfer.config.finetune import Optimizer
-from transfer.datasets.identity import content_digest
+from transfer.datasets.files import content_digest
 from transfer.datasets.register import register
 from transfer.detection.cfg import batch_fault, notes_before_start
 from transfer.detection.hooks import EXIT_INTERRUPTED, METRICS, SIGNALS

@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 
 from examples.digits.build import Sizes, build_digits
 from transfer.config.data import CocoData, VocData
-from transfer.datasets.identity import content_digest
+from transfer.datasets.files import content_digest
 from transfer.detection.cfg import for_this_machine
 from transfer.detection.cli import main, read_config
 from transfer.detection.resume import evaluation_fault, resume_faults
