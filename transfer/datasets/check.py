@@ -10,7 +10,6 @@ from typing import Literal, NamedTuple
 
 from transfer.config.data import KNOWN_DATASETS, MAX_DETECTIONS, CocoData, VocData
 from transfer.datasets.coco import check_coco
-from transfer.datasets.duplicates import common_findings, repeated_findings, shared_findings
 from transfer.datasets.files import image_root, index_file
 from transfer.datasets.findings import (
     Finding,
@@ -21,7 +20,12 @@ from transfer.datasets.findings import (
     number_of,
     tally_findings,
 )
-from transfer.datasets.images import check_images
+from transfer.datasets.images import (
+    check_images,
+    common_findings,
+    repeated_findings,
+    shared_findings,
+)
 from transfer.datasets.voc import check_voc
 
 logger = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ import pytest
 
 from transfer.config.data import CocoData, VocData
 from transfer.datasets.check import KNOWN_COUNTS, SetReport, check_sets, print_reports
-from transfer.datasets.duplicates import common, repeated
 from transfer.datasets.findings import ImageFile, Needs
+from transfer.datasets.images import common, repeated
 
 
 def write(folder: Path, **contents: bytes) -> list[ImageFile]:
