@@ -34,7 +34,8 @@ def frozen_remarks(plan: Plan) -> list[str]:
         if isinstance(frozen, int) and frozen > 0:
             lines.append(
                 f"{stage.backbone} on {titles[stage.task or '']}: MODEL.BACKBONE.FREEZE_AT is "
-                f"{frozen}: {', '.join(PARTS[:frozen])} stay random to the end, which costs AP"
+                f"{frozen}: {', '.join(PARTS[:frozen])} {'stays' if frozen == 1 else 'stay'} "
+                "random to the end, which costs AP"
             )
     return list(dict.fromkeys(lines))
 

@@ -281,7 +281,8 @@ def notes_before_start(
         parts = ", ".join(["its stem", "res2", "res3", "res4", "res5"][:frozen])
         notes.append(
             f"MODEL.BACKBONE.FREEZE_AT is {frozen}: of a backbone that starts at random, {parts} "
-            "stay random to the end, which costs AP; 0 trains all of it"
+            f"{'stays' if frozen == 1 else 'stay'} random to the end, which costs AP; 0 trains all "
+            "of it"
         )
     kept = cfg.TEST.DETECTIONS_PER_IMAGE
     if kept < MAX_DETECTIONS:

@@ -93,13 +93,18 @@ def test_more_detections_than_coco_counts_are_refused(task: str, kept: int, is_f
 
 @pytest.mark.parametrize(
     ("freeze_at", "has_weights", "parts"),
-    [(0, False, ""), (2, True, ""), (1, False, "its stem"), (3, False, "its stem, res2, res3")],
+    [
+        (0, False, ""),
+        (2, True, ""),
+        (1, False, "its stem stays"),
+        (3, False, "its stem, res2, res3 stay"),
+    ],
 )
 def test_frozen_random_weights_are_noted(freeze_at: int, has_weights: bool, parts: str) -> None:
     changes = ["MODEL.BACKBONE.FREEZE_AT", str(freeze_at)]
     cfg = read_config(str(CONFIGS / "digits_faster_rcnn_voc.yaml"), changes)
     notes = notes_before_start(cfg, KNOWN_DATASETS, has_weights=has_weights)
-    wanted = f"FREEZE_AT is {freeze_at}: of a backbone that starts at random, {parts} stay random"
+    wanted = f"FREEZE_AT is {freeze_at}: of a backbone that starts at random, {parts} random"
     assert [wanted in note for note in notes] == [True] * bool(parts)
 
 
