@@ -1,4 +1,7 @@
-"""Resuming by hand: the settings asked for against those that a folder was trained with."""
+"""Resuming by hand: the settings asked for against those that a folder was trained with.
+
+The training goes on in `transfer.detection.trainer` (`resume_or_load`).
+"""
 
 from __future__ import annotations
 
