@@ -129,7 +129,7 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     "memo": (lambda: P2 + b"N" + b"\x94" * 40_000_000 + b".", "unfold to more"),
     "references": (lambda: P2 + b"(" + b"ca\nb\n" * 8_000_000 + b"l.", "unfold to more"),
     "calls": (lambda: P2 + b"(ca\nb\nq\x00" + b"h\x00)R" * 8_000_000 + b"l.", "unfold to more"),
-    "numbers": (lambda: P2 + b"(" + b"K\x01" * 30_000_000 + b"l.", "more than 8,000,000 parts"),
+    "numbers": (lambda: P2 + b"(" + b"K\x01" * 30_000_000 + b"l.", "unfold to more"),
     "wide text": (lambda: P2 + b"X" + struct.pack("<I", 2**28) + b"a" * (2**28 - 4)
                   + "\U0001f600".encode() + b".", "is not latin-1"),
     "protocol 0": (lambda: b"(V" + b"a" * 2**28 + rb"\U0001f600" + b"\nl.", "latin-1"),

@@ -97,7 +97,8 @@ def shards(state: State, folder: Path) -> Path:
 
 
 def test_shards_and_a_transformers_folder_are_read(tmp_path: Path) -> None:
-    state = published.hugging_face(resnet())
+    plain = resnet()
+    state = published.hugging_face(plain)
     index = shards(state, tmp_path / "sharded")
     (tmp_path / "whole").mkdir()
     save_file(state, tmp_path / "whole" / "model.safetensors")
@@ -105,7 +106,7 @@ def test_shards_and_a_transformers_folder_are_read(tmp_path: Path) -> None:
     for path in (index, index.parent, tmp_path / "whole", tmp_path / "whole" / "model.safetensors"):
         backbone = read_backbone(path)
         assert backbone.arch == "resnet18" and backbone.container.startswith("safetensors")
-        assert all(torch.equal(backbone.state_dict[name], resnet()[name]) for name in resnet())
+        assert all(torch.equal(backbone.state_dict[name], value) for name, value in plain.items())
 
 
 def test_shards_that_do_not_fit_are_refused(tmp_path: Path) -> None:
