@@ -53,23 +53,33 @@ class Resources(BaseModel):
         extra="forbid",
         frozen=True,
         allow_inf_nan=False,
+        use_attribute_docstrings=True,
         json_schema_extra=left_out("what a job asks a cluster for"),  # but for `gpus` and `nodes`
     )
 
     gpus: int = Field(default=0, ge=0, description="GPUs on each node", json_schema_extra=ENTERS)
     nodes: int = Field(default=1, ge=1, json_schema_extra=ENTERS)
-    cpus_per_gpu: int = Field(default=4, ge=1, description="CPU cores a GPU; of a job without GPUs")
-    mem_gb: float | None = Field(default=None, gt=0, description="memory of each node")
-    timeout_min: int = Field(default=60, ge=1, description="time limit of one job")
+    """machines of one job"""
+    cpus_per_gpu: int = Field(
+        default=4, ge=1, description="CPU cores a GPU, or of a job without GPUs"
+    )
+    mem_gb: float | None = Field(default=None, gt=0, description="memory of each node, GB")
+    timeout_min: int = Field(default=60, ge=1, description="time limit of one job, minutes")
     max_jobs: int = Field(default=20, ge=1, description="jobs in which a stage may be continued")
     save_s: int = Field(default=120, ge=1, description="seconds before the limit to save at")
     partition: Word | None = None
+    """SLURM's partition; the cluster's default unless given"""
     account: Word | None = None
+    """SLURM's account"""
     qos: Word | None = None
+    """SLURM's quality of service"""
     constraint: Word | None = None
+    """features that the nodes must have"""
     array_parallelism: int = Field(default=256, ge=1, description="tasks of an array at a time")
     setup: tuple[Annotated[str, Field(pattern=r"^[^\x00]+$")], ...] = ()
+    """shell lines before the command, such as `module load cuda`"""
     extra: dict[Word, int | float | bool | Word] = {}
+    """any other option of sbatch by its name, such as `{exclude: node7}`"""
 
     @field_validator("extra")
     @classmethod
@@ -109,10 +119,11 @@ class Resources(BaseModel):
 class ResourcesConfig(BaseModel):
     """Resources by kind of stage; what a kind leaves out is taken from `default`."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
     __pydantic_extra__: dict[str, Resources] = Field(init=False)
 
     default: Resources = Resources()
+    """of every kind of stage, under what the kind itself says"""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -34,7 +34,9 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 class Section(BaseModel):
     """A frozen part of a config that refuses unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 LABEL = left_out("a label")
@@ -51,13 +53,21 @@ class BackboneConfig(Section):
     """
 
     name: Name = Field(json_schema_extra=LABEL)
+    """how tables call it"""
     pretrain: Path | None = Field(default=None, json_schema_extra=CONFIG)
+    """a pretraining config, relative to this file; give one of this, `checkpoint` and `random`"""
     overrides: tuple[str, ...] = Field(default=(), json_schema_extra=CHANGES)
+    """`key=value` changes to the pretraining config"""
     checkpoint: Path | None = Field(default=None, json_schema_extra=PATH)
+    """a file of weights, relative to the working directory"""
     format: str | None = None
+    """the checkpoint's family; recognised by its content unless given"""
     encoder: str | None = None
+    """the encoder to take, where the file holds several; the family's unless given"""
     input: StatedInput | None = None
+    """how the checkpoint's network was fed; as file and family say unless given"""
     random: bool = False
+    """no pretraining: the baseline"""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -79,22 +89,33 @@ class TaskConfig(Section):
     """
 
     name: Name = Field(json_schema_extra=LABEL)
+    """how run folders call it"""
     config: Path = Field(json_schema_extra=CONFIG)
+    """a detectron2 config, relative to this file"""
     title: str = Field(default="", json_schema_extra=LABEL)
+    """how tables call it; `name` unless given"""
     reference: str | None = Field(default=None, json_schema_extra=SHOWN)
+    """a table of published rows to stand beside it though data, detector or schedule differ"""
     optimizer: Optimizer = "sgd"
+    """`sgd` is detectron2's; `adamw` belongs to configs whose rate is AdamW's, such as
+    `digits_base.yaml`"""
     num_gpus: int = Field(default=1, ge=1, description="GPUs on each node")
     num_nodes: int = Field(default=1, ge=1)
+    """machines of one fine-tuning"""
     seeds: tuple[Seed, ...] | None = Field(default=None, description="instead of the pipeline's")
     overrides: tuple[str, ...] = Field(default=(), json_schema_extra=CHANGES)
+    """`KEY=VALUE` changes to the detectron2 config"""
 
 
 class ProbeEntry(Section):
     """A probe: a probe config and `key=value` changes to it."""
 
     name: Name = Field(json_schema_extra=LABEL)
+    """how tables call it"""
     config: Path = Field(json_schema_extra=CONFIG)
+    """a probe config, relative to this file"""
     overrides: tuple[str, ...] = Field(default=(), json_schema_extra=CHANGES)
+    """`key=value` changes to the probe config"""
 
 
 class PipelineConfig(Section):
@@ -104,14 +125,24 @@ class PipelineConfig(Section):
     """
 
     name: Slug = Field(json_schema_extra=FOLDER)
+    """of the folder of runs; one config a name"""
     backbones: tuple[BackboneConfig, ...] = Field(min_length=1)
+    """what is compared; the first `random: true` is the baseline"""
     tasks: tuple[TaskConfig, ...] = ()
+    """what they are fine-tuned on"""
     seeds: tuple[Seed, ...] = ()
+    """of the fine-tunings; `mean ± std` is over them"""
     probes: tuple[ProbeEntry, ...] = ()
+    """what else is measured of every backbone"""
     datasets: dict[Slug, DetectionData] = {}
+    """detection sets of your own, by the names that tasks use"""
     references: tuple[Path, ...] = Field(default=(), json_schema_extra=SHOWN)
+    """files of published rows besides the built-in ones, relative to this file"""
     num_pictures: int = Field(default=6, ge=1, json_schema_extra=left_out("drawn of the result"))
+    """pictures of detections that every fine-tuning draws"""
     output_dir: Path = Field(default=Path("runs"), json_schema_extra=FOLDER)
+    """the folder in which the folder `name` of this pipeline's runs lies, relative to the working
+    directory"""
     num_parallel: int = Field(
         default=1,
         ge=1,
@@ -119,6 +150,7 @@ class PipelineConfig(Section):
         json_schema_extra=left_out("stages do not know of each other"),
     )
     resources: ResourcesConfig = ResourcesConfig()
+    """what the jobs of each kind of stage ask a cluster for"""
 
     @property
     def root(self) -> Path:

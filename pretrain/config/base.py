@@ -28,7 +28,9 @@ def left_out(why: str) -> dict[str, Any]:
 class Section(BaseModel):
     """A frozen part of a config that refuses unknown keys, and yes and no where a number goes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     @field_validator("*", mode="before")
     @classmethod

@@ -29,16 +29,22 @@ class DataConfig(Section):
     """
 
     name: str = Field(json_schema_extra=left_out("a label"))
+    """what the images are called, in reports and beside published rows"""
     root: Path = Field(json_schema_extra=left_out("a path; the files enter by content"))
+    """the folder, relative to the working directory"""
     format: Literal["folder", "imagefolder", "cifar10", "cifar100", "stl10"] = "folder"
+    """`folder`: any images, without labels; `imagefolder`: one folder per class below `train` and
+    `val`; the others as torchvision lays them out"""
     identity: Literal["content", "blocks"] = Field(
         default="content", json_schema_extra=left_out("the identity of the data says it")
     )
+    """how image files are known: by every byte, or (`blocks`) by size, first and last 16 KiB"""
     num_workers: int = Field(
         default=0,
         ge=0,
         json_schema_extra=left_out("what an image becomes follows from the seed and its place"),
     )
+    """processes that read images, of each training process; 0 reads in the training process"""
 
 
 class AugmentConfig(Section):
@@ -56,21 +62,39 @@ class AugmentConfig(Section):
     """
 
     colours: Literal["by_view", "in_loader", "on_device"] = "in_loader"
+    """where jitter, grayscale, blur and noise are done: the loader's workers, the training device,
+    or one view after the other (slow)"""
     colours_before_crop: bool = Field(default=False, json_schema_extra=IDENTITY_IF_GIVEN)
+    """jitter and grayscale see the whole image"""
     size: Side = 224
+    """side of a view, pixels"""
     crop_scale: Range = (0.2, 1.0)
+    """share of the image's area that a crop takes, lowest and highest"""
     crop_ratio: Range = (3 / 4, 4 / 3)
+    """width of a crop over its height, lowest and highest"""
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    """how a crop is made `size` pixels wide and high"""
     flip: Fraction = 0.5
+    """probability that a view is mirrored"""
     rotation_degrees: NonNegative = 0.0
+    """a view is turned by up to so many degrees, either way"""
     jitter: tuple[NonNegative, NonNegative, NonNegative, NonNegative] = (0.4, 0.4, 0.4, 0.1)
+    """largest change of brightness, contrast, saturation (as factors) and hue (of the colour
+    circle, at most 0.5)"""
     jitter_probability: Fraction = 0.8
+    """probability that a view's colours are changed"""
     grayscale: Fraction = 0.2
+    """probability that a view is gray"""
     blur_probability: Fraction = 0.0
+    """probability that a view is blurred"""
     blur_sigma: Range = (0.1, 2.0)
+    """standard deviation of the blur, pixels, lowest and highest"""
     noise_std: NonNegative = 0.0
+    """standard deviation of noise, of pixels from 0 to 1"""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """subtracted from red, green and blue, of pixels from 0 to 1"""
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
+    """what they are then divided by"""
 
     @model_validator(mode="after")
     def _can_be_drawn(self) -> Self:

@@ -49,9 +49,12 @@ class LossConfig(BaseModel):
     standardises each channel and `none` compares the embeddings as they are: the controls.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     name: LossName
+    """which loss"""
     sub_batch: int | None = Field(default=None, ge=2, description="images whitened together")
     iterations: int = Field(default=1, ge=1, description="shuffles of the batch per step")
     normalize: bool = Field(default=True, description="L2-normalise before the distance")

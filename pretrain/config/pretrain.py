@@ -33,12 +33,21 @@ class ModelConfig(Section):
     """
 
     arch: Architecture = "resnet18"
+    """the encoder, torchvision's"""
     stem: Literal["imagenet", "small", "small-no-pool"] = "imagenet"
+    """first layers: `small` is a 3x3 convolution of stride 1 (STL-10, Tiny ImageNet),
+    `small-no-pool` also has no max-pool (CIFAR); detection needs `imagenet`"""
     encoder_batchnorm: Literal["per-view", "all-views"] = "per-view"
+    """whether the encoder is called once per view, with statistics of its own, or once over all
+    views"""
     zero_init_residual: bool = False
+    """the last BatchNorm of every block starts at 0"""
     projector_layers: int = Field(default=2, ge=1, le=64)
+    """linear layers between encoding and embedding"""
     projector_hidden: int = Field(default=1024, ge=1, le=2**20)
+    """width of the projector's hidden layers, channels"""
     embedding_dim: int = Field(default=64, ge=1, le=2**20)
+    """D, dimensions of the embedding that the loss sees"""
 
 
 class OptimizerConfig(Section):
@@ -50,18 +59,31 @@ class OptimizerConfig(Section):
     """
 
     name: Literal["adam", "sgd", "lars"] = "adam"
+    """the optimiser"""
     lr: PositiveFloat | None = None
+    """peak learning rate, whatever the batch; give this or `lr_per_256`"""
     lr_per_256: PositiveFloat | None = None
+    """peak learning rate for 256 images a step; it grows with `batch_size`"""
     weight_decay: NonNegative = 1e-6
+    """L2 decay, a step"""
     decay_norm_and_bias: bool = True
+    """whether weight decay also takes BatchNorm and biases; off for LARS unless given"""
     momentum: Fraction = 0.9
+    """of SGD and LARS"""
     trust_coefficient: PositiveFloat = 0.001
+    """of LARS: step length over the weights' norm"""
     warmup_steps: int = Field(default=500, ge=0)
+    """steps in which the rate rises from 0"""
     schedule: Literal["constant", "cosine", "step"] = "cosine"
+    """how the rate falls after the warm-up"""
     lr_update: Literal["step", "epoch"] = "step"
+    """whether the rate changes every step, or once an epoch"""
     drop_at: tuple[Fraction, ...] = ()
+    """of schedule `step`: parts of the run at which the rate drops, 0 to 1"""
     drop_epochs_before_end: tuple[PositiveInt, ...] = ()
+    """of schedule `step`: drops so many epochs before the end"""
     drop_factor: PositiveFloat = 0.2
+    """of schedule `step`: what the rate is multiplied by at a drop"""
 
     @model_validator(mode="before")
     @classmethod
@@ -99,11 +121,17 @@ class TrainingProbeConfig(Section):
     """
 
     every_epochs: PositiveInt
+    """epochs between two measurements"""
     data: DataConfig | None = None
+    """labelled images with the splits `train` and `test`; those of the training unless given"""
     size: Side | None = None
+    """side of the shown image, pixels; that of the views unless given"""
     resize: Side | None = None
+    """short side before the middle is cut out, pixels; `size` unless given"""
     k: PositiveInt = 5
+    """neighbours that vote"""
     max_images: PositiveInt = 50_000
+    """images of `train` that are neighbours, evenly spread"""
 
 
 class ComputeConfig(Section):
@@ -115,10 +143,16 @@ class ComputeConfig(Section):
     """
 
     precision: Literal["float32", "bf16", "fp16"] = "float32"
+    """of encoder and projector; the loss is in float32"""
     sync_batchnorm: bool = False
+    """BatchNorm's statistics over all processes; needs GPUs"""
     accumulate: PositiveInt = 1
+    """parts into which each process's batch is cut, one in memory at a time; not with batch
+    whitening"""
     channels_last: bool = Field(default=False, json_schema_extra=ROUNDING)
+    """memory layout; changes speed and rounding only"""
     compile: bool = Field(default=False, json_schema_extra=ROUNDING)
+    """torch.compile; changes speed and rounding only"""
 
 
 class PretrainConfig(Section):
@@ -131,27 +165,45 @@ class PretrainConfig(Section):
     """
 
     method: str = Field(json_schema_extra=left_out("a label"))
+    """a label for reports"""
     data: DataConfig
+    """the images"""
     augment: AugmentConfig = AugmentConfig()
+    """how views are drawn of them"""
     model: ModelConfig = ModelConfig()
+    """encoder and projector"""
     loss: LossConfig
+    """the loss and its settings"""
     optimizer: OptimizerConfig
+    """the optimiser and its schedule"""
     compute: ComputeConfig = ComputeConfig()
+    """how steps are computed"""
     num_views: int = Field(default=2, ge=2, le=1024)
+    """V, views of an image in a step"""
     batch_size: int = Field(default=256, ge=2, le=2**24)
+    """N, images a step, of all processes together"""
     epochs: PositiveInt | None = None
+    """length of the run in passes over the images; give this or `max_steps`"""
     max_steps: PositiveInt | None = None
+    """length of the run in steps"""
     covariance_epochs: PositiveInt | None = None
+    """epochs after which the loss's covariance term ends; never unless given"""
     covariance_extra_steps: int | None = Field(
         default=None, ge=0, json_schema_extra=IDENTITY_IF_GIVEN
     )
+    """steps of the next epoch that still have it; 1 where `covariance_epochs` is given"""
     seed: int = Field(default=0, ge=0, lt=2**63)
+    """fixes the first weights, the order of the images and all views"""
     probe: TrainingProbeConfig | None = Field(
         default=None, json_schema_extra=left_out("it measures and leaves no trace in the training")
     )
+    """k-NN accuracy on the way; not measured unless given"""
     log_every: PositiveInt = Field(default=10, json_schema_extra=left_out("when steps are logged"))
+    """steps between two lines of `metrics.jsonl`"""
     checkpoint_every: PositiveInt = Field(default=50, json_schema_extra=SAVED)
+    """steps between two states in `last.pth`: what a kill can cost"""
     keep_every_epochs: PositiveInt | None = Field(default=None, json_schema_extra=SAVED)
+    """epochs between two states that are kept; none unless given"""
 
     def faults_on(self, num_processes: int) -> list[str]:
         """Return why the batch cannot be cut over so many processes, or []."""

@@ -32,7 +32,9 @@ class ImageConfig(Section):
     """
 
     size: Side = 224
+    """side of the middle that the encoder sees, pixels"""
     resize: Side | None = None
+    """short side before it is cut out, pixels; `size` unless given"""
 
     @model_validator(mode="after")
     def _large_enough(self) -> Self:
@@ -45,7 +47,9 @@ class KnnConfig(Section):
     """The majority among the k nearest, by Euclidean distance, as W-MSE and CW-RGP report it."""
 
     k: PositiveInt = 5
+    """neighbours that vote"""
     distance: Literal["euclidean", "cosine"] = "euclidean"
+    """between features"""
 
 
 class WeightedKnnConfig(Section):
@@ -55,7 +59,9 @@ class WeightedKnnConfig(Section):
     """
 
     k: PositiveInt = 20
+    """neighbours that vote"""
     temperature: PositiveFloat = 0.07
+    """of the weights: lower lets the nearest count for more"""
 
 
 class LinearConfig(Section):
@@ -65,10 +71,15 @@ class LinearConfig(Section):
     """
 
     epochs: PositiveInt = 500
+    """passes over the features"""
     batch_size: PositiveInt = 1000
+    """features a step"""
     lr: PositiveFloat = 1e-2
+    """learning rate of the first epoch"""
     final_lr: PositiveFloat = 1e-6
+    """learning rate after the last"""
     weight_decay: NonNegative = 5e-6
+    """L2 decay, added to the gradient"""
 
 
 class AugmentedLinearConfig(Section):
@@ -78,14 +89,23 @@ class AugmentedLinearConfig(Section):
     """
 
     optimizer: Literal["lars", "sgd"] = "lars"
+    """the optimiser"""
     epochs: PositiveInt = 100
+    """passes over the images"""
     batch_size: PositiveInt = 1024
+    """images a step"""
     lr_per_256: PositiveFloat = 0.1
+    """learning rate at the start, for 256 images a step; it grows with `batch_size`"""
     momentum: Fraction = 0.9
+    """of the optimiser"""
     weight_decay: NonNegative = 0.0
+    """L2 decay, a step"""
     crop_scale: Range = (0.08, 1.0)
+    """share of the image's area that a crop takes, lowest and highest"""
     crop_ratio: Range = (3 / 4, 4 / 3)
+    """width of a crop over its height, lowest and highest"""
     flip: Fraction = 0.5
+    """probability that a crop is mirrored"""
 
     @model_validator(mode="after")
     def _can_be_drawn(self) -> Self:
@@ -110,18 +130,28 @@ class ProbeConfig(Section):
     """
 
     data: DataConfig
+    """labelled images with the splits `train` and `test`"""
     image: ImageConfig = ImageConfig()
+    """how an image is shown to the encoder"""
     knn: KnnConfig | None = None
+    """majority of the nearest; not measured unless given"""
     weighted_knn: WeightedKnnConfig | None = None
+    """weighted vote of the most similar; not measured unless given"""
     linear: LinearConfig | None = None
+    """linear classifier on features computed once; not measured unless given"""
     augmented_linear: AugmentedLinearConfig | None = None
+    """linear classifier behind the frozen encoder, on random crops; not measured unless given"""
     seed: int = Field(default=0, ge=0, lt=2**63)
+    """draws a random backbone, the classifiers' first weights, and the order and crops of their
+    images"""
     random_arch: Architecture | None = Field(
         default=None, json_schema_extra=left_out("of a random backbone alone, where it enters")
     )
+    """the network that is probed where the plan says `random: true`"""
     batch_size: PositiveInt = Field(
         default=256, json_schema_extra=left_out("features of an image do not depend on others")
     )
+    """images whose features are computed at a time"""
 
     @model_validator(mode="after")
     def _measures_something(self) -> Self:

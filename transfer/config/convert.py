@@ -23,9 +23,14 @@ class StatedInput(Section):
     """
 
     order: Literal["RGB", "BGR"] | None = Field(default=None, json_schema_extra=IF_GIVEN)
+    """of the colour channels"""
     mean: tuple[float, float, float] | None = Field(default=None, json_schema_extra=IF_GIVEN)
+    """of pixels from 0 to 255, one a channel in this order"""
     std: tuple[float, float, float] | None = Field(default=None, json_schema_extra=IF_GIVEN)
+    """of pixels from 0 to 255, one a channel in this order"""
     stride_in_1x1: bool | None = Field(default=None, strict=True, json_schema_extra=IF_GIVEN)
+    """whether a bottleneck halves its map in the first 1x1 convolution (Caffe2's networks) and not
+    in the 3x3 (torchvision's)"""
 
     @model_validator(mode="after")
     def _of_pixels(self) -> Self:
@@ -46,5 +51,9 @@ class ConvertConfig(Section):
     """How a checkpoint is read; what is left out is recognised from its content."""
 
     format: str | None = None
+    """the checkpoint's family; recognised by its content unless given"""
     encoder: str | None = None
+    """the encoder, or the prefix before its names, where the file holds several; the family's
+    unless given"""
     input: StatedInput | None = Field(default=None, json_schema_extra=IF_GIVEN)
+    """how the network was fed; as file and family say unless given"""

@@ -38,7 +38,9 @@ LEVEL = left_out("the identity of the data says it")
 class Section(BaseModel):
     """A frozen part of a config that refuses unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class CocoData(Section):
@@ -49,11 +51,17 @@ class CocoData(Section):
     """
 
     format: Literal["coco"] = "coco"
+    """COCO's layout"""
     annotations: Path = Field(json_schema_extra=PATH)
+    """the JSON file, relative to the working directory"""
     images: Path = Field(json_schema_extra=PATH)
+    """the folder of images, relative to the working directory"""
     identity: Level = Field(default="content", json_schema_extra=LEVEL)
+    """how image files are known: by every byte, or (`blocks`) by size, first and last 16 KiB"""
     fraction: float | None = Field(default=None, gt=0, lt=1)
+    """part of the images that is kept, for training, above 0 and below 1; all unless given"""
     subset_seed: int = Field(default=0, ge=0)
+    """draws that part"""
 
     def ap_rule(self, num_kept: int = MAX_DETECTIONS) -> str:
         """Return in words by which rule AP is measured, of `num_kept` detections an image."""
@@ -73,11 +81,18 @@ class VocData(Section):
     """
 
     format: Literal["voc"] = "voc"
+    """Pascal VOC's layout"""
     root: Path = Field(json_schema_extra=PATH)
+    """the folder that holds `JPEGImages`, `Annotations` and `ImageSets/Main`, relative to the
+    working directory"""
     identity: Level = Field(default="content", json_schema_extra=LEVEL)
+    """how image files are known: by every byte, or (`blocks`) by size, first and last 16 KiB"""
     split: str
+    """the name of a list in `ImageSets/Main`, without `.txt`"""
     year: Literal[2007, 2012] = 2007
+    """the rule of AP: 2007 takes the mean of 11 precisions, 2012 the area under the curve"""
     class_names: tuple[str, ...] = VOC_CLASSES
+    """the classes, in the order of the detector's outputs; VOC's 20 unless given"""
 
     def ap_rule(self, num_kept: int = MAX_DETECTIONS) -> str:
         """Return in words by which rule AP is measured, of `num_kept` detections an image.

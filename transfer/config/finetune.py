@@ -26,9 +26,16 @@ class FinetuneConfig(Section):
     """
 
     detectron2: dict[str, Any]
+    """the task's config, all bases and overrides resolved"""
     datasets: dict[str, DetectionData]
+    """the sets that it names"""
     seed: int = Field(default=0, ge=0, lt=2**31)
+    """of the new layers and of the order of the images"""
     optimizer: Optimizer = "sgd"
+    """detectron2's SGD, or AdamW"""
     num_gpus: int = Field(default=1, ge=1)
+    """GPUs on each machine"""
     num_nodes: int = Field(default=1, ge=1)
+    """machines"""
     num_pictures: int = Field(default=6, ge=1, json_schema_extra=left_out("drawn of the result"))
+    """pictures of detections that are drawn"""

@@ -1,0 +1,28 @@
+"""docs/reference.md tells of every key that the config models have."""
+
+from pydantic import BaseModel
+
+from tests.docs.reference import MODELS, PAGE, page
+from transfer.config.finetune import FinetuneConfig
+
+
+def properties(model: type[BaseModel]) -> dict[str, str]:
+    """The description of every property of a model and of all sections below it."""
+    schema = model.model_json_schema()
+    sections = {model.__name__: schema} | schema.get("$defs", {})
+    return {
+        f"{name}.{key}": value.get("description", "")
+        for name, part in sections.items()
+        for key, value in part.get("properties", {}).items()
+    }
+
+
+def test_every_key_has_a_description() -> None:
+    models = [*(model for model, _ in MODELS.values()), FinetuneConfig]
+    described = {key: text for model in models for key, text in properties(model).items()}
+    assert len(described) > 100
+    assert [key for key, text in described.items() if not text] == []
+
+
+def test_the_page_is_what_the_models_say() -> None:
+    assert PAGE.read_text("utf-8") == page(), "python -m tests.docs.reference writes it anew"
