@@ -1,6 +1,7 @@
 # make demo    from a bare machine to the result table
 # make test    the same environment, and every test this machine can run
 # make lint type    what CI checks besides
+# make docs    the documentation site, in build/docs
 # make test-faults  the pipeline killed, starved and damaged, at length; CI runs a short form
 
 PYTHON ?= python3.11
@@ -8,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: env demo test test-faults lint type check
+.PHONY: env demo test test-faults lint type check docs
 .DELETE_ON_ERROR:
 
 env: $(STAMP)
@@ -33,6 +34,10 @@ type: env
 	@$(BIN)/mypy
 
 check: lint type test
+
+docs: env
+	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
+	@echo build/docs/index.html
 
 test-faults: env
 	@FAULT_KILLS=20 $(BIN)/python -m pytest tests/faults

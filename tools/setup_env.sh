@@ -59,5 +59,5 @@ explain() {
 seconds=0
 echo "setup: packages into $VENV (about 5.5 GB once; see $log)"
 install setuptools wheel
-install --no-build-isolation -e '.[dev]'
+install --no-build-isolation -e '.[dev,docs]'
 "$VENV/bin/python" tools/install_detectron2.py

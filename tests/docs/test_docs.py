@@ -158,7 +158,8 @@ def test_documents_name_different_runs() -> None:
     ids=lambda path: path.stem,
 )
 def test_commands_run(path: Path, sandbox: Path) -> None:
-    env = dict(os.environ, PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    path_of = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = {**os.environ, "PATH": path_of, "TMPDIR": str(sandbox)}
     for block in blocks(path):
         if block.file is not None:
             (sandbox / block.file).parent.mkdir(parents=True, exist_ok=True)
