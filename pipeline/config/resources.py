@@ -40,6 +40,15 @@ SET_BY = {
     "error": "nothing: see `status` for the logs",
     "wrap": "nothing: the command is the stage",
     "chdir": "nothing: start from the folder you want",
+    "wait": "nothing: `status --watch` waits",
+    "parsable": "nothing: `status --json` is for machines",
+    "quiet": "nothing: sbatch's answer names the job",
+    "test-only": "nothing: `run` asks it before it submits",
+    "clusters": "SLURM_CLUSTERS in the environment, which all commands read",
+}
+CONFLICTS = {  # options that say otherwise what a key of ours says
+    "mem_gb": ("mem-per-cpu", "mem-per-gpu", "exclusive"),
+    "gpus": ("gpus-per-task", "gpus-per-socket", "gres", "tres-per-node", "tres-per-task"),
 }
 
 ENTERS: dict[str, Any] = {"identity": True}
@@ -95,6 +104,20 @@ class Resources(BaseModel):
             raise ValueError("; ".join(faults))
         return extra
 
+    def conflicts(self) -> list[str]:
+        """Return which options of `extra` contradict a key, and each other."""
+        given = {flag_name(name): value for name, value in self.extra.items() if value is not False}
+        faults = []
+        for key, names in CONFLICTS.items():
+            if key not in self.model_fields_set or not getattr(self, key):
+                continue
+            for name in names:
+                if name in given and not (name == "gres" and "gpu" not in str(given[name])):
+                    faults.append(f"extra.{name} and {key} contradict each other; give one of them")
+        if {"mem-per-cpu", "mem-per-gpu"} <= given.keys():
+            faults.append("extra.mem-per-cpu and extra.mem-per-gpu contradict each other")
+        return faults
+
     @property
     def num_gpus(self) -> int:
         """Return the GPUs of one job."""
@@ -133,6 +156,7 @@ class ResourcesConfig(BaseModel):
         faults = [unknown("stage", name, names) for name in given if name not in known]
         for kind in known:
             merged = self.of(kind)
+            faults += [f"{kind}: {fault}" for fault in merged.conflicts()]
             if merged.max_jobs > 1 and merged.save_s >= merged.timeout_min * 60:
                 faults.append(
                     f"{kind}: to save {merged.save_s} s (save_s) before the end of "

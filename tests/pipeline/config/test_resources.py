@@ -35,8 +35,27 @@ def test_resources_of_a_kind_stand_on_the_default() -> None:
         ({"pretrain": {"extra": {"comment": "a\nrm -rf"}}}, "match pattern"),
         ({"default": {"timeout_min": 2}}, "is before the start"),
         ({"pretrain": {"gpu": 1}}, "Extra inputs are not permitted"),
+        (
+            {"default": {"mem_gb": 4}, "finetune": {"extra": {"mem_per_cpu": "2G"}}},
+            "finetune: extra.mem-per-cpu and mem_gb contradict each other; give one of them",
+        ),
+        ({"default": {"mem_gb": 4, "extra": {"exclusive": True}}}, "extra.exclusive and mem_gb"),
+        ({"default": {"gpus": 4, "extra": {"gres": "gpu:2"}}}, "extra.gres and gpus"),
+        (
+            {"default": {"extra": {"mem-per-cpu": 1, "mem-per-gpu": 1}}},
+            "extra.mem-per-cpu and extra.mem-per-gpu contradict",
+        ),
+        ({"default": {"extra": {"clusters": "two"}}}, "clusters: is set by SLURM_CLUSTERS"),
     ],
 )
 def test_faults_of_resources_are_found_before_submission(content: dict, words: str) -> None:
     with pytest.raises(ValidationError, match=re.escape(words)):
         ResourcesConfig.model_validate(content)
+
+
+def test_options_that_contradict_nothing_stay() -> None:
+    extra = {"mem-per-cpu": "2G", "exclusive": True, "gres": "nvme:1"}
+    config = ResourcesConfig.model_validate({"default": {"gpus": 2, "extra": extra}})
+    assert config.of("pretrain").extra == extra
+    off = {"default": {"mem_gb": 4, "extra": {"exclusive": False}}}
+    assert ResourcesConfig.model_validate(off).of("report").mem_gb == 4
