@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 import shutil
-import tempfile
 from pathlib import Path
 
 from pipeline.stages.files import write_json
@@ -20,7 +20,7 @@ def take_snapshot(target: Path, source: Path | None = None) -> Path:
     files = code_files(source)
     digest = hashlib.sha256()
     for name, path in files.items():
-        digest.update(f"{name}\0{path.stat().st_mode & 0o111}\0".encode())
+        digest.update(f"{name}\0".encode())
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     made = code_state()
     digest.update(repr(sorted(made.items())).encode())
@@ -28,14 +28,14 @@ def take_snapshot(target: Path, source: Path | None = None) -> Path:
     if folder.exists():
         return folder
     target.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".code-", dir=target))
+    temporary = target / f".code-{secrets.token_hex(6)}"
+    temporary.mkdir()
     try:
         for name, path in files.items():
             copy = temporary / name
             copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(path, copy)
+            shutil.copyfile(path, copy)  # not its mode: that follows the umask
         write_json(temporary / CODE_STATE, made)
-        temporary.chmod(0o755)
         try:
             temporary.rename(folder)
         except OSError:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import stat
 from pathlib import Path
 
@@ -23,7 +24,10 @@ def test_a_file_is_the_old_one_until_the_new_one_is_whole(tmp_path: Path) -> Non
     path = tmp_path / "a.json"
     write_json(path, {"a": 1})
     assert path.read_text("utf-8") == '{\n  "a": 1\n}\n'
-    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    before = os.umask(0o027)
+    write_json(path, {"a": 1})
+    os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(path, {"a": float("nan")})
     with pytest.raises(RuntimeError), atomic_path(path) as temporary:
