@@ -4,7 +4,7 @@ import json
 from itertools import pairwise
 from pathlib import Path
 
-from pipeline.report.collect import all_states, collect, failed_log, made_from
+from pipeline.report.collect import all_states, collect, failed_log, report_key
 from pipeline.stages.run_folder import FAILURE, METRICS, prepare
 from pipeline.stages.stage import Stage
 from tests.pipeline.local_runs import ONLY_A, ran, run, small_plan
@@ -59,11 +59,12 @@ def test_a_curve_has_a_point_a_step_and_no_half_written_line(fakes: Path) -> Non
 
 def test_a_report_is_made_anew_when_what_it_shows_has_changed(fakes: Path) -> None:
     plan = small_plan(ONLY_A)
-    keys = [made_from(plan)]
+    keys = [report_key(plan)]
     run(plan)
-    keys.append(made_from(plan))
-    assert made_from(plan) == keys[-1]
+    keys.append(report_key(plan))
+    assert report_key(plan) == keys[-1]
+    keys.append(report_key(small_plan([*ONLY_A, "tasks.0.title=Renamed"])))
     (plan.stages[0].run_dir / "manifest.json").unlink()
-    keys.append(made_from(plan))
+    keys.append(report_key(plan))
     assert all(one != other for one, other in pairwise(keys))
     assert len(ran()) == len(plan.stages)
