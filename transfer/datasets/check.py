@@ -129,13 +129,6 @@ def _partners(
     return list(others), list(tests)
 
 
-def check_set(
-    name: str, data: CocoData | VocData, needs: Needs, decode: Decode = "auto"
-) -> SetReport:
-    """Return the report of `check_sets` of one set."""
-    return dict(check_sets({name: (data, needs)}, decode))[name]
-
-
 def print_reports(
     sets: Mapping[str, tuple[CocoData | VocData, Needs]], decode: Decode, names: Collection[str]
 ) -> bool:

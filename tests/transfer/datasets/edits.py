@@ -1,10 +1,12 @@
-"""Annotations in COCO's layout, changed."""
+"""A set that is checked by itself, and annotations in COCO's layout, changed."""
 
 import json
 from collections.abc import Callable
 from typing import Any
 
-from transfer.config.data import CocoData
+from transfer.config.data import CocoData, VocData
+from transfer.datasets.check import Decode, SetReport, check_sets
+from transfer.datasets.findings import Needs
 
 Faults = Callable[..., list[str]]
 Content = dict[str, Any]
@@ -29,3 +31,10 @@ def image(**changes: Any) -> Callable[[Content], object]:
 def category(**changes: Any) -> Callable[[Content], object]:
     """Change the first category."""
     return lambda content: content["categories"][0].update(changes)
+
+
+def check_set(
+    name: str, data: CocoData | VocData, needs: Needs, decode: Decode = "auto"
+) -> SetReport:
+    """Return the report of `check_sets` of one set."""
+    return dict(check_sets({name: (data, needs)}, decode))[name]

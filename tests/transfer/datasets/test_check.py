@@ -2,9 +2,9 @@
 
 import pytest
 
-from tests.transfer.datasets.edits import Faults, edit, first
+from tests.transfer.datasets.edits import Faults, check_set, edit, first
 from transfer.config.data import KNOWN_DATASETS, CocoData, VocData
-from transfer.datasets.check import KNOWN_COUNTS, check_set, whole_of
+from transfer.datasets.check import KNOWN_COUNTS, whole_of
 from transfer.datasets.findings import Needs
 
 

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.transfer.datasets.edits import Content, Faults, category, edit, first, image
+from tests.transfer.datasets.edits import Content, Faults, category, check_set, edit, first, image
 from transfer.config.data import MAX_DETECTIONS, CocoData
-from transfer.datasets.check import check_set
 from transfer.datasets.coco import mask_fault
 from transfer.datasets.findings import Needs
 

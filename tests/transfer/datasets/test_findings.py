@@ -6,9 +6,9 @@ import pytest
 import torch
 from detectron2.structures import Boxes
 
-from tests.transfer.datasets.edits import Content, Faults, edit, first
+from tests.transfer.datasets.edits import Content, Faults, check_set, edit, first
 from transfer.config.data import CocoData, VocData
-from transfer.datasets.check import check_set, check_sets
+from transfer.datasets.check import check_sets
 from transfer.datasets.findings import MAX_PER_KIND, Needs
 
 

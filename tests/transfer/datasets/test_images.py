@@ -14,9 +14,8 @@ import pytest
 from detectron2.data.detection_utils import _apply_exif_orientation
 from PIL import Image
 
-from tests.transfer.datasets.edits import Faults
+from tests.transfer.datasets.edits import Faults, check_set
 from transfer.config.data import CocoData, VocData
-from transfer.datasets.check import check_set
 from transfer.datasets.findings import ImageJob, Needs
 from transfer.datasets.images import TURNS, opened_image
 

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.transfer.datasets.edits import Faults
+from tests.transfer.datasets.edits import Faults, check_set
 from transfer.config.data import VocData
-from transfer.datasets.check import check_set
 from transfer.datasets.findings import Needs
 from transfer.datasets.voc import make_splits
 
