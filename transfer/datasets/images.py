@@ -169,14 +169,14 @@ def missing_line(missing: list[ImageJob], findings: Findings) -> str:
     if not root.is_dir():
         line += f"; {root} is no folder"
     names = [os.path.relpath(job.path, root) for job in missing]
-    elsewhere = _elsewhere(names, root)
+    elsewhere, archives = _elsewhere(names, root), _archives(root)
+    if archives and not any(place.is_relative_to(root) for place in elsewhere.values()):
+        return f"{line}; {few(archives)} is there: unpack it"  # names beside are another set's
     if elsewhere:
         name, place = next(iter(elsewhere.items()))
         is_fixed = root.parent / "ImageSets" in findings.place.parents  # VOC's layout
         remedy = _remedy(name, place, root, is_fixed)
         return f"{line}; {len(elsewhere):,} exist elsewhere: {remedy}"
-    if archives := _archives(root):
-        return f"{line}; {few(archives)} is there: unpack it"
     others = [
         path.name
         for path in _files(root)

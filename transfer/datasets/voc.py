@@ -174,8 +174,8 @@ def _split(data: VocData, names: dict[str, None]) -> Iterator[Finding]:
         fault = path_fault(name)
         if not words:
             fault = "is a blank line"
-        elif len(words) > 1 or "#" in name:
-            fault = "is not one name, without spaces and #"
+        elif len(words) > 1 or "#" in name or "\ufeff" in name:
+            fault = "is not one name, without spaces, # and byte-order mark"
         elif name in names:
             fault = "is listed twice"
         if fault is None:

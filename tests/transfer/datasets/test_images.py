@@ -262,6 +262,9 @@ def test_an_archive_that_was_never_unpacked_is_named(
 ) -> None:
     for path in coco.images.iterdir():
         path.unlink()
+    other = coco.images.parent / "train"  # another set, whose images have the same names
+    other.mkdir()
+    (other / "000.jpg").write_bytes(b"")
     path = coco.images.parent / archive
     path.write_bytes(b"")
     (fault,) = detection_faults(coco)

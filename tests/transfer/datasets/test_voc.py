@@ -83,6 +83,7 @@ def test_files_that_are_not_voc(voc: VocData, content: bytes, detection_faults: 
     ("lines", "expected"),
     [
         ("000\n\n001\n", "line 2, '', is a blank line"),
+        ("\ufeff000\r\n001\r\n", r"line 1, '\ufeff000', is not one name, without spaces, # and"),
         ("000\n001\n000\n", "line 3, '000', is listed twice"),
         ("000 1\n001\n002\n", "line 1, '000 1', is not one name"),
         ("000\n001\n#2\n", "line 3, '#2', is not one name"),
