@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +30,7 @@ MAX_TENSORS = 20_000
 MAX_KEY_NUMBER = 2**60
 MAX_NUMBER = 2**48
 MAX_RANK = 8
+MAX_PARTS = 8  # of an instance that are looked at
 MAX_DEPTH = 8
 SMALL = 2**20
 PARAMETERS = ("torch.nn.parameter.Parameter", "torch.autograd.variable.Variable")
@@ -241,10 +243,11 @@ def _array(array: Instance) -> TensorView | None:
         _, shape, dtype, fortran, raw = state
     elif path in PARAMETERS:  # of torch before 0.4
         inside = state.values() if isinstance(state, Mapping) else state
-        parts = (*array.args, *(inside if state and not isinstance(state, Instance) else ()))
+        listed = inside if isinstance(inside, tuple) or isinstance(state, Mapping) else ()
+        parts = (*array.args[:MAX_PARTS], *islice(listed, MAX_PARTS))
         return next((part for part in parts if isinstance(part, TensorView)), None)
     elif path in FROM_BUFFER and len(array.args) > 2:
-        raw, dtype, shape, order = (*array.args, "C")[:4]
+        raw, dtype, shape, order = (*array.args[:4], "C")[:4]
         fortran = order == "F"
     else:
         return None
@@ -347,7 +350,9 @@ def special_tensors(content: Mapping[Any, Any]) -> str | None:
             if not isinstance(value, Instance):
                 continue
             names = [
-                one.path for one in (value.reference, *value.args) if isinstance(one, Reference)
+                one.path
+                for one in (value.reference, *value.args[:MAX_PARTS])
+                if isinstance(one, Reference)
             ]
             for pattern, kind in SPECIAL_TENSORS:
                 if any(re.search(pattern, name) for name in names):

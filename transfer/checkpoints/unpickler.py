@@ -269,6 +269,7 @@ class SafeUnpickler(_Stdlib):  # type: ignore[misc]
             made = self._call(args[0], args[2])
             return made if isinstance(made, TensorView) else Instance(function, args)
         if path == "copyreg.__newobj__" and args and isinstance(args[0], Reference):
+            self.limits.take(len(args) * SLOT_BYTES)
             return Instance(args[0], args[1:])
         if LOADER.fullmatch(path):
             raise UnsafeError(f"this file would run {path}")

@@ -157,6 +157,11 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
               + text(b"online_params") + b"}(" + MODULES + b"uss.", "no tensors in it"),
     "lists of one dict": (lambda: P2 + b"}" + text(b"a") + b"(}q\x00" + b"h\x00" * 3_000_000
                           + b"ls.", "no tensors in it"),
+    "constructors": (lambda: P2 + b"(ccopyreg\n__newobj__\nq\x00(" + b"h\x00" * 100_000 + b"tq\x01"
+                     + b"h\x00h\x01R" * 5000 + b"l.", "unfold to more"),
+    "instances of many parts": (lambda: P2 + b"(" + b"N" * 100_000 + b"tq\x000ca\nb\nq\x010}("
+                                + b"".join(text(b"%d" % n) + b"h\x01h\x00R" for n in range(50_000))
+                                + b"u.", "no tensors in it"),
     "bytes of a text": (lambda: P2 + text(b"a" * 2**20) + b"q\x00(" + b"c_codecs\nencode\n(h\x00"
                         b"tR" * 5000 + b"l.", "unfold to more"),
 }  # fmt: skip

@@ -15,6 +15,7 @@ from transfer.checkpoints.state_dicts import (
     Reference,
     Storage,
     TensorView,
+    as_tensor,
     find_state_dicts,
 )
 
@@ -50,3 +51,15 @@ def test_paths_go_through_lists_and_instances() -> None:
     content = {"runs": [{}, made], "again": inner, b"bias": view(2), 7: {"weight": view(1)}}
     assert {path: list(d) for path, d in find_state_dicts(content).items()} == {
         "": ["bias"], "runs.1.net": ["weight"]}  # fmt: skip
+
+
+def test_parameters_as_torch_wrote_them_before_0_4() -> None:
+    kind, inner = Reference("torch.nn.parameter", "Parameter"), view(2)
+    for args, state in (
+        ((inner,), (True, False, None)),
+        ((), (inner, None, None, True, False)),
+        ((), {"data": inner, "requires_grad": True}),
+    ):
+        assert as_tensor(Instance(kind, args, state)) is inner
+    assert as_tensor(Instance(kind, (), None)) is None
+    assert as_tensor(Instance(kind, (), Instance(kind))) is None
