@@ -1,4 +1,4 @@
-"""Files that are no checkpoint are named, with what to give in their place."""
+"""Files and folders that are no checkpoint: each is named, with what to give in its place."""
 
 import io
 import json

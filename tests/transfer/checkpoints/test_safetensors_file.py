@@ -1,6 +1,7 @@
 """Safetensors: what the library refuses, headers without measure, shards and folders."""
 
 import json
+import mmap
 import struct
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from tests.transfer import published
 from transfer.checkpoints.read import read_backbone
-from transfer.checkpoints.safetensors_file import DTYPES
+from transfer.checkpoints.safetensors_file import read_safetensors
 
 resnet = published.resnet
 State = dict[str, Tensor]
@@ -55,6 +56,16 @@ def test_bad_safetensors_are_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=expected) as caught:
         read_backbone(path)
     assert "\n" not in str(caught.value) and len(str(caught.value)) <= 400
+
+
+def test_the_tensors_lie_in_the_file_as_the_library_reads_them(tmp_path: Path) -> None:
+    state = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(2).half(), "c": torch.tensor(7)}
+    save_file(state, tmp_path / "file")
+    with (tmp_path / "file").open("rb") as file:
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    views = read_safetensors(tmp_path / "file", data)
+    assert views.keys() == state.keys()
+    assert all(torch.equal(views[name].read(), value) for name, value in state.items())
 
 
 def test_they_are_told_by_structure_not_by_the_first_byte(tmp_path: Path) -> None:
@@ -128,8 +139,3 @@ def test_shards_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         index.write_text(json.dumps({"weight_map": wrong}), encoding="utf-8")
         with pytest.raises(ValueError, match="index of shards without names"):
             read_backbone(index)
-
-
-def test_types_are_those_of_torch() -> None:
-    assert DTYPES["F16"] == "float16" and DTYPES["BF16"] == "bfloat16"
-    assert all(isinstance(getattr(torch, name), torch.dtype) for name in DTYPES.values())
