@@ -20,14 +20,14 @@ myst_heading_anchors = 3  # links to a section are the same as in plain Markdown
 autodoc_typehints = "none"  # the signatures say them
 autodoc_member_order = "bysource"
 napoleon_numpy_docstring = False
+default_role = "code"  # `single` backticks in docstrings, as in Markdown
 suppress_warnings = ["misc.highlighting_failure"]  # commands with {braces} are no plain shell
 
 html_theme = "furo"
 html_title = project
-html_static_path = ["static"]
-html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sphinx = False
+html_show_copyright = False
 
 
 def read_comments(_: Sphinx, __: str, source: list[str]) -> None:

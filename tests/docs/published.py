@@ -73,7 +73,7 @@ def page() -> str:
     """The page with its tables written anew; what stands around them is kept."""
     before, _, rest = PAGE.read_text("utf-8").partition(BEGIN)
     content = References.model_validate(yaml.safe_load(BUILT_IN.read_text("utf-8")))
-    lines = ["", "## Sources", "", "| source | |", "| --- | --- |"]
+    lines = ["", "## Sources", "", "| source | where |", "| --- | --- |"]
     lines += [f"| {name} | {linked(text)} |" for name, text in content.sources.items()]
     lines += ["", "## Detection", ""]
     lines += [line for table in content.detection for line in detection(table)]
