@@ -11,7 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision
+from sklearn.datasets import load_sample_images
 from torch import Tensor
+from torch.nn.functional import conv2d, interpolate
+
+from transfer.checkpoints.families import UNIT_INPUT
 
 State = dict[str, Tensor]
 
@@ -208,12 +212,30 @@ def namespace() -> argparse.Namespace:
     return argparse.Namespace(lr=0.1, arch="resnet50")
 
 
+def fed_with(state: State, fed: dict[str, Any]) -> State:
+    """Return bn1's statistics as if these photographs, fed so, had been the training images."""
+    if not state:
+        return {}
+    images = []
+    for photograph in load_sample_images().images:
+        pixels = torch.tensor(photograph).permute(2, 0, 1).double()[None]
+        pixels = interpolate(pixels, size=(256, 384), mode="area")
+        if fed["format"] == "BGR":
+            pixels = pixels.flip(1)
+        mean, std = (torch.tensor(fed[key])[:, None, None] for key in ("pixel_mean", "pixel_std"))
+        images.append((pixels - mean) / std)
+    out = conv2d(torch.cat(images), state["conv1.weight"].double(), stride=2).transpose(0, 1)
+    statistics = {"mean": out.flatten(1).mean(1), "var": out.flatten(1).var(1)}
+    return {f"bn1.running_{key}": value.float() for key, value in statistics.items()}
+
+
 def files(s: State) -> dict[str, tuple[str, str, Any]]:
     """Return name -> (family, encoder, content) of every transferable form in the survey."""
     o = other(s)
     moco_heads = head("module.encoder_q.fc.0.weight", "module.queue", "module.queue_ptr")
     mm = under("backbone.", s) | head("neck.mlp.0.weight", "queue", "queue_ptr")
     lit_head = head("projection_head.layers.0.weight", "online_classifier.weight")
+    lars = {"param_groups": [{"lr": np.float64(0.1), "lars_adaptation_filter": True}]}
     rate = {"param_groups": [{"lr": np.float64(0.1)}]}
     return {
         "moco": ("moco", "module.encoder_q.", training(
@@ -227,7 +249,7 @@ def files(s: State) -> dict[str, tuple[str, str, Any]]:
         "barlow-full": ("barlow-twins", "module.backbone.", {"epoch": 1, "optimizer": rate,
             "model": under("module.backbone.", s) | head("module.projector.0.weight",
                                                         "module.bn.running_mean")}),
-        "vicreg-full": ("vicreg", "module.backbone.", {"epoch": 1, "optimizer": rate,
+        "vicreg-full": ("vicreg", "module.backbone.", {"epoch": 1, "optimizer": lars,
             "model": under("module.backbone.", s) | head("module.projector.0.weight")}),
         "vicreg-linear": ("vicreg", "module.0.", {"epoch": 1, "best_acc": namespace(),
             "model": under("module.0.", s) | head("module.1.weight", "module.1.bias")}),
@@ -246,10 +268,10 @@ def files(s: State) -> dict[str, tuple[str, str, Any]]:
             under("model.module.", s) | head("head.0.weight"))),
         "cw-rgp-both": ("cw-rgp", "module.model.module.", training(
             under("module.model.module.", s) | head("module.head.0.weight"))),
-        "cw-rgp-base-byol": ("cw-rgp", "model.module.", training(
+        "cw-rgp-base-byol": ("unlisted", "model.module.", training(
             under("model.module.", s) | under("model_t.module.", o) | head("pred.0.weight"))),
         "w-mse": ("w-mse", "model.module.", under("model.module.", s) | head("head.0.weight")),
-        "w-mse-byol": ("w-mse", "model.module.", under("model.module.", s)
+        "w-mse-byol": ("unlisted", "model.module.", under("model.module.", s)
                        | under("model_t.module.", o) | head("head_t.0.weight")),
         "intl": ("intl", "module.backbone.", training(
             under("module.backbone.", s) | under("module.momentum_backbone.", o)
@@ -293,7 +315,8 @@ def files(s: State) -> dict[str, tuple[str, str, Any]]:
             under("backbone.", s) | under("momentum_backbone.", o)
             | head("classifier.weight", "projector.0.weight", "momentum_projector.0.weight"))),
         "solo-learn-old": ("solo-learn", "encoder.", lightning(
-            under("encoder.", s) | under("momentum_encoder.", o) | head("classifier.weight"))),
+            under("encoder.", s) | under("momentum_encoder.", o)
+            | head("classifier.weight", "momentum_projector.0.weight"))),
         "lightly-moco": ("lightly", "backbone.", lightning(
             under("backbone.", s) | under("key_backbone.", o) | lit_head)),
         "lightly-byol": ("lightly", "backbone.", lightning(
@@ -311,7 +334,7 @@ def files(s: State) -> dict[str, tuple[str, str, Any]]:
         "openselfsup-byol": ("openselfsup", "backbone.", {"meta": {}, "state_dict":
             mm | under("online_net.0.", s) | under("target_net.0.", o)}),
         "densecl-extracted": ("openselfsup", "", {"state_dict": s, "author": "OpenSelfSup"}),
-        "mmselfsup-extracted": ("mmselfsup", "", {"state_dict": s, "meta": {}}),
+        "mmselfsup-extracted": ("torchvision", "", {"state_dict": s, "meta": {}}),
         "mmpretrain": ("mmselfsup", "backbone.", {"meta": {}, "message_hub": {}, "state_dict":
             mm | under("encoder_k.module.0.", o) | head("encoder_k.steps"),
             "param_schedulers": []}),
@@ -321,13 +344,13 @@ def files(s: State) -> dict[str, tuple[str, str, Any]]:
         "hugging-face": ("hugging-face", "resnet.", hugging_face(s) | head("classifier.1.weight")),
         "simclr-v1": ("simclr-v1", "", {"state_dict": {
             name: value * 0 if name.endswith("tracked") else value for name, value in s.items()
-        } | head("fc.weight", "fc.bias")}),
+        } | fed_with(s, UNIT_INPUT) | head("fc.weight", "fc.bias")}),
         "bolts-simclr": ("lightning-bolts", "encoder.", lightning(
             under("encoder.", s) | head("projection.model.0.weight"))),
         "bolts-byol": ("lightning-bolts", "online_network.encoder.", lightning(
             under("online_network.encoder.", s) | under("target_network.encoder.", o)
             | head("online_network.projector.model.0.weight", "predictor.model.0.weight"))),
-        "bolts-moco": ("lightning-bolts", "encoder_q.", lightning(
+        "bolts-moco": ("moco", "encoder_q.", lightning(
             under("encoder_q.", s) | under("encoder_k.", o) | head("encoder_q.fc.0.weight"))),
         "bolts-swav": ("lightning-bolts", "model.", lightning(
             under("model.", s) | head("model.projection_head.0.weight", "model.prototypes.bias"))),

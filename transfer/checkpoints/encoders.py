@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from transfer.checkpoints.families import FAMILIES, SIDE_NAMES, Family, is_copy
+from transfer.checkpoints.families import FAMILIES, SIDE_NAMES, UNLISTED, Family, is_copy
 from transfer.checkpoints.key_patterns import SPELLINGS, TRANSPARENT, role, split, without_wrappers
-from transfer.checkpoints.state_dicts import StateDict
+from transfer.checkpoints.state_dicts import Instance, StateDict
+from transfer.checkpoints.statements import is_normalisation
 from transfer.resnet.architecture import foreign, other_norms
 from transfer.resnet.names import BLOCKS, COUNTER, NORM_ENTRIES, ordered_names
 
@@ -25,8 +26,14 @@ KINDS_OF_COPY = (
     (r"(^|\.|_)target", "the target network"),
     (r"", "the momentum encoder"),
 )
-SPELLINGS_OF_A_FAMILY = ("caffe2", "hugging-face", "simclr-v2", "classy")
-UNLISTED = Family("unlisted", note="of no listed family: ImageNet's mean and std are assumed")
+SPELLINGS_OF_A_FAMILY = ("caffe2", "hugging-face", "simclr-v2", "classy", "detectron2")
+NO_FAMILY = Family(UNLISTED, note="of no listed family")
+NO_NETWORK = re.compile(
+    r"fisher\w*|exp_avg\w*|moments?|\w+_moments?|\w*momentum_buffers?|grads?|gradients?|grad_\w+|"
+    r"importance\w*|omegas?|hessian\w*|square_avg|ewc\w*|variances?"
+)
+ASIDE = ("average_model_state", "current_model_state")  # Lightning's; it evaluates state_dict
+DETECTRON2_JUNK = "stem.fc."
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +56,11 @@ class Candidate:
         """What it is called, wrappers left out."""
         return role(self.prefix)
 
+    @property
+    def aside(self) -> bool:
+        """Whether it is taken only by hand: a copy that its framework does not evaluate."""
+        return any(part in ASIDE for part in self.path.split("."))
+
 
 def find_candidates(state_dicts: Mapping[str, StateDict]) -> list[Candidate]:
     """Return every encoder in a file, whatever its spelling.
@@ -65,6 +77,8 @@ def find_candidates(state_dicts: Mapping[str, StateDict]) -> list[Candidate]:
                 parts = split(spelling, key)
                 if parts is not None:
                     by_prefix.setdefault(parts[0], {})[parts[1]] = key
+            if spelling == "detectron2" and "roi_heads." in by_prefix:  # a C4 detector's res5
+                by_prefix.setdefault("backbone.", {}).update(by_prefix.pop("roi_heads."))
             here += [
                 _candidate(spelling, path, prefix, names, tensors)
                 for prefix, names in _joined(by_prefix).items()
@@ -75,12 +89,27 @@ def find_candidates(state_dicts: Mapping[str, StateDict]) -> list[Candidate]:
         candidates += here
         if len(candidates) > MAX_ENCODERS:
             raise ValueError(f"more than {MAX_ENCODERS} encoders in it, no project has so many")
+    candidates = _networks(candidates)
     if len({one.path for one in candidates}) < 2:
         return [replace(one, label=one.prefix) for one in candidates]
     return [
         replace(one, label=".".join(part for part in (one.path, one.prefix) if part))
         for one in candidates
     ]
+
+
+def _networks(candidates: list[Candidate]) -> list[Candidate]:
+    """Drop what has a network's names and is none: moments, Fisher information, gradients.
+
+    They are told by their path, and by running statistics that only the others have.
+    """
+    named = [
+        one
+        for one in candidates
+        if not any(map(NO_NETWORK.fullmatch, (*one.path.split("."), *one.prefix.split("."))))
+    ]
+    counted = [one for one in named if any(name.endswith("running_mean") for name in one.tensors)]
+    return counted or named
 
 
 def _joined(by_prefix: Mapping[str, dict[str, str]]) -> dict[str, dict[str, str]]:
@@ -187,6 +216,7 @@ def matching_family(
     Raises:
         ValueError: the format does not fit, or the file holds several encoders of no known family.
     """
+    candidates = [one for one in candidates if not one.aside or one is by_hand] or candidates
     rows = [family for family in FAMILIES if family.name == format]
     names = {path: {role(key) for key in tensors} for path, tensors in state_dicts.items()}
     for family in rows or FAMILIES:
@@ -201,9 +231,9 @@ def matching_family(
             ):
                 return family, by_hand or one
     if by_hand is not None:
-        return (*rows, UNLISTED)[0], by_hand
+        return (*rows, NO_FAMILY)[0], by_hand
     if format is None:
-        return UNLISTED, _only_one(candidates)
+        return NO_FAMILY, _only_one(candidates)
     roles = sorted({one or "no prefix" for family in rows for one in family.roles})
     raise ValueError(
         f"no encoder where --format {format} has it ({', '.join(roles)}); encoders found: "
@@ -300,7 +330,23 @@ CONDITIONS: dict[str, Callable[[Mapping[Any, Any], Candidate], bool]] = {
     "@untrained": lambda content, one: no_batch_counted(one),
     "@nothing-else": lambda content, one: len(content) == 1,
     "@bare": lambda content, one: one.prefix == "",
+    "@wrapped": lambda content, one: "module" in one.prefix.split("."),
+    "@lars": lambda content, one: _has_lars(content),
+    "@linear-evaluation": lambda content, one: isinstance(content.get("best_acc"), Instance),
+    "@openselfsup": lambda content, one: content.get("author") == "OpenSelfSup",
+    "@mmselfsup": lambda content, one: "mmselfsup_version" in _mapping(content.get("meta")),
 }
+
+
+def _mapping(value: Any) -> Mapping[Any, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _has_lars(content: Mapping[Any, Any]) -> bool:
+    """Return whether the optimiser is the LARS of Barlow Twins and VICReg."""
+    groups = _mapping(content.get("optimizer")).get("param_groups")
+    first = groups[0] if isinstance(groups, list) and groups else None
+    return "lars_adaptation_filter" in _mapping(first)
 
 
 def _explains(family: Family, taken: Candidate, candidates: list[Candidate]) -> bool:
@@ -346,7 +392,8 @@ def extra_names(
         if key.startswith(taken.prefix) and key not in used and not key.startswith(inner):
             rest = key.removeprefix(taken.prefix)
             first = next((part for part in rest.split(".") if part not in TRANSPARENT), rest)
-            if not SIDE.fullmatch(first):
+            side = SIDE.fullmatch(first) or is_normalisation(key, tensors[key])
+            if not side and not rest.startswith(DETECTRON2_JUNK):
                 extra.append(rest)
     return tuple(extra)
 

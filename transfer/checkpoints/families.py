@@ -1,7 +1,9 @@
 """The families of published checkpoints, as a table.
 
 A row says how a family is told from the others and which of its encoders is the one to take. To
-add one, add a row: `encoders` tries them from top to bottom and takes the first that fits. `COPIES`
+add one, add a row: `encoders` tries them from top to bottom and takes the first that fits. A family
+is named only by a mark of its own: a wrong name is a wrong result in a table of methods. Rows named
+`unlisted` say which encoder to take where the form is known and the origin is not. `COPIES`
 says which encoder is a slow copy of which other one: every project of the survey that keeps a
 momentum, target or key copy evaluates the other one. Students and averages (EMA) stay out: which of
 the two is meant differs between projects.
@@ -31,6 +33,8 @@ CAFFE2_INPUT: dict[str, Any] = {
 }
 UNIT_NOTE = "trained on pixels in [0, 1] without mean and std"
 LIGHTNING = "@pytorch-lightning_version"
+LIGHTLY = "projection_head.layers|online_classifier.classification_head"
+UNLISTED = "unlisted"
 
 
 @dataclass(frozen=True)
@@ -41,9 +45,10 @@ class Family:
     first that is there wins.
     `keys`: last keys of the dict that holds it (`""` is the top level); None is any.
     `marks`: what must be there too: `@key` at the top of the file, else the first parts of a
-    tensor's name, `|` between alternatives; a leading `!` means that it must not be there;
-    `@nothing-else` no other key, `@bare` no prefix, `@untrained` no batch ever counted,
-    `@by-name` never: by --format only; `@own` arch and input beside the weights.
+    tensor's name, `|` between alternatives; a leading `!` means that it must not be there. Those
+    that are no keys are the `CONDITIONS` of `encoders`: `@nothing-else` no other key, `@bare` no
+    prefix, `@wrapped` a prefix with DDP's `module.`, `@untrained` no batch ever counted, `@by-name`
+    never (by --format only), `@own` arch and input beside the weights, ...
     `others`: further encoders that belong to the family: roles, or `@key` for any below that key.
     """
 
@@ -77,55 +82,62 @@ FAMILIES: tuple[Family, ...] = (
     Family("vissl", ("_feature_blocks", "base_model._feature_blocks", "trunk._feature_blocks"),
            others=("@loss", "@ema_model", "@heads", "@classy_state_dict")),
     Family("classyvision", spelling="classy", others=("@loss", "@ema_model")),
+    Family("detectron2", ("backbone.bottom_up", "backbone", ""), spelling="detectron2",
+           input=CAFFE2_INPUT),
     # Lightning: solo-learn, lightly, lightning-bolts
-    Family("lightly", ("backbone",), None, ("student_backbone",), ("student_backbone", *EMA),
+    Family("lightly", ("backbone",), None, ("student_backbone", LIGHTLY),
+           ("student_backbone", *EMA),
            note="in lightly's DINO `backbone` is the teacher, which it evaluates"),
-    Family("lightly", ("backbone",), STATE,
-           (LIGHTNING, "projection_head|online_classifier|prediction_head|student_projection_head"),
+    Family(UNLISTED, ("backbone",), None, ("student_backbone",), ("student_backbone", *EMA),
+           note="`backbone` beside a student is taken for the teacher, as in lightly's DINO"),
+    Family("lightly", ("backbone",), None, (LIGHTLY,),
            ("key_backbone", "teacher_backbone", "backbone_momentum", "student_backbone",
             "momentum_backbone", *EMA)),
-    Family("lightly", ("backbone",), None, ("key_backbone|teacher_backbone|backbone_momentum",),
-           ("key_backbone", "teacher_backbone", "backbone_momentum", *EMA)),
-    Family("lightly", ("backbone",), spelling="sequential",
-           others=("backbone_momentum", "key_backbone", "teacher_backbone", "student_backbone",
-                   "momentum_backbone")),
-    Family("solo-learn", ("backbone",), STATE, (LIGHTNING,), ("momentum_backbone", *EMA)),
-    Family("lightning-bolts", ("online_network.encoder", "encoder_q"), STATE, (LIGHTNING,),
-           ("target_network.encoder", "encoder_k", *EMA)),
+    Family("solo-learn", ("backbone",), STATE, (LIGHTNING, "momentum_projector"),
+           ("momentum_backbone", *EMA)),
+    Family("solo-learn", ("encoder",), STATE, (LIGHTNING, "momentum_projector"),
+           ("momentum_encoder", *EMA), note="an old solo-learn file"),
+    Family("lightning-bolts", ("online_network.encoder",), STATE,
+           (LIGHTNING, "online_network.projector"), ("target_network.encoder", *EMA)),
     Family("lightning-bolts", ("encoder",), STATE,
-           (LIGHTNING, "projection|non_linear_evaluator"), EMA),
-    Family("solo-learn", ("encoder",), STATE, (LIGHTNING,), ("momentum_encoder", *EMA),
-           note="an old solo-learn file"),
-    Family("lightning-bolts", ("model",), STATE, (LIGHTNING,), EMA),
+           (LIGHTNING, "projection.model|non_linear_evaluator"), EMA),
+    Family("lightning-bolts", ("model",), STATE, (LIGHTNING, "model.prototypes"), EMA),
     # training scripts
-    Family("dino", ("backbone", ""), ("teacher",), others=("@student",)),
+    Family("dino", ("backbone", ""), ("teacher",), ("@dino_loss",), ("@student",)),
+    Family(UNLISTED, ("backbone", ""), ("teacher",), others=("@student",),
+           note="a student and its teacher, which is the one taken"),
     Family("byol-yaox12", keys=("online_backbone",), others=("@target_backbone",)),
-    Family("byol-yaox12", ("online_network.encoder",), others=("target_network.encoder",)),
-    Family("byol-lucidrains", ("", "online_encoder"), marks=("online_encoder|target_encoder",),
+    Family("byol-yaox12", ("online_network.encoder",), marks=("online_network.projetion",),
+           others=("target_network.encoder",)),
+    Family("byol-lucidrains", ("", "online_encoder"), marks=("online_predictor",),
            others=("online_encoder", "target_encoder")),
     Family("byol-deepmind", keys=("online_params",), others=("@target_params",),
            note="haiku's weights; its stride-2 layers pad on one side only, torch's on both"),
-    Family("moco-v3", ("base_encoder",), marks=("!base_encoder.0",), others=("momentum_encoder",)),
-    Family("mmselfsup", MM_ROLES, marks=("@message_hub|@param_schedulers|@ema_state_dict",),
-           others=MM_OTHERS),
-    Family("openselfsup", MM_ROLES, None, ("encoder_q.0|online_net.0|base_encoder.0",),
+    Family("moco-v3", ("base_encoder",), None, ("!base_encoder.0", "momentum_encoder"),
+           ("momentum_encoder",)),
+    Family("openselfsup", MM_ROLES, None,
+           ("!@message_hub", "encoder_q.0|online_net.0|base_encoder.0"), MM_OTHERS),
+    Family("openselfsup", keys=STATE, marks=("@openselfsup",)),
+    Family("mmselfsup", MM_ROLES, None, ("@mmselfsup",), MM_OTHERS),
+    Family("mmselfsup", keys=STATE, marks=("@mmselfsup",)),
+    Family("mmselfsup", MM_ROLES, None, ("@message_hub", "encoder_k|target_net|momentum_encoder"),
            MM_OTHERS),
-    Family("mmselfsup", MM_ROLES, marks=("@meta",), others=MM_OTHERS),
-    Family("openselfsup", keys=STATE, marks=("@author",)),
-    Family("mmselfsup", keys=STATE, marks=("@meta",)),
+    Family(UNLISTED, MM_ROLES, None, ("@meta|@message_hub|@ema_state_dict",), MM_OTHERS,
+           note="a file of OpenMMLab's form; its method is not in it"),
     Family("moco", ("encoder_q",), others=("encoder_k",)),
-    Family("cw-rgp", ("model",), STATE, others=("model_t",)),
-    Family("w-mse", ("model",), FLAT, others=("model_t",)),
-    Family("intl", ("backbone",), STATE, ("projection|momentum_backbone",),
+    Family("cw-rgp", ("model",), STATE, ("@wrapped", "head.0", "@arch", "!model_t", "!pred")),
+    Family("w-mse", ("model",), FLAT, ("@wrapped", "head.0", "!model_t", "!pred")),
+    Family("intl", ("backbone",), STATE, ("@wrapped", "projection.0", "@arch"),
            ("momentum_backbone", "momentum_projection")),
-    Family("barlow-twins", ("backbone",), MODEL, ("projector", "bn")),
-    Family("vicreg", ("backbone",), MODEL, ("projector",)),
-    Family("vicreg", ("0",), marks=("1",), note="a linear-evaluation file"),
-    Family("pixpro", ("encoder",), MODEL, ("encoder_k|projector",), ("encoder_k",)),
-    Family("pycontrast", ("encoder",), MODEL, others=("@model_ema",)),
-    Family("pycontrast", ("encoder",), marks=("head|head_jig",)),
-    Family("simsiam", ("encoder",), STATE, ("predictor",)),
-    Family("swav", marks=("projection_head|prototypes",), input=SWAV_INPUT,
+    Family("barlow-twins", ("backbone",), MODEL, ("projector.0", "bn.running_mean")),
+    Family("vicreg", ("backbone",), MODEL, ("projector.0", "!bn", "@lars")),
+    Family("vicreg", ("0",), None, ("1", "@linear-evaluation"), note="a linear-evaluation file"),
+    Family("pixpro", ("encoder",), MODEL, ("encoder_k", "projector.bn1|projector_k.bn1"),
+           ("encoder_k",)),
+    Family("pycontrast", ("encoder",), MODEL, ("@contrast",), ("@model_ema",)),
+    Family("pycontrast", ("encoder",), None, ("head_jig",), ("@model_ema",)),
+    Family("simsiam", ("encoder",), STATE, ("encoder.fc.0", "predictor.0")),
+    Family("swav", marks=("prototypes",), input=SWAV_INPUT,
            note="SwAV, DeepCluster-v2 or SeLa-v2: trained with std .228 in red"),
     Family("timm", keys=("state_dict_ema",), others=("@state_dict",),
            note="the averaged weights, which timm's own loader prefers"),
@@ -133,7 +145,8 @@ FAMILIES: tuple[Family, ...] = (
            input=UNIT_INPUT,
            note=UNIT_NOTE + "; if this file is no SimCLR conversion, say --format torchvision"),
     Family("timm", keys=STATE, marks=("@arch", "@args", "@version")),
-    Family("pytorch-examples", keys=STATE, marks=("@arch", "@epoch"), others=EMA),
+    Family("pytorch-examples", keys=STATE, marks=("@arch", "@epoch"), others=EMA,
+           note="of the form of PyTorch's ImageNet example, as linear evaluations of others too"),
     Family("torchvision", keys=("", "state_dict", "model", "model_state_dict", "module"),
            others=EMA),
     # forms without a trace of their origin: taken for torchvision's, or by name
@@ -142,7 +155,25 @@ FAMILIES: tuple[Family, ...] = (
     Family("dino", marks=("@by-name",)),
     Family("swav", marks=("@by-name",), input=SWAV_INPUT),
 )  # fmt: skip
-FORMATS = tuple(sorted({family.name for family in FAMILIES}))
+FORMATS = tuple(sorted({family.name for family in FAMILIES} - {UNLISTED}))
+METHODS = (
+    "barlow-twins",
+    "byol-deepmind",
+    "byol-lucidrains",
+    "byol-yaox12",
+    "cw-rgp",
+    "dino",
+    "intl",
+    "moco",
+    "moco-v3",
+    "pixpro",
+    "simclr-v1",
+    "simclr-v2",
+    "simsiam",
+    "swav",
+    "vicreg",
+    "w-mse",
+)  # fmt: skip  (the others are libraries and forms of files: how it was trained is not said)
 SIDE_NAMES = (
     r"(fc\d*|heads?|head_\w+|classifier|classification_head|logits|linear|last_linear|proj\w*|"
     r"pred\w*|prototypes\w*|mlp|neck|queues?|queue_\w+|online_\w+|target_\w+|momentum_\w+|"

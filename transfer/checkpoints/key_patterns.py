@@ -105,8 +105,13 @@ SPELLINGS: dict[str, tuple[tuple[str, Names], ...]] = {
     "detectron2": (
         (r"stem\.conv1\.weight", lambda m: "conv1.weight"),
         (rf"stem\.conv1\.norm\.{ENTRY}", lambda m: f"bn1.{m['entry']}"),
-        (r"res(?P<stage>[2-5])\.(?P<block>\d+)\.(?P<rest>(?:conv\d|shortcut)\..+)",
-         _mapped(-1, _same)),
+        (rf"res(?P<stage>[2-5])\.(?P<block>\d+)\.conv(?P<index>\d)\.norm\.{ENTRY}",
+         _mapped(-1, lambda m: f"bn{m['index']}.{m['entry']}")),
+        (rf"res(?P<stage>[2-5])\.(?P<block>\d+)\.shortcut\.norm\.{ENTRY}",
+         _mapped(-1, lambda m: f"downsample.1.{m['entry']}")),
+        (r"res(?P<stage>[2-5])\.(?P<block>\d+)\.shortcut\.weight",
+         _mapped(-1, lambda m: "downsample.0.weight")),
+        (r"res(?P<stage>[2-5])\.(?P<block>\d+)\.(?P<rest>conv\d\..+)", _mapped(-1, _same)),
     ),
     "lightly-own": (
         (r"(?P<stage>[2-6])\.(?P<block>\d+)\.(?P<rest>(?:conv\d|bn\d|shortcut)\..+)",

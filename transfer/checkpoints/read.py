@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,11 +17,21 @@ from transfer.checkpoints.encoders import (
     extra_names,
     find_candidates,
     matching_family,
-    no_batch_counted,
 )
-from transfer.checkpoints.families import FORMATS, IMAGENET_INPUT, Family
+from transfer.checkpoints.families import (
+    FAMILIES,
+    FORMATS,
+    IMAGENET_INPUT,
+    LIGHTNING,
+    METHODS,
+    UNIT_INPUT,
+    UNLISTED,
+    Family,
+)
 from transfer.checkpoints.haiku import EXPERIMENT, without_haiku
 from transfer.checkpoints.limits import cpu_time_limit
+from transfer.checkpoints.other_files import WEIGHT_FILES
+from transfer.checkpoints.settings import groups_of, settings_beside
 from transfer.checkpoints.state_dicts import (
     Instance,
     StateDict,
@@ -29,6 +40,9 @@ from transfer.checkpoints.state_dicts import (
     special_tensors,
     whole_model,
 )
+from transfer.checkpoints.statements import Statement, statement_of
+from transfer.checkpoints.stem_input import distances
+from transfer.files import sha256_of
 from transfer.messages import did_you_mean, printable, refusal
 from transfer.resnet.architecture import Architecture, recognise
 from transfer.resnet.names import COUNTER, ordered_names
@@ -38,14 +52,16 @@ if TYPE_CHECKING:
 
 THIS_PROJECT = "whitening-transfer"
 SHARED_BYTES = 2**24  # that the tensors of a network may have in common
-UNCOUNTED = "no batch was counted: from another framework? --format simclr-v1 for [0,1] input"
+RGB_AUTHORS = ("torchvision", "moco", "openselfsup", "whitening-transfer-benchmark")
+MAX_COMPANION = 2**22
+CAFFE2_SUFFIX = "_stride_in_1x1"
 
 
 @dataclass(frozen=True)
 class Backbone:
     """A ResNet under torchvision's names without `fc`, and how its input is normalised (0-255).
 
-    `method` is how it was trained, as far as the file or its family says.
+    `method` is how it was trained, `unlisted` where neither the file nor its family says.
     """
 
     state_dict: dict[str, Tensor]
@@ -109,7 +125,7 @@ def read_backbone(path: Path, *, format: str | None = None, encoder: str | None 
                 raise ValueError(_not_a_dict(content.value))
             if EXPERIMENT in content.value:
                 content = replace(content, value=without_haiku(content.value))
-            return _backbone(content, format, encoder)
+            return _backbone(content, format, encoder, path)
         except ValueError as error:
             one = re.search(r"-(\d{5})-of-(\d{5})\.", path.name)
             part = f"one shard of {int(one[2])} (give their index): " if one else ""
@@ -126,7 +142,7 @@ def _not_a_dict(value: Any) -> str:
     )
 
 
-def _backbone(content: Content, format: str | None, encoder: str | None) -> Backbone:
+def _backbone(content: Content, format: str | None, encoder: str | None, path: Path) -> Backbone:
     state_dicts = find_state_dicts(content.value)
     candidates = find_candidates(state_dicts)
     if not state_dicts or not (candidates or encoder):
@@ -136,48 +152,107 @@ def _backbone(content: Content, format: str | None, encoder: str | None) -> Back
         candidates, chosen = chosen_by_hand(encoder, candidates, state_dicts)
     family, chosen = matching_family(content.value, state_dicts, candidates, format, chosen)
     tensors = state_dicts[chosen.path]
-    _refuse_detectrons_own(chosen, tensors)
-    extra = extra_names(chosen, candidates, tensors)
+    _refuse_detectron_1(chosen, tensors)
+    architecture = _architecture(content, chosen, extra_names(chosen, candidates, tensors))
+    companion = _companion(path) if chosen.spelling == "detectron2" else None
+    said = Statement()
+    if family.name != THIS_PROJECT and companion is None:
+        beside = path.is_dir() or path.name in WEIGHT_FILES or chosen.spelling == "hugging-face"
+        groups = groups_of(content.value, settings_beside(path) if beside else {})
+        said = statement_of(groups, tensors, architecture)
+    state, notes = _tensors(chosen, architecture)
+    if family.name == "simclr-v1" and format is None and not _fits_unit_input(state):
+        family = next(one for one in FAMILIES if one.name == "torchvision")
+    convention, stride, from_where = _input(content, family, architecture, companion)
+    if said.stride_in_1x1 is not None:
+        stride = said.stride_in_1x1
+    method = content.value.get("method") if family.name == THIS_PROJECT else None
+    method, name = (method, family.name) if companion is None else (
+        companion.get("method"), str(companion.get("family", family.name)))  # fmt: skip
+    if name == UNLISTED and LIGHTNING[1:] in content.value:
+        notes.append("a Lightning checkpoint")
+    if name == UNLISTED and said.mean is None:
+        notes.append("ImageNet's mean and std are assumed")
+    notes = [family.note, from_where, *said.notes, *notes]
+    return Backbone(
+        state_dict=state,
+        arch=architecture.name,
+        format=name,
+        encoder=chosen.label,
+        input=with_input(convention, said.order, said.mean, said.std),
+        architecture=replace(architecture, stride_in_1x1=stride),
+        container=content.container,
+        other_encoders=tuple(printable(one.label) for one in candidates if one is not chosen),
+        notes=tuple(printable(note) for note in notes if note),
+        unknown=tuple(printable(name) for name in sorted(content.unknown)),
+        method=method if isinstance(method, str) else name if name in METHODS else UNLISTED,
+    )
+
+
+def with_input(
+    convention: dict[str, Any],
+    order: str | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> dict[str, Any]:
+    """Return an input convention with what is stated over it, the rest turned to that order."""
+    order = order or convention["format"]
+    step = 1 if order == convention["format"] else -1
+    return {
+        "format": order,
+        "pixel_mean": list(mean or convention["pixel_mean"][::step]),
+        "pixel_std": list(std or convention["pixel_std"][::step]),
+    }
+
+
+def _architecture(content: Content, chosen: Candidate, extra: tuple[str, ...]) -> Architecture:
+    """Return what names and shapes say, if the tensors lie in the file as a network's do."""
     try:
         architecture = recognise({name: one.shape for name, one in chosen.tensors.items()}, extra)
     except ValueError as error:
         label = f"{chosen.label}: " if chosen.label else ""
         raise ValueError(special_tensors(content.value) or f"{label}{error}") from None
-    if chosen.spelling == "caffe2":
-        architecture = replace(architecture, stride_in_1x1=True)
     num_bytes = sum(view.num_bytes for view in chosen.tensors.values())
     if num_bytes > content.num_bytes + SHARED_BYTES:
         raise ValueError(
             f"its tensors take {num_bytes} bytes, the file has {content.num_bytes}: they lie on "
             "top of each other, as no network's do"
         )
-    state, notes = _tensors(chosen, architecture)
-    if family.name not in (THIS_PROJECT, "simclr-v1", "simclr-v2") and no_batch_counted(chosen):
-        notes.append(UNCOUNTED)
-    method = content.value.get("method") if family.name == THIS_PROJECT else None
-    return Backbone(
-        state_dict=state,
-        arch=architecture.name,
-        format=family.name,
-        encoder=chosen.label,
-        input=_input(content, family, architecture),
-        architecture=architecture,
-        container=content.container,
-        other_encoders=tuple(printable(one.label) for one in candidates if one is not chosen),
-        notes=tuple(note for note in (family.note, *notes) if note),
-        unknown=tuple(printable(name) for name in sorted(content.unknown)),
-        method=method if isinstance(method, str) else family.name,
-    )
+    return architecture
 
 
-def _refuse_detectrons_own(chosen: Candidate, tensors: StateDict) -> None:
-    """Raise ValueError for weights of detectron2 or Detectron 1 that need or bear no conversion."""
-    if chosen.spelling == "detectron2":
+def _fits_unit_input(state: Mapping[str, Tensor]) -> bool:
+    """Return whether the stem's statistics are nearer to pixels in [0, 1] than to ImageNet's."""
+    far = distances(state, {"unit": UNIT_INPUT, "imagenet": IMAGENET_INPUT})
+    return bool(far) and far["unit"] < far["imagenet"]
+
+
+def _companion(path: Path) -> dict[str, Any] | None:
+    """Return what a conversion of this project wrote beside its weights, None if it wrote none.
+
+    Raises:
+        ValueError: it is that of another file.
+    """
+    file = path.with_suffix(".json")
+    if path.suffix != ".pkl" or not file.is_file() or file.stat().st_size > MAX_COMPANION:
+        return None
+    try:
+        companion = json.loads(file.read_text("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    fields = {"output_sha256", "input", "architecture", "detectron2"}
+    if not isinstance(companion, dict) or not fields <= companion.keys():
+        return None
+    if companion["output_sha256"] != sha256_of(path):
         raise ValueError(
-            f"already has detectron2's names (under {chosen.prefix or 'no prefix'}), nothing to "
-            "convert: give it to MODEL.WEIGHTS as it is, with the INPUT and STRIDE_IN_1X1 it was "
-            "trained with"
+            f"{file.name} beside it describes another file; convert this one's source again, or "
+            "move the .json away"
         )
+    return companion
+
+
+def _refuse_detectron_1(chosen: Candidate, tensors: StateDict) -> None:
+    """Raise ValueError for Caffe2 weights that cannot be a ResNet with BatchNorm."""
     if chosen.spelling != "caffe2":
         return
     if any(name.endswith("_bn_s") for name in tensors):
@@ -208,13 +283,44 @@ def _without_encoder(content: Content, state_dicts: Mapping[str, StateDict]) -> 
     return f"no tensors in it; keys: {', '.join(dict.fromkeys(shown))[:200]}"
 
 
-def _input(content: Content, family: Family, architecture: Architecture) -> dict[str, Any]:
-    """Return the input convention: the file's own where it is one of ours, else the family's."""
+def _input(
+    content: Content, family: Family, architecture: Architecture, companion: dict[str, Any] | None
+) -> tuple[dict[str, Any], bool, str]:
+    """Return input convention and stride in the 1x1 of a file or its family, and a note of it."""
+    if companion is not None:
+        stride = companion["architecture"].get("stride_in_1x1") is True
+        return _sound(companion["input"]), stride, "input as its companion .json says"
+    deep = architecture.depth >= 50
+    author = content.value.get("__author__")
+    if family.name == "detectron2" and str(author).lower() in RGB_AUTHORS:
+        return dict(IMAGENET_INPUT), False, (
+            f"detectron2's names, written by {str(author)[:40]}'s converter: RGB, ImageNet's mean "
+            "and std and the stride in the 3x3 convolution are assumed"
+        )  # fmt: skip
+    if family.name == "detectron2":
+        return dict(family.input or {}), deep, (
+            "detectron2's names: its defaults are assumed, BGR, std 1" + ", stride in 1x1" * deep
+        )  # fmt: skip
     if family.name != THIS_PROJECT:
-        return dict(family.input or IMAGENET_INPUT)
+        return dict(family.input or IMAGENET_INPUT), family.name == "caffe2" and deep, ""
     stated = content.value.get("input")
     if stated is None or "arch" not in content.value:
         raise ValueError("not a backbone.pth of this project (no arch and input in it)")
+    convention = _sound(stated)
+    arch = content.value["arch"]
+    stride = arch == architecture.name + CAFFE2_SUFFIX and deep
+    if arch != architecture.name and not stride:
+        what = arch[:60] if isinstance(arch, str) else describe(arch)
+        raise ValueError(f"it says that it is {what}, its weights are {architecture.name}'s")
+    return convention, stride, ""
+
+
+def _sound(stated: Any) -> dict[str, Any]:
+    """Return an input that a file of this project states.
+
+    Raises:
+        ValueError: it is not `{format: RGB or BGR, pixel_mean: [3], pixel_std: [3]}`.
+    """
     keys = ("pixel_mean", "pixel_std")
     triples: list[Any] = [stated.get(key) if isinstance(stated, dict) else None for key in keys]
     sound = all(
@@ -229,10 +335,6 @@ def _input(content: Content, family: Family, architecture: Architecture) -> dict
             "its `input` is not {format: RGB or BGR, pixel_mean: [3], pixel_std: [3]}, finite "
             "numbers, the latter above 0"
         )
-    arch = content.value["arch"]
-    if arch != architecture.name:
-        what = arch[:60] if isinstance(arch, str) else describe(arch)
-        raise ValueError(f"it says that it is {what}, its weights are {architecture.name}'s")
     numbers = {key: [float(value) for value in stated[key]] for key in keys}
     return {"format": stated["format"], **numbers}
 
@@ -241,15 +343,17 @@ def _tensors(chosen: Candidate, architecture: Architecture) -> tuple[dict[str, T
     """Return the tensors in float32, in torchvision's order, and what was done to them."""
     import torch  # noqa: PLC0415  (what is refused before needs no torch)
 
-    state, notes, broken = {}, [], []
+    state: dict[str, Tensor] = {}
+    notes: list[str] = []
+    broken = []
     cast = set()
+    counts = _counts(chosen, architecture, notes)
     for name in ordered_names(architecture.base):
-        if name not in chosen.tensors:
+        if name in counts:
+            state[name] = counts[name]
+        if name.endswith(COUNTER) or name not in chosen.tensors:
             continue
         value = chosen.tensors[name].read()
-        if name.endswith(COUNTER):
-            state[name] = _count(name, value)
-            continue
         if not value.is_floating_point():
             raise ValueError(f"{name} is of {value.dtype}, wanted floating point")
         if value.dtype != torch.float32:
@@ -266,6 +370,20 @@ def _tensors(chosen: Candidate, architecture: Architecture) -> tuple[dict[str, T
     if cast:
         notes.append(f"stored as {', '.join(sorted(cast))}, converted as float32")
     return state, notes
+
+
+def _counts(chosen: Candidate, architecture: Architecture, notes: list[str]) -> dict[str, Tensor]:
+    """Return the counters of batches; where some are not in the file, the others' largest."""
+    names = [name for name in ordered_names(architecture.base) if name.endswith(COUNTER)]
+    counts = {n: _count(n, chosen.tensors[n].read()) for n in names if n in chosen.tensors}
+    if not 0 < len(counts) < len(names):
+        return counts
+    largest = max(counts.values(), key=int)
+    notes.append(
+        f"{len(names) - len(counts)} of {len(names)} counters of batches are not in it, "
+        f"{int(largest)} is taken"
+    )
+    return {name: counts.get(name, largest) for name in names}
 
 
 def _count(name: str, value: Tensor) -> Tensor:

@@ -102,9 +102,7 @@ def recognise(shapes: Mapping[str, Shape], extra: Sequence[str] = ()) -> Archite
         raise ValueError(reason)
     base = nearest(shapes)
     names = expected_names(base)
-    counters = {name for name in names if name.endswith(COUNTER)}
-    if not counters & set(shapes):
-        names -= counters
+    names -= {name for name in names if name.endswith(COUNTER)} - set(shapes)  # no part of it
     missing, more = sorted(names - set(shapes)), sorted({*extra, *(set(shapes) - names)})
     if missing or more:
         raise ValueError(

@@ -14,7 +14,7 @@ from torch import Tensor
 from tests.scripts import load_script
 from tests.transfer import published
 from transfer.checkpoints import read
-from transfer.checkpoints.families import is_copy
+from transfer.checkpoints.families import CAFFE2_INPUT, IMAGENET_INPUT, UNIT_INPUT, is_copy
 from transfer.checkpoints.read import read_backbone
 from transfer.resnet.names import to_detectron2
 
@@ -85,7 +85,10 @@ def test_every_form_is_recognised_and_the_right_encoder_taken(
     backbone = read_backbone(save(content, tmp_path / "file.bin"))
     assert (backbone.format, backbone.arch) == (family, arch)
     assert backbone.encoder.rstrip(".").endswith(encoder.rstrip("."))
-    holds(backbone.state_dict, weights(arch), {"resnet18": 120, "resnet50": 318}[arch])
+    wanted = weights(arch)
+    if family == "simclr-v1":
+        wanted = wanted | published.fed_with(wanted, UNIT_INPUT)
+    holds(backbone.state_dict, wanted, {"resnet18": 120, "resnet50": 318}[arch])
     mean = {"simclr-v1": 0.0, "simclr-v2": 0.0, "caffe2": 103.53}.get(family, 123.675)
     assert backbone.input["pixel_mean"][0] == mean
     assert backbone.detectron2["MODEL.RESNETS.STRIDE_IN_1X1"] is (family == "caffe2")
@@ -153,25 +156,66 @@ def test_the_command_converts_every_form(
     with target.open("rb") as file:
         model = pickle.load(file)["model"]
     wanted = weights("resnet18")
+    if family == "simclr-v1":
+        wanted = wanted | published.fed_with(wanted, UNIT_INPUT)
     for key, value in wanted.items():
         if not key.endswith("tracked"):
             assert torch.equal(torch.as_tensor(model[to_detectron2(key)]), value), key
 
 
-def test_counters_tell_simclr_only_where_there_are_some(tmp_path: Path) -> None:
+def test_the_stems_statistics_tell_simclr_and_not_counters_alone(tmp_path: Path) -> None:
     state = weights("resnet18")
     zero = {key: value * 0 if key.endswith("tracked") else value for key, value in state.items()}
-    none = {key: value for key, value in state.items() if not key.endswith("tracked")}
     fc = published.head("fc.weight", "fc.bias")
-    source = save({"state_dict": none | fc}, tmp_path / "file")
-    old = read_backbone(source)
-    assert (old.format, old.input["pixel_mean"][0], old.notes) == ("torchvision", 123.675, ())
-    save(zero | fc, source)
-    flat = read_backbone(source)
-    assert flat.format == "torchvision" and "no batch was counted" in flat.notes[0]
-    assert "--format simclr-v1" in flat.notes[0]
-    save({"state_dict": zero | fc}, source)
+    unit = zero | published.fed_with(state, UNIT_INPUT) | fc
+    source = save({"state_dict": unit}, tmp_path / "file")
     assert read_backbone(source).format == "simclr-v1"
+    for fed in (IMAGENET_INPUT, CAFFE2_INPUT):  # from Keras or Caffe, no batch counted either
+        save({"state_dict": zero | published.fed_with(state, fed) | fc}, source)
+        other = read_backbone(source)
+        assert (other.format, other.input["pixel_mean"][0]) == ("torchvision", 123.675)
+        assert read_backbone(source, format="simclr-v1").input["pixel_std"] == [255.0] * 3
+    fresh = {"bn1.running_mean": torch.zeros(64), "bn1.running_var": torch.ones(64)}
+    save({"state_dict": zero | fresh | fc}, source)
+    assert read_backbone(source).format == "torchvision"
+    save(unit, source)
+    assert read_backbone(source).format == "torchvision"
+
+
+SUPERVISED = {
+    "self.model": lambda s: published.under("model.", s),
+    "self.model in DDP": lambda s: published.training(
+        published.under("module.model.", s) | published.head("module.fc.weight")),
+    "a U-Net": lambda s: {"model": published.under("encoder.", s)
+                          | published.head("decoder.0.weight")},
+    "mmpretrain": lambda s: {"meta": {"mmcls_version": "1"}, "state_dict":
+                             published.under("backbone.", s) | published.head("head.fc.weight")},
+    "mmdet": lambda s: {"meta": {}, "message_hub": {}, "state_dict":
+                        published.under("backbone.", s) | published.head("neck.conv.weight")},
+    "Lightning, self.model": lambda s: published.lightning(published.under("model.", s)),
+    "Lightning, self.backbone": lambda s: published.lightning(
+        published.under("backbone.", s) | published.head("classifier.weight")),
+    "Lightning, self.encoder": lambda s: published.lightning(
+        published.under("encoder.", s) | published.head("projection.weight", "head.weight")),
+    "a sequential classifier": lambda s: {"model": published.under("0.", s)
+                                          | published.head("1.weight")},
+    "a mean teacher": lambda s: {"teacher": s, "student": published.other(s)},
+    "backbone and projector": lambda s: {"model": published.under("backbone.", s)
+                                         | published.head("projector.weight")},
+    "somebody's encoder": lambda s: {"state_dict": published.under("encoder.", s)
+                                     | published.head("predictor.weight", "proj.weight")},
+    "somebody's backbone": lambda s: {"state_dict": published.under("backbone.", s)
+                                      | published.head("projection.weight")},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(SUPERVISED))
+def test_a_family_is_named_only_by_a_mark_of_its_own(name: str, tmp_path: Path) -> None:
+    source = save(SUPERVISED[name](weights("resnet18")), tmp_path / "file")
+    backbone = read_backbone(source)
+    assert (backbone.format, backbone.method) == ("unlisted", "unlisted")
+    holds(backbone.state_dict, weights("resnet18"), 120)
+    assert read_backbone(source, encoder=backbone.encoder).format == "unlisted"
 
 
 def test_wrappers_inside_numbered_names(tmp_path: Path) -> None:
