@@ -19,7 +19,13 @@ from detectron2.modeling import ROI_HEADS_REGISTRY, build_model
 from detectron2.modeling.roi_heads import Res5ROIHeads
 from torch import Tensor, nn
 
-from transfer.config.data import KNOWN_DATASETS, MAX_DETECTIONS, DetectionData, VocData
+from transfer.config.data import (
+    KNOWN_DATASETS,
+    MAX_DETECTIONS,
+    CocoData,
+    DetectionData,
+    VocData,
+)
 from transfer.config.finetune import FinetuneConfig
 from transfer.datasets.check import task_faults
 from transfer.datasets.findings import MAX_CLASSES, Needs, few, number_of
@@ -262,7 +268,10 @@ def recipe_faults(
         if count > 1
     ]
     kept, name = cfg.TEST.DETECTIONS_PER_IMAGE, cfg.DATASETS.TEST[0]
-    if kept > MAX_DETECTIONS and not isinstance(datasets.get(name), VocData):
+    data = datasets.get(name)
+    if isinstance(data, CocoData) and data.fraction is not None:  # AP is of the whole file
+        faults.append(f"{name}: a part of a set is for training; DATASETS.TEST wants a whole one")
+    if kept > MAX_DETECTIONS and not isinstance(data, VocData):
         faults.append(
             f"TEST.DETECTIONS_PER_IMAGE is {kept}, but {name} is measured by COCO's AP, which is "
             f"published for {MAX_DETECTIONS} an image and leaves out what one class has beyond "

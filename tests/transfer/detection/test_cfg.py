@@ -116,6 +116,17 @@ def test_a_training_set_that_is_listed_twice_is_a_fault() -> None:
     assert fault == f"DATASETS.TRAIN lists {name} 2 times, wanted sets that differ"
 
 
+def test_a_part_of_a_set_is_not_measured_on() -> None:
+    """Its detections would be measured against all objects of the whole file."""
+    name = "coco_2017_train_1pct_seed0"
+    cfg = read_config(
+        str(CONFIGS / "digits_mask_rcnn_coco.yaml"), ["DATASETS.TEST", f"('{name}',)"]
+    )
+    assert recipe_faults(cfg, KNOWN_DATASETS, 1) == [
+        f"{name}: a part of a set is for training; DATASETS.TEST wants a whole one"
+    ]
+
+
 @pytest.mark.parametrize("task", ["mask_rcnn_coco", "faster_rcnn_voc"])
 def test_fewer_detections_than_usual_are_noted(task: str) -> None:
     changes = ["TEST.DETECTIONS_PER_IMAGE", "50"]
