@@ -34,7 +34,7 @@ from transfer.detection.cfg import (
     unknown_keys,
     weights_fault,
 )
-from transfer.detection.resume import evaluation_fault, resume_faults
+from transfer.detection.resume import evaluation_faults, resume_faults, weights_ignored
 from transfer.detection.run import (
     Machines,
     Run,
@@ -150,6 +150,10 @@ def execute(options: argparse.Namespace, load: Loader) -> dict[str, float]:
     folder = Path(cfg.OUTPUT_DIR)
     if options.resume:
         check_resume(cfg, datasets, machines, options)
+    if options.eval_only:
+        resumed = options.resume and (folder / "last_checkpoint").exists()
+        if faults := evaluation_faults(cfg, folder if resumed else Path(cfg.MODEL.WEIGHTS).parent):
+            raise ValueError("\n".join(faults))
     run = Run(cfg, datasets, options.optimizer, options.resume, options.eval_only)
     return run_on(machines, run_detector, (run,), folder)
 
@@ -172,7 +176,7 @@ def check_resume(
         logger.warning("--resume, but %s has no checkpoint: starting anew", folder)
         return
     if options.eval_only:
-        faults = [fault for fault in [evaluation_fault(cfg, folder)] if fault]
+        faults = [fault for fault in [weights_ignored(cfg, folder)] if fault]
     else:
         scaled = effective_config(cfg, machines.num_processes)
         faults = resume_faults(scaled, folder, options.optimizer, datasets)

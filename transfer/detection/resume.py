@@ -24,6 +24,11 @@ from transfer.messages import one_line
 FREE = ("OUTPUT_DIR", *WORKERS, *PERIODS)  # what changes no weight and no AP
 # what may differ in the iterations ahead, so that a run can be made longer
 AHEAD = ("SOLVER.MAX_ITER", "SOLVER.STEPS")
+# what an evaluation must have as the training had it, and no shape of a weight shows
+TRAINED_WITH = (
+    "INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "MODEL.RESNETS.STRIDE_IN_1X1",
+    "MODEL.ANCHOR_GENERATOR.", "MODEL.RPN.BBOX_REG_WEIGHTS", "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS",
+)  # fmt: skip
 REMEDY = "a resumed run keeps its settings: ask for what it was, or train anew in another folder"
 
 
@@ -75,15 +80,33 @@ def resume_faults(
     ]
 
 
-def evaluation_fault(cfg: CfgNode, folder: Path) -> str | None:
+def evaluation_faults(cfg: CfgNode, folder: Path) -> list[str]:
+    """Return a line for each setting under which a folder's weights would be other ones."""
+    path = folder / EFFECTIVE
+    stored = _stored(path)
+    asked = flat(yaml.safe_load(cfg.dump()))
+    return [
+        f"{path}: the weights were trained with {key} {stored[key]!r}, asked {value!r}; evaluate "
+        "them with what they were trained with"
+        for key, value in asked.items()
+        if key.startswith(TRAINED_WITH) and key in stored and stored[key] != value
+    ]
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    """Return the keys of an effective config; none of one that is not there or cannot be read."""
+    try:
+        return flat(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, OSError, ValueError, AttributeError):
+        return {}
+
+
+def weights_ignored(cfg: CfgNode, folder: Path) -> str | None:
     """Return that MODEL.WEIGHTS would be ignored: a checkpoint of the folder is evaluated."""
     path = folder / EFFECTIVE
     if not cfg.MODEL.WEIGHTS or not path.is_file():
         return None
-    try:
-        stored = flat(yaml.safe_load(path.read_text(encoding="utf-8"))).get("MODEL.WEIGHTS")
-    except (yaml.YAMLError, OSError, ValueError, AttributeError):
-        stored = None
+    stored = _stored(path).get("MODEL.WEIGHTS")
     if stored and Path(str(stored)).resolve() == Path(cfg.MODEL.WEIGHTS).resolve():
         return None
     return (

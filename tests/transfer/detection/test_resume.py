@@ -15,7 +15,7 @@ from transfer.config.data import CocoData, VocData
 from transfer.datasets.files import content_digest
 from transfer.detection.cfg import for_this_machine
 from transfer.detection.cli import main, read_config
-from transfer.detection.resume import evaluation_fault, resume_faults
+from transfer.detection.resume import evaluation_faults, resume_faults, weights_ignored
 from transfer.detection.run import EFFECTIVE, INPUTS, input_digests
 from transfer.files import write_json
 
@@ -153,10 +153,25 @@ def test_a_folder_that_does_not_say_its_inputs_is_not_resumed(trained: Path) -> 
 
 
 def test_an_evaluation_of_the_folder_takes_no_other_weights(trained: Path) -> None:
-    assert evaluation_fault(config(), trained) is None
-    assert evaluation_fault(config("MODEL.WEIGHTS", "some/backbone.pkl"), trained) is None
-    fault = evaluation_fault(config("MODEL.WEIGHTS", "x.pth"), trained)
+    assert weights_ignored(config(), trained) is None
+    assert weights_ignored(config("MODEL.WEIGHTS", "some/backbone.pkl"), trained) is None
+    fault = weights_ignored(config("MODEL.WEIGHTS", "x.pth"), trained)
     assert fault is not None and "but MODEL.WEIGHTS is x.pth; leave out one of" in fault
+
+
+def test_weights_are_evaluated_with_the_input_that_they_were_trained_with(trained: Path) -> None:
+    """No shape tells another order of channels, mean or anchors: AP would be another one."""
+    assert evaluation_faults(config("INPUT.MIN_SIZE_TEST", "64"), trained) == []
+    assert evaluation_faults(config("INPUT.FORMAT", "BGR"), trained / "some") == []  # not known
+    asked = config("INPUT.FORMAT", "BGR", "MODEL.ANCHOR_GENERATOR.SIZES", "[[8], [16], [32]]")
+    lines = evaluation_faults(asked, trained)
+    assert [line.partition("; evaluate them")[0] for line in lines] == [
+        f"{trained / EFFECTIVE}: the weights were trained with {change}"
+        for change in (
+            "INPUT.FORMAT 'RGB', asked 'BGR'",
+            "MODEL.ANCHOR_GENERATOR.SIZES [[20], [32], [48]], asked [[8], [16], [32]]",
+        )
+    ]
 
 
 @pytest.mark.slow
