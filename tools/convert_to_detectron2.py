@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -24,38 +25,38 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("output", type=Path, metavar="OUTPUT.pkl", help="detectron2 weights")
     parser.add_argument("--format", help=f"family, where not recognised: {', '.join(FORMATS)}")
     parser.add_argument("--encoder", help="encoder to take: its prefix, such as module.encoder_q.")
+    fed = parser.add_argument_group("how the network was fed, where file and family say it wrong")
+    fed.add_argument("--input-order", type=str.upper, choices=("RGB", "BGR"))
+    for name in ("mean", "std"):
+        fed.add_argument(f"--pixel-{name}", type=float, nargs=3, help="of pixels from 0 to 255")
+    fed.add_argument("--stride-in-1x1", action=argparse.BooleanOptionalAction, default=None,
+                     help="bottlenecks halve their map in the 1x1, as Caffe2's")  # fmt: skip
     options = parser.parse_args(arguments)
-    from transfer.convert import convert_checkpoint  # noqa: PLC0415  (--help needs none of it)
-
     try:
+        from transfer.config.convert import stated_input  # noqa: PLC0415  (--help needs none)
+        from transfer.convert import convert_checkpoint, summary  # noqa: PLC0415
+
+        stated = stated_input(
+            options.input_order, options.pixel_mean, options.pixel_std, options.stride_in_1x1
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # fvcore's, at import
-            report = convert_checkpoint(
-                options.input, options.output, format=options.format, encoder=options.encoder
-            )
+            report = convert_checkpoint(options.input, options.output, format=options.format,
+                                        encoder=options.encoder, stated=stated)  # fmt: skip
+        print("\n".join(summary(report, options.output)))
+        return 0
+    except KeyboardInterrupt:
+        line, code = "stopped by Ctrl-C", 130
     except (ValueError, OSError) as error:
-        print(f"convert_to_detectron2: {one_line(error)[:370]}", file=sys.stderr)
-        return 2
+        line, code = one_line(error)[:370], 2
     except Exception as error:  # noqa: BLE001  (an untrusted file found a gap: still one line)
-        line = refusal(options.input, one_line(f"unexpected {type(error).__name__}: {error}"))
-        print(f"convert_to_detectron2: {line}", file=sys.stderr)
-        return 2
-    print(
-        f"{options.output}: {report.arch}, {report.num_entries} entries, format {report.format}; "
-        f"largest relative feature difference {report.largest_feature_difference:.1e}"
-    )
-    print(f"  encoder {report.encoder or '(no prefix)'}")
-    for label, entries in (
-        ("also there", report.other_encoders),
-        ("note", report.notes),
-        ("unknown, not loaded", report.unknown_references),
-    ):
-        if entries:
-            print(f"  {label}: {', '.join(entries)}")
-    for key, value in report.detectron2.items():
-        print(f"  {key} {value}")
-    return 0
+        what = one_line(f"unexpected {type(error).__name__}: {error}")
+        line, code = refusal(options.input, what), 2
+    print(f"convert_to_detectron2: {line}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was begun is cleared away
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     sys.exit(main())

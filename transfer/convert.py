@@ -14,11 +14,15 @@ from typing import IO, Any
 
 from transfer.checkpoints import Backbone, read_backbone
 from transfer.checkpoints.other_files import weight_files
-from transfer.config.convert import ConvertConfig, StatedInput
-from transfer.files import sha256_of, whole_file
+from transfer.checkpoints.read import CAFFE2_SUFFIX, THIS_PROJECT, with_input
+from transfer.checkpoints.stem_input import mismatch
+from transfer.config.convert import ConvertConfig, StatedInput, check_places
+from transfer.files import locked_folder, sha256_of, whole_file
+from transfer.messages import one_line
 from transfer.resnet import to_detectron2
 
 MAX_RELATIVE_DIFFERENCE = 1e-4
+MAX_LISTED, MAX_SHOWN = 12, 200  # of a list on the terminal, and of a text out of the file
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class ConversionReport:
     container: str
     format: str
     family: str
+    method: str
     encoder: str
     other_encoders: tuple[str, ...]
     arch: str
@@ -87,14 +92,7 @@ def convert_checkpoint(
         >>> report.arch, report.num_entries, report.largest_feature_difference < 1e-4
         ('resnet18', 120, True)
     """
-    if target.suffix != ".pkl":
-        raise ValueError(f"{target}: wanted a name ending in .pkl; detectron2 reads by that name")
-    for written in (target, target.with_suffix(".json")):
-        if written.is_dir() or (source.exists() and written.exists() and source.samefile(written)):
-            raise ValueError(f"{written}: is a folder or INPUT itself, wanted a file to write")
-    for part in target.parents:
-        if part.exists() and not part.is_dir():
-            raise ValueError(f"{part}: is a file, wanted a folder to write OUTPUT into")
+    check_places(source, target)
     _check_companion(target.with_suffix(".json"))
     backbone = read_as_stated(source, ConvertConfig(format=format, encoder=encoder, input=stated))
     with _one_thread():
@@ -118,33 +116,33 @@ def read_as_stated(source: Path, config: ConvertConfig) -> Backbone:
     """Return the backbone in a checkpoint, fed as the config states.
 
     What it does not state stays as file and family say, mean and std turned to the order stated.
+    The notes begin with a warning where the stem's statistics speak against the input.
 
     Raises:
         ValueError: as `read_backbone`; or a stride is stated that no layer of the network has.
     """
     backbone = read_backbone(source, format=config.format, encoder=config.encoder)
-    stated, architecture = config.input, backbone.architecture
-    if stated is None:
-        return backbone
-    order = stated.order or backbone.input["format"]
-    step = 1 if order == backbone.input["format"] else -1
-    convention = {
-        "format": order,
-        "pixel_mean": list(stated.mean or backbone.input["pixel_mean"][::step]),
-        "pixel_std": list(stated.std or backbone.input["pixel_std"][::step]),
-    }
-    if stated.stride_in_1x1 is not None:
+    stated, architecture, notes = config.input, backbone.architecture, backbone.notes
+    if stated is not None:
         if stated.stride_in_1x1 and architecture.depth < 50:
             raise ValueError(
                 f"{source}: input.stride_in_1x1 is stated, but {backbone.arch} has no 1x1 "
                 "convolution before its 3x3; remove it"
             )
-        architecture = replace(architecture, stride_in_1x1=stated.stride_in_1x1)
-    values = stated.model_dump(mode="json", exclude_none=True)
-    note = f"input as the user states it: {', '.join(f'{key} {values[key]}' for key in values)}"
-    return replace(
-        backbone, input=convention, architecture=architecture, notes=(*backbone.notes, note)
-    )
+        stride = stated.stride_in_1x1
+        values = stated.model_dump(mode="json", exclude_none=True)
+        told = ", ".join(f"{key} {values[key]}" for key in values)
+        backbone = replace(
+            backbone,
+            input=with_input(backbone.input, stated.order, stated.mean, stated.std),
+            architecture=architecture if stride is None
+            else replace(architecture, stride_in_1x1=stride),
+        )  # fmt: skip
+        notes = (*notes, f"input as the user states it: {told}")
+    if stated is not None or backbone.format != THIS_PROJECT:
+        warning = mismatch(backbone.state_dict, backbone.input)
+        notes = (warning, *notes) if warning else notes
+    return replace(backbone, notes=notes)
 
 
 def _check_companion(path: Path) -> None:
@@ -167,7 +165,11 @@ def _convert(
     source: Path, backbone: Backbone, target: Path, plain: Path | None
 ) -> ConversionReport:
     target.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(target) as weights, whole_file(target.with_suffix(".json")) as companion:
+    with (
+        locked_folder(target.parent) as lock,
+        whole_file(target) as weights,
+        whole_file(target.with_suffix(".json")) as companion,
+    ):
         model = write_detectron2_pickle(backbone, weights)
         verification = prove(source, backbone, weights, model)
         report = _report(source, weights, backbone, verification)
@@ -175,6 +177,7 @@ def _convert(
         companion.write_text(text + "\n", "utf-8")
         if plain is not None:
             write_plain(backbone, plain)
+        lock()  # so that another conversion's names cannot come in between
         target.unlink(missing_ok=True)  # then the companion gets its name, and the weights last
     return report
 
@@ -189,6 +192,7 @@ def _report(
         container=backbone.container,
         format=backbone.format,
         family=backbone.format,
+        method=backbone.method,
         encoder=backbone.encoder,
         other_encoders=backbone.other_encoders,
         arch=backbone.arch,
@@ -201,6 +205,31 @@ def _report(
         notes=(*backbone.notes, *verification["not_checked"]),
         unknown_references=backbone.unknown,
     )
+
+
+def summary(report: ConversionReport, target: Path) -> list[str]:
+    """Return what was recognised and which keys it demands, as lines that a terminal can print."""
+
+    def short(text: str, most: int = MAX_SHOWN) -> str:
+        line = one_line(text)
+        return line if len(line) <= most else line[: most - 3] + "..."
+
+    lines = [
+        f"{short(str(target))}: {report.arch}, {report.num_entries} entries, "
+        f"format {report.format}; "
+        f"largest relative feature difference {report.largest_feature_difference:.1e}",
+        f"  encoder {short(report.encoder) or '(no prefix)'}",
+    ]
+    lines += [f"  note: {short(note, 2 * MAX_SHOWN)}" for note in report.notes[:MAX_LISTED]]
+    for label, entries in (
+        ("also there", report.other_encoders),
+        ("unknown, not loaded", report.unknown_references),
+    ):
+        if entries:
+            more = len(entries) - MAX_LISTED
+            tail = [f"and {more} more"] if more > 0 else []
+            lines.append(f"  {label}: {', '.join([*map(short, entries[:MAX_LISTED]), *tail])}")
+    return lines + [f"  {key} {value}" for key, value in report.detectron2.items()]
 
 
 def prove(
@@ -278,7 +307,7 @@ def write_plain(backbone: Backbone, path: Path) -> None:
 
     `arch` says where the stride is not torchvision's, so that nobody builds the wrong network.
     """
-    caffe = "_stride_in_1x1" if backbone.architecture.stride_in_1x1 else ""
+    caffe = CAFFE2_SUFFIX if backbone.architecture.stride_in_1x1 else ""
     content = {
         "state_dict": backbone.state_dict,
         "arch": backbone.arch + caffe,

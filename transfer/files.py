@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+MAX_STEM_BYTES = 200  # of a temporary name, whose whole may have 255
 
 
 @contextmanager
@@ -17,12 +20,31 @@ def whole_file(path: Path) -> Iterator[Path]:
 
     Its suffix is that of `path`: detectron2 reads a file by it.
     """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    stem = os.fsencode(path.stem)[:MAX_STEM_BYTES].decode(errors="ignore")
+    temporary = path.with_name(f".{stem}.{os.getpid()}.tmp{path.suffix}")
     try:
         yield temporary
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[Callable[[], None]]:
+    """Give a function that waits for the folder's lock, which is kept until the block ends.
+
+    Where the file system has no locks, nothing is locked.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+
+    def lock() -> None:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+    try:
+        yield lock
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.scripts import load_script
 from tests.transfer.published import save_backbone, source_state
 from transfer import convert
 from transfer.checkpoints.read import read_backbone
@@ -248,3 +249,75 @@ def test_a_transformers_folder_is_converted_and_its_shards_enter_the_sha256(tmp_
     digests = [hashlib.sha256(path.read_bytes()).hexdigest()
                for path in (index, *sorted(folder.glob("*.safetensors")))]  # fmt: skip
     assert report.sha256 == hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+command = load_script("convert_to_detectron2")
+
+
+def test_the_command_line_states_the_input_and_the_companion_holds_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = tmp_path / "theirs.pth", tmp_path / "out.pkl"
+    torch.save(source_state("resnet50"), source)
+    fed = ("--input-order", "bgr", "--pixel-std", "1", "1", "1", "--stride-in-1x1")
+    assert command.main([str(source), str(target), *fed]) == 0
+    keys = json.loads(target.with_suffix(".json").read_text("utf-8"))["detectron2"]
+    assert keys["MODEL.PIXEL_MEAN"] == [103.53, 116.28, 123.675] and keys["INPUT.FORMAT"] == "BGR"
+    assert keys["MODEL.PIXEL_STD"] == [1.0] * 3 and keys["MODEL.RESNETS.STRIDE_IN_1X1"] is True
+    assert "note: input as the user states it: order BGR" in capsys.readouterr().out
+    assert command.main([str(source), str(target), "--pixel-std", "0", "1", "1"]) == 2
+    line = capsys.readouterr().err
+    assert "std is [0.0, 1.0, 1.0], wanted three numbers above 0" in line and line.count("\n") == 1
+
+
+def test_detectron2s_own_pickles_are_converted_and_a_companion_is_believed(tmp_path: Path) -> None:
+    source, first, second = (tmp_path / name for name in ("in.pth", "first.pkl", "second.pkl"))
+    state = source_state("resnet50")
+    torch.save({"state_dict": {f"encoder_q.{k}": v for k, v in state.items()}}, source)
+    stated = StatedInput(order="BGR", mean=(1, 2, 3), stride_in_1x1=True)
+    before = convert_checkpoint(source, first, stated=stated)
+    after = convert_checkpoint(first, second)
+    assert after.detectron2 == before.detectron2 and after.method == before.method == "moco"
+    models = [pickle.loads(path.read_bytes())["model"] for path in (first, second)]
+    assert models[0].keys() == models[1].keys()
+    assert all((models[0][name] == models[1][name]).all() for name in models[0])
+    settings = {"format": None, "encoder": None, "checkpoint": str(first)}
+    assert convert.demanded_keys(settings) == before.detectron2
+    content = pickle.loads(first.read_bytes())
+    first.write_bytes(pickle.dumps(content | {"__author__": "Detectron2 Model Zoo"}))
+    (line,) = convert.check_stage(settings)
+    assert "first.json beside it describes another file" in line
+    first.with_suffix(".json").unlink()
+    keys = convert.demanded_keys(settings)  # detectron2's defaults
+    assert keys["INPUT.FORMAT"] == "BGR" and keys["MODEL.RESNETS.STRIDE_IN_1X1"] is True
+    first.write_bytes(pickle.dumps(content | {"__author__": "torchvision"}))
+    keys = convert.demanded_keys(settings)
+    assert keys["INPUT.FORMAT"] == "RGB" and keys["MODEL.RESNETS.STRIDE_IN_1X1"] is False
+    detector = {
+        ("roi_heads." if name.startswith("res5") else "backbone.") + name: value
+        for name, value in content["model"].items()
+    }
+    first.write_bytes(pickle.dumps({"model": detector, "__author__": "Detectron2 Model Zoo"}))
+    assert read_backbone(first).arch == "resnet50"
+
+
+def test_text_out_of_the_file_is_harmless_and_short_on_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evil = "\x1b]0;pwned\x07\x1b[2K\r" + "x" * 400
+    state = {f"{evil}.{k}": v for k, v in source_state("resnet18").items()}
+    torch.save({"state_dict": state, "arch": evil}, tmp_path / "e.pth")
+    assert command.main([str(tmp_path / "e.pth"), str(tmp_path / "out.pkl")]) == 0
+    printed = capsys.readouterr().out
+    assert all(line.isprintable() and len(line) <= 500 for line in printed.splitlines())
+
+
+def test_ctrl_c_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(convert, "convert_checkpoint", stop)
+    assert command.main([str(tmp_path / "in"), str(tmp_path / "out.pkl")]) == 130
+    assert capsys.readouterr().err == "convert_to_detectron2: stopped by Ctrl-C\n"

@@ -2,11 +2,12 @@
 
 import hashlib
 import json
+import threading
 from pathlib import Path
 
 import pytest
 
-from transfer.files import sha256_of, whole_file, write_json
+from transfer.files import locked_folder, sha256_of, whole_file, write_json
 
 
 def test_a_file_is_the_old_one_until_the_new_one_is_whole(tmp_path: Path) -> None:
@@ -31,3 +32,30 @@ def test_the_digest_of_a_file_and_of_its_end(tmp_path: Path) -> None:
     assert sha256_of(path, 0) == hashlib.sha256().hexdigest()
     with pytest.raises(OSError, match="Invalid argument"):
         sha256_of(path, 6)  # shorter than it was
+
+
+def test_the_longest_legal_names_have_temporary_names(tmp_path: Path) -> None:
+    for stem in ("n" * 251, "я" * 125):
+        path = tmp_path / f"{stem}.pkl"
+        with whole_file(path) as temporary:
+            temporary.write_text("all", encoding="utf-8")
+        assert path.read_text(encoding="utf-8") == "all"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_lock_is_waited_for_and_ends_with_its_block(tmp_path: Path) -> None:
+    passed: list[str] = []
+
+    def second() -> None:
+        with locked_folder(tmp_path) as lock:
+            lock()
+            passed.append("second")
+
+    with locked_folder(tmp_path) as lock:
+        lock()
+        waiting = threading.Thread(target=second)
+        waiting.start()
+        waiting.join(timeout=0.2)
+        passed.append("first")
+    waiting.join(timeout=60)
+    assert passed == ["first", "second"]

@@ -5,9 +5,11 @@ Tested in tests/transfer/test_convert.py.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from transfer.config.data import Section
 
@@ -57,3 +59,34 @@ class ConvertConfig(Section):
     unless given"""
     input: StatedInput | None = Field(default=None, json_schema_extra=IF_GIVEN)
     """how the network was fed; as file and family say unless given"""
+
+
+def stated_input(
+    order: str | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    stride_in_1x1: bool | None,
+) -> StatedInput | None:
+    """Return how a network was fed as the command line states it, None where it states nothing.
+
+    Raises:
+        ValueError: the numbers cannot be meant.
+    """
+    values = {"order": order, "mean": mean, "std": std, "stride_in_1x1": stride_in_1x1}
+    given = {key: value for key, value in values.items() if value is not None}
+    try:
+        return StatedInput.model_validate(given) if given else None
+    except ValidationError as error:
+        raise ValueError("; ".join(str(fault["msg"]) for fault in error.errors())) from None
+
+
+def check_places(source: Path, target: Path) -> None:
+    """Raise ValueError where weights cannot be written to `target`, or would be over `source`."""
+    if target.suffix != ".pkl":
+        raise ValueError(f"{target}: wanted a name ending in .pkl; detectron2 reads by that name")
+    for written in (target, target.with_suffix(".json")):
+        if written.is_dir() or (source.exists() and written.exists() and source.samefile(written)):
+            raise ValueError(f"{written}: is a folder or INPUT itself, wanted a file to write")
+    for part in target.parents:
+        if part.exists() and not part.is_dir():
+            raise ValueError(f"{part}: is a file, wanted a folder to write OUTPUT into")
