@@ -1,13 +1,12 @@
 """The kinds of checkpoint files, recognised by their first bytes and never by their names.
 
-The file is mapped, not read: tensors are looked up and checked at once, but take memory only when
-they are asked for.
+The file is read whole, not mapped: one that is cut meanwhile would kill the process. Tensors are
+looked up and checked at once, but take memory of their own only when they are asked for.
 """
 
 from __future__ import annotations
 
 import io
-import mmap
 import struct
 import zipfile
 from collections.abc import Callable
@@ -37,10 +36,11 @@ from transfer.checkpoints.state_dicts import (
 from transfer.checkpoints.unpickler import SafeUnpickler, Stream, UnsafeError
 from transfer.messages import refusal
 
-Data = mmap.mmap | bytes
+Data = bytes
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_START = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 LEGACY_PROTOCOL = 1001
+MAX_FILE_BYTES = 2**33
 MAX_NESTING = 3
 MAX_KEY = 200
 MAX_TAR_RECORDS = 32
@@ -96,8 +96,9 @@ def read_content(path: Path) -> Content:
 def _read_file(path: Path) -> Content:
     if path.stat().st_size == 0:
         raise ValueError(f"{path}: is empty, so not a checkpoint that can be read safely")
-    with path.open("rb") as file:
-        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise ValueError(f"{path}: larger than {MAX_FILE_BYTES >> 30} GiB, no ResNet's file is")
+    data = path.read_bytes()
     try:
         if data[8:9] == b"{" and int.from_bytes(data[:8], "little") <= len(data) - 8:
             content = Content("safetensors", read_safetensors(path, data))
@@ -131,14 +132,6 @@ def _read(data: Data, limits: Limits, nesting: int = 0) -> Content:
     raise ValueError("its first bytes belong to no known kind (torch, safetensors, pickle)")
 
 
-def _stream(data: Data) -> Stream:
-    """Return bytes or a mapped file as a stream, from their start."""
-    if isinstance(data, bytes):
-        return io.BytesIO(data)
-    data.seek(0)
-    return data
-
-
 def _unpickle(
     stream: Stream, limits: Limits, nesting: int, persistent: Callable[[Any], Any] | None = None
 ) -> tuple[Any, set[str]]:
@@ -169,7 +162,7 @@ def _unpickle(
 
 
 def _plain_pickle(data: Data, limits: Limits, nesting: int) -> Content:
-    value, unknown = _unpickle(_stream(data), limits, nesting)
+    value, unknown = _unpickle(io.BytesIO(data), limits, nesting)
     if value == LEGACY_MAGIC:  # written with another pickle protocol than torch's own
         return _torch_legacy(data, limits, nesting)
     if isinstance(value, int):
@@ -204,7 +197,7 @@ class _Directory:
     """A file of which no more is read at once than the longest directory of an honest zip file."""
 
     def __init__(self, data: Data) -> None:
-        self.stream = _stream(data)
+        self.stream = io.BytesIO(data)
         self.seek, self.tell, self.close = self.stream.seek, self.stream.tell, lambda: None
 
     def seekable(self) -> bool:
@@ -225,7 +218,7 @@ class _Zip:
     def __init__(self, data: Data, limits: Limits) -> None:
         self.view = memoryview(data)
         try:
-            archive = zipfile.ZipFile(_Directory(data))  # type: ignore[call-overload]
+            archive = zipfile.ZipFile(_Directory(data))
         except (
             zipfile.BadZipFile,
             struct.error,
@@ -293,7 +286,7 @@ def _torch_zip(data: Data, limits: Limits, nesting: int) -> Content:
 
 
 def _torch_legacy(data: Data, limits: Limits, nesting: int) -> Content:
-    stream = _stream(data)
+    stream = io.BytesIO(data)
     storages: dict[str, Storage] = {}
 
     def persistent(identifier: Any) -> Any:
@@ -332,7 +325,7 @@ class _Tar:
     """What torch before 0.1.10 (2016) wrote: a tar archive of four records, each of pickles."""
 
     def __init__(self, data: Data, limits: Limits, nesting: int) -> None:
-        self.stream, self.view = _stream(data), memoryview(data)
+        self.stream, self.view = io.BytesIO(data), memoryview(data)
         self.limits, self.nesting, self.places = limits, nesting, _tar_records(data)
         self.objects: dict[str, Storage | TensorView] = {}  # by what the pickle calls them
         if missing := {"sys_info", "storages", "tensors", "pickle"} - self.places.keys():

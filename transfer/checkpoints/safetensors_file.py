@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import mmap
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ DTYPES = {
 MAX_HEADER_BYTES = 2**24
 
 
-def read_safetensors(path: Path, data: mmap.mmap) -> dict[str, Any]:
+def read_safetensors(path: Path, data: bytes) -> dict[str, Any]:
     """Return the tensors by their names; what the metadata says is another's name, twice.
 
     Raises:

@@ -13,7 +13,6 @@ in them: it could be kept busy for days, deaf to every signal.
 from __future__ import annotations
 
 import io
-import mmap
 import pickle
 import re
 import sys
@@ -36,7 +35,7 @@ from transfer.checkpoints.state_dicts import (
 )
 
 Call = Callable[..., Any]
-Stream = io.BytesIO | mmap.mmap
+Stream = io.BytesIO
 RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg", "__builtins__": "builtins"}
 ATTACK = re.compile(  # names that have no business in a checkpoint, called or not
     r"(os|posix|nt|subprocess|_posixsubprocess|shutil|runpy|socket|pty|ctypes|webbrowser|timeit|imp|"

@@ -94,3 +94,19 @@ def test_the_package_gives_it_without_importing_torch_for_the_table() -> None:
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     assert checkpoints.read_backbone is read_backbone
+
+
+def test_a_file_that_is_cut_while_it_is_read_does_not_kill_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, path = source_state("resnet18"), tmp_path / "cut.pth"
+    torch.save(state, path)
+    recognise = read_module.recognise
+
+    def cut(*arguments: Any) -> Any:
+        with path.open("r+b") as file:
+            file.truncate(4096)
+        return recognise(*arguments)
+
+    monkeypatch.setattr(read_module, "recognise", cut)
+    assert same(read_backbone(path).state_dict, state)
