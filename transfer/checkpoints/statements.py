@@ -1,4 +1,4 @@
-"""What a file says of its own network and input, beside the names and shapes of its tensors.
+"""Statements of a file on its own network and input, beside its tensors' names and shapes.
 
 Two networks can have the same tensors and other features: another place of the stride, blur,
 dilation, another activation, pixels in another order or scale. Where a file says so it is heard; a

@@ -1,4 +1,4 @@
-"""What a file says of its network and input is heard, refused or noted."""
+"""Statements of a file on its network and input are heard, refused or noted."""
 
 import argparse
 import json
