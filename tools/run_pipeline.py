@@ -35,22 +35,24 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("command", choices=NAMES)
     parser.add_argument("--config-file", type=Path, help="pipeline config (YAML)")
-    parser.add_argument(
-        "--executor", choices=["local", "slurm"], default="local", help="where stages run"
-    )
+    parser.add_argument("--executor", choices=["local", "slurm"], help="where stages run (local)")
     parser.add_argument("--watch", action="store_true", help="status: again every 10 s to the end")
-    parser.add_argument("--json", action="store_true", help="status: for machines")
+    parser.add_argument("--json", dest="as_json", action="store_true", help="status: for machines")
     parser.add_argument("--stage", metavar="NAME", help="logs: a stage as status names it")
     parser.add_argument(
         "--only", action="append", metavar="STAGE", help="run: this stage and what it needs"
     )
     parser.add_argument(
+        "--replace", action="store_true", help="run: cancel jobs that are not of the plan any more"
+    )
+    parser.add_argument("--outdated", action="store_true", help="cancel: only such jobs")
+    parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="changes to the config, such as seeds=[0]"
     )
-    options = parser.parse_intermixed_args(arguments)
-    only = tuple(options.only or ())
-    chosen = Options(options.executor, options.watch, options.json, options.stage, only)
-    return execute(options.command, options.config_file, options.overrides, chosen)
+    given = vars(parser.parse_intermixed_args(arguments))
+    command, config_file, overrides = map(given.pop, ("command", "config_file", "overrides"))
+    given["only"] = tuple(given["only"] or ())
+    return execute(command, config_file, overrides, Options(**given))
 
 
 if __name__ == "__main__":

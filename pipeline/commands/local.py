@@ -25,16 +25,20 @@ from pipeline.stages.staleness import changed_lines, kept_lines, shared_lines
 from pipeline.stages.takeover import takeover_lines
 
 
-def run(plan: Plan, console: Console, only: tuple[str, ...] = ()) -> int:
+def run(
+    plan: Plan, console: Console, only: tuple[str, ...] = (), beside_queue: bool = False
+) -> int:
     """Run what is not done yet, then write the report and print its table.
 
-    `only` names stages: nothing but these and what they need is run.
+    `only` names stages: nothing but these and what they need is run. `beside_queue` runs here what
+    waits in SLURM's queue too.
     """
     part = select(plan, list(only)) if only else plan
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     plan.config.root.mkdir(parents=True, exist_ok=True)
     with lock(plan.config.root / "lock"):
-        refuse_queued(plan)
+        if not beside_queue:
+            refuse_queued(plan)
         states = all_states(part)
         num_done = sum(states[stage.name].status == "done" for stage in part.distinct)
         console.print(f"{plan.config.name}: {len(part.distinct)} stages, {num_done} already done")
@@ -64,12 +68,13 @@ def refuse_queued(plan: Plan) -> None:
     """
     if not (plan.config.root / LEDGER).is_dir():
         return  # it was never submitted
-    standings, notes = read_standings(plan)
+    standings, _ = read_standings(plan)
     queued = [s for s in standings.values() if s.status in ("queued", "running") and s.job_id]
-    if queued and not notes:
+    if queued:
         raise ValueError(
             f"{len(queued)} stages are in SLURM's queue ({queued[0].stage} is job "
-            f"{queued[0].job_id}); cancel them first, or run with --executor slurm"
+            f"{queued[0].job_id}); go on there with --executor slurm, or cancel them; to run them "
+            "here all the same, ask for --executor local"
         )
 
 

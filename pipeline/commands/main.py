@@ -6,13 +6,15 @@ Only what a command needs is imported: `status` does without plots, statistics a
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 
@@ -32,19 +34,64 @@ NAMES = ("run", "plan", "status", "logs", "cancel", "report")
 class Options:
     """What the command line asks for besides the config."""
 
-    executor: str = "local"
+    executor: str | None = None  # None: not asked for, which is local
     watch: bool = False
     as_json: bool = False
     stage: str | None = None
     only: tuple[str, ...] = ()
+    replace: bool = False
+    outdated: bool = False
 
 
+class _Output:
+    """A stream that goes on into nothing when its reader has left, as `grep -q` does."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        with self._without_reader():
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._without_reader():
+            self.stream.flush()
+
+    @contextlib.contextmanager
+    def _without_reader(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.stream.fileno())
+            os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+@contextlib.contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """Let a command end as it would, also `run`, when nobody reads its output any more."""
+    output: Any = _Output(sys.stdout)
+    errors: Any = _Output(sys.stderr)
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        try:
+            yield
+        finally:
+            output.flush()
+            errors.flush()
+
+
+@reader_may_leave()
 def init(arguments: list[str]) -> int:
     """Write a new config; see `pipeline.commands.init`."""
     module: Any = importlib.import_module("pipeline.commands.init")
     return int(module.main(arguments))
 
 
+@reader_may_leave()
 def execute(
     command: str, config_file: Path | None, overrides: list[str], options: Options | None = None
 ) -> int:
@@ -88,9 +135,22 @@ def _action(command: str, options: Options) -> Callable[[Plan, Console], int]:
         return partial(show_status, watch=options.watch, as_json=options.as_json)
     if command == "logs":
         return partial(show_log, name=options.stage)
-    executor = ONLY.get(command, options.executor)
-    if options.only and (command, executor) != ("run", "local"):
-        raise ValueError("--only goes with run on this machine (--executor local)")
+    executor = ONLY.get(command, options.executor or "local")
+    keywords: dict[str, Any] = {}
+    if options.only:
+        keywords["only"] = options.only
+        if (command, executor) != ("run", "local"):
+            raise ValueError("--only goes with run on this machine (--executor local)")
+    if options.replace:
+        keywords["replace"] = True
+        if (command, executor) != ("run", "slurm"):
+            raise ValueError("--replace goes with run --executor slurm")
+    if options.outdated:
+        keywords["outdated"] = True
+        if command != "cancel":
+            raise ValueError("--outdated goes with cancel")
+    if (command, options.executor) == ("run", "local"):
+        keywords["beside_queue"] = True
     module: Any = importlib.import_module(MODULES[executor])
     function: Callable[..., int] = getattr(module, FUNCTIONS[command])
-    return partial(function, only=options.only) if options.only else function
+    return partial(function, **keywords) if keywords else function

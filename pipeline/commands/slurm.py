@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections import Counter
@@ -15,12 +16,18 @@ from pipeline.config.resources import REPORT
 from pipeline.executors.late_probe import late_probe_lines
 from pipeline.executors.preflight import check_before_start
 from pipeline.executors.slurm.arrays import plan_groups, resource_faults
+from pipeline.executors.slurm.environment import environment_lines
 from pipeline.executors.slurm.gpu_hours import gpu_hours
-from pipeline.executors.slurm.ledger import LEDGER, Submission, close_submissions, read_ledger
+from pipeline.executors.slurm.ledger import LEDGER, Submission, close_submissions
 from pipeline.executors.slurm.queue import JobRow, SlurmError, read_queue
-from pipeline.executors.slurm.sbatch import dependency_words, sbatch_parameters, sbatch_text
-from pipeline.executors.slurm.states import Standing, read_standings
-from pipeline.executors.slurm.submit import cancel_jobs, settle, submit
+from pipeline.executors.slurm.sbatch import (
+    dependency_words,
+    options_of,
+    sbatch_parameters,
+    sbatch_text,
+)
+from pipeline.executors.slurm.states import outdated_tasks, read_standings
+from pipeline.executors.slurm.submit import accepted_groups, cancel_jobs, settle, submit
 from pipeline.plan.plan import Plan
 from pipeline.report.collect import all_states
 from pipeline.report.origins import other_origins, read_manifests
@@ -33,11 +40,16 @@ CANCEL_WAIT_S = 120.0
 POLL_S = 1.0
 
 
-def run(plan: Plan, console: Console) -> int:
-    """Submit what is neither done nor in the queue, and return; the jobs go on by themselves."""
+def run(plan: Plan, console: Console, replace: bool = False) -> int:
+    """Submit what is neither done nor in the queue, and return; the jobs go on by themselves.
+
+    `replace` cancels what is in the queue and no longer of this plan.
+    """
     plan.config.root.mkdir(parents=True, exist_ok=True)
     with lock(plan.config.root / "lock"):
         ledger, rows = settle(plan.config.root)
+        if replace:
+            _cancel(list(outdated_tasks(plan, ledger, rows)), console)
         standings, notes = read_standings(plan)
         if blind := [note for note in notes if note.startswith("squeue")]:
             raise SlurmError("; ".join(blind))  # a job might be submitted twice
@@ -47,48 +59,51 @@ def run(plan: Plan, console: Console) -> int:
             f"{counts[status]} {status}" for status in ("done", "running", "queued")
         )
         console.print(f"{plan.config.name}: {len(plan.distinct)} stages, {summary}")
-        if not waiting:
-            return _nothing_to_submit(plan, console, standings)
+        tell(console, notes)
+        if counts["done"] == len(plan.distinct):
+            make_report(plan)
+            show_report(plan, console)
+            return 0
+        reports = [entry for entry in ledger if entry.kind == REPORT]
+        has_report = any(_is_active(rows.get(entry.job_id)) for entry in reports)
+        if not waiting and has_report:
+            console.print("nothing to submit; everything that is left is in the queue")
+            return 0
         states = {name: State(standing.status) for name, standing in standings.items()}
         tell(console, shared_lines(plan.stages, states))
         tell(console, changed_lines(waiting, states))
         tell(console, check_before_start(plan, states, here=False))
-        _clear(plan, ledger, rows, {standings[stage.name].job_id for stage in waiting})
         submitted = {
             standing.stage: standing.job_id
             for standing in standings.values()
             if standing.status in ("queued", "running") and standing.job_id
         }
-        num_jobs = 0
-        for group, entry in submit(plan, waiting, submitted):
+        groups, left = accepted_groups(plan, waiting, submitted)
+        _clear(plan, reports, rows, {standings[stage.name].job_id for stage in waiting})
+        for group, entry in submit(plan, groups):
             what = f"{len(group.stages)} stages" if group.stages else "after all others"
             line = f"  job {entry.job_id}: {group.name}, {what}"
             console.print(line, markup=False, highlight=False)
-            num_jobs += 1
+    num_stages = sum(len(group.stages) for group in groups)
     console.print(
-        f"{len(waiting)} stages in {num_jobs} jobs submitted; they need this command no more.\n"
+        f"{num_stages} stages in {len(groups)} jobs submitted; they need this command no more.\n"
         "see: tools/run_pipeline.py status --watch --config-file "
         f"{plan.config_file}",
         soft_wrap=True,
         markup=False,
     )
+    tell(console, [left] if left else [])
     return 0
 
 
-def _nothing_to_submit(plan: Plan, console: Console, standings: dict[str, Standing]) -> int:
-    if all(standing.status == "done" for standing in standings.values()):
-        make_report(plan)
-        show_report(plan, console)
-    else:
-        console.print("nothing to submit; everything that is left is in the queue")
-    return 0
+def _is_active(row: JobRow | None) -> bool:
+    return row is not None and row.is_active
 
 
-def _clear(plan: Plan, ledger: list[Submission], rows: dict[str, JobRow], stale: set[str]) -> None:
+def _clear(plan: Plan, reports: list[Submission], rows: dict[str, JobRow], stale: set[str]) -> None:
     """Cancel what new jobs take the place of: tasks that can never start, waiting reports."""
-    reports = [entry for entry in ledger if entry.kind == REPORT]
     stale |= {entry.job_id for entry in reports}
-    cancel_jobs(sorted(name for name in stale if name in rows and rows[name].state == "PENDING"))
+    cancel_jobs(sorted(name for name in stale if name in rows and not rows[name].is_over))
     close_submissions(plan.config.root, reports, "replaced by the report of a later run")
 
 
@@ -100,6 +115,7 @@ def show_plan(plan: Plan, console: Console) -> int:
     """
     states = all_states(plan)
     waiting = [stage for stage in plan.distinct if states[stage.name].status != "done"]
+    notes = read_standings(plan)[1] if (plan.config.root / LEDGER).is_dir() else []
     groups = plan_groups(plan, waiting)
     if faults := resource_faults(plan):
         raise ValueError("\n".join(faults))
@@ -125,6 +141,7 @@ def show_plan(plan: Plan, console: Console) -> int:
     tell(console, kept_lines(plan.stages, states) + other_origins(read_manifests(plan)))
     tell(console, check_before_start(plan, states, here=False, trust_kept=True))
     root = plan.config.root.absolute()
+    lines: list[str] = []
     for group in groups:
         dependency = ",".join(dependency_words(group, names))
         name = f"{plan.config.name}-{group.name}-<token>"
@@ -133,6 +150,8 @@ def show_plan(plan: Plan, console: Console) -> int:
         console.rule(f"sbatch {group.name}")
         text = sbatch_text(parameters, group, folder, sys.executable)
         console.print(text, markup=False, highlight=False, soft_wrap=True)
+        lines += environment_lines(os.environ, options_of(text))
+    tell(console, [*dict.fromkeys(lines), *notes])
     total = sum(estimate.hours for estimate in estimates.values())
     console.print(
         f"{len(waiting)} of {len(plan.distinct)} stages to run in {len(groups)} sbatch calls; "
@@ -142,27 +161,38 @@ def show_plan(plan: Plan, console: Console) -> int:
     return 0
 
 
-def cancel(plan: Plan, console: Console) -> int:
-    """Cancel every job of this folder that waits or runs, and wait until the queue has none."""
+def cancel(plan: Plan, console: Console, outdated: bool = False) -> int:
+    """Cancel every job of this folder that waits or runs, and wait until the queue has none.
+
+    `outdated` cancels only those that are no longer of this plan.
+    """
     plan.config.root.mkdir(parents=True, exist_ok=True)
     with lock(plan.config.root / "lock"):
-        ledger = [entry for entry in read_ledger(plan.config.root) if not entry.over]
-        names = [entry.job_name for entry in ledger]
-        active = _active_ids(names)
-        cancel_jobs(active)
-        deadline = time.monotonic() + CANCEL_WAIT_S
-        while left := _active_ids(names):
-            if time.monotonic() > deadline:
-                raise SlurmError(
-                    f"{len(left)} jobs are still ending after {CANCEL_WAIT_S:.0f} s: "
-                    f"{', '.join(left[:5])}; see squeue, and cancel again"
-                )
-            time.sleep(POLL_S)
+        ledger, rows = settle(plan.config.root)
+        if outdated:
+            _cancel(list(outdated_tasks(plan, ledger, rows)), console)
+            return 0
+        _cancel([name for name, row in rows.items() if not row.is_over], console)
         close_submissions(plan.config.root, ledger, "cancelled; run goes on from here")
-    console.print(f"{len(active)} jobs cancelled; the queue has none of {plan.config.name}")
+    console.print(f"the queue has no job of {plan.config.name}")
     return 0
 
 
-def _active_ids(names: list[str]) -> list[str]:
-    rows = read_queue(names).values()
-    return sorted(row.job_id for row in rows if row.is_active or row.state == "PENDING")
+def _cancel(job_ids: list[str], console: Console) -> None:
+    """Cancel jobs and wait until they are over; those in a state of no table are not waited for."""
+    cancel_jobs(sorted(job_ids))
+    deadline = time.monotonic() + CANCEL_WAIT_S
+    while left := _active_ids(job_ids):
+        if time.monotonic() > deadline:
+            raise SlurmError(
+                f"{len(left)} jobs are still ending after {CANCEL_WAIT_S:.0f} s: "
+                f"{', '.join(left[:5])}; see squeue, and cancel again"
+            )
+        time.sleep(POLL_S)
+    console.print(f"{len(job_ids)} jobs cancelled")
+
+
+def _active_ids(job_ids: list[str]) -> list[str]:
+    rows = read_queue(job_ids)
+    left = [rows[name] for name in job_ids if name in rows]
+    return sorted(row.job_id for row in left if row.is_active or row.state == "PENDING")

@@ -94,7 +94,8 @@ def _rows(plan: Plan, shown: list[Standing]) -> Table:
         last = Text(standing.metric)
         if standing.status == "queued" and standing.reason:
             last = Text(f"({standing.reason})", style="dim")
-        label = standing.stage.replace(f"{standing.backbone}--", "")
+        kind, _, slug = standing.stage.partition("/")
+        label = f"{kind}/{slug.removeprefix(f'{standing.backbone}--')}"
         limit = duration(standing.limit_left_s)
         left = duration(standing.left_s) or (f"limit {limit}" if limit else "")
         job = standing.job_id, standing.node, duration(standing.elapsed_s), left
@@ -151,7 +152,8 @@ def _reasons(standings: dict[str, Standing]) -> list[Text]:
     lines += [Text(f"{', '.join(names)}: {why}", style="red") for why, names in because.items()]
     if hidden := len(failed) - min(len(causes), MAX_REASONS) - len(rest):
         lines.append(Text(f"and {hidden} more, with --json", style="red"))
-    waiting = [each for each in standings.values() if each.status == "missing" and each.reason]
+    told = ("missing", "running")
+    waiting = [each for each in standings.values() if each.status in told and each.reason]
     lines += [Text(f"{each.stage}: {each.reason}") for each in waiting[:MAX_REASONS]]
     return lines
 

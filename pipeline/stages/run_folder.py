@@ -24,6 +24,7 @@ CONFIG, JOB, MANIFEST, FAILURE = "config.json", "job.json", "manifest.json", "fa
 LOCK, LOG, METRICS, JOBS = "lock", "log.txt", "metrics.jsonl", "jobs.jsonl"
 SET_ASIDE = "set-aside"
 LATE_PROBE = "probe.json"  # of a pretraining whose `probe:` came when it was finished
+HEARTBEAT = "heartbeat"
 LOCK_ATTEMPTS = 10
 EXIT_INTERRUPTED, EXIT_LOCKED = 75, 76
 Status = Literal["missing", "queued", "running", "done", "failed"]

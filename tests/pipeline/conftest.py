@@ -148,6 +148,12 @@ class Fake:
         jobs[job_id].update(what)
         (self.folder / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
 
+    def say(self, command: str, text: str) -> None:
+        (self.folder / f"{command}.txt").write_text(text, encoding="utf-8")
+
+    def refuse(self, name: str) -> None:
+        (self.folder / "refuse.txt").write_text(name, encoding="utf-8")
+
     def fail(self, command: str, text: str | None) -> None:
         path = self.folder / f"{command}.fails"
         path.write_text(text, encoding="utf-8") if text else path.unlink()
@@ -158,7 +164,7 @@ def fake(fakes: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
     """Put a SLURM that a test moves by hand on the PATH."""
     folder = fakes / "bin"
     folder.mkdir()
-    for name in ("sbatch", "squeue", "sacct", "scancel", "srun"):
+    for name in ("sbatch", "squeue", "sacct", "scancel", "scontrol", "sinfo", "srun"):
         script = folder / name
         script.write_text(f"#!{sys.executable}\n" + (HERE / "fake_slurm" / "fake.py").read_text())
         script.chmod(0o755)

@@ -90,7 +90,7 @@ def test_a_failure_stops_what_needs_it_and_is_explained(project) -> None:
     assert not Path(tuned.log).with_name("x").exists() and tuned.log == standings["pretrain/a"].log
     assert "NaN at step 1" in last_lines(Path(standings["pretrain/a"].log))[-1]
     project.wait(plan, lambda _: (plan.config.root / "report" / "index.html").exists(), 30)
-    rows = read_queue([entry.job_name for entry in read_ledger(plan.config.root)])
+    rows = read_queue([entry.job_id for entry in read_ledger(plan.config.root)])
     waiting = {r.state for r in rows.values() if r.name.startswith(("tiny-convert", "tiny-fine"))}
     assert waiting <= {"CANCELLED", "COMPLETED"}
     with project.output.capture() as said:

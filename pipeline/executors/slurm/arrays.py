@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pipeline.config.resources import REPORT, Resources, ResourcesConfig
@@ -17,8 +17,8 @@ MAX_ARRAY = 1000  # SLURM's MaxArraySize is 1001 unless the site raised it
 class Dependency:
     """What an array waits for: a group of the same submission, or a job submitted before.
 
-    `aftercorr`: each task waits for the task of the same number. `afterok`: all wait for one task,
-    or for the whole group where `task` is None. `afterany`: it may have failed.
+    `aftercorr`: each task waits for the task of the same number. `afterok`: all wait for the task
+    of a number, or for the whole job where `task` is None. `afterany`: it may have failed.
     """
 
     how: Literal["aftercorr", "afterok", "afterany"]
@@ -36,6 +36,7 @@ class JobGroup:
     stages: tuple[Stage, ...]
     resources: Resources
     dependencies: tuple[Dependency, ...] = ()
+    task_numbers: tuple[int, ...] = ()
 
     @property
     def num_tasks(self) -> int:
@@ -45,7 +46,18 @@ class JobGroup:
     @property
     def is_array(self) -> bool:
         """Return whether the job ids of the tasks have the form `<id>_<number>`."""
-        return len(self.stages) > 1
+        return bool(self.task_numbers)
+
+    @property
+    def task_span(self) -> str:
+        """Return the task numbers as sbatch's `--array` has them: `0-4` or `1,3-5`."""
+        spans: list[list[int]] = []
+        for number in self.task_numbers:
+            if spans and spans[-1][-1] == number - 1:
+                spans[-1][1:] = [number]
+            else:
+                spans.append([number])
+        return ",".join("-".join(map(str, span)) for span in spans)
 
 
 def plan_groups(plan: Plan, waiting: Sequence[Stage] | None = None) -> list[JobGroup]:
@@ -58,6 +70,7 @@ def job_groups(
     waiting: Sequence[Stage],
     resources: ResourcesConfig,
     submitted: Mapping[str, str],
+    max_array: int = MAX_ARRAY,
 ) -> list[JobGroup]:
     """Return the arrays for `waiting`, inputs before what needs them, and the report last.
 
@@ -66,28 +79,37 @@ def job_groups(
     otherwise stages that wait for the same inputs share an array.
     """
     groups: list[JobGroup] = []
-    place: dict[str, tuple[JobGroup, int]] = {}
+    names = {REPORT}
+    place: dict[str, Dependency] = {}
+    for name, job_id in submitted.items():
+        job, _, number = job_id.partition("_")
+        place[name] = Dependency("afterok", task=int(number) if number else None, job_id=job)
+    kinds: dict[str, list[Stage]] = {}
     depths: dict[str, int] = {}
     for stage in waiting:
+        kinds.setdefault(stage.kind, []).append(stage)
         depths[stage.kind] = max(_depth(stage), depths.get(stage.kind, 0))
     for kind in sorted(depths, key=depths.__getitem__):
-        stages = [stage for stage in waiting if stage.kind == kind]
-        needs = {stage.name: _needs(stage, place, submitted) for stage in stages}
-        for label, members, dependencies in list(_partition(stages, needs, groups)):
+        for label, members, numbers, dependencies in list(_partition(kinds[kind], place)):
             array = f"{kind}-{label}" if label else kind
-            for part in range(0, len(members), MAX_ARRAY):
-                name = array if part == 0 else f"{array}-{part // MAX_ARRAY + 1}"
-                while any(group.name == name for group in groups):
+            for part in range(0, len(members), max_array):
+                name = array if part == 0 else f"{array}-{part // max_array + 1}"
+                while name in names:
                     name += "x"
-                chunk = tuple(members[part : part + MAX_ARRAY])
+                names.add(name)
+                chunk = tuple(members[part : part + max_array])
+                tasks = numbers[part : part + max_array] or tuple(range(len(chunk)))
+                tasks = tasks if len(chunk) > 1 else ()
                 asked = stage_resources(resources, chunk[0])
-                groups.append(JobGroup(name, kind, chunk, asked, dependencies))
-                place |= {stage.name: (groups[-1], index) for index, stage in enumerate(chunk)}
+                groups.append(JobGroup(name, kind, chunk, asked, dependencies, tasks))
+                for index, stage in enumerate(chunk):
+                    task = tasks[index] if tasks else None
+                    place[stage.name] = Dependency("afterok", group=name, task=task)
     after = [Dependency("afterany", group=group.name) for group in groups]
     earlier = dict.fromkeys(job_id.partition("_")[0] for job_id in submitted.values())
     after += [Dependency("afterany", job_id=job_id) for job_id in earlier]
     report = JobGroup(REPORT, REPORT, (), resources.of(REPORT), tuple(after))
-    return [*groups, report] if groups else []
+    return [*groups, report] if after else []
 
 
 def stage_resources(resources: ResourcesConfig, stage: Stage) -> Resources:
@@ -118,44 +140,37 @@ def _depth(stage: Stage) -> int:
     return max((1 + _depth(source) for source in stage.inputs.values()), default=0)
 
 
-def _needs(
-    stage: Stage, place: Mapping[str, tuple[JobGroup, int]], submitted: Mapping[str, str]
-) -> tuple[Dependency, ...]:
-    needs = []
-    for source in stage.inputs.values():
-        if source.name in place:
-            group, index = place[source.name]
-            task = index if group.is_array else None
-            needs.append(Dependency("afterok", group=group.name, task=task))
-        elif source.name in submitted:
-            needs.append(Dependency("afterok", job_id=submitted[source.name]))
-    return tuple(needs)
-
-
 def _partition(
-    stages: Sequence[Stage],
-    needs: Mapping[str, tuple[Dependency, ...]],
-    groups: Sequence[JobGroup],
-) -> Iterator[tuple[str, list[Stage], tuple[Dependency, ...]]]:
-    """Yield label, members and dependencies of each array of one kind of stage."""
-    left = list(stages)
-    for group in groups:
-        tasks = [(Dependency("afterok", group.name, task),) for task in range(group.num_tasks)]
-        followers = [
-            stage
-            for stage in left
-            if len(stage.inputs) == 1 and [need.group for need in needs[stage.name]] == [group.name]
-        ]
-        if group.is_array and [needs[stage.name] for stage in followers] == tasks:
-            label = "" if len(followers) == len(stages) else group.name
-            yield label, followers, (Dependency("aftercorr", group.name),)
-            left = [stage for stage in left if stage not in followers]
+    stages: Sequence[Stage], place: Mapping[str, Dependency]
+) -> Iterator[tuple[str, list[Stage], tuple[int, ...], tuple[Dependency, ...]]]:
+    """Yield label, members, task numbers and dependencies of each array of one kind of stage.
+
+    Where each member needs a task of its own of one array, it gets that task's number.
+    """
+    needs = {
+        stage.name: tuple(place[s.name] for s in stage.inputs.values() if s.name in place)
+        for stage in stages
+    }
+    chains: dict[tuple[Dependency, tuple[int, int]], list[Stage]] = {}
+    for stage in stages:
+        if len(needs[stage.name]) == 1 and needs[stage.name][0].task is not None:
+            array = replace(needs[stage.name][0], how="aftercorr", task=None)
+            chains.setdefault((array, _size(stage)), []).append(stage)
+    chained: set[str] = set()
+    for (array, _), members in chains.items():
+        tasks = {needs[stage.name][0].task or 0: stage for stage in members}
+        if 1 < len(tasks) == len(members):
+            label = "" if len(members) == len(stages) else array.group or array.job_id
+            numbers = tuple(sorted(tasks))
+            yield label, [tasks[number] for number in numbers], numbers, (array,)
+            chained |= {stage.name for stage in members}
     by_needs: dict[tuple[Dependency, ...], list[Stage]] = {}
-    for stage in left:
-        by_needs.setdefault(needs[stage.name], []).append(stage)
+    for stage in stages:
+        if stage.name not in chained:
+            by_needs.setdefault(needs[stage.name], []).append(stage)
     for dependencies, members in by_needs.items():
         for label, part in _by_backbone(members).items():
-            yield label, part, dependencies
+            yield label, part, (), dependencies
 
 
 def _by_backbone(members: list[Stage]) -> dict[str, list[Stage]]:

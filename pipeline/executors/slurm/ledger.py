@@ -1,7 +1,8 @@
 """The ledger of submissions: one file an sbatch call, written before it and completed after it.
 
 `<root>/slurm/<token>.json` names the stages and, once known, the job id. The token is part of the
-job's name, so that a job whose id was never written down is found again.
+job's name, so that a job whose id was never written down is found again. Submissions are ordered by
+their number, given under the pipeline's lock: clocks of different hosts are not compared.
 
 Tested in tests/pipeline/executors/slurm/test_submit.py.
 """
@@ -37,9 +38,13 @@ class Submission:
     host: str
     job_id: str = ""
     over: str = ""
+    number: int = 0
+    task_numbers: tuple[int, ...] = ()
 
     def task_id(self, index: int) -> str:
         """Return the job id of the task of one stage."""
+        if self.task_numbers:
+            return f"{self.job_id}_{self.task_numbers[index]}"
         return f"{self.job_id}_{index}" if len(self.stages) > 1 else self.job_id
 
     @property
@@ -48,10 +53,9 @@ class Submission:
         return [self.task_id(index) for index in range(max(1, len(self.stages)))]
 
 
-def new_submission(group: JobGroup, pipeline: str) -> Submission:
+def new_submission(group: JobGroup, pipeline: str, number: int) -> Submission:
     """Return a submission with a token of its own; nothing is written."""
-    now = datetime.now(UTC)
-    token = f"{now:%Y%m%dT%H%M%S%f}-{secrets.token_hex(3)}"
+    token = f"{number:06d}-{secrets.token_hex(3)}"
     return Submission(
         token=token,
         job_name=f"{pipeline}-{group.name}-{token}",
@@ -59,10 +63,17 @@ def new_submission(group: JobGroup, pipeline: str) -> Submission:
         kind=group.kind,
         stages=tuple(stage.name for stage in group.stages),
         run_dirs=tuple(str(stage.run_dir.absolute()) for stage in group.stages),
-        submitted=now.isoformat(timespec="seconds"),
+        submitted=datetime.now(UTC).isoformat(timespec="seconds"),
         user=getpass.getuser(),
         host=os.uname().nodename,
+        number=number,
+        task_numbers=group.task_numbers,
     )
+
+
+def next_number(submissions: Iterable[Submission]) -> int:
+    """Return the number of the next submission; the caller holds the pipeline's lock."""
+    return 1 + max((submission.number for submission in submissions), default=0)
 
 
 def write_submission(root: Path, submission: Submission) -> None:
@@ -78,7 +89,7 @@ def close_submissions(root: Path, submissions: Iterable[Submission], why: str) -
 
 
 def read_ledger(root: Path) -> list[Submission]:
-    """Return all submissions, oldest first.
+    """Return all submissions, oldest first; those from before numbers come in the order of names.
 
     Raises:
         ValueError: a file of the ledger is damaged.
@@ -88,10 +99,11 @@ def read_ledger(root: Path) -> list[Submission]:
         content = read_json(path)
         try:
             lists = {key: tuple(content[key]) for key in ("stages", "run_dirs")}
+            lists["task_numbers"] = tuple(content.get("task_numbers", ()))
             submissions.append(Submission(**(content | lists)))
         except (TypeError, KeyError) as error:
             raise ValueError(f"{path}: not a submission ({error}); move it away") from None
-    return submissions
+    return sorted(submissions, key=lambda submission: submission.number)
 
 
 def latest_tasks(submissions: Iterable[Submission]) -> dict[str, tuple[Submission, int]]:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+
+from pipeline.executors.slurm.environment import client_environment
+from pipeline.executors.slurm.job_states import PHASES, Phase, phase_of
 
 CALL_TIMEOUT_S = 60
 MAX_ARGUMENT = 100_000  # Linux takes 131,072 bytes for one argument
-QUEUED = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "PREEMPTED"}
-RUNNING = {
-    "RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT",
-    "RESIZING",
-}  # fmt: skip
-NEVER = "DependencyNeverSatisfied"
 
 
 class SlurmError(ValueError):
@@ -34,51 +32,100 @@ class JobRow:
     reason: str = ""
 
     @property
+    def phase(self) -> Phase:
+        """Return where the job is, by the table of SLURM's states."""
+        return phase_of(self.state, self.reason)
+
+    @property
     def is_queued(self) -> bool:
         """Return whether the job waits, and can still start."""
-        return self.state in QUEUED and self.reason != NEVER
+        return self.phase in ("waiting", "returning")
+
+    @property
+    def is_over(self) -> bool:
+        """Return whether nothing is left to cancel; a state of no table is not over."""
+        return PHASES.get(self.state) in ("completed", "failed")
 
     @property
     def is_active(self) -> bool:
         """Return whether the job is over only after something else happens."""
-        return self.is_queued or self.state in RUNNING
+        return self.is_queued or self.phase == "running"
 
 
-def call(command: list[str]) -> str:
-    """Return what a SLURM command prints.
+def call(
+    command: list[str],
+    environment: Mapping[str, str] | None = None,
+    timeout_s: float = CALL_TIMEOUT_S,
+) -> str:
+    """Return what a SLURM command prints; by default no filter of the user's environment counts.
 
     Raises:
         SlurmError: it is not there, failed or did not answer.
     """
     try:
         answer = subprocess.run(
-            command, capture_output=True, text=True, timeout=CALL_TIMEOUT_S, check=False
+            command,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+            env=client_environment(os.environ) if environment is None else environment,
         )
     except FileNotFoundError:
         raise SlurmError(f"{command[0]}: no such command here; is this a SLURM machine?") from None
     except subprocess.TimeoutExpired:
-        raise SlurmError(f"{command[0]}: no answer within {CALL_TIMEOUT_S} s") from None
+        raise SlurmError(f"{command[0]}: no answer within {timeout_s} s") from None
     if answer.returncode != 0:
         lines = answer.stderr.strip().splitlines() or [f"exit code {answer.returncode}"]
-        raise SlurmError(f"{command[0]}: {'; '.join(lines)}")
+        said = [line.removeprefix(f"{command[0]}: ").removeprefix("error: ") for line in lines]
+        raise SlurmError(f"{command[0]}: {'; '.join(dict.fromkeys(said))}")
     return answer.stdout
 
 
-def read_queue(names: Iterable[str]) -> dict[str, JobRow]:
-    """Return the jobs with these names by id, those that ended a short while ago among them.
+def read_queue(job_ids: Iterable[str]) -> dict[str, JobRow]:
+    """Return the jobs with these ids and all their tasks, also those that ended a while ago.
+
+    Raises:
+        SlurmError: squeue failed.
+    """
+    ours = {job_id.partition("_")[0] for job_id in job_ids}
+    rows = _squeue("jobs", ours) if ours else []
+    return {row.job_id: row for row in rows if row.job_id.partition("_")[0] in ours}
+
+
+def find_by_name(names: Iterable[str]) -> dict[str, JobRow]:
+    """Return one row for each of these names that the queue knows, by name.
 
     Raises:
         SlurmError: squeue failed.
     """
     ours = set(names)
-    if not ours:
-        return {}
+    rows = _squeue("name", ours) if ours else []
+    return {row.name: row for row in rows if row.name in ours}
+
+
+def count_jobs(user: str = "") -> int:
+    """Return how many jobs the controller remembers, array tasks one by one; or a user's.
+
+    Raises:
+        SlurmError: squeue failed.
+    """
+    command = ["squeue", "--noheader", "--array", "--format=%i"]
+    command.append(f"--user={user}" if user else "--states=all")
+    return len(call(command).split())
+
+
+def _squeue(option: str, values: set[str]) -> list[JobRow]:
     command = ["squeue", "--noheader", "--array", "--states=all", "--format=%i|%j|%T|%N|%M|%L|%r"]
-    listed = ",".join(sorted(ours))
+    listed = ",".join(sorted(values))
     if len(listed) < MAX_ARGUMENT:
-        command.append(f"--name={listed}")
-    rows = parse_rows(call(command))
-    return {row.job_id: row for row in rows if row.name in ours}
+        command.append(f"--{option}={listed}")
+    try:
+        return parse_rows(call(command))
+    except SlurmError as error:
+        if "Invalid job id" in str(error):  # so it says of a single one that it has forgotten
+            return []
+        raise
 
 
 def read_accounting(job_ids: Iterable[str]) -> dict[str, JobRow]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,14 +14,23 @@ from pipeline.config.resources import flag_name
 from pipeline.executors.slurm.arrays import JobGroup
 
 HOLD_BACK = (
-    "import os, signal as s, sys; s.pthread_sigmask(s.SIG_BLOCK, [s.SIGUSR2]); "
+    "import os, signal as s, sys; s.pthread_sigmask(s.SIG_BLOCK, [s.SIGUSR2, s.SIGTERM]); "
     "os.execv(sys.argv[1], sys.argv[1:])"
 )
-WAIT_FOR_FOLDER = """for _ in $(seq 60); do [ -d "$folder" ] && break; sleep 5; done
-job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+# Asked to end before the stage has taken over: there is nothing to save, only to wait again.
+PUT_BACK = """job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-$SLURM_JOB_ID}
-[ -d "$folder" ] || [ "${SLURM_RESTART_COUNT:-0}" -ge 10 ] || { scontrol requeue "$job"; exit 1; }
+put_back() {
+    scontrol --oneliner show job "$job" | grep -q " JobState=RUNNING " || exit 1
+    scontrol requeue "$job" && sleep 60
+    exit 1
+}
+trap put_back TERM USR2"""
+WAIT_FOR_FOLDER = """for _ in $(seq 60); do [ -d "$folder" ] && break; sleep 5; done
+[ -d "$folder" ] || [ "${SLURM_RESTART_COUNT:-0}" -ge 10 ] || put_back
 exec >>"$folder/batch-$job.log" 2>&1"""
+TAKEN_OVER = """cd -- "$SLURM_SUBMIT_DIR" || exit 1  # whatever the lines above did
+trap : TERM USR2  # the stage hears them itself"""
 
 
 def dependency_words(group: JobGroup, job_ids: Mapping[str, str]) -> list[str]:
@@ -46,9 +56,12 @@ def sbatch_parameters(
     extra = {flag_name(name): value for name, value in resources.extra.items()}
     cpus = resources.cpus_per_task(group.kind)
     tasks_per_node = resources.tasks_per_node(group.kind)
-    srun_args = [f"--cpus-per-task={cpus}"]  # since SLURM 22.05 srun takes none from the job
+    # since SLURM 22.05 srun takes no cores from the job; an `--export=NONE` of the job's it takes
+    srun_args = [f"--cpus-per-task={cpus}", "--export=ALL"]
     if tasks_per_node * resources.nodes > 1:
         srun_args.append("--kill-on-bad-exit=1")
+    at_a_time = min(group.num_tasks, resources.array_parallelism)
+    array = {"array": f"{group.task_span}%{at_a_time}"} if group.is_array else {}
     parameters = {
         "job_name": job_name,
         "time": resources.timeout_min,
@@ -62,7 +75,6 @@ def sbatch_parameters(
         "qos": resources.qos,
         "constraint": resources.constraint,
         "dependency": dependency or None,
-        "array_parallelism": resources.array_parallelism,
         "signal_delay_s": resources.save_s,
         "setup": setup_lines(resources.setup, folder, code),
         "stderr_to_stdout": True,
@@ -71,7 +83,9 @@ def sbatch_parameters(
             "kill-on-invalid-dep": "yes",
             "requeue": True,
             "output": "/dev/null",
+            "export": "ALL",
         }
+        | array
         | {name: value for name, value in extra.items() if value is not False},
     }
     return {"wckey": None} | {key: value for key, value in parameters.items() if value is not None}
@@ -80,26 +94,33 @@ def sbatch_parameters(
 def setup_lines(setup: tuple[str, ...], folder: Path, code: Path) -> list[str]:
     """Return the shell lines before the command: the folder, the code, then the user's `setup`."""
     return [
+        PUT_BACK,
         f"folder={shlex.quote(str(folder))}",
         WAIT_FOR_FOLDER,
         f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}",
         "export PYTHONSAFEPATH=1  # the folder it starts from may hold newer code",
         *setup,
+        TAKEN_OVER,
     ]
 
 
 def python_command(python: str) -> str:
-    """Return the shell words that start Python with SLURM's signal held back.
+    """Return the shell words that start Python with SLURM's signals held back.
 
     A signal that comes while it still imports neither ends the job nor is lost: the kernel keeps it
     until the job listens (`stage_job.listen`). Until it is held back it is ignored.
     """
     python = shlex.quote(python)
-    return f'bash -c \'trap "" USR2; exec "$@"\' bash {python} -ISc {HOLD_BACK!r} {python}'
+    return f'bash -c \'trap "" USR2 TERM; exec "$@"\' bash {python} -ISc {HOLD_BACK!r} {python}'
 
 
 def sbatch_text(parameters: dict[str, Any], group: JobGroup, folder: Path, python: str) -> str:
-    """Return the script that submitit hands to sbatch; a test compares it with a submitted one."""
+    """Return the script for sbatch, written by submitit; `plan` shows the one that is submitted."""
     command = f"{python_command(python)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
     count = group.num_tasks if group.is_array else None
     return _make_sbatch_string(command=command, folder=folder, **parameters, map_count=count)
+
+
+def options_of(script: str) -> set[str]:
+    """Return the names of the options on a script's `#SBATCH` lines."""
+    return set(re.findall(r"^#SBATCH --([\w-]+)", script, re.MULTILINE))

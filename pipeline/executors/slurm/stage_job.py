@@ -6,10 +6,12 @@ worker saves and ends, and submitit puts the job back into the queue.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +30,7 @@ from pipeline.stages.run_folder import (
     EXIT_INTERRUPTED,
     EXIT_LOCKED,
     FAILURE,
+    HEARTBEAT,
     JOB,
     JOBS,
     LOG,
@@ -36,11 +39,14 @@ from pipeline.stages.run_folder import (
 
 PATIENCE_S = 600.0
 RETRY_S = 5.0
+BEAT_S = 60.0
 WORKER_ATTEMPTS = 3
 REASONS = {
     EXIT_LOCKED: "is being worked on by another process",
     -signal.SIGKILL: "was killed (signal 9), perhaps out of memory (mem_gb)",
 }
+# Words of SLURM while its controller is away; other refusals last.
+PASSES = ("contact", "timed out", "no answer", "zero bytes", "connect", "transport", "temporarily")
 STOPPED = (EXIT_INTERRUPTED, -signal.SIGUSR2, -signal.SIGTERM, -signal.SIGINT)
 
 
@@ -68,6 +74,8 @@ class StageJob:
         signal.signal(signal.SIGTERM, self._terminate)
         try:
             listen()
+            if self.is_first:
+                threading.Thread(target=self._beat, daemon=True).start()
             code = self._work()
         except _OverError:
             code = self._code()
@@ -101,7 +109,11 @@ class StageJob:
             self._note(started=time.time())
             environment = worker_environment(os.environ, self.environment)
             rank = self.environment.global_rank
+            if self.terminated:
+                return EXIT_INTERRUPTED
             self.worker = start_worker(self.folder, environment, rank)
+            if self.terminated:  # while it was started
+                os.kill(self.worker.pid, signal.SIGTERM)
             code = self._code()
             if code == EXIT_LOCKED and time.monotonic() < deadline:
                 time.sleep(RETRY_S)
@@ -110,6 +122,13 @@ class StageJob:
             lost_folder = code not in (0, *STOPPED) and not (self.folder / JOB).exists()
             if not lost_folder or attempts == WORKER_ATTEMPTS:
                 return code
+
+    def _beat(self) -> None:
+        """Touch a file once a minute: a job that SLURM still lists may have no process any more."""
+        while True:
+            with contextlib.suppress(OSError):
+                (self.folder / HEARTBEAT).touch()
+            time.sleep(BEAT_S)
 
     def _wait_for_folder(self) -> None:
         deadline = time.monotonic() + PATIENCE_S
@@ -145,7 +164,7 @@ class StageJob:
             return "done"
         if code in STOPPED:
             self._put_back()
-            raise RuntimeError("interrupted; saved")
+            raise RuntimeError("interrupted; saved")  # SLURM says why: preempted, cancelled
         if not (self.folder / FAILURE).exists():
             reason = REASONS.get(code, f"ended with code {code} and no word")
             self._fail(f"{reason}; see {self.folder / LOG}")
@@ -164,6 +183,9 @@ class StageJob:
                 time.sleep(PATIENCE_S)  # SLURM ends this process
             except SlurmError as error:
                 print(f"requeue {job_id}: {error}", file=sys.stderr, flush=True)
+                if not passes(error):
+                    self._fail(f"saved, but not put back into the queue ({error}); run goes on")
+                    return
                 time.sleep(RETRY_S)
 
     def _fail(self, reason: str) -> None:
@@ -197,8 +219,17 @@ class ReportJob:
 
 
 def listen() -> None:
-    """Let SLURM's signal through; it was held back while Python and submitit were starting."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR2])
+    """Let SLURM's signals through; held back while Python and submitit were starting."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR2, signal.SIGTERM])
+
+
+def passes(refusal: SlurmError) -> bool:
+    """Return whether SLURM may well answer otherwise in a moment.
+
+    >>> passes(SlurmError("scontrol: Requested operation is presently disabled for job 7"))
+    False
+    """
+    return any(word in str(refusal).lower() for word in PASSES)
 
 
 def worker_environment(outer: Mapping[str, str], environment: Any) -> dict[str, str]:

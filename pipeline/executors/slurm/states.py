@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.executors.slurm.ledger import Submission, latest_tasks, read_ledger
+from pipeline.config.resources import REPORT
+from pipeline.executors.slurm.job_states import ADVICE, is_held
+from pipeline.executors.slurm.ledger import LEDGER, Submission, latest_tasks, read_ledger
 from pipeline.executors.slurm.queue import JobRow, SlurmError, read_accounting, read_queue
 from pipeline.plan.plan import Plan
 from pipeline.stages.files import last_json_line, read_json, tail
 from pipeline.stages.run_folder import (
+    HEARTBEAT,
     JOBS,
     LOG,
     MANIFEST,
@@ -24,6 +27,8 @@ from pipeline.stages.run_folder import (
 )
 from pipeline.stages.stage import Stage
 
+SILENT_S = 600.0  # ten heartbeats, and more than clocks of two hosts differ
+MAX_NAMED = 5
 SHOWN_METRICS = ("bbox/AP", "segm/AP", "loss", "total_loss")
 
 
@@ -48,7 +53,7 @@ class Standing:
 
 
 def read_standings(plan: Plan) -> tuple[dict[str, Standing], list[str]]:
-    """Return where every stage stands, and what was wrong with SLURM's answers.
+    """Return where every stage stands, and what was wrong with SLURM's answers or is outdated.
 
     One squeue call; one sacct call if a job is gone that left no result. A stage that needs a
     failed one counts as failed: it can never run.
@@ -58,7 +63,8 @@ def read_standings(plan: Plan) -> tuple[dict[str, Standing], list[str]]:
     rows: dict[str, JobRow] | None = {}
     notes: list[str] = []
     try:
-        rows = read_queue(entry.job_name for entry in ledger if entry.job_id and not entry.over)
+        rows = read_queue(entry.job_id for entry in ledger if entry.job_id and not entry.over)
+        notes += outdated_lines(outdated_tasks(plan, ledger, rows))
     except SlurmError as error:
         rows = None
         notes.append(f"{error}; jobs are shown as the run folders know them")
@@ -78,7 +84,10 @@ def read_standings(plan: Plan) -> tuple[dict[str, Standing], list[str]]:
             notes.append(f"{error}; without accounting, the run folders say how jobs ended")
     standings: dict[str, Standing] = {}
     for stage in plan.stages:
-        standing = judge(stage, states[stage.name], tasks[stage.name], rows, accounts)
+        task = tasks[stage.name]
+        standing = judge(stage, states[stage.name], task, rows, accounts)
+        if task and standing.job_id:
+            standing = _with_log_of_slurm(plan.config.root, stage, standing, task[0])
         if standing.status not in ("done", "running"):
             for broken in (standings[source.name] for source in stage.inputs.values()):
                 if broken.status == "failed":
@@ -87,6 +96,39 @@ def read_standings(plan: Plan) -> tuple[dict[str, Standing], list[str]]:
                     break
         standings[stage.name] = standing
     return standings, notes
+
+
+def outdated_tasks(
+    plan: Plan, ledger: Iterable[Submission], rows: Mapping[str, JobRow]
+) -> dict[str, str]:
+    """Return the stage's name by job id of what is in the queue and no job of the plan's stages.
+
+    Such jobs are of a config as it was before, or have a newer job of the same stage.
+    """
+    ledger = list(ledger)
+    latest = latest_tasks(ledger)
+    places = {str(stage.run_dir.absolute()) for stage in plan.stages}
+    outdated = {}
+    for entry in ledger:
+        if entry.kind != REPORT and entry.job_id and not entry.over:
+            for index, run_dir in enumerate(entry.run_dirs):
+                row = rows.get(entry.task_id(index))
+                newest = run_dir in places and latest[run_dir] == (entry, index)
+                if row is not None and row.is_active and not newest:
+                    outdated[row.job_id] = entry.stages[index]
+    return outdated
+
+
+def outdated_lines(outdated: Mapping[str, str]) -> list[str]:
+    """Return the line that names outdated jobs, if there are any."""
+    if not outdated:
+        return []
+    named = [f"{name} is job {job_id}" for job_id, name in list(outdated.items())[:MAX_NAMED]]
+    more = f" and {len(outdated) - MAX_NAMED} more" if len(outdated) > MAX_NAMED else ""
+    return [
+        f"{len(outdated)} jobs in the queue are not of this plan as it is now "
+        f"({', '.join(named)}{more}); end them with cancel --outdated or run --replace"
+    ]
 
 
 def judge(
@@ -142,28 +184,63 @@ def _active(stage: Stage, standing: Standing, last: Mapping[str, Any], row: JobR
     """Return the standing of a stage whose job waits or runs."""
     if row.is_queued:
         reason = None if row.reason in ("None", "") else row.reason
+        if is_held(row.state, row.reason):
+            reason = f"{reason or row.state}: held; scontrol release {row.job_id}"
         return replace(standing, status="queued", reason=reason)
-    standing = replace(standing, status="running", reason=None, node=row.node)
+    silent = _silent_s(stage, row) if row.state == "RUNNING" else 0.0
+    reason = None
+    if silent > SILENT_S:
+        reason = (
+            f"no sign of life for {silent / 60:.0f} minutes; if {row.node} died and is back, "
+            f"scontrol requeue {row.job_id} goes on from what was saved"
+        )
+    standing = replace(standing, status="running", reason=reason, node=row.node)
     standing = replace(standing, elapsed_s=row.elapsed_s, limit_left_s=row.left_s)
     return _with_progress(stage, standing, last)
+
+
+def _silent_s(stage: Stage, row: JobRow) -> float:
+    """Return how long no heartbeat came; not before the job itself began."""
+    elapsed = float(row.elapsed_s or 0)
+    try:
+        return min(elapsed, time.time() - (stage.run_dir / HEARTBEAT).stat().st_mtime)
+    except OSError:
+        return elapsed
+
+
+def _with_log_of_slurm(root: Path, stage: Stage, standing: Standing, entry: Submission) -> Standing:
+    """Return the standing with SLURM's own output for a log, where the job wrote no other."""
+    if standing.status not in ("failed", "running"):
+        return standing
+    if (last_json_line(stage.run_dir / JOBS, 4096) or {}).get("job") == standing.job_id:
+        return standing
+    folder = root / LEDGER / entry.token
+    names = (f"{standing.job_id}_0_log.out", f"batch-{standing.job_id}.log")
+    for path in (folder / name for name in names):
+        if path.exists() and path.stat().st_size > 0:
+            reason = standing.reason and standing.reason.replace(standing.log, str(path))
+            return replace(standing, log=str(path), reason=reason)
+    return standing
 
 
 def _gone(
     stage: Stage, standing: Standing, last: Mapping[str, Any], row: JobRow | None
 ) -> Standing:
     """Return the standing of a stage whose job is over and left neither manifest nor failure."""
-    if row is not None and row.is_active:  # squeue forgets a job a moment before sacct does
-        return _active(stage, standing, last, row)
     if not last and (row is None or row.state in ("CANCELLED", "PENDING")):
         word = "was cancelled" if row else "is gone from the queue"
         reason = f"job {standing.job_id} {word} before it started"
-    elif row is not None:
-        why = f" ({row.reason})" if row.reason not in ("", "None") else ""
-        reason = f"job {standing.job_id} ended as {row.state}{why} and left no result"
-        reason += f"; see {standing.log}"
-    else:
+    elif row is None or row.is_active:  # accounting may call what is gone from the queue RUNNING
         reason = f"job {standing.job_id} is gone and left no result (killed, or its node died)"
         reason += f"; see {standing.log}"
+    elif row.phase == "unknown":
+        reason = f"job {standing.job_id} is in state {row.state}, which is not known here; "
+        reason += f"see scontrol show job {standing.job_id}; run replaces it"
+    else:
+        words = [ADVICE.get(row.state, ""), "" if row.reason == "None" else row.reason]
+        why = "; ".join(word for word in words if word)
+        reason = f"job {standing.job_id} ended as {row.state}{f' ({why})' if why else ''}"
+        reason += f" and left no result; see {standing.log}"
     node = (row.node if row else "") or str(last.get("node", ""))
     elapsed = row.elapsed_s if row else None
     return replace(standing, status="failed", reason=reason, node=node, elapsed_s=elapsed)

@@ -1,5 +1,6 @@
-"""The commands start quickly; what `plan` says of configs and code."""
+"""The commands start quickly and end well when nobody reads on; what `plan` says of code."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -54,3 +55,28 @@ def test_plan_says_that_finished_stages_are_from_other_code(
             f" (now {'f' * 10}), 2 from torch {now['packages']['torch']} (now 99.0); "
             "their identity is unchanged"
         )
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from pipeline.commands.main import Options, execute
+from pipeline.stages import stage
+for name in stage.STAGE_KINDS:
+    stage.STAGE_KINDS[name] = stage.StageKind("fake_stages", 1, ("out.txt",), "out.txt")
+options = Options(executor="slurm", as_json=True)
+sys.exit(execute(sys.argv[1], Path("configs/tiny.yaml"), [], options))
+"""
+
+
+@pytest.mark.parametrize("command", ["status", "run"])
+def test_a_closed_pipe_is_no_fault_of_a_plan(fake, command: str) -> None:
+    """As `... | grep -q` closes it; `run` submits its plan to the end all the same."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = [sys.executable, "-c", PROGRAM, command]
+    child = subprocess.run(words, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (child.returncode, child.stderr) == (0, b"")
+    names = [job["name"] for job in fake.jobs.values()]
+    assert any("tiny-report" in name for name in names) is (command == "run")

@@ -1,11 +1,13 @@
 """The commands over a fake SLURM: submission, ledger, states, status; nothing runs by itself."""
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
-from pipeline.commands.main import execute
+from pipeline.commands.main import Options, execute
 from pipeline.commands.slurm import cancel
 from pipeline.executors.slurm.states import read_standings
 from pipeline.stages.run_folder import FAILURE
@@ -86,7 +88,74 @@ def test_tasks_that_can_never_start_are_replaced(fake) -> None:
 def test_a_local_run_leaves_the_queue_alone(fake, capsys: pytest.CaptureFixture[str]) -> None:
     run()
     assert execute("run", CONFIG, ["seeds=[0]"]) == 2
-    assert "stages are in SLURM's queue" in capsys.readouterr().err
+    assert "ask for --executor local" in capsys.readouterr().err
+    fake.fail("sacct", "sacct: error: Slurm accounting storage is disabled")
+    fake.set_state(standings_of()["pretrain/a"].job_id, purged=True)
+    assert execute("run", CONFIG, ["seeds=[0]"]) == 2  # a note is no reason to start beside it
+    assert execute("run", CONFIG, ["seeds=[0]"], Options(executor="local")) == 0
+    assert {standing.status for standing in standings_of().values()} == {"done"}
+
+
+def test_a_lost_report_is_submitted_again(fake, capsys: pytest.CaptureFixture[str]) -> None:
+    run()
+    (report,) = (job for job, row in fake.jobs.items() if "report" in row["name"])
+    fake.set_state(report, state="CANCELLED")
+    fake.calls  # noqa: B018
+    assert run() == 0
+    assert fake.calls.count("sbatch") == 1
+    assert "report, after all others" in capsys.readouterr().out
+    assert run() == 0 and "sbatch" not in fake.calls
+
+
+@pytest.mark.parametrize("name", ["SQUEUE_PARTITION", "SQUEUE_USERS", "SCANCEL_STATE"])
+def test_a_users_filters_hide_no_job(fake, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "urgent")
+    run()
+    assert {standing.status for standing in standings_of().values()} == {"queued"}
+    for job in fake.jobs:
+        fake.set_state(job, name="renamed by its owner")
+    fake.calls  # noqa: B018
+    assert run() == 0 and "sbatch" not in fake.calls
+    assert execute("cancel", CONFIG, ["seeds=[0]"]) == 0
+    assert {job["state"] for job in fake.jobs.values()} == {"CANCELLED"}
+
+
+def test_the_newest_job_counts_whatever_the_clock_of_its_host(fake, monkeypatch) -> None:
+    """The second host's clock is two minutes behind that of the first."""
+    run()
+    first = standings_of()["pretrain/a"].job_id
+    for job in fake.jobs:
+        fake.set_state(job, state="CANCELLED")
+    clock = datetime.now(UTC) - timedelta(minutes=2)
+    monkeypatch.setattr(
+        "pipeline.executors.slurm.ledger.datetime", SimpleNamespace(now=lambda zone: clock)
+    )
+    run()
+    standing = standings_of()["pretrain/a"]
+    assert standing.status == "queued" and standing.job_id != first
+    fake.calls  # noqa: B018
+    assert run() == 0 and "sbatch" not in fake.calls
+
+
+def test_jobs_of_an_older_config_are_named_and_ended_when_asked(
+    fake, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run()
+    old = {stage.stage: stage.job_id for stage in standings_of().values() if "/b" in stage.stage}
+    drop = 'backbones=[{"name": "a", "pretrain": "a.yaml"}]'
+    for command in ("status", "plan", "run"):
+        assert execute(command, CONFIG, ["seeds=[0]", drop], SLURM) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert f"pretrain/b is job {old['pretrain/b']}" in said and "--outdated" in said
+    ours = standings_of()["pretrain/a"].job_id
+    assert execute("cancel", CONFIG, ["seeds=[0]", drop], Options(outdated=True)) == 0
+    assert {fake.jobs[job]["state"] for job in old.values()} == {"CANCELLED"}
+    assert fake.jobs[ours]["state"] == "PENDING"
+    assert run() == 0
+    assert execute("run", CONFIG, ["seeds=[0]", drop], Options("slurm", replace=True)) == 0
+    again = {job for job, row in fake.jobs.items() if row["state"] == "PENDING"}
+    assert ours in again and not again & {s.job_id for s in standings_of().values()
+                                          if s.backbone == "b"}  # fmt: skip
 
 
 def test_two_names_of_one_recipe_are_one_job_also_when_one_is_new(fake) -> None:

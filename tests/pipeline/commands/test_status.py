@@ -8,7 +8,7 @@ from rich.console import Console
 
 from pipeline.commands import slurm
 from pipeline.commands.main import Options, execute
-from pipeline.commands.status import show_status
+from pipeline.commands.status import show_status, status_text
 from pipeline.executors.slurm import states
 from tests.pipeline.slurm_runs import CONFIG, plan_of, run, standings_of
 
@@ -68,6 +68,19 @@ def test_logs_are_found_by_the_name_of_the_stage(fake, capsys: pytest.CaptureFix
     assert "unknown stage 'pretrain/z'; did you mean 'pretrain/" in capsys.readouterr().err
     assert execute("logs", CONFIG, ["seeds=[0]"]) == 2
     assert "--stage is missing; tiny has " in capsys.readouterr().err
+
+
+def test_a_backbones_name_is_taken_off_the_front_alone(fake, monkeypatch) -> None:
+    plan = plan_of()
+    slugs = {"c--voc--seed0": "finetune/voc--seed0", "doc--doc--seed1": "finetune/doc--seed1"}
+    made = {
+        slug: states.Standing(f"finetune/{slug}", slug.partition("--")[0], "queued")
+        for slug in slugs
+    }
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(status_text(plan, made, []))
+    for label in slugs.values():
+        assert f" {label} " in console.export_text(clear=False)
 
 
 def test_remarks_on_the_results_are_among_the_notes(

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""sbatch, squeue, sacct, scancel, scontrol and srun over a JSON file in $FAKE_SLURM.
+"""sbatch, squeue, sacct, scancel, scontrol, sinfo and srun over a JSON file in $FAKE_SLURM.
 
 Nothing runs by itself: a test moves jobs with `set_state`. `calls.txt` lists the commands;
-`<command>.fails` makes a command fail with its text.
+`<command>.fails` makes a command fail with its text; `refuse.txt` has a name that sbatch refuses;
+`scontrol.txt` and `sinfo.txt` have what these two say.
 """
 
 import json
 import os
-import re
 import shlex
 import sys
 from pathlib import Path
@@ -31,23 +31,33 @@ def sbatch(words: list[str], jobs: dict) -> str:
         raise SystemExit("sbatch: error: invalid partition specified: nowhere")
     if "--test-only" in words:
         return ""
+    refused = Path(os.environ["FAKE_SLURM"]) / "refuse.txt"
+    if refused.exists() and refused.read_text(encoding="utf-8") in options["job-name"]:
+        raise SystemExit("sbatch: error: Batch job submission failed: no more today")
     number = 1 + max((int(key.split("_")[0]) for key in jobs), default=100)
-    array = re.match(r"(\d+)-(\d+)", options.get("array", ""))
-    last = int(array[2]) if array else 0
-    for task in range(last + 1):
-        key = f"{number}_{task}" if array else str(number)
+    tasks = []
+    for span in filter(None, options.get("array", "").partition("%")[0].split(",")):
+        first, _, last = span.partition("-")
+        tasks += range(int(first), int(last or first) + 1)
+    for task in tasks or [None]:
+        key = str(number) if task is None else f"{number}_{task}"
         reason = "Dependency" if "dependency" in options else "Priority"
         jobs[key] = {"name": options["job-name"], "state": "PENDING", "node": "", "reason": reason}
     return f"Submitted batch job {number}"
 
 
 def squeue(words: list[str], jobs: dict) -> str:
-    chosen = [word.removeprefix("--name=") for word in words if word.startswith("--name=")]
-    names = set(chosen[0].split(",")) if chosen else None
+    options = dict(word.partition("=")[::2] for word in words)
+    names, ids = (set(filter(None, options.get(o, "").split(","))) for o in ("--name", "--jobs"))
+    if "SQUEUE_PARTITION" in os.environ:
+        return ""  # a partition without jobs
+    known = {key: job for key, job in jobs.items() if not job.get("purged")}
+    if len(ids) == 1 and not any(key.partition("_")[0] in ids for key in known):
+        raise SystemExit("slurm_load_jobs error: Invalid job id specified")
     return "\n".join(
         f"{key}|{job['name']}|{job['state']}|{job['node']}|1:05|58:55|{job['reason']}"
-        for key, job in jobs.items()
-        if (names is None or job["name"] in names) and not job.get("purged")
+        for key, job in known.items()
+        if (not names or job["name"] in names) and (not ids or key.partition("_")[0] in ids)
     )
 
 
@@ -59,12 +69,26 @@ def sacct(words: list[str], jobs: dict) -> str:
 
 def scancel(words: list[str], jobs: dict) -> str:
     for key, job in jobs.items():
+        if job["state"] not in ("PENDING", "RUNNING"):
+            continue
         if key in words or key.split("_")[0] in words:
             job.update(state="CANCELLED", reason="None")
     return ""
 
 
-COMMANDS = {"sbatch": sbatch, "squeue": squeue, "sacct": sacct, "scancel": scancel}
+def said(words: list[str], jobs: dict) -> str:
+    path = Path(os.environ["FAKE_SLURM"]) / f"{Path(sys.argv[0]).name}.txt"
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+COMMANDS = {
+    "scontrol": said,
+    "sinfo": said,
+    "sbatch": sbatch,
+    "squeue": squeue,
+    "sacct": sacct,
+    "scancel": scancel,
+}
 
 
 def main() -> None:
@@ -76,9 +100,9 @@ def main() -> None:
         sys.exit(fails.read_text(encoding="utf-8"))
     path = folder / "jobs.json"
     jobs = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    said = COMMANDS[command](sys.argv[1:], jobs)
+    answer = COMMANDS[command](sys.argv[1:], jobs)
     path.write_text(json.dumps(jobs), encoding="utf-8")
-    print(said)
+    print(answer)
 
 
 if __name__ == "__main__":

@@ -104,3 +104,33 @@ def test_arrays_stop_at_slurms_default_limit() -> None:
     assert named["convert-pretrain-2"][1] == ["aftercorr:<pretrain-2>"]
     twice = job_groups(stages_of(("a", "a-2"), tuple(range(1500))), NOTHING, {})
     assert len({group.name for group in twice}) == len(twice)
+
+
+def test_an_array_follows_what_is_in_the_queue_task_by_task() -> None:
+    stages = stages_of(("a", "b", "c", "d"), ())
+    converts = [stage for stage in stages if stage.kind == "convert"]
+    queued = {"pretrain/a": "40_7", "pretrain/c": "40_2", "pretrain/d": "40_3"}
+    groups = {g.name: g for g in job_groups(converts, NOTHING, queued)}
+    array = groups["convert-40"]
+    assert [stage.backbone for stage in array.stages] == ["c", "d", "a"]
+    assert (array.task_numbers, array.task_span) == ((2, 3, 7), "2-3,7")
+    assert dependency_words(array, {}) == ["aftercorr:40"]
+    assert groups["convert-b"].stages[0].backbone == "b" and groups["convert-b"].task_span == ""
+    single = job_groups(converts[:1], NOTHING, queued)[0]
+    assert dependency_words(single, {}) == ["afterok:40_7"] and not single.is_array
+
+
+def test_done_inputs_leave_one_array_a_kind() -> None:
+    converts = [s for s in stages_of(("a", "b", "c"), ()) if s.kind == "convert"]
+    assert shown(job_groups(converts, NOTHING, {}))["convert"] == (["a", "b", "c"], [])
+
+
+def test_a_report_alone_follows_what_is_in_the_queue() -> None:
+    (report,) = job_groups([], NOTHING, {"pretrain/a": "40_1", "pretrain/b": "40_2"})
+    assert shown([report]) == {"report": ([], ["afterany:40"])}
+    assert job_groups([], NOTHING, {}) == []
+
+
+def test_a_sites_smaller_limit_cuts_arrays() -> None:
+    groups = job_groups(stages_of(("a",), tuple(range(8))), NOTHING, {}, max_array=5)
+    assert [g.task_span for g in groups if g.kind == "finetune"] == ["0-4", "0-2"]

@@ -5,7 +5,12 @@ from pathlib import Path
 
 from pipeline.config.resources import Resources, ResourcesConfig
 from pipeline.executors.slurm.arrays import job_groups
-from pipeline.executors.slurm.sbatch import sbatch_parameters, sbatch_text
+from pipeline.executors.slurm.sbatch import (
+    options_of,
+    sbatch_parameters,
+    sbatch_text,
+    setup_lines,
+)
 from tests.pipeline.executors.slurm.made_up import stages_of
 
 GOLDEN = """#!/bin/bash
@@ -17,6 +22,7 @@ GOLDEN = """#!/bin/bash
 #SBATCH --cpus-per-task=6
 #SBATCH --dependency=aftercorr:17
 #SBATCH --exclude=n3
+#SBATCH --export=ALL
 #SBATCH --gpus-per-node=4
 #SBATCH --job-name=tiny-pretrain-T
 #SBATCH --kill-on-invalid-dep=yes
@@ -33,21 +39,29 @@ GOLDEN = """#!/bin/bash
 #SBATCH --time=600
 
 # setup
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+job=${job:-$SLURM_JOB_ID}
+put_back() {
+    scontrol --oneliner show job "$job" | grep -q " JobState=RUNNING " || exit 1
+    scontrol requeue "$job" && sleep 60
+    exit 1
+}
+trap put_back TERM USR2
 folder='/a b/it'"'"'s
 here'
 for _ in $(seq 60); do [ -d "$folder" ] && break; sleep 5; done
-job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
-job=${job:-$SLURM_JOB_ID}
-[ -d "$folder" ] || [ "${SLURM_RESTART_COUNT:-0}" -ge 10 ] || { scontrol requeue "$job"; exit 1; }
+[ -d "$folder" ] || [ "${SLURM_RESTART_COUNT:-0}" -ge 10 ] || put_back
 exec >>"$folder/batch-$job.log" 2>&1
 export PYTHONPATH=/code${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONSAFEPATH=1  # the folder it starts from may hold newer code
 module load cuda
+cd -- "$SLURM_SUBMIT_DIR" || exit 1  # whatever the lines above did
+trap : TERM USR2  # the stage hears them itself
 
 # command
 export SUBMITIT_EXECUTOR=slurm
 srun --unbuffered --output '/a b/it'"'"'s
-here/%A_%a_%t_log.out' --cpus-per-task=6 --kill-on-bad-exit=1 bash -c 'trap "" USR2; exec "$@"' bash /bin/python -ISc 'import os, signal as s, sys; s.pthread_sigmask(s.SIG_BLOCK, [s.SIGUSR2]); os.execv(sys.argv[1], sys.argv[1:])' /bin/python -u -m submitit.core._submit '/a b/it'"'"'s
+here/%A_%a_%t_log.out' --cpus-per-task=6 --export=ALL --kill-on-bad-exit=1 bash -c 'trap "" USR2 TERM; exec "$@"' bash /bin/python -ISc 'import os, signal as s, sys; s.pthread_sigmask(s.SIG_BLOCK, [s.SIGUSR2, s.SIGTERM]); os.execv(sys.argv[1], sys.argv[1:])' /bin/python -u -m submitit.core._submit '/a b/it'"'"'s
 here'
 """  # noqa: E501
 
@@ -68,3 +82,30 @@ def test_sbatch_text_is_golden_and_bash_takes_it(tmp_path: Path) -> None:
     path = tmp_path / "script.sh"
     path.write_text(text, encoding="utf-8")
     subprocess.run(["bash", "-n", path], check=True)
+    assert {"time", "export", "requeue", "array"} < options_of(text)
+
+
+def test_a_signal_before_the_stage_puts_the_job_back(tmp_path: Path) -> None:
+    """The lines before the command, run by bash with a scontrol that says what it was asked."""
+    said = tmp_path / "said.txt"
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(
+        f"#!/bin/bash\necho $* >>{said}\n[ $1 = requeue ] && kill -KILL $PPID\n"
+        "echo JobId=7 JobState=RUNNING Reason=None\n"
+    )
+    scontrol.chmod(0o755)
+    (tmp_path / "folder").mkdir()
+    lines = setup_lines(("cd /; kill -TERM $$", "echo too far"), tmp_path / "folder", tmp_path)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "7"}
+    subprocess.run(["bash", "-c", "\n".join(lines)], env=environment, check=False)
+    assert said.read_text().splitlines() == ["--oneliner show job 7", "requeue 7"]
+    assert "too far" not in (tmp_path / "folder" / "batch-7.log").read_text()
+
+
+def test_a_stage_starts_where_the_plan_was_submitted(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    lines = setup_lines(("cd /",), tmp_path / "folder", tmp_path)
+    environment = {"PATH": "/usr/bin:/bin", "SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(tmp_path)}
+    script = "\n".join([*lines, "kill -TERM $$; pwd"])  # from here on the stage hears signals
+    subprocess.run(["bash", "-c", script], env=environment, check=True)
+    assert (tmp_path / "folder" / "batch-7.log").read_text() == f"{tmp_path}\n"

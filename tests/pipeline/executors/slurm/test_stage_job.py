@@ -4,19 +4,26 @@ import shlex
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
+
+from pipeline.executors.slurm import stage_job
+from pipeline.executors.slurm.queue import SlurmError
 from pipeline.executors.slurm.sbatch import python_command
 from pipeline.executors.slurm.stage_job import worker_environment
 
 
-def test_a_signal_during_the_imports_is_kept_for_the_job() -> None:
+@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
+def test_a_signal_during_the_imports_is_kept_for_the_job(number: int) -> None:
     program = """
 import signal, sys
 print("importing", flush=True)
 sys.stdin.readline()
 from pipeline.executors.slurm.stage_job import listen
-signal.signal(signal.SIGUSR2, lambda number, frame: print("signal", flush=True))
+for known in (signal.SIGUSR2, signal.SIGTERM):
+    signal.signal(known, lambda number, frame: print("signal", flush=True))
 print("listening", flush=True)
 listen()
 print("working", flush=True)
@@ -26,7 +33,7 @@ print("working", flush=True)
         ["bash", "-c", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert job.stdout is not None and job.stdout.readline() == "importing\n"
-    job.send_signal(signal.SIGUSR2)
+    job.send_signal(number)
     assert job.communicate("\n")[0].split() == ["listening", "signal", "working"]
     assert job.returncode == 0
 
@@ -43,3 +50,56 @@ def test_several_processes_get_what_torchrun_would_give_them() -> None:
     assert (inner["LOCAL_RANK"], inner["LOCAL_WORLD_SIZE"]) == ("1", "2")
     alone = worker_environment({}, SimpleNamespace(num_tasks=1))
     assert "RANK" not in alone and alone["OMP_NUM_THREADS"] == "1"
+
+
+@pytest.mark.parametrize(("said", "passes"), [
+    ("scontrol: Unable to contact slurm controller (connect failure)", True),
+    ("squeue: Socket timed out on send/recv operation", True),
+    ("scontrol: no answer within 60 s", True),
+    ("scontrol: Requested operation is presently disabled for job 15", False),
+    ("scontrol: Access/permission denied for job 15", False),
+])  # fmt: skip
+def test_refusals_that_pass_and_those_that_last(said: str, passes: bool) -> None:
+    assert stage_job.passes(SlurmError(said)) is passes
+
+
+def stopped_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: list) -> list[list[str]]:
+    """Ask a job to end before its worker has started; return what it asked SLURM."""
+    asked = []
+
+    def call(command: list[str]) -> str:
+        asked.append(command)
+        answer = answers.pop(0)
+        if isinstance(answer, str):
+            return answer
+        raise answer
+
+    monkeypatch.setattr(stage_job, "call", call)
+    monkeypatch.setattr(stage_job, "RETRY_S", 0.0)
+    monkeypatch.setattr(stage_job, "start_worker", None)  # it must not be called
+    monkeypatch.setenv("SLURM_JOB_ID", "15")
+    monkeypatch.setattr(stage_job, "listen", lambda: signal.raise_signal(signal.SIGTERM))
+    (tmp_path / "job.json").write_text("{}", encoding="utf-8")
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(RuntimeError, match="interrupted; saved"):
+            stage_job.StageJob(str(tmp_path))()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return asked
+
+
+def test_a_job_that_may_not_be_put_back_ends_at_once_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = SlurmError("squeue: Unable to contact slurm controller (connect failure)")
+    refused = SlurmError("scontrol: Requested operation is presently disabled for job 15")
+    asked = stopped_job(tmp_path, monkeypatch, [away, "RUNNING\n", refused])
+    assert [command[0] for command in asked] == ["squeue", "squeue", "scontrol"]
+    reason = (tmp_path / "failure.json").read_text(encoding="utf-8")
+    assert "presently disabled" in reason and "run goes on" in reason
+
+
+def test_a_cancelled_job_is_not_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(stopped_job(tmp_path, monkeypatch, ["COMPLETING\n"])) == 1
+    assert not (tmp_path / "failure.json").exists()

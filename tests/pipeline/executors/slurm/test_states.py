@@ -1,7 +1,13 @@
 """The standing of stages, from a fake SLURM and from run folders alone."""
 
-from pipeline.executors.slurm.states import read_standings
-from tests.pipeline.slurm_runs import plan_of, run, work
+import os
+import time
+
+import pytest
+
+from pipeline.executors.slurm.states import judge, read_standings
+from pipeline.stages.run_folder import HEARTBEAT
+from tests.pipeline.slurm_runs import plan_of, run, standings_of, work
 
 
 def test_one_queue_call_and_one_accounting_call_whatever_the_size(fake) -> None:
@@ -28,3 +34,65 @@ def test_without_accounting_the_run_folder_decides(fake) -> None:
     standings, notes = read_standings(plan_of())
     assert len(notes) == 1 and "accounting storage is disabled" in notes[0]
     assert "gone" in str(standings[plan_of().stages[0].name].reason)
+
+
+def test_a_preempted_job_and_an_unknown_state_are_no_waiting(fake) -> None:
+    run()
+    job = standings_of()["pretrain/a"].job_id
+    fake.set_state(job, state="PREEMPTED", node="n1")
+    standings = standings_of()
+    assert standings["pretrain/a"].status == standings["convert/a"].status == "failed"
+    assert "ended as PREEMPTED (another job took its node; run again" in str(
+        standings["pretrain/a"].reason
+    )
+    fake.set_state(job, state="A_STATE_OF_TOMORROW")
+    assert "A_STATE_OF_TOMORROW, which is not known here" in str(
+        standings_of()["pretrain/a"].reason
+    )
+
+
+def test_what_has_to_be_released_is_said(fake) -> None:
+    run()
+    job = standings_of()["pretrain/a"].job_id
+    fake.set_state(job, state="REQUEUE_HOLD", reason="None")
+    standing = standings_of()["pretrain/a"]
+    assert standing.status == "queued" and f"scontrol release {job}" in str(standing.reason)
+
+
+@pytest.mark.parametrize(("age_s", "elapsed_s", "silent"), [
+    (30, 5000, None), (1500, 5000, "25 minutes"), (9000, 90, None), (None, 3000, "50 minutes"),
+])  # fmt: skip
+def test_no_sign_of_life(fake, age_s: int | None, elapsed_s: int, silent: str | None) -> None:
+    from pipeline.executors.slurm.ledger import latest_tasks, read_ledger
+    from pipeline.executors.slurm.queue import JobRow
+    from pipeline.stages.run_folder import State
+
+    run()
+    plan = plan_of()
+    stage = next(stage for stage in plan.stages if stage.name == "pretrain/a")
+    if age_s is not None:
+        (stage.run_dir / HEARTBEAT).touch()
+        then = time.time() - age_s
+        os.utime(stage.run_dir / HEARTBEAT, (then, then))
+    task = latest_tasks(read_ledger(plan.config.root))[str(stage.run_dir.absolute())]
+    job = task[0].task_id(task[1])
+    rows = {job: JobRow(job, "x", "RUNNING", "n1", elapsed_s)}
+    standing = judge(stage, State("running"), task, rows, {})
+    assert standing.status == "running"
+    if silent is None:
+        assert standing.reason is None
+    else:
+        assert f"no sign of life for {silent}; if n1 died" in str(standing.reason)
+        assert f"scontrol requeue {job}" in str(standing.reason)
+
+
+def test_slurms_own_output_is_the_log_where_no_worker_started(fake) -> None:
+    run()
+    standing = standings_of()["pretrain/a"]
+    fake.set_state(standing.job_id, state="FAILED", node="n1")
+    (folder,) = {path.parent for path in plan_of().config.root.glob(
+        f"slurm/*/{standing.job_id}_submitted.pkl")}  # fmt: skip
+    log = folder / f"batch-{standing.job_id}.log"
+    log.write_text("module: command not found\n", encoding="utf-8")
+    failed = standings_of()["pretrain/a"]
+    assert failed.log == str(log) and f"see {log}" in str(failed.reason)

@@ -1,5 +1,6 @@
 """Submission over a fake SLURM: the text, crashes in between, and what is refused."""
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -71,10 +72,72 @@ def test_what_sbatch_would_refuse_is_said_before_anything_is_submitted(
 ) -> None:
     assert run("resources.default.partition=nowhere") == 2
     errors = capsys.readouterr().err
-    assert "resources.pretrain: sbatch: sbatch: error: invalid partition specified" in errors
+    assert "resources.pretrain.partition: sbatch: invalid partition specified" in errors
     assert fake.jobs == {} and read_ledger(plan_of().config.root) == []
 
 
 def test_a_path_that_slurm_would_change_is_refused(fake) -> None:
     with pytest.raises(SlurmError, match="expands '%'"):
         slurm.run(plan_of("output_dir=a%jb"), Console(quiet=True))
+
+
+def test_what_sbatch_refuses_in_the_middle_takes_back_the_rest(
+    fake, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.refuse("tiny-finetune-a")
+    assert run() == 2
+    errors = capsys.readouterr().err
+    assert errors.count("no more today") == 1 and "taken back" in errors
+    assert {job["state"] for job in fake.jobs.values()} == {"CANCELLED"}
+    standings = standings_of()
+    assert {standing.status for standing in standings.values()} == {"missing"}
+    assert "sbatch refused finetune-a: sbatch" in str(standings["convert/a"].reason)
+    fake.refuse("nothing")
+    assert run() == 0
+    assert {standing.status for standing in standings_of().values()} == {"queued"}
+
+
+def test_a_limit_on_jobs_is_filled_and_the_rest_waits_for_the_next_run(
+    fake, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.say("scontrol", "MaxArraySize = 2\nMaxJobCount = 7\n")
+    assert run() == 0
+    assert "5 stages are left: MaxJobCount=7 leaves room for 6 jobs" in capsys.readouterr().out
+    assert len(fake.jobs) == 6
+    for job in fake.jobs:
+        fake.set_state(job, purged=True)
+    assert run() == 0
+    for job in fake.jobs:
+        assert int(job.partition("_")[2] or 0) < 2
+    fake.say("scontrol", "MaxJobCount = 2\n")
+    assert run() == 2
+    assert "MaxJobCount=2 leaves" in capsys.readouterr().err
+
+
+def test_a_kill_between_two_submissions_leaves_arrays(fake, monkeypatch) -> None:
+    written = submit.write_submission
+
+    def crash(root: Path, entry) -> None:
+        if entry.group == "convert":
+            raise KeyboardInterrupt
+        written(root, entry)
+
+    with monkeypatch.context() as crashing:
+        crashing.setattr(submit, "write_submission", crash)
+        assert run() == 130
+    assert len(fake.jobs) == 2
+    assert run() == 0
+    assert {entry.group for entry in read_ledger(plan_of().config.root)} == {
+        "pretrain", "convert", "finetune-random", "finetune-a", "finetune-b", "report",
+    }  # fmt: skip
+
+
+def test_files_written_for_slurm_follow_the_umask(fake) -> None:
+    before = os.umask(0o077)
+    try:
+        run()
+    finally:
+        os.umask(before)
+    root = plan_of().config.root
+    files = [path for path in root.rglob("*") if path.is_file()]
+    assert len(files) > 50 and {path.stat().st_mode & 0o077 for path in files} == {0}
