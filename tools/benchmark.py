@@ -25,6 +25,8 @@ BENCHMARKS = {
                    "COCO's AP by faster-coco-eval against pycocotools"),
     "plan": ("benchmarks.plan_scale", "benchmark_plan", ("rounds", "images", "voc_images"),
              "the identities of a plan's data, read first and then known"),
+    "slurm": ("benchmarks.slurm_commands", "benchmark_slurm", ("stages", "dry_stages"),
+              "plan, run, status and cancel of a large plan on the SLURM at hand"),
 }  # fmt: skip
 OPTIONS = {
     "images": "images of the set for boxes (default 5000), of COCO for the plan (120000)",
@@ -32,6 +34,8 @@ OPTIONS = {
     "detections": "detections of an image (default 100)",
     "mask_images": "images of the set for masks (default 250)",
     "rounds": "timed rounds",
+    "stages": "stages of the plan that is submitted, held, and cancelled (default 220)",
+    "dry_stages": "stages of the plan that is only planned (default 5000)",
     "threads": "CPU threads of the main process",
     "threads+": "CPU threads of the main process, a table for each number",
     "workers": "processes of the loader",

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -100,11 +101,13 @@ class Cluster:
         self.inside(f"kill -{name} $(pgrep -f '^[^ ]*python.*submitit.core._submit')")
 
 
-@pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+@contextmanager
+def started(folder: Path, more: str = "") -> Iterator[Cluster]:
+    """Start a cluster of two nodes, with `more` lines in its slurm.conf; end it afterwards."""
     if reason := why_not():
         pytest.skip(reason)
-    folder = tmp_path_factory.mktemp("slurm")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "accounting.conf").write_text(more, encoding="utf-8")
     subprocess.run([HERE / "up.sh", folder], check=True)
     before = os.environ.get("SLURM_CONF")
     os.environ["SLURM_CONF"] = str(folder / "slurm.conf")
@@ -116,6 +119,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             del os.environ["SLURM_CONF"]
         else:
             os.environ["SLURM_CONF"] = before
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with started(tmp_path_factory.mktemp("slurm")) as cluster:
+        yield cluster
 
 
 class Project:
@@ -192,10 +201,12 @@ def stage_of(plan: Plan, name: str) -> Stage:
     return next(stage for stage in plan.stages if stage.name == name)
 
 
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cluster: Cluster) -> Iterator[Project]:
+@contextmanager
+def project_on(
+    cluster: Cluster, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Project]:
+    """Make `folder` a project of fake stages; leave the cluster as it was."""
     cluster.wait_idle()
-    folder = tmp_path / AWKWARD
     folder.mkdir()
     monkeypatch.chdir(folder)
     monkeypatch.setenv("PYTHONPATH", f"{HERE}:{HERE.parents[1]}")
@@ -215,6 +226,12 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cluster: Cluster) -
             check=False,
             capture_output=True,
         )
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cluster: Cluster) -> Iterator[Project]:
+    with project_on(cluster, tmp_path / AWKWARD, monkeypatch) as project:
+        yield project
 
 
 sys.dont_write_bytecode = True

@@ -1,6 +1,7 @@
 """Pretraining on two nodes of a real SLURM equals two processes of the local executor."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ RECIPE = {
 }
 
 
-def plan_of(name: str, **resources: int) -> Plan:
+def plan_of(name: str, max_steps: int = 3, **resources: int) -> Plan:
     config = PipelineConfig.model_validate(
         {
             "name": name,
@@ -37,7 +38,8 @@ def plan_of(name: str, **resources: int) -> Plan:
             "resources": {"pretrain": {"cpus_per_gpu": 1, **resources}},
         }
     )
-    settings = PretrainConfig.model_validate(RECIPE).model_dump(mode="json")
+    recipe = RECIPE | {"max_steps": max_steps}
+    settings = PretrainConfig.model_validate(recipe).model_dump(mode="json")
     settings["data"]["root"] = str(Path("images").absolute())
     stage = Stage("pretrain", "a", settings, settings, config.output_dir / name, {}, "a")
     return Plan(config, Path("x.yaml"), (), (stage,))
@@ -48,7 +50,18 @@ def manifest(plan: Plan) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def test_two_nodes_pretrain_as_two_processes_here_do(project, monkeypatch) -> None:
+def result_here(monkeypatch: pytest.MonkeyPatch, **how: int) -> dict:
+    """What two processes of the local executor end with."""
+    here = plan_of("here", gpus=2, **how)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with Progress(Console(quiet=True), 1, 0) as progress:
+        states = run_local(here, progress)
+    assert states["pretrain/a"].status == "done", states
+    return manifest(here)["metrics"]
+
+
+@pytest.fixture
+def images(project, monkeypatch) -> None:
     from pipeline.stages import stage
 
     kind = StageKind("pretrain.train", 1, ("backbone.pth",), "backbone.pth")
@@ -57,15 +70,31 @@ def test_two_nodes_pretrain_as_two_processes_here_do(project, monkeypatch) -> No
     for index in range(8):
         image = Image.effect_noise((48, 48), 20.0 + 20 * index).convert("RGB")
         image.save(Path("images") / f"{index}.png")
-    two, here = plan_of("two", nodes=2), plan_of("here", gpus=2)
+
+
+def test_two_nodes_pretrain_as_two_processes_here_do(project, images, monkeypatch) -> None:
+    two = plan_of("two", nodes=2)
     assert project.run(two) == 0
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    with Progress(Console(quiet=True), 1, 0) as progress:
-        states = run_local(here, progress)
-    assert states["pretrain/a"].status == "done", states
+    metrics = result_here(monkeypatch)
     standings = project.wait_done(two, 120)
     assert {standing.status for standing in standings.values()} == {"done"}, standings
     assert standings["pretrain/a"].node == "n[1-2]"
     logs = sorted(path.name for path in two.stages[0].run_dir.glob("log*.txt"))
     assert logs == ["log-rank1.txt", "log.txt"]
-    assert manifest(two)["metrics"] == pytest.approx(manifest(here)["metrics"], rel=1e-4)
+    assert manifest(two)["metrics"] == pytest.approx(metrics, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_two_nodes_preempted_in_the_middle_end_as_undisturbed_ones(
+    project, images, monkeypatch
+) -> None:
+    two = plan_of("two", max_steps=60, nodes=2)
+    assert project.run(two) == 0
+    job = project.wait_steps(two, "pretrain/a", 3).job_id
+    subprocess.run(["scancel", "--signal=TERM", job], check=True)
+    standings = project.wait_done(two, 240)
+    assert {standing.status for standing in standings.values()} == {"done"}, standings
+    lines = (two.stages[0].run_dir / "jobs.jsonl").read_text("utf-8").splitlines()
+    assert sum("started" in json.loads(line) for line in lines) == 2
+    metrics = result_here(monkeypatch, max_steps=60)
+    assert manifest(two)["metrics"] == pytest.approx(metrics, rel=1e-3)

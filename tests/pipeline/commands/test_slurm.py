@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from benchmarks.slurm_commands import measured
 from pipeline.commands.main import Options, execute
 from pipeline.commands.slurm import cancel
 from pipeline.executors.slurm.states import read_standings
@@ -172,3 +173,11 @@ def test_two_names_of_one_recipe_are_one_job_also_when_one_is_new(fake) -> None:
     standings = standings_of(twins)
     assert len(standings) == 8 and {each.status for each in standings.values()} == {"done"}
     assert execute("plan", CONFIG, ["seeds=[0]", twins], SLURM) == 0
+
+
+def test_every_command_makes_few_calls(fake) -> None:
+    folder = Path.cwd() / "plan"
+    calls = {name: measured(name, 44, folder)[3] for name in ("plan", "run", "status", "cancel")}
+    assert calls["plan"] == "none" and calls["status"] == "1 squeue"
+    assert "4 sbatch --test-only" in calls["run"] and "7 sbatch," in calls["run"]
+    assert "1 scancel" in calls["cancel"]
