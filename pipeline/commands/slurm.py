@@ -15,10 +15,11 @@ from pipeline.commands.local import show_report, tell
 from pipeline.config.resources import REPORT
 from pipeline.executors.late_probe import late_probe_lines
 from pipeline.executors.preflight import check_before_start
-from pipeline.executors.slurm.arrays import plan_groups, resource_faults
+from pipeline.executors.slurm.arrays import job_groups, resource_faults
 from pipeline.executors.slurm.environment import environment_lines
 from pipeline.executors.slurm.gpu_hours import gpu_hours
 from pipeline.executors.slurm.ledger import LEDGER, Submission, close_submissions
+from pipeline.executors.slurm.limits import max_array_here
 from pipeline.executors.slurm.queue import JobRow, SlurmError, read_queue
 from pipeline.executors.slurm.sbatch import (
     dependency_words,
@@ -116,7 +117,7 @@ def show_plan(plan: Plan, console: Console) -> int:
     states = all_states(plan)
     waiting = [stage for stage in plan.distinct if states[stage.name].status != "done"]
     notes = read_standings(plan)[1] if (plan.config.root / LEDGER).is_dir() else []
-    groups = plan_groups(plan, waiting)
+    groups = job_groups(waiting, plan.config.resources, {}, max_array_here())
     if faults := resource_faults(plan):
         raise ValueError("\n".join(faults))
     table = Table("array", "tasks", "waits for", "nodes x GPUs", "limit (min)", "GPU hours", "from")

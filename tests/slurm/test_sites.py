@@ -106,7 +106,7 @@ def test_what_fails_before_the_worker_is_explained_by_slurms_output(project) -> 
 def test_what_can_never_run_is_refused_before_anything_is_queued(
     project, resources: dict, words: str
 ) -> None:
-    plan = project.plan(**resources)
+    plan = project.plan(short="nodes" in resources, **resources)
     with pytest.raises(SlurmError) as refused:
         project.run(plan)
     assert words in str(refused.value)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pipeline.config.resources import Resources
 from pipeline.executors.slurm.arrays import MAX_ARRAY, JobGroup
 from pipeline.executors.slurm.environment import sbatch_environment
 from pipeline.executors.slurm.queue import SlurmError, call, count_jobs, parse_time
@@ -58,8 +60,8 @@ class Nodes:
     is_up: bool
 
 
-def read_limits() -> SiteLimits:
-    """Return the limits of this site and what is left of them.
+def read_limits(asked: Iterable[Resources] = ()) -> SiteLimits:
+    """Return the limits of this site for jobs of these resources, and what is left of them.
 
     Raises:
         SlurmError: scontrol or squeue failed.
@@ -70,18 +72,53 @@ def read_limits() -> SiteLimits:
         rooms.append((most - 1 - count_jobs(), f"MaxJobCount={most}"))
     if site.get("accounting"):
         user = getpass.getuser()
-        fields = "format=MaxSubmitJobs,GrpSubmitJobs"
-        words = ["sacctmgr", "--noheader", "--parsable2", "show", "assoc", f"user={user}", fields]
-        try:
-            numbers = [int(word) for word in re.findall(r"\d+", call(words))]
-        except SlurmError:
-            numbers = []  # sbatch will say it
-        if numbers:
-            room = min(numbers) - count_jobs(user)
-            rooms.append((room, f"MaxSubmitJobs={min(numbers)}"))
-    sizes = [site[key] for key in ("MaxArraySize", "max_array_tasks") if key in site]
-    max_array = max(1, min(sizes, default=MAX_ARRAY))
+        show = ["sacctmgr", "--noheader", "--parsable2", "show"]
+        columns = "format=Account,DefaultQOS,MaxSubmitJobs,GrpSubmitJobs"
+        limits = "format=Name,MaxSubmitJobsPerUser,GrpSubmitJobs"
+        with contextlib.suppress(SlurmError):  # sbatch will say it
+            assoc = call([*show, "assoc", f"user={user}", columns])
+            submit = parse_submit_limit(assoc, call([*show, "qos", limits]), asked, os.environ)
+            if submit is not None:
+                rooms.append((submit - count_jobs(user), f"MaxSubmitJobs={submit}"))
+    max_array = array_limit(site)
     return SiteLimits(max_array, *min(rooms)) if rooms else SiteLimits(max_array)
+
+
+def max_array_here() -> int:
+    """Return how many tasks an array may have here, or as SLURM has it where there is none."""
+    try:
+        return array_limit(parse_config(call(["scontrol", "show", "config"])))
+    except SlurmError:
+        return MAX_ARRAY
+
+
+def array_limit(site: Mapping[str, int]) -> int:
+    """Return how many tasks an array may have, by the controller's config."""
+    sizes = [site[key] for key in ("MaxArraySize", "max_array_tasks") if key in site]
+    return max(1, min(sizes, default=MAX_ARRAY))
+
+
+def parse_submit_limit(
+    assoc: str, qos: str, asked: Iterable[Resources], environment: Mapping[str, str]
+) -> int | None:
+    """Return how many jobs a user may have in the queue, by associations and the QOS in use.
+
+    `assoc` has rows of account, default QOS and limits, `qos` of name and limits. Of several
+    associations that may be meant the most generous one counts: sbatch knows better.
+    """
+    asked = list(asked)
+    accounts = {each.account or environment.get("SBATCH_ACCOUNT") for each in asked} - {None}
+    rows = [line.split("|") for line in assoc.splitlines() if line.count("|") == 3]
+    rows = [row for row in rows if not accounts or row[0] in accounts]
+    of_rows = [[int(word) for word in row[2:] if word.isdigit()] for row in rows]
+    limits = [max(map(min, of_rows))] if of_rows and all(of_rows) else []
+    defaults = {row[1] for row in rows if row[1]}
+    names = {each.qos or environment.get("SBATCH_QOS") for each in asked} - {None}
+    for line in qos.splitlines():
+        name, *numbers = line.split("|")
+        if name in (names or defaults or {"normal"}):
+            limits += [int(word) for word in numbers if word.isdigit()]
+    return min(limits, default=None)
 
 
 def parse_config(text: str) -> dict[str, int]:

@@ -13,7 +13,12 @@ from pathlib import Path
 from submitit.core.utils import DelayedSubmission
 
 from pipeline.config.resources import REPORT
-from pipeline.executors.slurm.arrays import JobGroup, job_groups, resource_faults
+from pipeline.executors.slurm.arrays import (
+    JobGroup,
+    job_groups,
+    resource_faults,
+    stage_resources,
+)
 from pipeline.executors.slurm.environment import sbatch_environment
 from pipeline.executors.slurm.ledger import (
     LEDGER,
@@ -100,7 +105,8 @@ def accepted_groups(
     for character, what in (("%", "SLURM expands"), (":", "PYTHONPATH is parted by")):
         if character in str(root):
             raise SlurmError(f"{root}: {what} {character!r}; choose another output_dir")
-    limits = read_limits()
+    resources = [stage_resources(plan.config.resources, stage) for stage in waiting]
+    limits = read_limits(resources)
     now = fitting(waiting, limits)
     everything = job_groups(waiting, plan.config.resources, submitted, limits.max_array)
     check_accepted(everything, root, root / "code", limits.room)
@@ -145,9 +151,7 @@ def submit(plan: Plan, groups: Sequence[JobGroup]) -> Iterator[tuple[JobGroup, S
         except SlurmError as error:
             why = f"sbatch refused {group.name}: {error}"
             _take_back(root, [*accepted, submission], why)
-            raise SlurmError(
-                f"{why}; what was submitted before it is taken back, nothing of it is in the queue"
-            ) from None
+            raise SlurmError(f"{why}; what this run submitted before it is taken back") from None
         job_ids[group.name] = job_id
         accepted.append(replace(submission, job_id=job_id))
         write_submission(root, accepted[-1])
@@ -184,10 +188,20 @@ def _sbatch(
 
 
 def _take_back(root: Path, submissions: Sequence[Submission], why: str) -> None:
-    """Cancel what was submitted, by name where sbatch gave no id but may have accepted it."""
-    cancel_jobs([entry.job_id for entry in submissions if entry.job_id])
-    if left := find_by_name(entry.job_name for entry in submissions if not entry.job_id):
+    """Cancel what was submitted, by name where sbatch gave no id but may have accepted it.
+
+    Raises:
+        SlurmError: it cannot be cancelled now.
+    """
+    try:
+        cancel_jobs([entry.job_id for entry in submissions if entry.job_id])
+        left = find_by_name(entry.job_name for entry in submissions if not entry.job_id)
         cancel_jobs([row.job_id.partition("_")[0] for row in left.values()])
+    except SlurmError as error:
+        raise SlurmError(
+            f"{why}; what this run submitted before it could not be taken back ({error}): cancel "
+            "when SLURM answers again, or run to go on"
+        ) from None
     close_submissions(root, submissions, f"taken back: {why}")
 
 

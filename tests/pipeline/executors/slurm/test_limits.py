@@ -14,6 +14,7 @@ from pipeline.executors.slurm.limits import (
     nodes_of,
     parse_config,
     parse_nodes,
+    parse_submit_limit,
     read_limits,
 )
 from pipeline.executors.slurm.queue import SlurmError
@@ -80,3 +81,23 @@ def test_limits_are_what_is_left_of_them(fake) -> None:
     assert read_limits() == SiteLimits(5, 7, "MaxJobCount=8")
     fake.say("scontrol", "")
     assert read_limits() == SiteLimits()
+
+
+ASSOC = "lab|high|100|\nother|normal|7|3\n"
+QOS = "normal||\nhigh|20|\nlow|5|4\n"
+
+
+@pytest.mark.parametrize(("resources", "environment", "limit"), [
+    ({}, {}, 20),
+    ({"account": "lab"}, {}, 20),
+    ({"account": "lab", "qos": "low"}, {}, 4),
+    ({"account": "lab", "qos": "normal"}, {}, 100),
+    ({"qos": "normal"}, {"SBATCH_ACCOUNT": "other"}, 3),
+    ({"account": "stranger"}, {"SBATCH_QOS": "normal"}, None),
+])  # fmt: skip
+def test_submit_limits_of_accounts_and_qos(
+    resources: dict, environment: dict, limit: int | None
+) -> None:
+    asked = [Resources.model_validate(resources)]
+    assert parse_submit_limit(ASSOC, QOS, asked, environment) == limit
+    assert parse_submit_limit("", "", asked, environment) is None
