@@ -22,19 +22,13 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.rows import print_rows
-from pipeline.commands import slurm
-from pipeline.commands.status import show_status
+from pipeline.commands.main import Options, action_of
 from pipeline.config.schema import PipelineConfig
 from pipeline.executors.slurm import queue
 from pipeline.plan.plan import Plan
 from pipeline.stages.stage import STAGE_KINDS, Stage, StageKind
 
-COMMANDS = {
-    "plan": slurm.show_plan,
-    "run": slurm.run,
-    "status": show_status,
-    "cancel": slurm.cancel,
-}
+COMMANDS = ("plan", "run", "status", "cancel")
 TASKS, SEEDS = 3, 3
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -44,15 +38,15 @@ def benchmark_slurm(*, stages: int = 220, dry_stages: int = 5_000) -> None:
     with tempfile.TemporaryDirectory() as folder:
         small = [measured(name, stages, Path(folder)) for name in COMMANDS]
         rows = [*small, measured("plan", dry_stages, Path(folder) / "dry")]
-    print_rows("commands of a plan on SLURM", ("command", "seconds", "MB", "calls"), rows)
+    print_rows("commands of a plan on SLURM", ("command", "seconds", "of CPU", "MB", "calls"), rows)
 
 
-def measured(command: str, num_stages: int, folder: Path) -> tuple[str, str, str, str]:
+def measured(command: str, num_stages: int, folder: Path) -> tuple[str, ...]:
     """Return the row of one command, run as a process of its own in `folder`."""
     folder.mkdir(exist_ok=True)
     words = [sys.executable, "-m", "benchmarks.slurm_commands", command, str(num_stages)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    started = time.perf_counter()
+    started, before = time.perf_counter(), _cpu_s()
     child = subprocess.run(
         words, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=True
     )
@@ -60,7 +54,14 @@ def measured(command: str, num_stages: int, folder: Path) -> tuple[str, str, str
     said = json.loads(child.stdout.splitlines()[-1])
     calls = ", ".join(f"{count} {name}" for name, count in sorted(said["calls"].items()))
     name = f"{command} of {said['stages']} stages"
-    return name, f"{seconds:.1f}", f"{said['peak_mb']:.0f}", calls or "none"
+    numbers = f"{seconds:.1f}", f"{_cpu_s() - before:.1f}", f"{said['peak_mb']:.0f}"
+    return name, *numbers, f"  {calls or 'none'}"
+
+
+def _cpu_s() -> float:
+    """Return the CPU seconds of all processes started so far, which other load changes less."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def pretended_plan(num_stages: int) -> Plan:
@@ -118,7 +119,7 @@ def main(command: str, num_stages: int) -> int:
     queue.subprocess.run = counted  # type: ignore[attr-defined]
     plan = pretended_plan(num_stages)
     with contextlib.redirect_stdout(io.StringIO()):
-        COMMANDS[command](plan, Console(file=io.StringIO(), width=200))
+        action_of(command, Options("slurm"))(plan, Console(file=io.StringIO(), width=200))
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({"calls": calls, "peak_mb": peak_mb, "stages": len(plan.stages)}))
     return 0

@@ -115,7 +115,7 @@ def execute(
         root = str(plan.config.root)
         for line in other_configs(plan) if command in ("run", "plan") else ():
             console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
-        return _action(command, options)(plan, console)
+        return action_of(command, options)(plan, console)
     except LockedError as holder:
         lines, code = [f"another run works on this plan: {holder}"], 2
     except ValueError as error:
@@ -129,7 +129,7 @@ def execute(
     return code
 
 
-def _action(command: str, options: Options) -> Callable[[Plan, Console], int]:
+def action_of(command: str, options: Options) -> Callable[[Plan, Console], int]:
     """Return what carries a command out, given the executor and the other options."""
     if command == "status":
         return partial(show_status, watch=options.watch, as_json=options.as_json)
