@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from benchmarks.slurm_commands import COMMANDS, measured
+from benchmarks.slurm_commands import measured
 from pipeline.commands.main import Options, execute
 from pipeline.commands.slurm import cancel
 from pipeline.executors.slurm.states import read_standings
