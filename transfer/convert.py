@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pickle
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +16,7 @@ from typing import IO, Any
 from transfer.checkpoints import Backbone, read_backbone
 from transfer.checkpoints.other_files import weight_files
 from transfer.checkpoints.read import CAFFE2_SUFFIX, THIS_PROJECT, with_input
-from transfer.checkpoints.stem_input import mismatch
+from transfer.checkpoints.stem_input import WARNING, mismatch
 from transfer.config.convert import ConvertConfig, StatedInput, check_places
 from transfer.files import locked_folder, sha256_of, whole_file
 from transfer.messages import one_line
@@ -344,6 +345,9 @@ def run_stage(
         plain=output_dir / "backbone.pth",
         stated=options.input,
     )
+    for note in report.notes:
+        if note.startswith(WARNING):
+            logging.getLogger(__name__).warning("%s: %s", source, note.removeprefix(WARNING))
     return {
         "num_entries": report.num_entries,
         "largest_feature_difference": report.largest_feature_difference,

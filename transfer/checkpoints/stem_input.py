@@ -27,6 +27,7 @@ INPUTS: dict[str, dict[str, Any]] = {
     "pixels from 0 to 255 less the mean, blue first": CAFFE2_INPUT,
     "pixels from 0 to 255": UNIT_INPUT | {"pixel_std": [1.0] * 3},
 }
+WARNING = "WARNING: "  # what a note begins with that speaks against the input
 PHOTOGRAPHS = ("china.jpg", "flower.jpg")  # scikit-learn's
 SIDE = 256  # of a photograph's shorter side, as ImageNet's are scaled
 STRIDE = 6  # between patches
@@ -104,14 +105,14 @@ def mismatch(state: Mapping[str, Tensor], assumed: dict[str, Any]) -> str | None
     if off > FAR and off - far[best] > CLOSER:
         fits = INPUTS[best]
         return (
-            f"WARNING: bn1's running statistics do not fit the input assumed ({seen}): conv1's "
+            f"{WARNING}bn1's running statistics do not fit the input assumed ({seen}): conv1's "
             f"output on photographs is off by a factor of {math.exp(off):.2g}; {best} would fit "
             f"(--input-order {fits['format']} --pixel-mean {_numbers(fits['pixel_mean'])} "
             f"--pixel-std {_numbers(fits['pixel_std'])})"
         )
     if off > NOWHERE:
         return (
-            "WARNING: bn1's running statistics fit no usual input: conv1's output on photographs "
+            f"{WARNING}bn1's running statistics fit no usual input: conv1's output on photographs "
             f"is off by a factor of {math.exp(off):.2g} under the one assumed ({seen})"
         )
     return None

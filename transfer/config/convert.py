@@ -77,7 +77,8 @@ def stated_input(
     try:
         return StatedInput.model_validate(given) if given else None
     except ValidationError as error:
-        raise ValueError("; ".join(str(fault["msg"]) for fault in error.errors())) from None
+        faults = (str(fault["msg"]).removeprefix("Value error, ") for fault in error.errors())
+        raise ValueError("; ".join(faults)) from None
 
 
 def check_places(source: Path, target: Path) -> None:
