@@ -171,6 +171,8 @@ def _backbone(content: Content, format: str | None, encoder: str | None, path: P
         companion.get("method"), str(companion.get("family", family.name)))  # fmt: skip
     if name == UNLISTED and LIGHTNING[1:] in content.value:
         notes.append("a Lightning checkpoint")
+    if format is not None:
+        notes.append("of that format as the user states it")
     if name == UNLISTED and said.mean is None:
         notes.append("ImageNet's mean and std are assumed")
     notes = [family.note, from_where, *said.notes, *notes]
