@@ -25,6 +25,8 @@ suppress_warnings = ["misc.highlighting_failure"]  # commands with {braces} are 
 
 html_theme = "furo"
 html_title = project
+html_static_path = ["static"]
+html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sphinx = False
 html_show_copyright = False
