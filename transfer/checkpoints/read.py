@@ -31,7 +31,7 @@ from transfer.checkpoints.families import (
 from transfer.checkpoints.haiku import EXPERIMENT, without_haiku
 from transfer.checkpoints.limits import cpu_time_limit
 from transfer.checkpoints.other_files import WEIGHT_FILES
-from transfer.checkpoints.settings import groups_of, settings_beside
+from transfer.checkpoints.settings import OF_DETECTRON2, groups_of, settings_beside
 from transfer.checkpoints.state_dicts import (
     Instance,
     StateDict,
@@ -158,7 +158,10 @@ def _backbone(content: Content, format: str | None, encoder: str | None, path: P
     said = Statement()
     if family.name != THIS_PROJECT and companion is None:
         beside = path.is_dir() or path.name in WEIGHT_FILES or chosen.spelling == "hugging-face"
-        groups = groups_of(content.value, settings_beside(path) if beside else {})
+        files = settings_beside(path) if beside else {}
+        if chosen.spelling == "detectron2":
+            files = settings_beside(path, OF_DETECTRON2)
+        groups = groups_of(content.value, files)
         said = statement_of(groups, tensors, architecture)
     state, notes = _tensors(chosen, architecture)
     if family.name == "simclr-v1" and format is None and not _fits_unit_input(state):

@@ -10,10 +10,12 @@ import ast
 import json
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from transfer.checkpoints.state_dicts import Instance, as_tensor, as_text
 
@@ -24,7 +26,8 @@ MAX_GROUPS = 3000
 MAX_SETTINGS = 500  # of a group, and elements of a list
 MAX_DEPTH = 10
 TEXTS = ("config", "cfg")
-BESIDE = ("config.json", "preprocessor_config.json")
+OF_TRANSFORMERS = ("config.json", "preprocessor_config.json")
+OF_DETECTRON2 = ("effective_config.yaml", "config.yaml")
 OF_OTHERS = re.compile(
     r"optim\w*|sched\w*|lr_sched\w*|callbacks?|loops?|loss\w*|scaler|teacher\w*|distill\w*|target\w*|"
     r"momentum\w*|ema\w*|state_dict\w*|message_hub|env\w*|init_cfg|heads?|\w+_head|neck|decoder",
@@ -134,16 +137,17 @@ def _literal(node: ast.expr, names: Mapping[str, Any]) -> Any:
     return made
 
 
-def settings_beside(path: Path) -> dict[str, Any]:
-    """Return the JSON files that transformers and timm write beside their weights, by name."""
+def settings_beside(path: Path, names: Iterable[str] = OF_TRANSFORMERS) -> dict[str, Any]:
+    """Return what transformers, timm and detectron2 write beside their weights, by its name."""
     folder = path if path.is_dir() else path.parent
     beside = {}
-    for name in BESIDE:
+    for name in names:
         file = folder / name
         if file.is_file() and file.stat().st_size <= MAX_TEXT:
+            read = json.loads if name.endswith(".json") else yaml.safe_load
             try:
-                content = json.loads(file.read_text("utf-8"))
-            except (ValueError, RecursionError, OSError):
+                content = read(file.read_text("utf-8"))
+            except (ValueError, RecursionError, OSError, yaml.YAMLError):
                 continue
             if isinstance(content, dict):
                 beside[name] = content

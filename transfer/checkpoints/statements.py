@@ -41,9 +41,9 @@ OTHERS = re.compile(
 BEFORE = ("", "image_", "pixel_", "img_", "norm_", "normalize_", "rgb_", "input_", "data_")
 ORDERS = {"to_rgb": ("RGB", "BGR"), "bgr_to_rgb": ("RGB", "BGR"), "rgb_to_bgr": ("BGR", "RGB")}
 SPACES = ("channel_order", "input_space", "color_order", "input_order", "input_format", "format")
-NORMALISATION = re.compile(
-    r"(?P<before>.*?)_?(?P<word>|image_|pixel_|img_|norm_)(?P<what>mean|std)"
-)
+SPREADS = {"mean": ("std", "stdv", "sd"), "means": ("stds", "sds"), "mu": ("sigma", "std", "sd")}
+CENTRE = re.compile(r"(?P<stem>(?:.*\.)?(?:\w*_)?)(?P<what>means?|mu)")
+NORMALISATION = re.compile(r"(.*\.)?(\w*_)?(means?|mu|stds?|stdv|sds?|sigma)")
 BLUE_FIRST = (103.53, 116.28, 123.675)
 ATROUS_HEAD = re.compile(
     r"(.*\.)?(classifier|decoder|decode_head|head)\.(.*\.)?(aspp\w*|convs\.\d+\.\d)\..*"
@@ -96,6 +96,12 @@ def statement_of(groups: list[Group], tensors: StateDict, architecture: Architec
         places = " and ".join(strides.values())[:MAX_SHOWN]
         statement.notes.append(f"{places} differ in the place of the stride: not used")
     _input(groups, tensors, statement)
+    statement.notes += [
+        f"{name.removesuffix('.running_var')[:MAX_SHOWN]} is a BatchNorm of three channels, of "
+        "the input: not used"
+        for name, view in tensors.items()
+        if name.endswith(".running_var") and view.shape == (3,)
+    ]
     statement.notes = list(dict.fromkeys(statement.notes))
     return statement
 
@@ -204,7 +210,7 @@ def _refuse_dilated(where: str, group: Mapping[str, Any], of_backbone: bool) -> 
         raise ValueError(_dilated(_said(where, "replace_stride_with_dilation", group)))
     if group.get("dilation") is True:
         raise ValueError(_dilated(_said(where, "dilation", group)))
-    for key in ("dilations", "dilation") if of_backbone else ():
+    for key in ("res5_dilation", *(("dilations", "dilation") if of_backbone else ())):
         value = group.get(key)
         steps = value if isinstance(value, list | tuple) else [value]
         if any(isinstance(step, int) and step > 1 for step in steps):
@@ -297,11 +303,12 @@ def _layers(tensors: StateDict) -> list[_Input]:
     """Return the layers that normalise the input: a mean and a std of three numbers each."""
     said = []
     for name in tensors:
-        match = NORMALISATION.fullmatch(name)
-        if match is None or match["what"] != "mean" or (match["before"] or ".")[-1] != ".":
+        match = CENTRE.fullmatch(name)
+        if match is None:
             continue
-        std = name[: -len("mean")] + "std"
-        mean, scale = _numbers(tensors[name]), _numbers(tensors.get(std))
+        beside = (tensors.get(match["stem"] + word) for word in SPREADS[match["what"]])
+        scale = next(filter(None, map(_numbers, beside)), None)
+        mean = _numbers(tensors[name])
         if mean is not None and scale is not None and min(scale) > 0:
             unit = max(map(abs, mean)) <= 1 and max(scale) <= 1
             pixels = [255.0 if unit else 1.0] * 3
@@ -312,8 +319,7 @@ def _layers(tensors: StateDict) -> list[_Input]:
 
 def is_normalisation(name: str, view: TensorView) -> bool:
     """Return whether a tensor is the mean or std of a layer that normalises the input."""
-    match = NORMALISATION.fullmatch(name)
-    return match is not None and math.prod(view.shape) == 3 and (match["before"] or ".")[-1] == "."
+    return NORMALISATION.fullmatch(name) is not None and math.prod(view.shape) == 3
 
 
 def _stated(path: tuple[str, ...], group: Mapping[str, Any], statement: Statement) -> list[_Input]:

@@ -17,6 +17,7 @@ from tests.transfer import published
 from transfer.checkpoints.read import Backbone, read_backbone
 from transfer.checkpoints.statements import kind_of_network
 from transfer.convert import convert_checkpoint
+from transfer.resnet.names import to_detectron2
 from transfer.verify import fpn_model
 
 State = dict[str, Tensor]
@@ -119,6 +120,11 @@ INPUTS: dict[str, tuple[Any, str, tuple[list[float], list[float]]]] = {
         "RGB", HALF),
     "buffers": (lambda s: s | {"mean": torch.full((3, 1, 1), 0.5),
                                "std": torch.full((3, 1, 1), 0.5)}, "RGB", HALF),
+    "robustness's layer": (lambda s: {"model": published.under("module.model.", s) | {
+        "module.normalizer.new_mean": torch.full((3, 1, 1), 0.5),
+        "module.normalizer.new_std": torch.full((3, 1, 1), 0.5)}}, "RGB", HALF),
+    "mu and sigma": (lambda s: s | {"mu": torch.full((3,), 0.5), "sigma": torch.full((3,), 0.5)},
+                     "RGB", HALF),
     "detectron2's buffers": (lambda s: published.under("model.", s) | {
         "pixel_mean": torch.tensor([103.53, 116.28, 123.675]), "pixel_std": torch.ones(3)},
         "BGR", CAFFE),
@@ -162,6 +168,27 @@ def test_the_place_of_the_stride(tmp_path: Path) -> None:
     small = published.resnet("resnet18")
     text = "model = dict(backbone=dict(type='ResNet', depth=18, style='caffe'))"
     assert read(openmmlab(small, text), tmp_path / "file").architecture.stride_in_1x1 is False
+
+
+def test_the_config_beside_a_detector_of_detectron2_is_read(tmp_path: Path) -> None:
+    state = {
+        f"backbone.bottom_up.{to_detectron2(name)}": value
+        for name, value in published.resnet("resnet50").items()
+    }
+    detector = {"model": state | {"proposal_generator.a": torch.ones(2)}, "iteration": 9}
+    assert read(detector, tmp_path / "model_final.pth").input["format"] == "BGR"
+    text = (
+        "INPUT: {FORMAT: RGB}\nMODEL:\n  BACKBONE: {NAME: build_resnet_fpn_backbone}\n"
+        "  PIXEL_MEAN: [1.0, 2, 3]\n  PIXEL_STD: [4, 5, 6]\n"
+        "  RESNETS: {DEPTH: 50, STRIDE_IN_1X1: false, RES5_DILATION: 1}\n"
+    )
+    (tmp_path / "config.yaml").write_text(text, "utf-8")
+    backbone = read(detector, tmp_path / "model_final.pth")
+    assert backbone.input == {"format": "RGB", "pixel_mean": [1.0, 2, 3], "pixel_std": [4.0, 5, 6]}
+    assert backbone.architecture.stride_in_1x1 is False
+    (tmp_path / "config.yaml").write_text(text.replace("DILATION: 1", "DILATION: 2"), "utf-8")
+    with pytest.raises(ValueError, match="res5_dilation is 2: a dilated network"):
+        read(detector, tmp_path / "model_final.pth")
 
 
 def test_files_beside_a_transformers_file_are_read_and_others_are_not(tmp_path: Path) -> None:
