@@ -35,11 +35,12 @@ from transfer.files import sha256_of
 from transfer.messages import did_you_mean, one_line
 
 OURS = ("SEED", "OUTPUT_DIR", "MODEL.WEIGHTS")
-# what the loader of this project does not do
+# what loader and evaluation of this project do not do
 ONLY = {
     "MODEL.KEYPOINT_ON": False,
     "MODEL.LOAD_PROPOSALS": False,
     "DATALOADER.SAMPLER_TRAIN": "TrainingSampler",
+    "TEST.AUG.ENABLED": False,
 }
 PRECISIONS = ("fp16", "bf16")
 # Numbers that detectron2 would take and do nothing sensible with: key -> smallest, largest.

@@ -86,6 +86,7 @@ def test_everything_written_is_json(data: Path, capsys: pytest.CaptureFixture[st
         (["DATASETS.TEST", "('lvis_v1_val',)"], "lvis_v1_val, which is measured by other rules ("),
         (["DATASETS.TEST", "('cityscapes_fine_instance_seg_val',)"], "(cityscapes_instance);"),
         (["DATALOADER.SAMPLER_TRAIN", "X"], "SAMPLER_TRAIN is 'X', wanted 'TrainingSampler'"),
+        (["TEST.AUG.ENABLED", "True"], "TEST.AUG.ENABLED is True, wanted False"),
         (["SOLVER.AMP.PRECISION", "fp8"], "PRECISION is 'fp8', wanted one of fp16, bf16"),
         (["--eval-only"], "nothing to evaluate: MODEL.WEIGHTS is empty"),
         (["MODEL.ROI_HEADS.NUM_CLASSES", "3"], "NUM_CLASSES is 3, but digits_voc_test has 10"),
