@@ -69,7 +69,8 @@ def keep_answers(root: Path, answers: dict[str, Answer]) -> None:
 def keys_of(jobs: list[dict[str, Any]]) -> list[str]:
     """Return for each job the digest of all that its answer depends on, taken before it is asked.
 
-    What changes while a job is being asked changes the key of the next time.
+    A job holds the identity of what its stage reads, which the plan took. What changes since then
+    changes the key of the next time.
     """
     surroundings = {
         "code": [_code_state(CODE / name) for name in ("pipeline", "pretrain", "transfer")],
@@ -77,24 +78,24 @@ def keys_of(jobs: list[dict[str, Any]]) -> list[str]:
         "python": platform.python_version(),
         "machine": [platform.node(), os.environ.get("CUDA_VISIBLE_DEVICES")],
     }
+    probed: dict[str, Any] = {}
     keys = []
     for job in jobs:
-        content = canonical_json({"job": job, "data": _data(job)} | surroundings)
+        probe = job["settings"].get("probe") or {}
+        text = canonical_json(probe.get("data"))
+        if text not in probed:
+            probed[text] = _content_of(probe)
+        content = canonical_json({"job": job, "probed": probed[text]} | surroundings)
         keys.append(hashlib.sha256(content.encode()).hexdigest())
     return keys
 
 
-def _data(job: dict[str, Any]) -> list[Any]:
-    """Return the identities of all data that a job opens, or what is wrong with them."""
-    settings = job["settings"]
-    sections = [(job["kind"], settings), ("probe", settings.get("probe") or {})]
-    data: list[Any] = []
-    for kind, section in sections:
-        try:
-            data.append(content_read(kind, section))
-        except ValueError as error:
-            data.append(str(error))
-    return data
+def _content_of(probe: dict[str, Any]) -> Any:
+    """Return the identity of the data of a probe along a pretraining, of which it is no part."""
+    try:
+        return content_read("probe", probe)
+    except ValueError as error:
+        return str(error)
 
 
 def _code_state(folder: Path) -> list[tuple[str, int, int, int, int]]:

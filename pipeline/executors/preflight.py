@@ -19,7 +19,7 @@ from pipeline.plan.plan import Plan
 from pipeline.stages.files import read_json
 from pipeline.stages.provenance import with_this_code
 from pipeline.stages.run_folder import State, check_config
-from pipeline.stages.signature import WORLD_SIZE
+from pipeline.stages.signature import CHECKPOINT, DATA, WORLD_SIZE
 from pipeline.stages.stage import STAGE_KINDS, Stage
 
 NOTE = "note: "  # begins what stops nothing
@@ -47,6 +47,7 @@ def check_before_start(
         settings = stage.settings | ({"seed": 0} if stage.seed is not None else {})
         job = {"kind": stage.kind, "settings": settings, "here": here}
         job["module"] = STAGE_KINDS[stage.kind].module
+        job["content"] = {key: stage.identity.get(key) for key in (DATA, CHECKPOINT)}
         text = json.dumps(job, sort_keys=True)  # seeds and backbones share one check
         jobs.setdefault(text, job | {"inputs": []})
         if (roles := sorted(stage.inputs)) not in jobs[text]["inputs"]:

@@ -1,15 +1,19 @@
 """`plan` asks what `run` asks; what was clean is not asked again before something has changed."""
 
 import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.commands.main import Options, execute
 from pipeline.executors import checked, preflight
 from pipeline.executors.checked import Answer, keep_answers, read_answers
+from pipeline.plan import data_identity
+from tests.pipeline.edits import edit
 
 CONFIG = Path("configs/tiny.yaml")
 KEPT = Path("runs/tiny/checked.json")
@@ -78,6 +82,29 @@ def test_what_was_clean_is_asked_once_and_its_notes_are_told_again(
     assert asked == [5]  # another seed asks nothing new
     assert plan("backbones.1.overrides=[seed=5]") == 0
     assert asked == [5, 1]
+
+
+def test_files_are_listed_once_however_many_stages_read_them(
+    asked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("train", "test"):
+        shutil.copytree("data/images", f"data/labelled/{name}/one")
+    labelled = {"name": "labelled", "root": "data/labelled", "format": "imagefolder"}
+    for name in ("a", "b"):
+        probe = {"every_epochs": 1, "data": labelled}
+        edit(f"configs/{name}.yaml", lambda recipe: recipe.update(probe=probe))  # noqa: B023
+    listed: list[Path] = []
+    take = data_identity.file_digests
+
+    def counted(root: Path, *arguments: Any) -> list[str | None]:
+        listed.append(root.absolute())
+        return take(root, *arguments)
+
+    monkeypatch.setattr(data_identity, "file_digests", counted)
+    assert plan() == plan() == 0
+    folders = ["coco/val", "images", "labelled/test", "labelled/train"]
+    folders += ["voc/Annotations", "voc/JPEGImages"]
+    assert sorted(listed) == sorted(2 * [Path("data", name).absolute() for name in folders])
 
 
 def test_run_trusts_no_kept_answer_and_what_it_refuses_is_kept_no_more(asked: list[int]) -> None:
