@@ -6,11 +6,14 @@ import json
 from typing import Any
 
 from pipeline.plan.compatibility import task_value
+from pipeline.plan.data_identity import cheaper_parts
 from pipeline.plan.plan import Plan
 from pipeline.report.origins import Manifests, origin_remarks, read_manifests
 from pipeline.stages.files import tail
 from pipeline.stages.run_folder import METRICS
+from pipeline.stages.signature import DATA
 from pipeline.stages.stage import Stage
+from pipeline.stages.staleness import by_name
 
 PARTS = ("its stem", "res2", "res3", "res4", "res5")
 RANKED = ("encoding", "embedding")
@@ -18,9 +21,21 @@ TAIL_BYTES = 65_536
 
 
 def remarks(plan: Plan) -> list[str]:
-    """Return the remarks on frozen random backbones, on what was pretrained, and on origins."""
+    """Return the remarks on data, frozen random backbones, on what was pretrained, and origins."""
     done = read_manifests(plan)
-    return frozen_remarks(plan) + collapse_remarks(plan, done) + origin_remarks(plan, done)
+    of_plan = data_remarks(plan) + frozen_remarks(plan)
+    return of_plan + collapse_remarks(plan, done) + origin_remarks(plan, done)
+
+
+def data_remarks(plan: Plan) -> list[str]:
+    """Return a line for every set of which a part is known by less than its content."""
+    lines = [
+        f"data set {name}: {part} (identity: blocks): what changes between them is not seen"
+        for stage in plan.stages
+        for name, content in by_name(stage.settings, stage.identity.get(DATA)).items()
+        for part in cheaper_parts(content)
+    ]
+    return list(dict.fromkeys(lines))
 
 
 def frozen_remarks(plan: Plan) -> list[str]:

@@ -8,6 +8,7 @@ import pytest
 from pipeline.plan.build import load_plan
 from pipeline.report.remarks import collapse_signs, remarks
 from pipeline.stages.run_folder import write_manifest
+from tests.pipeline.edits import edit
 
 RECIPE = Path(__file__).resolve().parents[3] / "configs" / "pretrain" / "digits_w_mse.yaml"
 SETTINGS = {
@@ -83,4 +84,18 @@ def test_a_whole_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         frozen,
         "mine: the pretraining collapsed (all 6 factorisations were regularised); results with it "
         "are of features that do not tell images apart",
+    ]
+
+
+def test_sets_that_are_known_by_less_than_their_content(project: Path) -> None:
+    config = Path("configs/tiny.yaml")
+    before = remarks(load_plan(config, []))
+    edit("configs/tiny.yaml", lambda c: c["datasets"]["my_voc"].update(identity="blocks"))
+    edit("configs/b.yaml", lambda c: c["data"].update(name="huge", identity="blocks"))
+    how = "files by size, first and last 16 KiB (identity: blocks)"
+    end = f"{how}: what changes between them is not seen"
+    after = [line for line in remarks(load_plan(config, [])) if line not in before]
+    assert after == [
+        f"data set my_voc: images: 3 {end}",
+        f"data set huge: pretrain images: 8 {end}",
     ]
