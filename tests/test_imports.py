@@ -16,12 +16,14 @@ TORCH_FREE = {
     "pretrain.config.pretrain",
     "pretrain.config.probe",
     "pretrain.data.splits",
+    "transfer.checkpoints.other_files",
     "transfer.config.convert",
     "transfer.config.data",
     "transfer.config.detectron2_keys",
     "transfer.config.finetune",
     "transfer.datasets.files",
     "transfer.datasets.findings",
+    "transfer.messages",
 }
 FORBIDDEN = {
     "pretrain": {"transfer", "pipeline", "detectron2", "submitit"},

@@ -22,10 +22,9 @@ from pipeline.config.yaml_files import (
 )
 from pipeline.plan.compatibility import dataset_names, demands_of, disagreements, stem_fault
 from pipeline.plan.contents import by_use, set_content
-from pipeline.plan.data_identity import SPLITS, image_identity
+from pipeline.plan.data_identity import SPLITS, checkpoint_digest, image_identity
 from pipeline.plan.data_sets import unknown_set
 from pipeline.plan.plan import Plan, share_folders
-from pipeline.stages.content_index import file_digest
 from pipeline.stages.signature import CHECKPOINT, DATA, WORLD_SIZE, identity_of
 from pipeline.stages.stage import Stage
 from pretrain.config.data import DataConfig
@@ -223,12 +222,13 @@ def _convert_stage(scope: _Scope, backbone: BackboneConfig, pretrain: Stage | No
     if backbone.checkpoint is not None:
         source = backbone.checkpoint
         settings["checkpoint"] = str(source.absolute())
-        if source.is_file():
-            identity[CHECKPOINT] = file_digest(source)
-        elif scope.on_paper:
+        if scope.on_paper and not source.exists():
             identity[CHECKPOINT] = f"on paper {source}"
         else:
-            scope.faults.append(f"{source}: no such checkpoint (backbone {backbone.name})")
+            try:
+                identity[CHECKPOINT] = checkpoint_digest(source)
+            except ValueError as error:
+                scope.faults.append(f"{error} (backbone {backbone.name})")
     return Stage(
         kind="convert",
         slug=backbone.name,

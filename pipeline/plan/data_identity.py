@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from pipeline.stages.content_index import Level, file_digest, file_digests, kept_json
+from pipeline.stages.signature import CHECKPOINT
 from pipeline.stages.staleness import data_parts
 from pretrain.config.data import DataConfig
 from pretrain.data.splits import (
@@ -25,6 +26,7 @@ from pretrain.data.splits import (
     split_files,
     split_folder,
 )
+from transfer.checkpoints.other_files import files_read
 from transfer.config.data import CocoData, DetectionData, VocData
 from transfer.datasets.files import (
     coco_images,
@@ -35,6 +37,7 @@ from transfer.datasets.files import (
     split_names,
 )
 from transfer.datasets.findings import path_fault
+from transfer.messages import refusal
 
 SPLITS: dict[str, tuple[Split, ...]] = {"pretrain": ("pretrain",), "probe": ("train", "test")}
 DETECTION: TypeAdapter[CocoData | VocData] = TypeAdapter(DetectionData)
@@ -145,7 +148,7 @@ def content_read(kind: str, settings: dict[str, Any]) -> Identity:
         ValueError: one line of what is missing or cannot be read.
     """
     if "checkpoint" in settings:
-        return {"checkpoint_sha256": file_digest(Path(settings["checkpoint"]))}
+        return {CHECKPOINT: checkpoint_digest(Path(settings["checkpoint"]))}
     if "datasets" in settings:
         sets = {
             name: DETECTION.validate_python(data) for name, data in settings["datasets"].items()
@@ -154,6 +157,22 @@ def content_read(kind: str, settings: dict[str, Any]) -> Identity:
     if settings.get("data") is None:
         return {}
     return image_identity(DataConfig.model_validate(settings["data"]), SPLITS[kind])
+
+
+def checkpoint_digest(path: Path) -> str:
+    """Return the sha256 of a checkpoint; of several files, as shards, that of theirs by name.
+
+    Raises:
+        ValueError: it is not there, or no file or folder of weights.
+    """
+    try:
+        files = files_read(path)
+    except (ValueError, OSError) as error:
+        raise ValueError(refusal(path, error)) from None
+    listed = [(file.name, file_digest(file)) for file in files]
+    if len(listed) == 1:
+        return listed[0][1]
+    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
 
 def cheaper_parts(content: Any) -> list[str]:

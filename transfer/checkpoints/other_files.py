@@ -42,6 +42,8 @@ WEIGHT_FILES = (
     "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )  # fmt: skip
+OF_TRANSFORMERS = ("config.json", "preprocessor_config.json")  # settings beside, also timm's
+OF_DETECTRON2 = ("effective_config.yaml", "config.yaml")
 FOLDERS: tuple[tuple[tuple[str, ...], str], ...] = (
     ((".metadata",), "a distributed checkpoint; join it with python -m "
      "torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER model.pth"),
@@ -84,6 +86,20 @@ def weight_files(path: Path) -> list[Path]:
         if Path(name).name != name or not (path.parent / name).is_file():
             raise ValueError(f"its shard {name[:100]} is not beside it; download all shards")
     return [path, *(path.parent / name for name in names)]
+
+
+def files_read(path: Path) -> list[Path]:
+    """Return every file that decides what a checkpoint gives: its weights, and settings beside.
+
+    Raises:
+        ValueError: as `weight_files`.
+    """
+    weights = weight_files(path)
+    first = weights[0]
+    beside = [first.with_name(name) for name in (*OF_TRANSFORMERS, *OF_DETECTRON2)]
+    if first.suffix == ".pkl":
+        beside.append(first.with_suffix(".json"))  # a conversion's companion
+    return [*weights, *(file for file in beside if file.is_file())]
 
 
 def _folder(names: list[str]) -> str:

@@ -30,8 +30,8 @@ from transfer.checkpoints.families import (
 )
 from transfer.checkpoints.haiku import EXPERIMENT, without_haiku
 from transfer.checkpoints.limits import cpu_time_limit
-from transfer.checkpoints.other_files import WEIGHT_FILES
-from transfer.checkpoints.settings import OF_DETECTRON2, groups_of, settings_beside
+from transfer.checkpoints.other_files import OF_DETECTRON2, WEIGHT_FILES
+from transfer.checkpoints.settings import groups_of, settings_beside
 from transfer.checkpoints.state_dicts import (
     Instance,
     StateDict,

@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from transfer.checkpoints.other_files import OF_TRANSFORMERS
 from transfer.checkpoints.state_dicts import Instance, as_tensor, as_text
 
 Group = tuple[tuple[str, ...], dict[str, Any]]
@@ -26,8 +27,6 @@ MAX_GROUPS = 3000
 MAX_SETTINGS = 500  # of a group, and elements of a list
 MAX_DEPTH = 10
 TEXTS = ("config", "cfg")
-OF_TRANSFORMERS = ("config.json", "preprocessor_config.json")
-OF_DETECTRON2 = ("effective_config.yaml", "config.yaml")
 OF_OTHERS = re.compile(
     r"optim\w*|sched\w*|lr_sched\w*|callbacks?|loops?|loss\w*|scaler|teacher\w*|distill\w*|target\w*|"
     r"momentum\w*|ema\w*|state_dict\w*|message_hub|env\w*|init_cfg|heads?|\w+_head|neck|decoder",

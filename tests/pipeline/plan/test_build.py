@@ -181,7 +181,7 @@ def test_an_existing_checkpoint_enters_by_its_content(project: Path) -> None:
     Path("weights.pth").write_bytes(b"two")
     assert signatures()["convert/given"] != before
     Path("weights.pth").unlink()
-    assert faults() == ["weights.pth: no such checkpoint (backbone given)"]
+    assert faults() == ["weights.pth: no such checkpoint file (backbone given)"]
 
 
 def test_a_batch_that_cannot_be_cut_over_the_gpus_is_refused(project: Path) -> None:

@@ -339,3 +339,31 @@ def test_all_that_a_stage_reads_from_its_settings(
     settings = {"checkpoint": str(tmp_path / "w.pth")}
     assert content_read("convert", settings) == {"checkpoint_sha256": digest}
     assert content_read("convert", {}) == content_read("probe", {"data": None}) == {}
+
+
+@pytest.mark.parametrize("given", ["model", "model/pytorch_model.bin.index.json"])
+@pytest.mark.parametrize("other", ["b.bin", "config.json", "config.yaml"])
+def test_all_files_of_a_checkpoint_enter(tmp_path: Path, given: str, other: str) -> None:
+    index = json.dumps({"weight_map": {"conv1.weight": "a.bin", "fc.weight": "b.bin"}})
+    write(tmp_path / "model/pytorch_model.bin.index.json", index.encode())
+    for name in ("a.bin", "b.bin", "config.json", "config.yaml"):
+        write(tmp_path / "model" / name, b"one")
+    settings = {"checkpoint": str(tmp_path / given)}
+    before = content_read("convert", settings)
+    assert content_read("convert", settings) == before
+    in_place(tmp_path / "model" / other, b"two")
+    assert content_read("convert", settings) != before
+
+
+def test_the_companion_of_converted_weights_enters(tmp_path: Path) -> None:
+    write(tmp_path / "w.pkl", b"weights")
+    settings = {"checkpoint": str(tmp_path / "w.pkl")}
+    before = content_read("convert", settings)
+    write(tmp_path / "w.json", b"{}")
+    assert content_read("convert", settings) != before
+
+
+def test_a_checkpoint_that_is_no_file_of_weights_is_named(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.pth")
+    with pytest.raises(ValueError, match=r"pipe\.pth: is a named pipe"):
+        content_read("convert", {"checkpoint": str(tmp_path / "pipe.pth")})
