@@ -37,12 +37,14 @@ FOLDERS = {
         "config", "runtime", "data", "views", "models", "whitening", "losses", "training", "probes",
     ),
     "transfer": (
-        "detectron2_wheel", "config", "resnet", "checkpoints", "datasets", "evaluation",
-        "detection",
+        "detectron2_wheel", "config", "checkpoints", "datasets", "evaluation", "detection",
     ),
     "pipeline": ("stages", "config", "plan", "report", "executors", "executors.slurm", "commands"),
 }  # fmt: skip
-BOTTOM = {"pretrain.indicators", "transfer.files", "transfer.messages", "pipeline.messages"}
+BOTTOM = {
+    "pretrain.indicators", "transfer.files", "transfer.messages", "transfer.resnet",
+    "pipeline.messages",
+}  # fmt: skip
 
 
 MODULES = modules_in(ROOT, *FORBIDDEN)

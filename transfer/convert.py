@@ -20,7 +20,7 @@ from transfer.checkpoints.stem_input import WARNING, mismatch
 from transfer.config.convert import ConvertConfig, StatedInput, check_places
 from transfer.files import locked_folder, sha256_of, whole_file
 from transfer.messages import one_line
-from transfer.resnet import to_detectron2
+from transfer.resnet import not_loaded, to_detectron2
 
 MAX_RELATIVE_DIFFERENCE = 1e-4
 MAX_LISTED, MAX_SHOWN = 12, 200  # of a list on the terminal, and of a text out of the file
@@ -241,7 +241,6 @@ def prove(
     Raises:
         ValueError: it is not.
     """
-    from transfer.resnet.loaded import not_loaded  # noqa: PLC0415  (imports torch)
     from transfer.verify import (  # noqa: PLC0415  (imports detectron2)
         c4_model,
         compare_features,

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from transfer.checkpoints import Backbone
-from transfer.resnet.architecture import BASIC, Architecture
-from transfer.resnet.names import BLOCKS, COUNTER
+from transfer.resnet import BASIC, BLOCKS, COUNTER, Architecture
 
 STAGES = ("res2", "res3", "res4", "res5")
 

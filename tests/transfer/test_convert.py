@@ -19,7 +19,7 @@ from transfer import convert
 from transfer.checkpoints.read import read_backbone
 from transfer.config.convert import StatedInput
 from transfer.convert import convert_checkpoint
-from transfer.resnet.names import to_detectron2
+from transfer.resnet import to_detectron2
 
 ROOT = Path(__file__).resolve().parents[2]
 

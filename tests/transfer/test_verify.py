@@ -11,8 +11,7 @@ from torch import Tensor
 from tests.transfer.published import save_backbone, source_state
 from transfer import convert
 from transfer.convert import convert_checkpoint
-from transfer.resnet.architecture import Architecture
-from transfer.resnet.names import to_detectron2
+from transfer.resnet import Architecture, to_detectron2
 from transfer.verify import torchvision_network
 
 

@@ -11,8 +11,7 @@ from transfer.checkpoints.families import FAMILIES, SIDE_NAMES, UNLISTED, Family
 from transfer.checkpoints.key_patterns import SPELLINGS, TRANSPARENT, role, split, without_wrappers
 from transfer.checkpoints.state_dicts import Instance, StateDict
 from transfer.checkpoints.statements import is_normalisation
-from transfer.resnet.architecture import foreign, other_norms
-from transfer.resnet.names import BLOCKS, COUNTER, NORM_ENTRIES, ordered_names
+from transfer.resnet import BLOCKS, COUNTER, NORM_ENTRIES, foreign, ordered_names, other_norms
 
 BODY = re.compile(r"layer\d+\.\d+\.(conv\d|norm\d|relu\d|bn\d|bn_last|shortcut)\b")
 MAX_ENCODERS = 64

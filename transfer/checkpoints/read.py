@@ -44,8 +44,7 @@ from transfer.checkpoints.statements import Statement, statement_of
 from transfer.checkpoints.stem_input import distances
 from transfer.files import sha256_of
 from transfer.messages import did_you_mean, printable, refusal
-from transfer.resnet.architecture import Architecture, recognise
-from transfer.resnet.names import COUNTER, ordered_names
+from transfer.resnet import COUNTER, Architecture, ordered_names, recognise
 
 if TYPE_CHECKING:
     from torch import Tensor

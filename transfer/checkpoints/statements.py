@@ -15,7 +15,7 @@ from typing import Any
 
 from transfer.checkpoints.settings import Group, plain
 from transfer.checkpoints.state_dicts import StateDict, TensorView, as_tensor
-from transfer.resnet.architecture import Architecture
+from transfer.resnet import Architecture
 
 NAMES = (
     "arch", "architecture", "arch_name", "model", "model_name", "model_arch", "backbone",

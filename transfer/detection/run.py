@@ -38,8 +38,7 @@ from transfer.detection.hooks import EXIT_INTERRUPTED, METRICS, SIGNALS
 from transfer.detection.trainer import TRAINERS, Diverged, Trainer, Unreadable
 from transfer.evaluation.evaluators import as_json, flat_metrics
 from transfer.files import sha256_of, write_json
-from transfer.resnet.loaded import PLACES, lost_entries
-from transfer.resnet.names import COUNTER
+from transfer.resnet import COUNTER, PLACES, lost_entries
 
 EFFECTIVE = "effective_config.yaml"
 INPUTS = "inputs.json"  # digests of the weights and the sets that a folder was trained with

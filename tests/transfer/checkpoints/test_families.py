@@ -16,7 +16,7 @@ from tests.transfer import published
 from transfer.checkpoints import read
 from transfer.checkpoints.families import CAFFE2_INPUT, IMAGENET_INPUT, UNIT_INPUT, is_copy
 from transfer.checkpoints.read import read_backbone
-from transfer.resnet.names import to_detectron2
+from transfer.resnet import to_detectron2
 
 command = load_script("convert_to_detectron2")
 

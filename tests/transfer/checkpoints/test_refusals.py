@@ -20,8 +20,7 @@ from tests.transfer.checkpoints.reading import State
 from tests.transfer.published import resnet
 from transfer.checkpoints.families import FORMATS
 from transfer.checkpoints.read import read_backbone
-from transfer.resnet.architecture import Architecture
-from transfer.resnet.names import ordered_names
+from transfer.resnet import Architecture, ordered_names
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -1,6 +1,7 @@
-"""The architecture of a ResNet, read from the names and shapes of its tensors.
+"""ResNets by torchvision's names without `fc`: shapes, names in detectron2, entries in a detector.
 
-Names are torchvision's without `fc`. What detectron2 cannot build is refused with the reason.
+What detectron2 cannot build is refused with the reason. No torch is imported before values of
+tensors are compared.
 """
 
 from __future__ import annotations
@@ -8,11 +9,23 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transfer.resnet.names import BLOCKS, COUNTER, DEPTHS, expected_names
+if TYPE_CHECKING:
+    from torch import nn
 
 Shape = tuple[int, ...]
+BLOCKS: dict[str, tuple[int, int, int, int]] = {
+    "resnet18": (2, 2, 2, 2),
+    "resnet34": (3, 4, 6, 3),
+    "resnet50": (3, 4, 6, 3),
+    "resnet101": (3, 4, 23, 3),
+    "resnet152": (3, 8, 36, 3),
+}
+DEPTHS = {arch: int(arch.removeprefix("resnet")) for arch in BLOCKS}
+COUNTER = "num_batches_tracked"
+NORM_ENTRIES = ("weight", "bias", "running_mean", "running_var", COUNTER)
+PLACES = ("backbone.bottom_up.", "backbone.", "roi_heads.")  # of a backbone in a detector
 BASIC = ("resnet18", "resnet34")
 BY_WIDTH = {
     (64, 64, 256, 1): "{}",
@@ -25,6 +38,52 @@ SELECTIVE = re.compile(r"\.(main_conv|mixing_conv|paths|selective\w*|sk\w*)(\.|$
 CONVOLUTION = re.compile(r"conv\d\.(0\.)*weight$")
 OTHER_NORMS = re.compile(r"\.(_mean|_variance|moving_mean|moving_var\w*|gamma|beta)$")
 ATTENTION = re.compile(r"\.(se|se_module|attn|eca|cbam)\.")
+
+_RULES: tuple[tuple[str, str], ...] = (
+    (r"conv1\.weight", r"stem.conv1.weight"),
+    (r"bn1\.(\w+)", r"stem.conv1.norm.\1"),
+    (r"layer(\d)\.(\d+)\.conv(\d)\.weight", r"res{stage}.\2.conv\3.weight"),
+    (r"layer(\d)\.(\d+)\.bn(\d)\.(\w+)", r"res{stage}.\2.conv\3.norm.\4"),
+    (r"layer(\d)\.(\d+)\.downsample\.0\.weight", r"res{stage}.\2.shortcut.weight"),
+    (r"layer(\d)\.(\d+)\.downsample\.1\.(\w+)", r"res{stage}.\2.shortcut.norm.\3"),
+)
+
+
+def to_detectron2(name: str) -> str:
+    """Return detectron2's name of a torchvision ResNet entry (`layer1` becomes `res2`).
+
+    Raises:
+        ValueError: the name belongs to no part of a ResNet backbone.
+    """
+    for pattern, replacement in _RULES:
+        match = re.fullmatch(pattern, name)
+        if match is not None:
+            stage = int(match[1]) + 1 if "{stage}" in replacement else None
+            return match.expand(replacement.format(stage=stage))
+    raise ValueError(f"{name}: no such entry in torchvision's ResNet backbone")
+
+
+def ordered_names(arch: str) -> list[str]:
+    """Return torchvision's entry names of a ResNet without `fc`, in torchvision's order."""
+    num_convs = 2 if arch in ("resnet18", "resnet34") else 3
+    names = ["conv1.weight", *_norm("bn1")]
+    for stage, num_blocks in enumerate(BLOCKS[arch], start=1):
+        for block in range(num_blocks):
+            prefix = f"layer{stage}.{block}"
+            for conv in range(1, num_convs + 1):
+                names += [f"{prefix}.conv{conv}.weight", *_norm(f"{prefix}.bn{conv}")]
+            if block == 0 and not (stage == 1 and num_convs == 2):
+                names += [f"{prefix}.downsample.0.weight", *_norm(f"{prefix}.downsample.1")]
+    return names
+
+
+def expected_names(arch: str, counters: bool = True) -> set[str]:
+    """Return torchvision's entry names of a ResNet without `fc`, with or without counters."""
+    return {name for name in ordered_names(arch) if counters or not name.endswith(COUNTER)}
+
+
+def _norm(prefix: str) -> list[str]:
+    return [f"{prefix}.{entry}" for entry in NORM_ENTRIES]
 
 
 @dataclass(frozen=True)
@@ -245,3 +304,31 @@ def _depth(shapes: Mapping[str, Shape]) -> str | None:
                 f"{layers * sum(counts) + 2}), no depth of detectron2's"
             )
     return None
+
+
+def not_loaded(model: nn.Module, weights: Mapping[str, Any]) -> list[str]:
+    """Return what the file has and the model lacks, and what the model has that is not in it."""
+    counted = any(name.endswith(COUNTER) for name in weights)
+    names = {
+        next((name.removeprefix(place) for place in PLACES if name.startswith(place)), "")
+        for name in model.state_dict()
+    }
+    body = {name for name in names if name.startswith(("stem.", "res"))}
+    unfilled = {name for name in body - set(weights) if counted or not name.endswith(COUNTER)}
+    return lost_entries(model, weights) + sorted(unfilled)
+
+
+def lost_entries(model: nn.Module, weights: Mapping[str, Any]) -> list[str]:
+    """Return the names in `weights` that `model` does not hold, value for value."""
+    import torch  # noqa: PLC0415  (names and shapes need no torch)
+
+    state = model.state_dict()
+    lost = []
+    for name, value in weights.items():
+        there = [state[place + name] for place in PLACES if place + name in state]
+        frozen_counter = name.endswith(COUNTER) and not there
+        if not frozen_counter and not any(
+            torch.equal(tensor.cpu(), torch.as_tensor(value)) for tensor in there
+        ):
+            lost.append(name)
+    return lost
