@@ -96,9 +96,9 @@ class TaskConfig(Section):
     """how tables call it; `name` unless given"""
     reference: str | None = Field(default=None, json_schema_extra=SHOWN)
     """a table of published rows to stand beside it though data, detector or schedule differ"""
-    optimizer: Optimizer = "sgd"
-    """`sgd` is detectron2's; `adamw` belongs to configs whose rate is AdamW's, such as
-    `digits_base.yaml`"""
+    optimizer: Optimizer | None = None
+    """instead of the config's own (its `SOLVER.OPTIMIZER`, `sgd` where it has none); another one
+    wants its rate, `SOLVER.BASE_LR`, among the overrides"""
     num_gpus: int = Field(default=1, ge=1, description="GPUs on each node")
     num_nodes: int = Field(default=1, ge=1)
     """machines of one fine-tuning"""

@@ -33,7 +33,7 @@ from pretrain.config.probe import ProbeConfig
 from transfer.config.convert import ConvertConfig
 from transfer.config.data import DetectionData, known_datasets
 from transfer.config.detectron2_keys import signed_keys
-from transfer.config.finetune import FinetuneConfig
+from transfer.config.finetune import FinetuneConfig, optimizer_fault
 
 Config = TypeVar("Config", bound=BaseModel)
 Value = TypeVar("Value")
@@ -280,6 +280,8 @@ def _read_task(scope: _Scope, task: TaskConfig) -> Task | None:
     content = scope.attempt(lambda: load_changed(path, task.overrides))
     if content is None:
         return None
+    fault = optimizer_fault(load_yaml(path), content, task.optimizer, task.overrides)
+    scope.faults.extend([f"{path}: task {task.name}: {fault}"] if fault else [])
     known = known_datasets() | dict(scope.config.datasets)
     datasets: dict[str, DetectionData] = {}
     identities: dict[str, Identity | None] = {}

@@ -123,24 +123,6 @@ def test_configs_are_accepted(path: Path) -> None:
             PretrainConfig.model_validate(content)
 
 
-def bases(config: str, shown: dict[str, dict[str, Any]]) -> set[str]:
-    """The names of a task's config and of all below it; what a document shows is read there."""
-    name = Path(config).name
-    path = ROOT / "configs" / "transfer" / name
-    content = shown.get(name) or yaml.safe_load(path.read_text("utf-8"))
-    return {name} | (bases(content["_BASE_"], shown) if "_BASE_" in content else set())
-
-
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)
-def test_tasks_over_the_digits_base_name_its_optimizer(path: Path) -> None:
-    shown = {Path(block.file).name: block.config for block in blocks(path) if block.file}
-    for block in blocks(path):
-        for task in block.config.get("tasks", ()):
-            if (ROOT / "configs" / "transfer" / Path(task["config"]).name).exists() or shown:
-                is_digits = "digits_base.yaml" in bases(task["config"], shown)
-                assert task.get("optimizer") == "adamw" or not is_digits, task
-
-
 def test_documents_name_different_runs() -> None:
     """A run folder belongs to one config: no document may send two things to the same folder."""
     names = [yaml.safe_load(path.read_text("utf-8"))["name"] for path in PIPELINES]

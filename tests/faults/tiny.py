@@ -39,7 +39,7 @@ TASK = {
 PIPELINE = {
     "name": "tiny",
     "backbones": [{"name": "random", "random": True}, {"name": "ours", "pretrain": "ours.yaml"}],
-    "tasks": [{"name": "boxes", "config": "boxes.yaml", "optimizer": "adamw"}],
+    "tasks": [{"name": "boxes", "config": "boxes.yaml"}],
     "seeds": [0],
     "num_pictures": 2,
     "datasets": {

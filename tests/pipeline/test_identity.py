@@ -191,6 +191,7 @@ def whole(project: Path) -> Path:
         Path(name).write_bytes(b"weights")
     content = yaml.safe_load(CONFIG.read_text("utf-8"))
     content["backbones"].append({"name": "given", "checkpoint": "given.pth"})
+    content["tasks"][0]["overrides"] = ["SOLVER.BASE_LR=0.001"]  # the default, for both optimisers
     content["probes"] = [{"name": "p", "config": "probe.yaml"}]
     CONFIG.write_text(yaml.safe_dump(content), encoding="utf-8")
     for split in ("train", "val"):

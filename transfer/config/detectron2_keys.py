@@ -20,8 +20,9 @@ Keys = dict[str, Any]  # values by `SECTION.KEY`
 WORKERS = ("DATALOADER.NUM_WORKERS",)
 PERIODS = ("SOLVER.CHECKPOINT_PERIOD", "TEST.EVAL_PERIOD", "VIS_PERIOD")
 C4_HEADS = ("Res5ROIHeads", "Res5ROIHeadsExtraNorm")
-PRECISION = "SOLVER.AMP.PRECISION"  # this project's own key
+PRECISION = "SOLVER.AMP.PRECISION"
 OPTIMIZER = "optimizer"  # stands beside the keys of a task, not among them
+OWN_KEYS = {PRECISION: "fp16", "SOLVER.OPTIMIZER": "sgd"}  # this project's, with their defaults
 
 
 class LeftOut(NamedTuple):
@@ -42,6 +43,7 @@ LEFT_OUT = (
         ("OUTPUT_DIR", "SEED", "MODEL.WEIGHTS"),
         "the pipeline sets it; seed and weights are part of the identity by themselves",
     ),
+    LeftOut(("SOLVER.OPTIMIZER",), "the task's optimizer is part of the identity by itself"),
     LeftOut(
         ("DATASETS.TRAIN", "DATASETS.TEST"),
         "names are labels; the sets are part of it by content, in this order",
@@ -218,12 +220,23 @@ def why_left_out(keys: Keys, optimizer: str) -> dict[str, str]:
 
 
 def default_keys() -> Keys:
-    """Return the defaults of the installed detectron2, and of this project's own key.
+    """Return the defaults of the installed detectron2, and of this project's own keys.
 
     Raises:
         FileNotFoundError: detectron2 is not installed.
     """
     return flat(_defaults())
+
+
+def with_own_keys(cfg: Any) -> Any:
+    """Return detectron2's config with this project's keys in it."""
+    for key, value in OWN_KEYS.items():
+        *sections, name = key.split(".")
+        node = cfg
+        for section in sections:
+            node = node[section]
+        node[name] = value
+    return cfg
 
 
 def flat(content: dict[str, Any], prefix: str = "") -> Keys:
@@ -248,8 +261,7 @@ def _defaults() -> CfgNode:
     names: dict[str, Any] = {"CN": CfgNode}
     exec(compile(tree, str(path), "exec"), names)
     defaults = names["_C"]
-    defaults.SOLVER.AMP.PRECISION = "fp16"
-    return defaults
+    return with_own_keys(defaults)
 
 
 def _like(default: Any, value: Any) -> Any:

@@ -26,6 +26,7 @@ from transfer.config.data import (
     DetectionData,
     VocData,
 )
+from transfer.config.detectron2_keys import with_own_keys
 from transfer.config.finetune import FinetuneConfig
 from transfer.datasets.check import task_faults
 from transfer.datasets.findings import MAX_CLASSES, Needs, few, number_of
@@ -93,10 +94,8 @@ if "Res5ROIHeadsExtraNorm" not in ROI_HEADS_REGISTRY:
 
 
 def default_cfg() -> CfgNode:
-    """Return detectron2's defaults, and `SOLVER.AMP.PRECISION`, which 0.6 lacks."""
-    cfg = get_cfg()
-    cfg.SOLVER.AMP.PRECISION = "fp16"
-    return cfg
+    """Return detectron2's defaults, and the keys of this project."""
+    return with_own_keys(get_cfg())
 
 
 def value_at(config: dict[str, Any], key: str) -> Any:
@@ -150,6 +149,7 @@ def build_cfg(config: FinetuneConfig, weights: Path | None, output_dir: Path) ->
         cfg.MODEL.WEIGHTS = "" if weights is None else str(weights)
         cfg.OUTPUT_DIR = str(output_dir)
         cfg.SEED = config.seed
+        cfg.SOLVER.OPTIMIZER = config.optimizer
         cfg.TEST.EVAL_PERIOD = int(cfg.TEST.EVAL_PERIOD)
     except (KeyError, ValueError, AssertionError, AttributeError, TypeError) as error:
         raise ValueError(f"detectron2 refuses the config: {one_line(error)}") from None

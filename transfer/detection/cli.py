@@ -21,6 +21,7 @@ from detectron2.engine import default_argument_parser
 from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
 from transfer.config.data import DetectionData, known_datasets
+from transfer.config.finetune import named_optimizer, optimizer_fault
 from transfer.datasets.register import register
 from transfer.detection.cfg import (
     amp_faults,
@@ -75,7 +76,9 @@ def main(
     parser = default_argument_parser(epilog=EXAMPLE)
     parser.description = description
     parser.add_argument(
-        "--optimizer", choices=sorted(TRAINERS), default="sgd", help="what SOLVER speaks of"
+        "--optimizer",
+        choices=sorted(TRAINERS),
+        help="instead of the config's SOLVER.OPTIMIZER; wants its SOLVER.BASE_LR behind it",
     )
     options = parsed(parser, sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
@@ -132,9 +135,12 @@ def execute(options: argparse.Namespace, load: Loader) -> dict[str, float]:
         ValueError: something in the config, the weights or the data has to be fixed first.
     """
     machines = machines_for(options)
-    cfg = for_this_machine(read_config(options.config_file, options.opts or [], load))
+    cfg = for_this_machine(
+        read_config(options.config_file, options.opts or [], load, options.optimizer)
+    )
     datasets = named_datasets(cfg)
-    faults = build_faults(cfg, options.optimizer)
+    optimizer = cfg.SOLVER.OPTIMIZER
+    faults = build_faults(cfg, optimizer)
     faults += recipe_faults(cfg, datasets, machines.num_processes)
     faults += [] if options.eval_only else amp_faults(cfg)
     if faults:
@@ -154,7 +160,7 @@ def execute(options: argparse.Namespace, load: Loader) -> dict[str, float]:
         resumed = options.resume and (folder / "last_checkpoint").exists()
         if faults := evaluation_faults(cfg, folder if resumed else Path(cfg.MODEL.WEIGHTS).parent):
             raise ValueError("\n".join(faults))
-    run = Run(cfg, datasets, options.optimizer, options.resume, options.eval_only)
+    run = Run(cfg, datasets, optimizer, options.resume, options.eval_only)
     return run_on(machines, run_detector, (run,), folder)
 
 
@@ -179,7 +185,7 @@ def check_resume(
         faults = [fault for fault in [weights_ignored(cfg, folder)] if fault]
     else:
         scaled = effective_config(cfg, machines.num_processes)
-        faults = resume_faults(scaled, folder, options.optimizer, datasets)
+        faults = resume_faults(scaled, folder, cfg.SOLVER.OPTIMIZER, datasets)
     if faults:
         raise ValueError("\n".join(faults))
 
@@ -198,9 +204,12 @@ def machines_for(options: argparse.Namespace) -> Machines:
 
 
 def read_config(
-    path: str, changes: list[str], load: Loader = CfgNode.load_yaml_with_base
+    path: str,
+    changes: list[str],
+    load: Loader = CfgNode.load_yaml_with_base,
+    optimizer: str | None = None,
 ) -> CfgNode:
-    """Return detectron2's defaults with the file at `path` and `KEY VALUE` changes.
+    """Return detectron2's defaults with the file at `path`, `KEY VALUE` changes and an optimiser.
 
     Raises:
         ValueError: the file is not there, or a key or value is none of detectron2's.
@@ -219,6 +228,15 @@ def read_config(
         cfg.merge_from_list(changes)
     except (KeyError, ValueError, AssertionError, TypeError) as error:
         raise ValueError(f"{path}: detectron2 refuses the config: {one_line(error)}") from None
+    overrides = [f"{key}={value}" for key, value in zip(changes[::2], changes[1::2], strict=True)]
+    if fault := optimizer_fault(content, {"SOLVER": cfg.SOLVER}, optimizer, overrides):
+        raise ValueError(f"{path}: {fault}")
+    cfg.SOLVER.OPTIMIZER = optimizer or named_optimizer({"SOLVER": cfg.SOLVER})
+    if cfg.SOLVER.OPTIMIZER not in TRAINERS:
+        raise ValueError(
+            f"{path}: SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}, wanted one of "
+            f"{', '.join(sorted(TRAINERS))}"
+        )
     if cfg.SEED < 0:
         cfg.SEED = 0  # so that a killed run can be resumed
         logger.info("SEED is not set: 0")

@@ -55,8 +55,9 @@ def resume_faults(
         for key in sorted(stored.keys() | asked.keys())
         if key not in FREE and stored.get(key) != asked.get(key)
     }
+    changed.pop("SOLVER.OPTIMIZER", None)  # the checkpoint says which it was
     if trained_by != optimizer:
-        changed["--optimizer"] = repr(trained_by), repr(optimizer)
+        changed["SOLVER.OPTIMIZER"] = repr(trained_by), repr(optimizer)
     inputs = input_digests(cfg, datasets)
     for key in stored_inputs.keys() & inputs.keys():
         changed.pop(key, None)

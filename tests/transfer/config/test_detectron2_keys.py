@@ -17,7 +17,7 @@ from transfer.config.detectron2_keys import (
     signed_keys,
     why_left_out,
 )
-from transfer.config.finetune import FinetuneConfig
+from transfer.config.finetune import FinetuneConfig, named_optimizer
 from transfer.detection.cfg import build_cfg
 from transfer.detection.loader import ImageMapper
 from transfer.detection.trainer import TRAINERS
@@ -67,7 +67,8 @@ def signed(optimizer: str = "sgd", **content: Any) -> dict[str, Any]:
 
 def test_defaults_are_those_of_the_installed_detectron2() -> None:
     theirs = flat(get_cfg())
-    assert default_keys() == theirs | {"SOLVER.AMP.PRECISION": "fp16"}
+    own = {"SOLVER.AMP.PRECISION": "fp16", "SOLVER.OPTIMIZER": "sgd"}
+    assert default_keys() == theirs | own
     assert len(theirs) == 183
 
 
@@ -75,7 +76,9 @@ def test_defaults_are_those_of_the_installed_detectron2() -> None:
 def test_a_config_is_resolved_as_detectron2_resolves_it(path: Path) -> None:
     content = CfgNode.load_yaml_with_base(str(path))
     cfg = get_cfg()
-    cfg.merge_from_other_cfg(CfgNode(content))
+    theirs_alone = CfgNode(content)
+    assert theirs_alone.SOLVER.pop("OPTIMIZER", "sgd") == named_optimizer(content)
+    cfg.merge_from_other_cfg(theirs_alone)
     theirs = flat(cfg)
     ours = signed_keys(dict(content), "sgd")
     assert len(ours) > 80

@@ -101,7 +101,7 @@ def test_a_longer_run_is_another_where_its_rates_were(trained: Path) -> None:
 
 
 def test_another_optimiser_is_refused(trained: Path) -> None:
-    assert faults(trained, optimizer="adamw") == ["--optimizer was 'sgd', asked 'adamw'"]
+    assert faults(trained, optimizer="adamw") == ["SOLVER.OPTIMIZER was 'sgd', asked 'adamw'"]
 
 
 @pytest.mark.parametrize(
