@@ -9,24 +9,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/pretrain.py hides pretrain
 
-# name: (module, function, its options, summary); a module is imported when it is asked for, and an
-# option with a + takes one number or more
+# name: (module, options, summary), for benchmark_<name>; an option with a + takes several numbers
 BENCHMARKS = {
-    "whitening": ("benchmarks.whitening", "benchmark_whitening", ("rounds", "threads+"),
-                  "whitening losses against a plain loop"),
-    "loader": ("benchmarks.loader", "benchmark_loader", ("rounds", "workers"),
-               "views per second against a plain PIL pipeline"),
-    "step": ("benchmarks.step", "benchmark_step", ("rounds", "threads", "workers"),
-             "what a training step spends where"),
-    "detection": ("benchmarks.detection", "benchmark_detection", ("rounds", "threads", "workers"),
+    "whitening": ("whitening", ("rounds", "threads+"), "whitening losses against a plain loop"),
+    "loader": ("loader", ("rounds", "workers"), "views per second against a plain PIL pipeline"),
+    "step": ("step", ("rounds", "threads", "workers"), "what a training step spends where"),
+    "detection": ("detection", ("rounds", "threads", "workers"),
                   "an iteration of fine-tuning by part, and against detectron2's plain loop"),
-    "evaluation": ("benchmarks.coco_evaluation", "benchmark_evaluation",
-                   ("rounds", "images", "detections", "mask_images"),
+    "evaluation": ("coco_evaluation", ("rounds", "images", "detections", "mask_images"),
                    "COCO's AP by faster-coco-eval against pycocotools"),
-    "plan": ("benchmarks.plan_scale", "benchmark_plan", ("rounds", "images", "voc_images"),
+    "plan": ("plan_scale", ("rounds", "images", "voc_images"),
              "the identities of a plan's data, read first and then known"),
-    "slurm": ("benchmarks.slurm_commands", "benchmark_slurm", ("stages", "dry_stages"),
-              "plan, run, status and cancel of a large plan on the SLURM at hand"),
+    "slurm": ("slurm_commands", ("stages", "dry_stages"),
+              "the commands of a large plan on the SLURM at hand"),
 }  # fmt: skip
 OPTIONS = {
     "images": "images of the set for boxes (default 5000), of COCO for the plan (120000)",
@@ -34,7 +29,7 @@ OPTIONS = {
     "detections": "detections of an image (default 100)",
     "mask_images": "images of the set for masks (default 250)",
     "rounds": "timed rounds",
-    "stages": "stages of the plan that is submitted, held, and cancelled (default 220)",
+    "stages": "stages of the plan that is submitted, held and cancelled (default 220)",
     "dry_stages": "stages of the plan that is only planned (default 5000)",
     "threads": "CPU threads of the main process",
     "threads+": "CPU threads of the main process, a table for each number",
@@ -48,15 +43,16 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__, epilog="example: python tools/benchmark.py loader --workers 2"
     )
     commands = parser.add_subparsers(dest="name", required=True)
-    for name, (_, _, options, summary) in BENCHMARKS.items():
+    for name, (_, options, summary) in BENCHMARKS.items():
         command = commands.add_parser(name, help=summary, argument_default=argparse.SUPPRESS)
         for option in options:
             flag = "--" + option.removesuffix("+").replace("_", "-")
             many = "+" if option.endswith("+") else None
             command.add_argument(flag, type=int, nargs=many, help=OPTIONS[option])
     chosen = vars(parser.parse_args(arguments))
-    module, function, _, _ = BENCHMARKS[chosen.pop("name")]
-    getattr(importlib.import_module(module), function)(**chosen)
+    name = chosen.pop("name")
+    module = importlib.import_module(f"benchmarks.{BENCHMARKS[name][0]}")
+    getattr(module, f"benchmark_{name}")(**chosen)
     return 0
 
 

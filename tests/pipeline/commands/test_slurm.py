@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from benchmarks.slurm_commands import measured
+from benchmarks.slurm_commands import COMMANDS, measured
 from pipeline.commands.main import Options, execute
 from pipeline.commands.slurm import cancel
 from pipeline.executors.slurm.states import read_standings
@@ -177,9 +177,7 @@ def test_two_names_of_one_recipe_are_one_job_also_when_one_is_new(fake) -> None:
 
 def test_every_command_makes_few_calls(fake) -> None:
     folder = Path.cwd() / "plan"
-    calls = {
-        name: measured(name, 44, folder)[-1].strip() for name in ("plan", "run", "status", "cancel")
-    }
+    calls = {name: measured(name, 44, folder)[-1].strip() for name in COMMANDS}
     assert calls["plan"] == "1 scontrol" and calls["status"] == "1 squeue"
     assert "4 sbatch --test-only" in calls["run"] and "7 sbatch," in calls["run"]
     assert "1 scancel" in calls["cancel"]
