@@ -35,7 +35,7 @@ STAGE_KINDS: dict[str, StageKind] = {
     "pretrain": StageKind("pretrain.train", 1, ("backbone.pth",), "backbone.pth"),
     "convert": StageKind(
         "transfer.convert",
-        2,
+        3,
         ("backbone.pkl", "backbone.json", "backbone.pth"),
         "backbone.pkl",
         ("backbone.pth",),
