@@ -17,14 +17,13 @@ from transfer import finetune as finetune_module
 from transfer.config.data import KNOWN_DATASETS
 from transfer.config.finetune import FinetuneConfig
 from transfer.convert import convert_checkpoint
-from transfer.detection import hooks
+from transfer.detection import trainer as trainer_module
 from transfer.detection.cfg import build_cfg
-from transfer.detection.hooks import EXIT_INTERRUPTED, METRICS
 from transfer.detection.run import (
     EFFECTIVE,
     NEW_PARAMETERS,
 )
-from transfer.detection.trainer import TRAINERS, AdamWTrainer, Trainer
+from transfer.detection.trainer import EXIT_INTERRUPTED, METRICS, TRAINERS, AdamWTrainer, Trainer
 from transfer.finetune import (
     check_machine,
     check_stage,
@@ -142,7 +141,7 @@ def test_precise_norms_and_evaluations_say_how_far_they_are_and_change_nothing(
     test = {"EVAL_PERIOD": 2, "PRECISE_BN": {"ENABLED": True, "NUM_ITER": 2}}
     config = task(root, "faster_rcnn_voc", TEST=test)
     silent = finetune(config, root / "backbone.pkl", tmp_path / "silent")
-    monkeypatch.setattr(hooks, "TELL_EVERY_S", -1)
+    monkeypatch.setattr(trainer_module, "TELL_EVERY_S", -1)
     assert finetune(config, root / "backbone.pkl", tmp_path / "telling") == silent
     assert_equal_runs(tmp_path / "silent", tmp_path / "telling")
     lines = logged(tmp_path / "telling")

@@ -34,8 +34,15 @@ from transfer.config.finetune import Optimizer
 from transfer.datasets.files import content_digest
 from transfer.datasets.register import register
 from transfer.detection.cfg import batch_fault, notes_before_start
-from transfer.detection.hooks import EXIT_INTERRUPTED, METRICS, SIGNALS
-from transfer.detection.trainer import TRAINERS, Diverged, Trainer, Unreadable
+from transfer.detection.trainer import (
+    EXIT_INTERRUPTED,
+    METRICS,
+    SIGNALS,
+    TRAINERS,
+    Diverged,
+    Trainer,
+    Unreadable,
+)
 from transfer.evaluation.evaluators import as_json, flat_metrics
 from transfer.files import sha256_of, write_json
 from transfer.resnet import COUNTER, PLACES, lost_entries

@@ -10,8 +10,8 @@ import pytest
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
-from transfer.detection import hooks
-from transfer.detection.hooks import (
+from transfer.detection import trainer as trainer_module
+from transfer.detection.trainer import (
     EXIT_INTERRUPTED,
     LongPass,
     StopOnSignal,
@@ -75,7 +75,7 @@ def test_a_pass_beside_training_says_how_far_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "metrics.jsonl"
-    monkeypatch.setattr(hooks, "TELL_EVERY_S", -1)
+    monkeypatch.setattr(trainer_module, "TELL_EVERY_S", -1)
     with EventStorage(11), caplog.at_level(logging.INFO):
         batches = LongPass([["a"], ["b"], ["c"]], "evaluating", 2_005, path, 40, num_each=1_000)
         with EventStorage():  # as precise BatchNorm opens one of its own
@@ -93,6 +93,6 @@ def test_a_short_pass_and_one_without_training_write_nothing(
     path = tmp_path / "metrics.jsonl"
     with EventStorage(0):
         assert list(LongPass([1, 2], "evaluating", 2, path, 40)) == [1, 2]
-    monkeypatch.setattr(hooks, "TELL_EVERY_S", -1)
+    monkeypatch.setattr(trainer_module, "TELL_EVERY_S", -1)
     assert list(LongPass([1, 2], "evaluating", 2, path, 40)) == [1, 2]
     assert not path.exists()
