@@ -17,7 +17,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO as OriginalCOCO  # noqa: N811  (upstream's spelling)
 from pycocotools.cocoeval import COCOeval
 
-from transfer.evaluation.coco import METRICS, Task, coco_ap
+from transfer.detection.evaluation import COCO_METRICS, Task, coco_ap
 
 WIDTH, HEIGHT = 640, 480
 Entry = dict[str, Any]
@@ -84,7 +84,7 @@ def original_ap(
         measure.evaluate()
         measure.accumulate()
         measure.summarize()
-    values = dict(zip(METRICS, measure.stats[:6], strict=True))
+    values = dict(zip(COCO_METRICS, measure.stats[:6], strict=True))
     for index, name in enumerate(class_names):
         precision = measure.eval["precision"][:, :, index, 0, -1]
         known = precision[precision > -1]

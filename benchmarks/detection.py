@@ -28,7 +28,7 @@ from torch import Tensor
 
 from benchmarks.trainer import WRITE_PERIOD, Cost, trainer_cost
 from transfer.config.data import CocoData
-from transfer.datasets.register import register
+from transfer.detection.loader import register
 from transfer.detection.trainer import Trainer
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "transfer"

@@ -36,9 +36,7 @@ FOLDERS = {
     "pretrain": (
         "config", "runtime", "data", "views", "models", "whitening", "losses", "training", "probes",
     ),
-    "transfer": (
-        "detectron2_wheel", "config", "checkpoints", "datasets", "evaluation", "detection",
-    ),
+    "transfer": ("detectron2_wheel", "config", "checkpoints", "datasets", "detection"),
     "pipeline": ("stages", "config", "plan", "report", "executors", "executors.slurm", "commands"),
 }  # fmt: skip
 BOTTOM = {

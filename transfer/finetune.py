@@ -11,7 +11,6 @@ import torch
 from detectron2.data import DatasetCatalog
 
 from transfer.config.finetune import FinetuneConfig
-from transfer.datasets.register import category_ids, class_names, register
 from transfer.detection import Run, build_cfg, run_detector
 from transfer.detection.cfg import (
     amp_faults,
@@ -23,6 +22,7 @@ from transfer.detection.cfg import (
     notes_before_start,
     recipe_faults,
 )
+from transfer.detection.loader import category_ids, class_names, register
 from transfer.detection.pictures import write_pictures
 from transfer.detection.run import machines_of, repair_last_checkpoint, run_on
 

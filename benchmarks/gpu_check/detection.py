@@ -26,7 +26,7 @@ from benchmarks.gpu_check.timing import (
     profiled,
     synchronise,
 )
-from transfer.datasets.register import register
+from transfer.detection.loader import register
 from transfer.detection.run import memory_estimate
 from transfer.detection.trainer import Trainer, train_in_bfloat16
 

@@ -26,9 +26,8 @@ from benchmarks.parity.conversion import converted
 from benchmarks.parity.draws import HEIGHT, WIDTH, draw_pictures, drawn_detections
 from benchmarks.parity.peers import call
 from transfer.config.data import CocoData, VocData
-from transfer.datasets.register import register
 from transfer.detection.cli import read_config
-from transfer.detection.loader import SeededLoader, build_loader, derived_seed
+from transfer.detection.loader import SeededLoader, build_loader, derived_seed, register
 from transfer.detection.trainer import Trainer
 
 STEPS = 10

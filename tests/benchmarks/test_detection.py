@@ -14,7 +14,7 @@ from benchmarks.detection import (
     draw_dataset,
     parts_of_a_step,
 )
-from transfer.datasets.register import register
+from transfer.detection.loader import register
 
 
 def small_case(folder: Path, size: int) -> CfgNode:

@@ -43,7 +43,7 @@ from transfer.checkpoints import read
 from transfer.datasets.check import task_faults
 from transfer.datasets.findings import Needs
 from transfer.detection.cli import read_config
-from transfer.evaluation.evaluators import build_evaluator
+from transfer.detection.evaluation import build_evaluator
 
 LABEL = ("part", "things")
 

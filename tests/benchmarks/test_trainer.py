@@ -26,7 +26,7 @@ from benchmarks.trainer import (
     trainer_cost,
     trainer_loop,
 )
-from transfer.datasets.register import register
+from transfer.detection.loader import register
 
 
 def small_case(folder: Path, size: int) -> CfgNode:

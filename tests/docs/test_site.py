@@ -13,7 +13,7 @@ PUBLIC = (
     "pretrain.indicators.spectrum_indicators", "pretrain.probes.linear.fit_linear",
     "pretrain.probes.knn.Neighbours", "pretrain.train.pretrain",
     "transfer.checkpoints.read.read_backbone", "transfer.convert.convert_checkpoint",
-    "transfer.finetune.finetune", "transfer.evaluation.coco.coco_ap",
+    "transfer.finetune.finetune", "transfer.detection.evaluation.coco_ap",
     "pipeline.plan.build.load_plan",
 )  # fmt: skip
 

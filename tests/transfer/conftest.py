@@ -80,7 +80,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def digits(drawn: Path) -> dict[str, CocoData | VocData]:
     """Register the drawn validation scenes in both layouts."""
-    from transfer.datasets.register import register  # needs detectron2, which not all tests do
+    from transfer.detection.loader import register  # needs detectron2, which not all tests do
 
     names = ("digits_voc_test", "digits_coco_val")
     sets = {name: KNOWN_DATASETS[name].under(drawn) for name in names}

@@ -30,7 +30,7 @@ from transfer.config.detectron2_keys import with_own_keys
 from transfer.config.finetune import FinetuneConfig
 from transfer.datasets.check import task_faults
 from transfer.datasets.findings import MAX_CLASSES, Needs, few, number_of
-from transfer.datasets.register import class_names
+from transfer.detection.loader import class_names
 from transfer.detection.trainer import TRAINERS
 from transfer.files import sha256_of
 from transfer.messages import did_you_mean, one_line

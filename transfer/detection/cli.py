@@ -22,7 +22,6 @@ from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
 from transfer.config.data import DetectionData, known_datasets
 from transfer.config.finetune import named_optimizer, optimizer_fault
-from transfer.datasets.register import register
 from transfer.detection.cfg import (
     amp_faults,
     build_faults,
@@ -35,6 +34,8 @@ from transfer.detection.cfg import (
     unknown_keys,
     weights_fault,
 )
+from transfer.detection.evaluation import as_json
+from transfer.detection.loader import register
 from transfer.detection.resume import evaluation_faults, resume_faults, weights_ignored
 from transfer.detection.run import (
     Machines,
@@ -45,7 +46,6 @@ from transfer.detection.run import (
     run_on,
 )
 from transfer.detection.trainer import TRAINERS
-from transfer.evaluation.evaluators import as_json
 from transfer.messages import did_you_mean, one_line
 
 EXAMPLE = """example:

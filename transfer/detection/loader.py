@@ -1,4 +1,4 @@
-"""Loader whose images and random draws follow from the seed and the iteration alone.
+"""Sets given to detectron2, and a loader whose draws follow from seed and iteration alone.
 
 So a run that was killed goes on with the images, augmentations and samples it would have had:
 nothing is buffered between iterations, and no generator carries state from one to the next.
@@ -7,9 +7,11 @@ nothing is buffered between iterations, and no generator carries state from one 
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, count, islice
 from typing import Any
 
@@ -17,18 +19,109 @@ import numpy
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import (
+    DatasetCatalog,
     DatasetFromList,
     DatasetMapper,
+    MetadataCatalog,
     build_detection_train_loader,
     get_detection_dataset_dicts,
 )
+from detectron2.data.datasets import load_coco_json, register_coco_instances
+from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from torch.utils.data import IterableDataset, get_worker_info
 
+from transfer.config.data import CocoData, VocData
+from transfer.datasets.files import image_files, part_ids, split_names
+from transfer.datasets.voc import objects_of, read_annotation
 from transfer.messages import one_line
 
 Record = dict[str, Any]
 Batch = list[tuple[int, int]]  # (position in the order of all images, index of the image)
+
+
+def register(datasets: Mapping[str, CocoData | VocData]) -> None:
+    """Register the sets under their names; a set that detectron2 knows by that name is replaced."""
+    restore_numpy_names()
+    for name, data in datasets.items():
+        if name in DatasetCatalog.list():
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+        if isinstance(data, CocoData) and data.fraction is not None:
+            _register_part(name, data, data.fraction)
+        elif isinstance(data, CocoData):
+            register_coco_instances(name, {}, str(data.annotations), str(data.images))
+        else:
+            DatasetCatalog.register(name, partial(voc_records, data))
+            MetadataCatalog.get(name).set(
+                thing_classes=list(data.class_names), dirname=str(data.root), year=data.year,
+                split=data.split, evaluator_type="pascal_voc",
+            )  # fmt: skip
+
+
+def voc_records(data: VocData) -> list[dict[str, Any]]:
+    """Return detectron2's records of a set in VOC's layout, equal to `load_voc_instances`.
+
+    They also name images that are no `.jpg`. Boxes count from 0 and end behind their last pixel.
+    """
+    names = split_names(data)
+    images = image_files(data.root / "JPEGImages", names)
+    records = []
+    for name in names:
+        tree, (width, height) = read_annotation(data.root / "Annotations" / f"{name}.xml")
+        annotations = [
+            {
+                "category_id": data.class_names.index(entry.name),
+                "bbox": [x0 - 1, y0 - 1, x1, y1],
+                "bbox_mode": BoxMode.XYXY_ABS,
+            }
+            for entry in objects_of(tree)
+            for x0, y0, x1, y1 in [entry.edges]
+        ]
+        records.append(
+            {"file_name": str(images[name][0]), "image_id": name, "height": height, "width": width,
+             "annotations": annotations}
+        )  # fmt: skip
+    return records
+
+
+def _register_part(name: str, data: CocoData, fraction: float) -> None:
+    def load() -> list[dict[str, Any]]:
+        records = load_coco_json(str(data.annotations), str(data.images), name)
+        return part_of(records, fraction, data.subset_seed)
+
+    DatasetCatalog.register(name, load)
+    MetadataCatalog.get(name).set(
+        json_file=str(data.annotations), image_root=str(data.images), evaluator_type="coco"
+    )
+
+
+def part_of(records: list[dict[str, Any]], fraction: float, seed: int) -> list[dict[str, Any]]:
+    """Return the records of the images that `part_ids` draws, in their order."""
+    chosen = part_ids((record["image_id"] for record in records), fraction, seed)
+    return [record for record in records if record["image_id"] in chosen]
+
+
+def restore_numpy_names() -> None:
+    """Give numpy back the aliases that compiled builds of detectron2 0.6 use (gone since 1.24)."""
+    if importlib.metadata.version("detectron2") == "0.6":
+        for alias in (bool, int, float, str):
+            if alias.__name__ not in vars(numpy):
+                setattr(numpy, alias.__name__, alias)
+
+
+def class_names(name: str) -> list[str]:
+    """Return the class names of a registered set; reads the annotations where needed."""
+    if MetadataCatalog.get(name).get("thing_classes") is None:
+        DatasetCatalog.get(name)
+    return list(MetadataCatalog.get(name).thing_classes)
+
+
+def category_ids(name: str) -> dict[int, int]:
+    """Return which class (from 0) each category of a set's predictions is."""
+    names = class_names(name)
+    ids = MetadataCatalog.get(name).get("thing_dataset_id_to_contiguous_id")
+    return dict(ids) if ids else {index: index for index in range(len(names))}
 
 
 class ImageError(ValueError):

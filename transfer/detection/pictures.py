@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps
 from pycocotools import mask as coco_mask
 
-from transfer.evaluation.evaluators import PREDICTIONS
+from transfer.detection.evaluation import PREDICTIONS
 
 MIN_SIDE, MAX_SIDE = 256, 800
 MIN_SCORE = 0.5

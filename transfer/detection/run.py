@@ -32,8 +32,9 @@ from torch.multiprocessing.spawn import ProcessExitedException
 from transfer.config.data import DetectionData
 from transfer.config.finetune import Optimizer
 from transfer.datasets.files import content_digest
-from transfer.datasets.register import register
 from transfer.detection.cfg import batch_fault, notes_before_start
+from transfer.detection.evaluation import as_json, flat_metrics
+from transfer.detection.loader import register
 from transfer.detection.trainer import (
     EXIT_INTERRUPTED,
     METRICS,
@@ -43,7 +44,6 @@ from transfer.detection.trainer import (
     Trainer,
     Unreadable,
 )
-from transfer.evaluation.evaluators import as_json, flat_metrics
 from transfer.files import sha256_of, write_json
 from transfer.resnet import COUNTER, PLACES, lost_entries
 

@@ -25,6 +25,7 @@ from detectron2.utils.events import EventWriter, get_event_storage
 from torch import distributed, nn
 from torch.optim import AdamW, Optimizer
 
+from transfer.detection.evaluation import build_evaluator, flat_metrics, without_nan
 from transfer.detection.loader import (
     ImageError,
     ImageMapper,
@@ -32,8 +33,6 @@ from transfer.detection.loader import (
     build_loader,
     derived_seed,
 )
-from transfer.evaluation import build_evaluator
-from transfer.evaluation.evaluators import flat_metrics, without_nan
 from transfer.messages import one_line
 
 METRICS = "metrics.jsonl"

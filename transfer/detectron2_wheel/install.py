@@ -30,7 +30,7 @@ if spec:
             build["version"] = dist.version
     try:
         import detectron2, detectron2.layers, detectron2.modeling, numpy
-        for alias in (bool, int, float, str):  # as transfer.datasets.register gives them back
+        for alias in (bool, int, float, str):  # as transfer.detection.loader gives them back
             if alias.__name__ not in vars(numpy):
                 setattr(numpy, alias.__name__, alias)
         build["version"] = build["version"] or detectron2.__version__
@@ -66,7 +66,7 @@ def probe(first: Path | None = None) -> Installed | None:
 
     It is imported there: this process stays clean, and a crash counts as a problem. So does a v0.6
     that imports but does not work with the numpy beside it even with the aliases that
-    `transfer.datasets.register` gives back. `first` is searched before everything else.
+    `transfer.detection.loader` gives back. `first` is searched before everything else.
     """
     env = dict(os.environ)
     if first:

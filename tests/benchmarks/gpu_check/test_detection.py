@@ -7,7 +7,7 @@ import pytest
 from benchmarks.detection import CASES, DATASET, draw_dataset
 from benchmarks.gpu_check import detection
 from benchmarks.gpu_check.detection import detector_row
-from transfer.datasets.register import register
+from transfer.detection.loader import register
 
 
 @pytest.mark.slow

@@ -14,7 +14,6 @@ from detectron2.data.samplers import TrainingSampler
 from detectron2.utils.env import seed_all_rng
 
 from transfer.config.data import CocoData
-from transfer.datasets.register import register
 from transfer.detection.cli import read_config
 from transfer.detection.loader import (
     Batch,
@@ -23,6 +22,7 @@ from transfer.detection.loader import (
     SeededLoader,
     build_loader,
     derived_seed,
+    register,
     seed_generators,
 )
 from transfer.detection.trainer import Trainer

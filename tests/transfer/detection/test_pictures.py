@@ -11,8 +11,8 @@ from detectron2.structures import BoxMode
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from transfer.detection.evaluation import PREDICTIONS
 from transfer.detection.pictures import colour, draw, grid, write_pictures
-from transfer.evaluation.evaluators import PREDICTIONS
 
 NAMES = ["potted plant", "potted rose", "rake"]
 

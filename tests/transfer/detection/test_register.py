@@ -9,9 +9,10 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, DatasetMapper
 from detectron2.data.datasets import load_voc_instances
 
-from tests.transfer.evaluation.detections import boxes_of
+from tests.transfer.detection.detections import boxes_of
 from transfer.config.data import KNOWN_DATASETS, CocoData, VocData
-from transfer.datasets.register import (
+from transfer.detection.evaluation import detection_line, voc_ap
+from transfer.detection.loader import (
     category_ids,
     class_names,
     part_of,
@@ -19,7 +20,6 @@ from transfer.datasets.register import (
     restore_numpy_names,
     voc_records,
 )
-from transfer.evaluation.voc import detection_line, voc_ap
 
 
 def test_parts_of_coco_follow_from_ids_and_seed_alone(drawn: Path) -> None:

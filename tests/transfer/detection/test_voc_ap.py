@@ -11,10 +11,10 @@ from detectron2.data import DatasetCatalog
 from detectron2.evaluation import PascalVOCDetectionEvaluator
 from detectron2.structures import Instances
 
-from tests.transfer.evaluation.detections import boxes_of, evaluate, instances, perfect
+from tests.transfer.detection.detections import boxes_of, evaluate, instances, perfect
 from transfer.config.data import CocoData, VocData
-from transfer.datasets.register import class_names, register
-from transfer.evaluation.voc import detection_line, voc_ap
+from transfer.detection.evaluation import detection_line, voc_ap
+from transfer.detection.loader import class_names, register
 
 
 def known_for_year(sets: dict[str, CocoData | VocData], name: str, year: int) -> VocData:

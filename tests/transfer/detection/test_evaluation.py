@@ -16,7 +16,7 @@ from detectron2.utils import comm
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from tests.transfer.evaluation.detections import (
+from tests.transfer.detection.detections import (
     boxes_of,
     evaluate,
     instances,
@@ -25,14 +25,14 @@ from tests.transfer.evaluation.detections import (
     shuffled,
 )
 from transfer.config.data import CocoData, VocData
-from transfer.datasets.register import register
-from transfer.evaluation.evaluators import (
+from transfer.detection.evaluation import (
     PREDICTIONS,
     as_json,
     build_evaluator,
     flat_metrics,
     without_nan,
 )
+from transfer.detection.loader import register
 from transfer.files import write_json
 
 

@@ -9,7 +9,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import Boxes, Instances
 
-from transfer.evaluation.evaluators import build_evaluator, flat_metrics
+from transfer.detection.evaluation import build_evaluator, flat_metrics
 
 
 def boxes_of(record: dict[str, Any]) -> tuple[list[list[float]], list[int]]:

@@ -12,8 +12,8 @@ from faster_coco_eval import COCO
 from pycocotools import mask as coco_mask
 
 from benchmarks.coco_evaluation import agree, original_ap, synthetic_set
-from transfer.evaluation import coco
-from transfer.evaluation.coco import Task, coco_ap
+from transfer.detection import evaluation
+from transfer.detection.evaluation import Task, coco_ap
 
 Entry = dict[str, Any]
 
@@ -154,4 +154,4 @@ def test_the_collector_goes_on_after_an_evaluation_and_after_a_failed_one() -> N
 
 
 def test_the_example_runs() -> None:
-    assert doctest.testmod(coco) == (0, 4)
+    assert doctest.testmod(evaluation) == (0, 4)
