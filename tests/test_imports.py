@@ -23,7 +23,7 @@ TORCH_FREE = {
     "transfer.config.finetune",
     "transfer.datasets.files",
     "transfer.datasets.findings",
-    "transfer.messages",
+    "transfer.files",
 }
 FORBIDDEN = {
     "pretrain": {"transfer", "pipeline", "detectron2", "submitit"},
@@ -39,10 +39,7 @@ FOLDERS = {
     "transfer": ("detectron2_wheel", "config", "checkpoints", "datasets", "detection"),
     "pipeline": ("stages", "config", "plan", "report", "executors", "executors.slurm", "commands"),
 }  # fmt: skip
-BOTTOM = {
-    "pretrain.indicators", "transfer.files", "transfer.messages", "transfer.resnet",
-    "pipeline.messages",
-}  # fmt: skip
+BOTTOM = {"pretrain.indicators", "transfer.files", "transfer.resnet", "pipeline.messages"}
 
 
 MODULES = modules_in(ROOT, *FORBIDDEN)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/pretrain.py hides pretrain
 from transfer.checkpoints.families import FORMATS
-from transfer.messages import one_line, refusal
+from transfer.files import one_line, refusal
 
 EXAMPLE = """example:
   python tools/convert_to_detectron2.py runs/cw-rgp/backbone.pth cw-rgp.pkl"""

@@ -18,8 +18,7 @@ from transfer.checkpoints.other_files import weight_files
 from transfer.checkpoints.read import CAFFE2_SUFFIX, THIS_PROJECT, with_input
 from transfer.checkpoints.stem_input import WARNING, mismatch
 from transfer.config.convert import ConvertConfig, StatedInput, check_places
-from transfer.files import locked_folder, sha256_of, whole_file
-from transfer.messages import one_line
+from transfer.files import locked_folder, one_line, sha256_of, whole_file
 from transfer.resnet import not_loaded, to_detectron2
 
 MAX_RELATIVE_DIFFERENCE = 1e-4

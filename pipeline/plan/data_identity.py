@@ -37,7 +37,7 @@ from transfer.datasets.files import (
     split_names,
 )
 from transfer.datasets.findings import path_fault
-from transfer.messages import refusal
+from transfer.files import refusal
 
 SPLITS: dict[str, tuple[Split, ...]] = {"pretrain": ("pretrain",), "probe": ("train", "test")}
 DETECTION: TypeAdapter[CocoData | VocData] = TypeAdapter(DetectionData)

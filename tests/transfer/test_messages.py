@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from transfer.messages import did_you_mean, one_line, printable, refusal
+from transfer.files import did_you_mean, one_line, printable, refusal
 
 
 def test_text_from_files_keeps_nothing_that_a_terminal_obeys() -> None:

@@ -34,7 +34,7 @@ from transfer.checkpoints.state_dicts import (
     describe,
 )
 from transfer.checkpoints.unpickler import SafeUnpickler, Stream, UnsafeError
-from transfer.messages import refusal
+from transfer.files import refusal
 
 Data = bytes
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C

@@ -42,8 +42,7 @@ from transfer.checkpoints.state_dicts import (
 )
 from transfer.checkpoints.statements import Statement, statement_of
 from transfer.checkpoints.stem_input import distances
-from transfer.files import sha256_of
-from transfer.messages import did_you_mean, printable, refusal
+from transfer.files import did_you_mean, printable, refusal, sha256_of
 from transfer.resnet import COUNTER, Architecture, ordered_names, recognise
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 from transfer.config.data import MAX_DETECTIONS
-from transfer.messages import printable
+from transfer.files import printable
 
 MAX_PER_KIND = 10
 MAX_SHOWN = 80

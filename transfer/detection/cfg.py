@@ -32,8 +32,7 @@ from transfer.datasets.check import task_faults
 from transfer.datasets.findings import MAX_CLASSES, Needs, few, number_of
 from transfer.detection.loader import class_names
 from transfer.detection.trainer import TRAINERS
-from transfer.files import sha256_of
-from transfer.messages import did_you_mean, one_line
+from transfer.files import did_you_mean, one_line, sha256_of
 
 OURS = ("SEED", "OUTPUT_DIR", "MODEL.WEIGHTS")
 # what loader and evaluation of this project do not do

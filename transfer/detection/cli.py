@@ -46,7 +46,7 @@ from transfer.detection.run import (
     run_on,
 )
 from transfer.detection.trainer import TRAINERS
-from transfer.messages import did_you_mean, one_line
+from transfer.files import did_you_mean, one_line
 
 EXAMPLE = """example:
   python tools/train_net.py --config-file configs/transfer/voc_faster_rcnn_r50_c4_24k.yaml \\

@@ -34,7 +34,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from transfer.config.data import CocoData, VocData
 from transfer.datasets.files import image_files, part_ids, split_names
 from transfer.datasets.voc import objects_of, read_annotation
-from transfer.messages import one_line
+from transfer.files import one_line
 
 Record = dict[str, Any]
 Batch = list[tuple[int, int]]  # (position in the order of all images, index of the image)

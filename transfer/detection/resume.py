@@ -19,7 +19,7 @@ from transfer.config.data import DetectionData
 from transfer.config.detectron2_keys import PERIODS, WORKERS, flat
 from transfer.config.finetune import Optimizer
 from transfer.detection.run import EFFECTIVE, INPUTS, input_digests
-from transfer.messages import one_line
+from transfer.files import one_line
 
 FREE = ("OUTPUT_DIR", *WORKERS, *PERIODS)  # what changes no weight and no AP
 # what may differ in the iterations ahead, so that a run can be made longer

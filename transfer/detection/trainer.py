@@ -33,7 +33,7 @@ from transfer.detection.loader import (
     build_loader,
     derived_seed,
 )
-from transfer.messages import one_line
+from transfer.files import one_line
 
 METRICS = "metrics.jsonl"
 MAIN_METRIC = "bbox/AP"
