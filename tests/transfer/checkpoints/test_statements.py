@@ -17,7 +17,7 @@ from tests.transfer import published
 from transfer.checkpoints.read import Backbone, read_backbone
 from transfer.checkpoints.statements import kind_of_network
 from transfer.convert import convert_checkpoint
-from transfer.resnet.names import to_detectron2
+from transfer.resnet import to_detectron2
 from transfer.verify import fpn_model
 
 State = dict[str, Tensor]
