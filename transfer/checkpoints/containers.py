@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transfer.checkpoints.limits import Limits
 from transfer.checkpoints.other_files import (
     kind_of_file,
     kind_of_text,
@@ -33,7 +32,7 @@ from transfer.checkpoints.state_dicts import (
     count_like,
     describe,
 )
-from transfer.checkpoints.unpickler import SafeUnpickler, Stream, UnsafeError
+from transfer.checkpoints.unpickler import Limits, SafeUnpickler, Stream, UnsafeError
 from transfer.files import refusal
 
 Data = bytes

@@ -29,7 +29,6 @@ from transfer.checkpoints.families import (
     Family,
 )
 from transfer.checkpoints.haiku import EXPERIMENT, without_haiku
-from transfer.checkpoints.limits import cpu_time_limit
 from transfer.checkpoints.other_files import OF_DETECTRON2, WEIGHT_FILES
 from transfer.checkpoints.settings import groups_of, settings_beside
 from transfer.checkpoints.state_dicts import (
@@ -42,6 +41,7 @@ from transfer.checkpoints.state_dicts import (
 )
 from transfer.checkpoints.statements import Statement, statement_of
 from transfer.checkpoints.stem_input import distances
+from transfer.checkpoints.unpickler import cpu_time_limit
 from transfer.files import did_you_mean, printable, refusal, sha256_of
 from transfer.resnet import COUNTER, Architecture, ordered_names, recognise
 

@@ -19,7 +19,7 @@ import torch
 import torchvision
 
 from tests.transfer.opcodes import storage, text, torch_zip
-from transfer.checkpoints.limits import LimitError, Limits, cpu_time_limit
+from transfer.checkpoints.unpickler import LimitError, Limits, cpu_time_limit
 
 ROOT = Path(__file__).resolve().parents[3]
 CHILD = """
