@@ -21,8 +21,13 @@ from pipeline.report.data import (
     TaskInfo,
 )
 from pipeline.report.origins import Manifests, read_manifests, row_doubts
-from pipeline.report.protocol import Protocol, ap_rule, protocol_of
-from pipeline.report.published import published_probes, published_rows
+from pipeline.report.published import (
+    Protocol,
+    ap_rule,
+    protocol_of,
+    published_probes,
+    published_rows,
+)
 from pipeline.report.remarks import remarks
 from pipeline.stages.files import read_json, sha256_of
 from pipeline.stages.provenance import code_state

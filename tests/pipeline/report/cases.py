@@ -4,8 +4,7 @@ import math
 
 from pipeline.config.references import load_references
 from pipeline.report.data import Curve, ProbeRow, ReportData, ResultRow, TaskInfo
-from pipeline.report.protocol import Protocol
-from pipeline.report.published import published_rows
+from pipeline.report.published import Protocol, published_rows
 
 VOC = TaskInfo("voc", "Faster R-CNN on VOC", ("bbox/AP50", "bbox/AP", "bbox/AP75"))
 COCO = TaskInfo("coco", "Mask R-CNN on COCO", ("bbox/AP", "segm/AP"))

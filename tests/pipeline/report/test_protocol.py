@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.yaml_files import load_changed, load_yaml
-from pipeline.report.protocol import Protocol, ap_rule, protocol_of
+from pipeline.report.published import Protocol, ap_rule, protocol_of
 from transfer.config.data import KNOWN_DATASETS, VocData
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs" / "transfer"

@@ -3,8 +3,7 @@
 import pytest
 
 from pipeline.config.references import load_references
-from pipeline.report.protocol import Protocol
-from pipeline.report.published import published_probes, published_rows
+from pipeline.report.published import Protocol, published_probes, published_rows
 
 REFERENCES = load_references()
 C4 = "Mask R-CNN R50-C4"

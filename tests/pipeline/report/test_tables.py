@@ -8,8 +8,7 @@ from rich.console import Console
 
 from pipeline.report.data import ProbeRow, results_json
 from pipeline.report.html import html
-from pipeline.report.protocol import Protocol
-from pipeline.report.published import published_probes, published_rows
+from pipeline.report.published import Protocol, published_probes, published_rows
 from pipeline.report.tables import TableCell, latex, markdown, paper_table, results_csv, rich_tables
 from tests.pipeline.report.cases import COCO, COCO_2X, REFERENCES, VOC, case, paper_case, row
 
