@@ -17,7 +17,7 @@ from pipeline.executors.slurm.ledger import LEDGER
 from pipeline.executors.slurm.states import read_standings
 from pipeline.plan.plan import Plan, select
 from pipeline.report.collect import MADE_FROM, all_states, collect, report_dir
-from pipeline.report.origins import other_origins, read_manifests
+from pipeline.report.remarks import other_origins, read_manifests
 from pipeline.report.tables import rich_tables
 from pipeline.report.write import make_report
 from pipeline.stages.run_folder import lock

@@ -31,7 +31,7 @@ from pipeline.executors.slurm.states import outdated_tasks, read_standings
 from pipeline.executors.slurm.submit import accepted_groups, cancel_jobs, settle, submit
 from pipeline.plan.plan import Plan
 from pipeline.report.collect import all_states
-from pipeline.report.origins import other_origins, read_manifests
+from pipeline.report.remarks import other_origins, read_manifests
 from pipeline.report.write import make_report
 from pipeline.stages.run_folder import State, lock
 from pipeline.stages.staleness import changed_lines, kept_lines, shared_lines

@@ -20,7 +20,6 @@ from pipeline.report.data import (
     ResultRow,
     TaskInfo,
 )
-from pipeline.report.origins import Manifests, read_manifests, row_doubts
 from pipeline.report.published import (
     Protocol,
     ap_rule,
@@ -28,7 +27,7 @@ from pipeline.report.published import (
     published_probes,
     published_rows,
 )
-from pipeline.report.remarks import remarks
+from pipeline.report.remarks import Manifests, read_manifests, remarks, row_doubts
 from pipeline.stages.files import read_json, sha256_of
 from pipeline.stages.provenance import code_state
 from pipeline.stages.run_folder import (

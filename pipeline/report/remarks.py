@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from pipeline.plan.compatibility import task_value
 from pipeline.plan.data_identity import cheaper_parts
 from pipeline.plan.plan import Plan
-from pipeline.report.origins import Manifests, origin_remarks, read_manifests
-from pipeline.stages.files import tail
-from pipeline.stages.run_folder import METRICS
+from pipeline.stages.files import read_json, tail
+from pipeline.stages.provenance import code_fault, origin
+from pipeline.stages.run_folder import MANIFEST, METRICS, read_states
 from pipeline.stages.signature import DATA
 from pipeline.stages.stage import Stage
 from pipeline.stages.staleness import by_name
+from pipeline.stages.takeover import files_read
 
 PARTS = ("its stem", "res2", "res3", "res4", "res5")
 RANKED = ("encoding", "embedding")
 TAIL_BYTES = 65_536
+Manifests = dict[str, dict[str, Any]]  # of finished stages, by name
 
 
 def remarks(plan: Plan) -> list[str]:
@@ -106,3 +110,159 @@ def _last_points(stage: Stage) -> list[dict[str, Any]]:
         if isinstance(point, dict) and {"step", "regularized"} <= point.keys():
             points.append(point)
     return points
+
+
+def read_manifests(plan: Plan) -> Manifests:
+    """Return the manifest of every stage that is done."""
+    states = read_states(plan.stages)
+    return {
+        stage.name: read_json(stage.run_dir / MANIFEST)
+        for stage in plan.stages
+        if states[stage.name].status == "done"
+    }
+
+
+def origin_remarks(plan: Plan, manifests: Manifests) -> list[str]:
+    """Return what differs within one table, and inputs that are not what a result was made from."""
+    mixed = dict.fromkeys(mixed_rows(plan, manifests).values())
+    return [*mixed, *chain_remarks(plan, manifests), *version_remarks(plan, manifests)]
+
+
+def chain(stage: Stage) -> Iterator[Stage]:
+    """Yield a stage and all that it is made from."""
+    yield stage
+    for source in stage.inputs.values():
+        yield from chain(source)
+
+
+def mixed_rows(plan: Plan, manifests: Manifests) -> dict[str, str]:
+    """Return by stage name a remark on the backbone's fine-tunings: they read different bytes."""
+    by_backbone: dict[str, dict[str, list[Stage]]] = {}
+    for stage in plan.stages:
+        files = files_read(manifests.get(stage.name, {}).get("inputs", {})).get("weights")
+        if stage.kind == "finetune" and files:
+            text = ", ".join(f"{name} {sha[:10]}" for name, sha in files.items())
+            by_backbone.setdefault(stage.backbone, {}).setdefault(text, []).append(stage)
+    remarks: dict[str, str] = {}
+    for backbone, groups in by_backbone.items():
+        if len(groups) > 1:
+            parts = [f"{text} ({_places(rows)})" for text, rows in groups.items()]
+            line = f"{backbone}: its fine-tunings stand on different backbones: {', '.join(parts)}"
+            remarks |= {row.name: line for rows in groups.values() for row in rows}
+    return remarks
+
+
+def _places(rows: Iterable[Stage]) -> str:
+    by_task: dict[str, list[str]] = {}
+    for row in rows:
+        by_task.setdefault(str(row.task), []).append(str(row.seed))
+    return "; ".join(f"{task} seed {', '.join(seeds)}" for task, seeds in by_task.items())
+
+
+def chain_remarks(plan: Plan, manifests: Manifests) -> list[str]:
+    """Return a line for every input that has other bytes today than when it was read."""
+    lines: dict[str, list[str]] = {}
+    for stage in plan.stages:
+        for role, files in files_read(manifests.get(stage.name, {}).get("inputs", {})).items():
+            source = stage.inputs.get(role)
+            outputs = (
+                manifests[source.name]["outputs"] if source and source.name in manifests else {}
+            )
+            for name, sha in files.items():
+                if source and name in outputs and (today := outputs[name]["sha256"]) != sha:
+                    text = f"{name} of {source.name} {sha[:10]}, which was made again: {today[:10]}"
+                    lines.setdefault(text, []).append(stage.name)
+    return [f"{', '.join(names)}: made from {text}" for text, names in lines.items()]
+
+
+def row_doubts(plan: Plan, manifests: Manifests) -> dict[str, str]:
+    """Return by stage name why a result cannot be told from clean commits and one backbone."""
+    mixed = mixed_rows(plan, manifests)
+    doubts = dict.fromkeys(mixed, "another backbone than other results of their row")
+    for stage in plan.stages:
+        for each in chain(stage) if stage.name in manifests else ():
+            made = manifests[each.name].get("provenance", {}) if each.name in manifests else None
+            if made is not None and (fault := code_fault(made)):
+                text = fault if each is stage else f"{fault} in its {each.kind}"
+                doubts.setdefault(stage.name, text)
+    return doubts
+
+
+def version_remarks(plan: Plan, manifests: Manifests) -> list[str]:
+    """Return a line for every table whose rows were made by different commits or packages."""
+    titles = {task.name: task.title or task.name for task in plan.config.tasks}
+    tables: dict[str, list[Stage]] = {}
+    for stage in plan.stages:
+        title = "probes" if stage.probe is not None else titles.get(stage.task or "")
+        if title is not None and stage.name in manifests:
+            tables.setdefault(title, []).append(stage)
+    lines: dict[str, list[str]] = {}
+    for title, rows in tables.items():
+        for text in version_differences(rows, manifests):
+            lines.setdefault(text, []).append(title)
+    return [f"{', '.join(names)}: rows differ in {text}" for text, names in lines.items()]
+
+
+def other_origins(manifests: Manifests) -> list[str]:
+    """Return a line on finished stages that other code or packages made than would now."""
+    now = _versions(origin())
+    counts: Counter[tuple[str, str]] = Counter()
+    for manifest in manifests.values():
+        made = _versions(manifest.get("provenance", {}))
+        counts.update((what, made[what]) for what in now if made.get(what, now[what]) != now[what])
+    parts: list[str] = []
+    for (what, before), n in counts.items():
+        noun = "" if parts else " finished stage is" if n == 1 else " finished stages are"
+        parts.append(f"{n}{noun} from {what} {before} (now {now[what]})")
+    return [f"{', '.join(parts)}; their identity is unchanged"] if parts else []
+
+
+def version_differences(rows: list[Stage], manifests: Manifests) -> list[str]:
+    """Return for each version that is not the same in all rows which of them have another.
+
+    Stages that rows are made from count by their kind: a row without one is like any other.
+    """
+    values: dict[str, dict[str, list[Stage]]] = {}
+    for row in rows:
+        for stage in chain(row):
+            made = manifests.get(stage.name, {}).get("provenance", {})
+            whose = "" if stage is row else f"{stage.kind}'s "
+            for what, value in _versions(made).items():
+                values.setdefault(f"{whose}{what}", {}).setdefault(value, []).append(row)
+    texts = []
+    for what, by_value in values.items():
+        if len(by_value) > 1:
+            usual = max(by_value, key=lambda value: len(by_value[value]))
+            others = (
+                f"{value} in {row_names(by_value[value], rows)}"
+                for value in by_value
+                if value != usual
+            )
+            texts.append(f"{what}: {', '.join(others)}; else {usual}")
+    return texts
+
+
+def _versions(made: dict[str, Any]) -> dict[str, str]:
+    """Return what a stage was made by; several where its attempts differ."""
+    seen: dict[str, dict[str, None]] = {}
+    for attempt in made.get("attempts") or [made]:
+        code = attempt.get("code") or {}
+        changes = f" with changes {code.get('diff', '')}".rstrip() if code.get("dirty") else ""
+        commit = f"{str(code.get('commit') or 'unknown')[:10]}{changes}"
+        versions = {"commit": commit, "python": attempt.get("python")}
+        for name, version in (versions | attempt.get("packages", {})).items():
+            seen.setdefault(name, {})[str(version or "unknown")] = None
+    return {name: " then ".join(versions) for name, versions in seen.items()}
+
+
+def row_names(part: Iterable[Stage], rows: Iterable[Stage]) -> str:
+    """Return names for some rows of a table: the backbone, and seeds where it has others too."""
+    all_of = Counter(row.backbone for row in rows)
+    by_backbone: dict[str, list[Stage]] = {}
+    for row in part:
+        by_backbone.setdefault(row.backbone, []).append(row)
+    names = []
+    for backbone, some in by_backbone.items():
+        seeds = ", ".join(str(row.seed) for row in some)
+        names.append(backbone if len(some) == all_of[backbone] else f"{backbone} (seed {seeds})")
+    return ", ".join(names)

@@ -10,7 +10,7 @@ import pytest
 from pipeline.commands import main as commands
 from pipeline.plan.build import load_plan
 from pipeline.report.collect import collect
-from pipeline.report.origins import origin_remarks, read_manifests
+from pipeline.report.remarks import origin_remarks, read_manifests
 from pipeline.stages.run_folder import prepare, write_manifest
 from pipeline.stages.stage import Stage
 from pipeline.worker import check_what_is_read
