@@ -5,7 +5,7 @@ import math
 import pytest
 
 from pipeline.report.data import Curve, ProbeRow, ReportData, ResultRow, TaskInfo
-from pipeline.report.prediction import answer, predictions, predictors
+from pipeline.report.html import answer, predictions, predictors
 
 VOC = TaskInfo("voc", "VOC", ("bbox/AP",))
 
