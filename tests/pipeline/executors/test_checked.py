@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from pipeline.commands.main import Options, execute
-from pipeline.executors import checked, preflight
-from pipeline.executors.checked import Answer, keep_answers, read_answers
+from pipeline.executors import preflight
+from pipeline.executors.preflight import Answer, keep_answers, read_answers
 from pipeline.plan import data_identity
 from tests.pipeline.edits import edit
 
@@ -147,11 +147,11 @@ def test_other_packages_code_or_machines_ask_anew(
     assert plan() == 0
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     assert plan() == 0
-    monkeypatch.setattr(checked, "version_of", lambda name: "9.9")
+    monkeypatch.setattr(preflight, "version_of", lambda name: "9.9")
     assert plan() == 0
     for name in ("pipeline", "pretrain", "transfer"):
         (tmp_path / "code" / name).mkdir(parents=True)
-    monkeypatch.setattr(checked, "CODE", tmp_path / "code")
+    monkeypatch.setattr(preflight, "CODE", tmp_path / "code")
     assert plan() == 0
     (tmp_path / "code" / "transfer" / "new.py").touch()
     assert plan() == 0
@@ -178,9 +178,9 @@ def test_where_nothing_can_be_written_nothing_is_kept(asked: list[int]) -> None:
 def test_what_a_fault_stopped_is_not_kept_nor_more_than_a_thousand(tmp_path: Path) -> None:
     keep_answers(tmp_path, {"a": Answer(notes=("n",)), "b": Answer(faults=("f",))})
     assert read_answers(tmp_path) == {"a": Answer(notes=("n",))}
-    keep_answers(tmp_path, {str(number): Answer() for number in range(checked.MAX_KEPT)})
+    keep_answers(tmp_path, {str(number): Answer() for number in range(preflight.MAX_KEPT)})
     kept = read_answers(tmp_path)
-    assert len(kept) == checked.MAX_KEPT and "a" not in kept
+    assert len(kept) == preflight.MAX_KEPT and "a" not in kept
 
 
 def test_a_check_that_breaks_says_so_in_one_line(
