@@ -9,10 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.commands.status import STYLES
-from pipeline.executors.late_probe import late_probe_lines, measure_late_probes
-from pipeline.executors.local import run_local
+from pipeline.executors.local import Progress, late_probe_lines, measure_late_probes, run_local
 from pipeline.executors.preflight import check_before_start
-from pipeline.executors.progress import Progress
 from pipeline.executors.slurm.ledger import LEDGER
 from pipeline.executors.slurm.states import read_standings
 from pipeline.plan.plan import Plan, select

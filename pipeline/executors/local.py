@@ -1,26 +1,34 @@
-"""A plan on this machine: its stages in child processes, with live progress."""
+"""A plan on this machine: stages in child processes, their progress, probes that came late."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from rich import progress as bars
+from rich.console import Console
+
 from pipeline.config.schema import PipelineConfig
-from pipeline.executors.progress import Progress
 from pipeline.plan.plan import Plan
-from pipeline.stages.files import write_json
+from pipeline.stages.files import last_json_line, read_json, write_json
 from pipeline.stages.provenance import with_this_code
 from pipeline.stages.run_folder import (
     EXIT_INTERRUPTED,
     EXIT_LOCKED,
     FAILURE,
+    JOB,
+    LATE_PROBE,
     LOG,
+    MANIFEST,
     METRICS,
     State,
     first_broken,
@@ -28,11 +36,15 @@ from pipeline.stages.run_folder import (
     read_state,
     read_states,
 )
-from pipeline.stages.stage import Stage
+from pipeline.stages.stage import STAGE_KINDS, Stage
+from pipeline.stages.takeover import TAKEN_FROM
+from pretrain.config.base import identity
+from pretrain.config.pretrain import PretrainConfig
 
 POLL_S = 0.5
 STOP_WAIT_S = 60.0
 LAST_WORDS_S = 30.0
+LINE_EVERY_S = 15.0
 
 
 def run_local(plan: Plan, progress: Progress) -> dict[str, State]:
@@ -174,3 +186,150 @@ def start_worker(
             start_new_session=True,
             env=with_this_code(environment),
         )
+
+
+class Progress:
+    """Follows stages through their `metrics.jsonl`: `step`, `max_steps`, and what they log."""
+
+    def __init__(self, console: Console, num_stages: int, num_done: int) -> None:
+        self.console = console
+        self.num_stages = num_stages
+        self.num_over = num_done
+        self.tasks: dict[str, bars.TaskID] = {}
+        self.last_lines: dict[str, float] = {}
+        self.bars = bars.Progress(
+            bars.TextColumn("{task.description}"),
+            bars.BarColumn(bar_width=24),
+            bars.MofNCompleteColumn(),
+            bars.TimeElapsedColumn(),
+            bars.TimeRemainingColumn(),
+            bars.TextColumn("{task.fields[note]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+
+    def __enter__(self) -> Progress:
+        self.bars.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bars.stop()
+
+    def started(self, stage: Stage) -> None:
+        """A stage begins."""
+        self.last_lines[stage.name] = time.monotonic()
+        if self.console.is_terminal:
+            self.tasks[stage.name] = self.bars.add_task(stage.name, total=None, note="")
+        else:
+            self._print(f"{stage.name} ...")
+
+    def update(self, stage: Stage, metrics: Path) -> None:
+        """Show the last line that the stage logged."""
+        entry = last_json_line(metrics)
+        if entry is None:
+            return
+        step, total = entry.get("step", 0), entry.get("max_steps")
+        note = "  ".join(
+            f"{key} {entry[key]:.4g}"
+            for key in ("loss", "total_loss", "lr", "images_per_s", "bbox/AP")
+            if isinstance(entry.get(key), int | float)
+        )
+        note = str(entry.get("doing", note))  # beside training, such as an evaluation
+        if stage.name in self.tasks:
+            self.bars.update(self.tasks[stage.name], completed=step, total=total, note=note)
+        elif time.monotonic() - self.last_lines[stage.name] > LINE_EVERY_S:
+            self.last_lines[stage.name] = time.monotonic()
+            self._print(f"    {stage.name}: step {step:.0f} of {total}  {note}")
+
+    def ended(self, stage: Stage, state: State, seconds: float) -> None:
+        """A stage is over."""
+        if stage.name in self.tasks:
+            self.bars.remove_task(self.tasks.pop(stage.name))
+        text = f"{self._count()} {stage.name}: {state.status}, {seconds:.0f} s"
+        manifest = stage.run_dir / MANIFEST
+        if state.status == "done" and (folder := read_json(manifest).get(TAKEN_FROM)):
+            text += f": taken over from {folder}, made from the same bytes"
+        if state.reason:
+            text += f": {state.reason} (log: {stage.run_dir / LOG})"
+        self._print(text, style="red" if state.status == "failed" else None)
+
+    def skipped(self, stage: Stage, reason: str) -> None:
+        """A stage cannot run."""
+        self._print(f"{self._count()} {stage.name}: not run, {reason}", style="red")
+
+    def _count(self) -> str:
+        self.num_over += 1
+        return f"[{self.num_over}/{self.num_stages}]"
+
+    def _print(self, text: str, style: str | None = None) -> None:
+        self.console.print(text, markup=False, highlight=False, style=style, soft_wrap=True)
+
+
+def late_probes(plan: Plan, states: dict[str, State]) -> dict[str, tuple[Stage, list[str]]]:
+    """Return finished pretrainings whose `probe:` is not measured, with the states they kept."""
+    late = {}
+    for stage in plan.distinct:
+        if stage.kind != "pretrain" or states[stage.name].status != "done":
+            continue
+        config = PretrainConfig.model_validate(stage.settings)
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            if config.probe is None or read_json(stage.run_dir / JOB)["settings"]["probe"]:
+                continue
+            stored = {}
+            if (stage.run_dir / LATE_PROBE).exists():
+                stored = read_json(stage.run_dir / LATE_PROBE)
+            if not (stored.get("complete") and stored["probe"] == identity(config.probe)):
+                late[stage.name] = stage, kept_states(stage.run_dir, config)
+    return late
+
+
+def kept_states(folder: Path, config: PretrainConfig) -> list[str]:
+    """Return the files of states of epochs at which the probe measures; the last one's may be."""
+    assert config.probe is not None
+    every, names = config.probe.every_epochs, []
+    for path in sorted(folder.glob("epoch_*.pth")):
+        number = re.fullmatch(r"epoch_(\d+)\.pth", path.name)
+        if number is not None and int(number[1]) % every == 0:
+            names.append(path.name)
+    ends_at_one = config.epochs is None or config.epochs % every == 0
+    return names + (["last.pth"] if ends_at_one and (folder / "last.pth").exists() else [])
+
+
+def late_probe_lines(plan: Plan, states: dict[str, State]) -> list[str]:
+    """Return a line for every finished pretraining whose `probe:` came later."""
+    lines = []
+    for name, (stage, kept) in late_probes(plan, states).items():
+        if kept:
+            lines.append(
+                f"{name}: probe: came after it was finished; run on this machine (or run --only "
+                f"{name}) measures it on the states that were kept: {', '.join(kept)}"
+            )
+        else:
+            lines.append(
+                f"{name}: probe: came after it was finished, and no state of such an epoch was "
+                f"kept (keep_every_epochs); python tools/probe.py {stage.result} measures its end"
+            )
+    return lines
+
+
+def measure_late_probes(plan: Plan, states: dict[str, State]) -> list[str]:
+    """Measure them in child processes, one after the other; return what went wrong."""
+    faults = []
+    for name, (stage, kept) in late_probes(plan, states).items():
+        if not kept:
+            continue
+        with tempfile.TemporaryDirectory() as folder, (stage.run_dir / LOG).open("ab") as log:
+            job = Path(folder) / "job.json"
+            module = STAGE_KINDS[stage.kind].module
+            write_json(job, {"module": module, "settings": stage.settings})
+            command = [sys.executable, "-m", "pipeline.worker", "probe"]
+            child = subprocess.run(
+                [*command, str(stage.run_dir.absolute()), str(job)],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=with_this_code(os.environ),
+                check=False,
+            )
+        if child.returncode != 0:
+            faults.append(f"{name}: probe: was not measured; see {stage.run_dir / LOG}")
+    return faults

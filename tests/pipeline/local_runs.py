@@ -6,8 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from pipeline.executors.local import run_local
-from pipeline.executors.progress import Progress
+from pipeline.executors.local import Progress, run_local
 from pipeline.plan.build import load_plan
 from pipeline.plan.plan import Plan
 from pipeline.stages.run_folder import State

@@ -9,8 +9,7 @@ from PIL import Image
 from rich.console import Console
 
 from pipeline.config.schema import PipelineConfig
-from pipeline.executors.local import run_local
-from pipeline.executors.progress import Progress
+from pipeline.executors.local import Progress, run_local
 from pipeline.plan.plan import Plan
 from pipeline.stages.stage import Stage, StageKind
 from pretrain.config.pretrain import PretrainConfig

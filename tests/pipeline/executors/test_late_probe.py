@@ -8,7 +8,7 @@ import yaml
 from PIL import Image
 
 from pipeline.commands import main as commands
-from pipeline.executors.late_probe import late_probe_lines
+from pipeline.executors.local import late_probe_lines
 from pipeline.report.collect import all_states, collect
 from pipeline.stages.run_folder import LATE_PROBE
 from tests.pipeline.local_runs import CONFIG, ONLY_A, ran, small_plan

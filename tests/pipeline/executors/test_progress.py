@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pipeline.executors import progress
-from pipeline.executors.progress import Progress
+from pipeline.executors import local
+from pipeline.executors.local import Progress
 from pipeline.executors.slurm.states import metric_text
 
 TRAINING = {"step": 30, "max_steps": 40, "total_loss": 1.5, "lr": 0.1}
@@ -31,7 +31,7 @@ def shown(entry: dict[str, Any], folder: Path) -> str:
 def test_what_goes_on_beside_training_is_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(progress, "LINE_EVERY_S", -1)
+    monkeypatch.setattr(local, "LINE_EVERY_S", -1)
     assert "step 30 of 40  total_loss 1.5  lr 0.1" in shown(TRAINING, tmp_path)
     assert "step 30 of 40  evaluating 1,200/4,952" in shown(EVALUATING, tmp_path)
     assert metric_text(TRAINING) == "step 30/40  total_loss 1.5"

@@ -10,8 +10,7 @@ import yaml
 from PIL import Image
 from rich.console import Console
 
-from pipeline.executors.local import run_local
-from pipeline.executors.progress import Progress
+from pipeline.executors.local import Progress, run_local
 from pipeline.plan.build import load_plan
 from pipeline.plan.plan import Plan
 from pipeline.report.collect import collect
