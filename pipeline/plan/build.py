@@ -21,8 +21,13 @@ from pipeline.config.yaml_files import (
     validated,
 )
 from pipeline.plan.compatibility import dataset_names, demands_of, disagreements, stem_fault
-from pipeline.plan.contents import by_use, set_content
-from pipeline.plan.data_identity import SPLITS, checkpoint_digest, image_identity
+from pipeline.plan.data_identity import (
+    SPLITS,
+    by_use,
+    checkpoint_digest,
+    image_identity,
+    set_content,
+)
 from pipeline.plan.data_sets import unknown_set
 from pipeline.plan.plan import Plan, share_folders
 from pipeline.stages.signature import CHECKPOINT, DATA, WORLD_SIZE, identity_of

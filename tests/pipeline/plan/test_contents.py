@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from pipeline.plan.build import load_plan
-from pipeline.plan.contents import contents_of
+from pipeline.plan.data_identity import contents_of
 from pipeline.plan.plan import Plan
 from pipeline.stages.files import read_json
 from pipeline.stages.run_folder import prepare, read_state
