@@ -46,7 +46,7 @@ from pipeline.stages.run_folder import (
     set_aside,
     write_manifest,
 )
-from pipeline.stages.signature import differences
+from pipeline.stages.stage import differences
 from pipeline.stages.takeover import equal_result, take_over
 
 logger = logging.getLogger(__name__)

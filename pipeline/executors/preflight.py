@@ -27,8 +27,7 @@ from pipeline.plan.plan import Plan
 from pipeline.stages.files import read_json, write_text
 from pipeline.stages.provenance import PACKAGES, version_of, with_this_code
 from pipeline.stages.run_folder import State, check_config
-from pipeline.stages.signature import CHECKPOINT, DATA, WORLD_SIZE, canonical_json
-from pipeline.stages.stage import STAGE_KINDS, Stage
+from pipeline.stages.stage import CHECKPOINT, DATA, STAGE_KINDS, WORLD_SIZE, Stage, canonical_json
 
 CHECKED = "checked.json"  # below the plan's folder
 MAX_KEPT = 1_000

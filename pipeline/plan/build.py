@@ -30,8 +30,7 @@ from pipeline.plan.data_identity import (
 )
 from pipeline.plan.data_sets import unknown_set
 from pipeline.plan.plan import Plan, share_folders
-from pipeline.stages.signature import CHECKPOINT, DATA, WORLD_SIZE, identity_of
-from pipeline.stages.stage import Stage
+from pipeline.stages.stage import CHECKPOINT, DATA, WORLD_SIZE, Stage, identity_of
 from pretrain.config.data import DataConfig
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.config.probe import ProbeConfig

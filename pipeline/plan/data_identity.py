@@ -21,7 +21,7 @@ from pydantic import TypeAdapter
 
 from pipeline.plan.compatibility import dataset_names
 from pipeline.stages.content_index import Level, file_digest, file_digests, kept_json
-from pipeline.stages.signature import CHECKPOINT, DATA, WORLD_SIZE, differences, identity_of
+from pipeline.stages.stage import CHECKPOINT, DATA, WORLD_SIZE, differences, identity_of
 from pipeline.stages.staleness import by_name, data_parts
 from pretrain.config.data import DataConfig
 from pretrain.data.splits import (

@@ -12,8 +12,7 @@ from pipeline.config.yaml_files import load_yaml
 from pipeline.messages import unknown
 from pipeline.stages.files import read_json, write_json
 from pipeline.stages.run_folder import MANIFEST, identity_fault
-from pipeline.stages.signature import SIGNATURE_DIGITS
-from pipeline.stages.stage import STAGE_KINDS, Stage
+from pipeline.stages.stage import SIGNATURE_DIGITS, STAGE_KINDS, Stage
 
 CONFIGS = "configs.json"  # below a plan's folder: the config files that were used with it
 

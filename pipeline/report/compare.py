@@ -15,7 +15,7 @@ from pipeline.report.statistics import SIGNIFICANT, Difference, Spread, differen
 from pipeline.report.tables import bullets, grid, md
 from pipeline.report.text import difference_text, metric_label, p_text, spread_text
 from pipeline.stages.files import read_json, sha256_of
-from pipeline.stages.signature import differences
+from pipeline.stages.stage import differences
 
 
 @dataclass(frozen=True)

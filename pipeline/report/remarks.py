@@ -13,8 +13,7 @@ from pipeline.plan.plan import Plan
 from pipeline.stages.files import read_json, tail
 from pipeline.stages.provenance import code_fault, origin
 from pipeline.stages.run_folder import MANIFEST, METRICS, read_states
-from pipeline.stages.signature import DATA
-from pipeline.stages.stage import Stage
+from pipeline.stages.stage import DATA, Stage
 from pipeline.stages.staleness import by_name
 from pipeline.stages.takeover import files_read
 

@@ -17,8 +17,7 @@ from typing import Any, Literal
 
 from pipeline.stages.files import read_json, read_json_lines, sha256_of, write_json
 from pipeline.stages.provenance import ATTEMPTS
-from pipeline.stages.signature import canonical_json, differences, signature_of
-from pipeline.stages.stage import STAGE_KINDS, Stage
+from pipeline.stages.stage import STAGE_KINDS, Stage, canonical_json, differences, signature_of
 
 CONFIG, JOB, MANIFEST, FAILURE = "config.json", "job.json", "manifest.json", "failure.json"
 LOCK, LOG, METRICS, JOBS = "lock", "log.txt", "metrics.jsonl", "jobs.jsonl"

@@ -9,15 +9,15 @@ from typing import Any
 
 from pipeline.stages.files import read_json
 from pipeline.stages.run_folder import CONFIG, JOB, MANIFEST, State
-from pipeline.stages.signature import (
+from pipeline.stages.stage import (
     CHECKPOINT,
     DATA,
     RULE,
     SIGNATURE_DIGITS,
+    Stage,
     canonical_json,
     differences,
 )
-from pipeline.stages.stage import Stage
 
 NAMES = ("before", "now")
 MAX_CHANGES = 3

@@ -27,8 +27,7 @@ from pipeline.stages.run_folder import (
     identity_fault,
     outputs_fault,
 )
-from pipeline.stages.signature import signature_of
-from pipeline.stages.stage import STAGE_KINDS, Stage
+from pipeline.stages.stage import STAGE_KINDS, Stage, signature_of
 
 OF_A_RUN = {CONFIG, JOB, MANIFEST, FAILURE, LOCK, LOG, JOBS, ATTEMPTS}  # files that stay its own
 TAKEN_FROM = "taken_from"  # in a manifest: the folder in which the result was made

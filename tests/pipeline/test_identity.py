@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from pipeline.config.resources import Resources, ResourcesConfig
 from pipeline.config.schema import BackboneConfig, PipelineConfig, ProbeEntry, TaskConfig
 from pipeline.plan.build import load_plan
-from pipeline.stages.signature import identity_of
+from pipeline.stages.stage import identity_of
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.config.probe import ProbeConfig
 from transfer.config.convert import ConvertConfig

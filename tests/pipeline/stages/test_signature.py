@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.stages.signature import canonical_json, differences, identity_of, signature_of
+from pipeline.stages.stage import canonical_json, differences, identity_of, signature_of
 from pretrain.config.pretrain import PretrainConfig
 from transfer.config.data import CocoData
 

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from pipeline.stages.signature import RULE
-from pipeline.stages.stage import STAGE_KINDS, Stage
+from pipeline.stages.stage import RULE, STAGE_KINDS, Stage
 
 
 def test_a_stage_is_known_by_what_can_change_its_result() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.yaml_files import apply_overrides, load_yaml
-from pipeline.stages.signature import identity_of, signature_of
+from pipeline.stages.stage import identity_of, signature_of
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.training.schedule import Length, lr_factor
 
