@@ -18,7 +18,10 @@ from pipeline.stages.files import read_json, read_json_lines
 ATTEMPTS = "attempts.jsonl"  # below a run folder: a line when an attempt starts, one when it ends
 CODE_STATE = "code_state.json"  # in a copy of the code: what the original was
 CODE_FOLDERS = ("pipeline", "pretrain", "transfer")
-PACKAGES = ("torch", "torchvision", "detectron2", "numpy", "pillow", "pycocotools", "fvcore")
+PACKAGES = (
+    "torch", "torchvision", "detectron2", "numpy", "pillow", "pycocotools", "faster-coco-eval",
+    "fvcore",
+)  # fmt: skip
 MODIFIED = "modified (uncommitted) code"
 UNKNOWN = {"commit": None, "dirty": None}
 

@@ -2,13 +2,17 @@
 
 import json
 import subprocess
+import sys
 from collections.abc import Iterator
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 import pytest
 
 from pipeline.stages import files, provenance
+from tests.source import ROOT, imports_of, modules_in
+
+NO_NUMBERS = {"pydantic", "rich", "safetensors", "yacs", "yaml"}  # they read and write
 
 
 @pytest.fixture
@@ -34,6 +38,17 @@ def test_without_git_the_code_is_unknown(code: Path) -> None:
 def test_versions_are_those_of_the_installed_packages() -> None:
     assert provenance.version_of("numpy") == version("numpy")
     assert provenance.version_of("no-such-package") is None
+
+
+def test_every_package_that_computes_a_number_is_recorded() -> None:
+    modules = modules_in(ROOT, "pretrain", "transfer")
+    names = {name.partition(".")[0] for path in modules.values() for name in imports_of(path, {})}
+    names -= {*sys.stdlib_module_names, *NO_NUMBERS, "pretrain", "transfer"}
+    assert {"torch", "PIL", "detectron2"} < names
+    installed = packages_distributions()
+    for name in names:
+        packages = {each.lower().replace("_", "-") for each in installed[name]}
+        assert packages & set(provenance.PACKAGES), name
 
 
 def git(folder: Path, *arguments: str) -> None:
