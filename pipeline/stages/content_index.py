@@ -7,7 +7,8 @@ within one tick of the clock, so its digest is not kept.
 
 `$XDG_CACHE_HOME/whitening-transfer-benchmark` (`~/.cache` by default) holds one file for each
 folder, written whole or not at all, with a checksum: one that is damaged counts as absent, and
-where nothing can be written nothing is kept.
+where nothing can be written nothing is kept. What a kill leaves there ends in `.tmp`, and nothing
+reads it.
 """
 
 from __future__ import annotations
