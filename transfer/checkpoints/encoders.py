@@ -31,7 +31,7 @@ NO_NETWORK = re.compile(
     r"fisher\w*|exp_avg\w*|moments?|\w+_moments?|\w*momentum_buffers?|grads?|gradients?|grad_\w+|"
     r"importance\w*|omegas?|hessian\w*|square_avg|ewc\w*|variances?"
 )
-ASIDE = ("average_model_state", "current_model_state")  # Lightning's; it evaluates state_dict
+ASIDE = ("callbacks", "current_model_state")  # Lightning's averages; it evaluates state_dict
 DETECTRON2_JUNK = "stem.fc."
 
 

@@ -58,6 +58,17 @@ def test_what_projects_mean_differently_is_refused(one: str, other: str, tmp_pat
     assert same(read_backbone(tmp_path / "file", encoder=f"{one}.").state_dict, state)
 
 
+@pytest.mark.parametrize("key", ["StochasticWeightAveraging", "EMACallback", "EMA"])
+@pytest.mark.parametrize("name", ["average_model_state", "ema_state_dict", "ema_weights"])
+def test_what_callbacks_keep_is_no_encoder_of_the_file(key: str, name: str, tmp_path: Path) -> None:
+    state = published.under("model.", resnet())
+    content = published.lightning(state)
+    content["callbacks"] = {key: {name: published.other(state)}}
+    backbone = read(content, tmp_path / "file")
+    assert backbone.encoder == "state_dict.model." and same(backbone.state_dict, resnet())
+    assert backbone.other_encoders == (f"callbacks.{key}.{name}.model.",)
+
+
 def test_another_encoder_is_taken_on_demand(tmp_path: Path) -> None:
     state = resnet()
     second = published.other(state)
