@@ -23,6 +23,7 @@ from transfer.checkpoints.state_dicts import Instance, as_tensor, as_text
 Group = tuple[tuple[str, ...], dict[str, Any]]
 
 MAX_TEXT = 2**19
+MAX_YAML = 2**15  # its parser is slow; detectron2's whole config is 10,000 characters
 MAX_GROUPS = 3000
 MAX_SETTINGS = 500  # of a group, and elements of a list
 MAX_DEPTH = 10
@@ -60,8 +61,9 @@ def groups_of(content: Mapping[Any, Any], beside: Mapping[str, Any] | None = Non
             if name is None or OF_OTHERS.fullmatch(name):
                 continue
             group[name.lower()] = plain(value)
-            is_config = isinstance(value, str) and name.lower() in TEXTS
-            inside = settings_in_text(value) if is_config else value
+            text = value if isinstance(value, str) else ""
+            is_config = name.lower() in TEXTS or text.startswith("{")
+            inside = settings_in_text(text) if text and is_config else value
             if _nested(inside):
                 waiting.append(((*path, name), inside))
         if group:
@@ -96,7 +98,9 @@ def settings_in_text(text: str) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of strange escapes in the text
             statements = ast.parse(text).body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    except SyntaxError:
+        return _settings_in_yaml(text)
+    except (ValueError, RecursionError, MemoryError):
         return {}
     names: dict[str, Any] = {}
     for one in statements:
@@ -105,6 +109,17 @@ def settings_in_text(text: str) -> dict[str, Any]:
             if isinstance(target, ast.Name):
                 names[target.id] = _literal(one.value, names)
     return names
+
+
+def _settings_in_yaml(text: str) -> dict[str, Any]:
+    """Return the settings in a YAML text; none of a long one, or of merges, which can double."""
+    if len(text) > MAX_YAML or "<<" in text:
+        return {}
+    try:
+        read = yaml.safe_load(text)
+    except (ValueError, RecursionError, yaml.YAMLError):
+        return {}
+    return read if isinstance(read, dict) else {}
 
 
 def _literal(node: ast.expr, names: Mapping[str, Any]) -> Any:
@@ -143,10 +158,10 @@ def settings_beside(path: Path, names: Iterable[str] = OF_TRANSFORMERS) -> dict[
     for name in names:
         file = folder / name
         if file.is_file() and file.stat().st_size <= MAX_TEXT:
-            read = json.loads if name.endswith(".json") else yaml.safe_load
+            read = json.loads if name.endswith(".json") else _settings_in_yaml
             try:
                 content = read(file.read_text("utf-8"))
-            except (ValueError, RecursionError, OSError, yaml.YAMLError):
+            except (ValueError, RecursionError, OSError):
                 continue
             if isinstance(content, dict):
                 beside[name] = content

@@ -126,7 +126,12 @@ def _names(groups: list[Group], architecture: Architecture, statement: Statement
                 "1x1; not assumed, state it by hand"
             )
         grouped = "resnext" in name.lower().replace("_", "")
-        if depth not in (None, architecture.depth) or grouped != (architecture.groups > 1):
+        narrow = "wide" in name.lower() and architecture.width == architecture.stem
+        if (
+            depth not in (None, architecture.depth)
+            or narrow
+            or grouped != (architecture.groups > 1)
+        ):
             statement.notes.append(
                 f"{where} says {shown}, its weights are {architecture.name}'s: not used"
             )

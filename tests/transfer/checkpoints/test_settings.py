@@ -31,6 +31,9 @@ def test_a_config_is_read_as_text_and_never_run(tmp_path: Path) -> None:
     assert not Path("owned").exists()
     for nonsense in ("a = (" * 5000, "x" * 2**20, "a = \x00", "{not json", "[1]"):
         assert settings_in_text(nonsense) == {}
+    assert settings_in_text("model:\n  arch: resnet50\n") == {"model": {"arch": "resnet50"}}
+    merges = "\n".join(f"a{i + 1}: &a{i + 1}\n  <<: [*a{i}, *a{i}]" for i in range(40))
+    assert settings_in_text(f"a0: &a0 {{k: v}}\n{merges}") == {}  # 2**40 pairs
     doubling = "a0 = dict(x=1)\n" + "\n".join(f"a{i + 1} = [a{i}, a{i}]" for i in range(60))
     assert len(groups_of({"config": doubling})) < MAX_GROUPS  # each dict is visited once
 

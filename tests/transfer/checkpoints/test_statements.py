@@ -67,6 +67,10 @@ REFUSED: dict[str, tuple[Any, str]] = {
                                "args": namespace(model="resnetblur50")}, "it is resnetblur50"),
     "args alone": (lambda s: {"state_dict": s, "args": namespace(model="seresnet50")},
                    "args.model says that it is seresnet50: no plain ResNet"),
+    "args as JSON": (lambda s: {"state_dict": s, "args": '{"model": "seresnet50"}'},
+                     "args.model says that it is seresnet50"),
+    "a config as YAML": (lambda s: {"state_dict": s, "config": "model:\n  arch: seresnet50\n"},
+                         "config.model.arch says that it is seresnet50"),
     "no ResNet": (lambda s: {"state_dict": s, "arch": "vgg16"}, "arch says that it is vgg16"),
     "anti-aliasing": (lambda s: {"model": s, "args": namespace(aa_layer="blurpool")}, "aa_layer"),
     "an activation": (lambda s: {"state_dict": s, "args": namespace(model_kwargs={
@@ -146,6 +150,7 @@ def test_what_cannot_be_used_is_noted(tmp_path: Path) -> None:
     cases: list[tuple[dict[str, Any], str]] = [
         ({"arch": "resnet101"}, "arch says resnet101, its weights are resnet50's: not used"),
         ({"arch": "resnext50_32x4d"}, "arch says resnext50_32x4d, its weights are resnet50's"),
+        ({"arch": "wide_resnet50_2"}, "arch says wide_resnet50_2, its weights are resnet50's"),
         ({"args": namespace(bn_eps=1e-3)}, "args.bn_eps says BatchNorm eps 0.001"),
         ({"args": namespace(mean=[0.1, 0.1, 0.1])}, "args says mean alone: not used"),
         ({"a": {"mean": [0.1] * 3, "std": [0.2] * 3}, "b": {"mean": [0.2] * 3, "std": [0.2] * 3}},
