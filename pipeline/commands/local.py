@@ -17,6 +17,7 @@ from pipeline.plan.plan import Plan, select
 from pipeline.report.collect import MADE_FROM, all_states, collect, report_dir
 from pipeline.report.remarks import other_origins, read_manifests
 from pipeline.report.tables import rich_tables
+from pipeline.report.text import findings
 from pipeline.report.write import make_report
 from pipeline.stages.run_folder import lock
 from pipeline.stages.staleness import changed_lines, kept_lines, shared_lines
@@ -111,6 +112,7 @@ def rebuild_report(plan: Plan, console: Console) -> int:
 def show_report(plan: Plan, console: Console) -> None:
     """Print the result tables and the path of the page."""
     data = collect(plan)
+    tell(console, findings(data))
     for table in rich_tables(data):
         console.print(table)
     tell(console, list(data.remarks))

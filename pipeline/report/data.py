@@ -21,6 +21,8 @@ from pipeline.report.statistics import (
     Verdict,
     difference,
     finite,
+    interval,
+    leaders,
     paired_p,
     spread,
     verdict,
@@ -159,7 +161,11 @@ class ReportData:
 
 @dataclass(frozen=True)
 class Cell:
-    """One metric of one backbone on one task; `p` is of the paired t-test against the baseline."""
+    """One metric of one backbone on one task; `p` is of the paired t-test against the baseline.
+
+    `interval` is that of the difference, in 95 of 100 cases. `best` is not told apart from the
+    highest mean, where another one is.
+    """
 
     metric: str
     values: tuple[tuple[int, float], ...]  # (seed, value), by seed
@@ -168,6 +174,7 @@ class Cell:
     verdict: Verdict
     best: bool
     p: float | None = None
+    interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -257,10 +264,9 @@ def _column(
         if row.status == "done" and value is not None:
             values[row.backbone][row.seed] = value
     spreads = {name: spread(by_seed.values()) for name, by_seed in values.items()}
-    means = [measured.mean for measured in spreads.values() if measured is not None]
-    top = max(means) if len(means) > 1 else None
+    best = leaders(values)
+    num_measured = sum(measured is not None for measured in spreads.values())
     base = values[baseline] if baseline is not None else {}
-    base_spread = spreads[baseline] if baseline is not None else None
     column = {}
     for name, ours in spreads.items():
         diff = None if name == baseline else difference(values[name], base)
@@ -269,9 +275,10 @@ def _column(
             values=tuple(values[name].items()),
             spread=ours,
             difference=diff,
-            verdict="baseline" if name == baseline else verdict(diff, ours, base_spread),
-            best=ours is not None and ours.mean == top,
+            verdict="baseline" if name == baseline else verdict(diff),
+            best=name in best and len(best) < num_measured,
             p=None if name == baseline else paired_p(values[name], base),
+            interval=interval(diff),
         )
     return column
 
@@ -423,6 +430,7 @@ class SummaryEntry(Part):
     difference: DifferenceEntry | None
     verdict: Verdict
     p: float | None = Field(description="two-sided paired t-test against the baseline")
+    interval: tuple[float, float] | None = Field(None, description="95 %, of the difference")
 
 
 class Results(Part):
@@ -447,7 +455,10 @@ def results_json(data: ReportData) -> str:
             "task": task.task.name,
             "planned": line.planned,
             **(vars(cell.spread) if cell.spread else {"mean": None, "std": None, "n": 0}),
-            **{key: getattr(cell, key) for key in ("metric", "difference", "verdict", "p")},
+            **{
+                key: getattr(cell, key)
+                for key in ("metric", "difference", "verdict", "p", "interval")
+            },
         }
         for task in summarise(data)
         for line in task.backbones

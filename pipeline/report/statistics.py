@@ -68,20 +68,48 @@ def difference(ours: Mapping[int, float], base: Mapping[int, float]) -> Differen
     return Difference(a.mean - b.mean, std, min(a.n, b.n), paired=False)
 
 
-def verdict(diff: Difference | None, ours: Spread | None, base: Spread | None) -> Verdict:
-    """Whether a difference stands out of the seed spread.
+def interval(diff: Difference | None) -> tuple[float, float] | None:
+    """Return the 95 % interval of a mean difference, by Student's t.
 
-    yes: the mean difference is above its own standard deviation and above both backbones'
-    standard deviations; worse: the same downwards; n/a: fewer than two seeds somewhere.
+    None with fewer than two seeds, and where all differences are equal: without a spread nothing
+    is known of how it scatters. Of an unpaired one with the smaller n, which is wider than Welch's.
     """
-    if diff is None or ours is None or base is None:
-        return "n/a"
-    if diff.std is None or ours.std is None or base.std is None:
-        return "n/a"
-    bar = max(diff.std, ours.std, base.std)
-    if diff.mean > bar:
-        return "yes"
-    return "worse" if diff.mean < -bar else "no"
+    if diff is None or diff.std is None or diff.std <= 1e-12 * abs(diff.mean):
+        return None
+    special: Any = importlib.import_module("scipy.special")
+    quantile = float(special.stdtrit(diff.n - 1, 1 - SIGNIFICANT / 2))
+    half = quantile * diff.std / math.sqrt(diff.n)
+    return diff.mean - half, diff.mean + half
+
+
+def verdict(diff: Difference | None) -> Verdict:
+    """Return whether a difference is told apart from none: its 95 % interval is without 0.
+
+    yes: upwards; worse: downwards; no: it is not; n/a: there is no interval.
+    """
+    bounds = interval(diff)
+    if diff is None or bounds is None:
+        return "no" if diff is not None and diff.std == diff.mean == 0 else "n/a"
+    low, high = bounds
+    return "yes" if low > 0 else "worse" if high < 0 else "no"
+
+
+def leaders(values: Mapping[str, Mapping[int, float]]) -> list[str]:
+    """Return the names of {name: {seed: value}} not told apart from the highest mean, it first.
+
+    None where the highest mean is of one seed, and none with one seed among them. A gap that is
+    equal over all seeds has no interval and counts as told apart.
+    """
+    means = {name: statistics.fmean(each.values()) for name, each in values.items() if each}
+    ranked = sorted(means, key=lambda name: -means[name])
+    several = [name for name in ranked if len(values[name]) > 1]
+    if not ranked or several[:1] != ranked[:1]:
+        return []
+    top = values[ranked[0]]
+    gaps = {name: difference(top, values[name]) for name in several}
+    return [
+        name for name, gap in gaps.items() if verdict(gap) == "no" or gap is None or gap.std is None
+    ]
 
 
 def paired_p(ours: Mapping[int, float], base: Mapping[int, float]) -> float | None:

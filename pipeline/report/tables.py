@@ -23,6 +23,7 @@ from pipeline.report.data import (
 )
 from pipeline.report.statistics import SIGNIFICANT, Verdict, finite
 from pipeline.report.text import (
+    BOLD,
     DASH,
     STATUS_TEXT,
     difference_text,
@@ -380,7 +381,7 @@ def rich_tables(data: ReportData) -> list[RichTable]:
             table = task_table(summary, data.baseline, kind)
             if rule := rule_text(data, summary.task):
                 table = replace(table, title=f"{table.title} ({rule})")
-            verdicts = ["Beyond\nspread"] if table.verdict_heading else []
+            verdicts = ["Higher\n(95 %)"] if table.verdict_heading else []
             tables.append(_rich_table(table, ["Backbone", "Seeds", *table.headings, *verdicts]))
         failures = "\n".join(f"failed: {text}" for text in table.failures)
         tables[-1].caption = Text(failures, style="red") if failures else None
@@ -422,7 +423,7 @@ def latex(data: ReportData) -> str:
     heads = (rf"\multicolumn{{{len(labels)}}}{{c}}{{{tex(h)}}}" for h, labels in table.groups)
     labels = [tex(label) for _, group in table.groups for label in group]
     published = [_latex_line(line) for line in table.lines if line.source]
-    caption = "Transfer to detection: mean ± standard deviation over seeds, best mean in bold."
+    caption = f"Transfer to detection: mean ± standard deviation over seeds; {BOLD}."
     lines = [
         r"% \usepackage{booktabs}",
         r"\begin{table}",
@@ -438,7 +439,7 @@ def latex(data: ReportData) -> str:
         *published,
         r"\bottomrule",
         r"\end{tabular}",
-        rf"\caption{{{tex(' '.join([caption, *table.notes]))}}}",
+        rf"\caption{{{tex(' '.join([caption, *findings(data), *table.notes]))}}}",
         rf"\label{{tab:{''.join(c if c.isalnum() else '-' for c in data.pipeline)}}}",
         r"\end{table}",
     ]

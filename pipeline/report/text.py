@@ -11,6 +11,7 @@ from typing import Any, get_args
 from pipeline.messages import one_line
 from pipeline.report.data import (
     BackboneSummary,
+    Cell,
     ReportData,
     ResultRow,
     Status,
@@ -19,19 +20,22 @@ from pipeline.report.data import (
     main_metrics,
     summarise,
 )
-from pipeline.report.statistics import Difference, Spread, Verdict, finite
+from pipeline.report.statistics import Difference, Spread, Verdict, finite, leaders
 from pipeline.stages.provenance import MODIFIED
 
 DASH = "–"
 MAX_REASON = 400
 KINDS = {"bbox": "Box", "segm": "Mask", "keypoints": "Keypoint"}
 STATUS_TEXT = {"missing": "not run", "running": "still running"}  # others as they are
-FINDINGS: dict[Verdict, str] = {
-    "yes": "more than the seed spread",
-    "no": "within the seed spread",
-    "worse": "lower by more than the seed spread on the seeds they share",
-    "n/a": "too few seeds for a spread",
+VERDICTS: dict[Verdict, str] = {"worse": "no, lower", "no": "not told apart"}  # others as are
+BOLD = "bold: not told apart from the highest mean, where another one is; nothing with one seed"
+AGAINST: dict[Verdict, str] = {
+    "yes": "higher than",
+    "worse": "lower than",
+    "no": "not told apart from",
+    "n/a": "no interval of the difference from",
 }
+EVIDENCE = "one pretraining of each backbone, and another one may differ by more"
 
 
 def metric_label(metric: str) -> str:
@@ -104,7 +108,7 @@ def verdict_text(task: TaskInfo, line: BackboneSummary) -> str:
     """One word where the main metrics agree, else one per metric."""
     main = main_metrics(task)
     words = {
-        cell.metric: "no, worse" if cell.verdict == "worse" else cell.verdict
+        cell.metric: VERDICTS.get(cell.verdict, cell.verdict)
         for cell in line.cells
         if cell.metric in main
     }
@@ -115,14 +119,15 @@ def verdict_text(task: TaskInfo, line: BackboneSummary) -> str:
 
 def verdict_heading(baseline: str) -> str:
     """The verdict column's heading."""
-    return f"Beats {baseline} by more than the seed spread"
+    return f"Higher than {baseline} (95 % interval)"
 
 
 def legend(data: ReportData) -> list[str]:
     """What the marks and numbers of the tables mean."""
     notes = [
-        "Mean ± sample standard deviation (ddof 1) over the seeds, best mean in bold; "
+        "Mean ± sample standard deviation (ddof 1) over the seeds; "
         f"{DASH} is not measured, or no spread because there is one seed only.",
+        f"{BOLD[0].upper()}{BOLD[1:]}.",
         "A seed repeats the fine-tuning with the same pretrained backbone: the spread does not "
         "hold how much another pretraining would differ.",
     ]
@@ -131,10 +136,9 @@ def legend(data: ReportData) -> list[str]:
             f"Difference to {data.baseline}: mean ± sample standard deviation of the paired "
             "differences, same seed against same seed. A * marks an unpaired one (no seeds in "
             "common): difference of the means ± the root of the summed variances.",
-            f"“{verdict_heading(data.baseline)}”: yes if the mean difference is larger than its "
-            "own standard deviation and than the standard deviation of either backbone; “no, "
-            "worse” is the same downwards; n/a with fewer than two seeds. It describes these runs "
-            "and is no significance test.",
+            f"“{verdict_heading(data.baseline)}”: yes if the 95 % interval of the mean difference "
+            "(Student's t over the seeds) lies above 0, “no, lower” if below, “not told apart” if "
+            "it holds 0, n/a without one: with fewer than two seeds, or equal differences.",
             "p: two-sided paired t-test of the differences, same seed against same seed, not "
             "corrected for the number of comparisons.",
         ]
@@ -148,33 +152,54 @@ def legend(data: ReportData) -> list[str]:
 
 
 def findings(data: ReportData) -> list[str]:
-    """One sentence per task: who is highest, by how much, against what."""
+    """One sentence or two per task: what the numbers allow to say, and on how much they stand."""
     return [_finding(summary, data.baseline) for summary in summarise(data)]
 
 
 def _finding(summary: TaskSummary, baseline: str | None) -> str:
-    """The highest mean of a task's first main metric, in words."""
-    metric = main_metrics(summary.task)[0]
-    measured = [
-        (line.backbone, cell, cell.spread)
+    """What differs in a task's first main metric, by how much, and what cannot be told apart."""
+    metric, decimals = main_metrics(summary.task)[0], task_decimals(summary)
+    cells = {
+        line.backbone: cell
         for line in summary.backbones
         for cell in line.cells
         if cell.metric == metric and cell.spread is not None
-    ]
-    if not measured:
+    }
+    if not cells:
         return f"{summary.task.title}: no finished result."
-    decimals = task_decimals(summary)
-    name, cell, best = max(measured, key=lambda entry: entry[2].mean)
-    text = (
-        f"{summary.task.title}: {name} has the highest {metric_label(metric)}, "
-        f"{spread_text(best, decimals)} over {best.n} seed{'' if best.n == 1 else 's'}"
-    )
-    if name == baseline:
-        return f"{text}; it is the baseline." if len(measured) > 1 else f"{text}."
-    if cell.difference is None:
-        return f"{text}."
-    reading = FINDINGS[cell.verdict]
-    return f"{text}: {difference_text(cell.difference, decimals)} against {baseline}, {reading}."
+    counts = sorted({len(cell.values) for cell in cells.values()})
+    seeds = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
+    evidence = f"{seeds} seed{'' if seeds == '1' else 's'} of fine-tuning, {EVIDENCE}"
+    against: dict[Verdict, list[str]] = {"yes": [], "worse": [], "no": [], "n/a": []}
+    for name, cell in cells.items() if baseline in cells else ():
+        if name != baseline:
+            against[cell.verdict].append(f"{name} ({_by_how_much(cell, decimals)})")
+    parts = [
+        f"{words} {baseline}: {', '.join(against[verdict])}"
+        for verdict, words in AGAINST.items()
+        if against[verdict]
+    ]
+    best = leaders({name: dict(cell.values) for name, cell in cells.items()})
+    others = [name for name in cells if name != baseline]
+    if counts[-1] == 1 and len(cells) > 1:
+        parts.append("with one seed nothing can be told apart, two give an interval")
+    elif len(best) == 1 and len(others) > 1:
+        parts.append(f"{best[0]} is higher than each of the others")
+    elif len(best) > 1 and len(others) > 1:
+        parts.append(f"not told apart from the highest mean: {', '.join(best)}")
+    shown = "; ".join(parts) or f"nothing to compare {next(iter(cells))} with"
+    return f"{summary.task.title}, {metric_label(metric)}: {shown}. Evidence: {evidence}."
+
+
+def _by_how_much(cell: Cell, decimals: int) -> str:
+    """`+11.5, 95 % interval 5.1 to 17.9`; the difference alone where there is no interval."""
+    assert cell.difference is not None
+    mean = number(cell.difference.mean, decimals)
+    text = mean if mean.startswith("−") or float(mean) == 0 else f"+{mean}"
+    if cell.interval is None:
+        return text
+    low, high = (number(bound, decimals) for bound in cell.interval)
+    return f"{text}, 95 % interval {low} to {high}"
 
 
 def warnings(data: ReportData) -> list[str]:

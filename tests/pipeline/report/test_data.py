@@ -91,12 +91,18 @@ def test_values_that_are_not_finite_are_not_measured(bad):
     assert summary.backbones[0].done == 2
 
 
-def test_best_marks_ties_and_nothing_that_stands_alone():
-    tie = summarise(data(row("random", 0, 10.0), row("ours", 0, 10.0)))[0]
-    assert cell(tie, "random").best
-    assert cell(tie, "ours").best
-    alone = summarise(data(row("ours", 0, 10.0)))[0]
-    assert not cell(alone, "ours").best
+def test_best_are_all_not_told_apart_from_the_highest_where_another_one_is():
+    def best(**values):
+        rows = [row(name, seed, ap) for name, each in values.items() for seed, ap in each.items()]
+        lines = summarise(data(*rows, backbones=tuple(values), baseline=None))[0].backbones
+        return [line.backbone for line in lines if line.cells[1].best]
+
+    high, close, low = {0: 21.0, 1: 22.0, 2: 23.0}, {0: 20.0, 1: 23.0, 2: 21.0}, {0: 1.0, 1: 2.5}
+    assert best(low=low, close=close, high=high) == ["close", "high"]
+    assert best(close=close, high=high) == []  # nothing is told apart
+    assert best(zero={0: 0.0, 1: 0.0}, nought={0: 0.0, 1: 0.0}) == []
+    assert best(high=high) == []
+    assert best(one={0: 1.0}, other={0: 30.0}) == []  # one seed
 
 
 def test_without_a_baseline_there_is_no_difference():

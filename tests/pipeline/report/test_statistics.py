@@ -8,6 +8,8 @@ from pipeline.report.statistics import (
     Difference,
     Spread,
     difference,
+    interval,
+    leaders,
     paired_p,
     rank_correlation,
     spread,
@@ -50,30 +52,46 @@ def test_without_common_seeds_the_variances_add():
     assert difference({}, {2: 1.0}) is None
 
 
+def test_the_interval_is_students_with_as_many_degrees_as_differences_but_one():
+    # 10 and 20: mean 15, standard error 5; t of one degree of freedom is tan(0.475 pi)
+    half = 5 * math.tan(0.475 * math.pi)
+    found = interval(Difference(15.0, math.sqrt(50), 2, paired=True))
+    assert found == pytest.approx((15 - half, 15 + half))
+    assert interval(Difference(15.0, 0.0, 2, paired=True)) is None  # no spread, nothing known
+    assert interval(Difference(15.0, None, 1, paired=True)) is None
+
+
 @pytest.mark.parametrize(
-    ("diff", "ours", "base", "wanted"),
+    ("ours", "wanted"),
     [
-        ((3.1, 3.0), 1.0, 1.0, "yes"),
-        ((3.0, 3.0), 1.0, 1.0, "no"),  # equal is not more
-        ((3.1, 0.1), 3.2, 1.0, "no"),  # our own seeds scatter more
-        ((3.1, 0.1), 1.0, 3.2, "no"),  # the baseline's seeds scatter more
-        ((-3.1, 3.0), 1.0, 1.0, "worse"),
-        ((-2.9, 3.0), 1.0, 1.0, "no"),
-        ((3.1, None), 1.0, 1.0, "n/a"),
-        ((3.1, 0.1), None, 1.0, "n/a"),
-        ((3.1, 0.1), 1.0, None, "n/a"),
+        ((20.0, 21.0, 22.5), "yes"),
+        ((0.0, 1.0, 2.5), "worse"),
+        ((10.0, 12.0, 11.0), "no"),
+        ((11.0, 11.0, 11.0), "n/a"),  # all differences are equal
+        ((10.0, 10.0, 10.0), "no"),
+        ((10.2, 14.0), "no"),  # two seeds, p = 0.4
+        ((99.0,), "n/a"),
     ],
 )
-def test_verdict_wants_more_than_every_spread(diff, ours, base, wanted):
-    found = verdict(
-        Difference(diff[0], diff[1], 2, paired=True), Spread(9.0, ours, 2), Spread(6.0, base, 2)
-    )
-    assert found == wanted
+def test_told_apart_is_what_the_interval_says_as_p_does(ours, wanted):
+    base = dict.fromkeys(range(3), 10.0)
+    values = dict(enumerate(ours))
+    assert verdict(difference(values, base)) == wanted
+    p = paired_p(values, base)
+    assert (p is not None and p < 0.05) == (wanted in ("yes", "worse"))
 
 
 def test_verdict_of_nothing_is_not_available():
-    assert verdict(None, Spread(1.0, 1.0, 2), Spread(1.0, 1.0, 2)) == "n/a"
-    assert verdict(Difference(1.0, 0.1, 2, paired=True), None, None) == "n/a"
+    assert verdict(None) == "n/a"
+
+
+def test_leaders_are_not_told_apart_from_the_highest_mean():
+    close, best, far = {0: 20.0, 1: 23.0, 2: 21.0}, {0: 21.0, 1: 22.0, 2: 23.0}, {0: 1.0, 1: 2.0}
+    values = {"far": {**far, 2: 3.5}, "close": close, "best": best, "alone": {0: 3.0}, "none": {}}
+    assert leaders(values) == ["best", "close"]
+    assert leaders({"a": {0: 9.0}, "b": {0: 1.0}}) == []  # one seed
+    assert leaders({"a": {0: 9.0}, "b": {0: 1.0, 1: 2.0}}) == []
+    assert leaders({}) == []
 
 
 def test_p_of_two_seeds_is_that_of_students_t_with_one_degree_of_freedom():

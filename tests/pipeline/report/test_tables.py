@@ -20,9 +20,15 @@ def test_markdown_tables():
         "| cw-rgp † | 2 | **51.5 ± 2.1 (2)** | **28.0 ± 1.4 (2)** | **25.5 ± 0.7 (2)** | yes |"
     ) in text
     assert "| cw-rgp | +20.5 ± 0.7, p = 0.016 | +11.5 ± 0.7, p = 0.028 | +11.0 ± 0.0 |" in text
-    assert "| cw-rgp | 1 of 2 (1 failed) | **20.0 ± – (1)** | – | n/a |" in text
+    assert "| cw-rgp | 1 of 2 (1 failed) | 20.0 ± – (1) | – | n/a |" in text
     assert "- **failed**: cw-rgp, seed 1: out of memory (log: runs/demo/log.txt)" in text
     assert "| cw-rgp | 71.2 |" in text or "| cw-rgp | 71.3 |" in text
+
+
+def test_every_format_says_first_what_the_numbers_allow():
+    said = "higher than random: cw-rgp (+11.5, 95 % interval 5.1 to 17.9)"
+    assert said in markdown(case()).split("|")[0] and said in html(case()).split("<table")[0]
+    assert said.replace("%", r"\%") in latex(case())
 
 
 def test_markdown_names_cannot_break_the_table():

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from pipeline.report.text import Entry, duration, entry, findings, metric_label, number
-from tests.pipeline.report.cases import case
+from tests.pipeline.report.cases import COCO, case, row
 
 
 @pytest.mark.parametrize(
@@ -31,12 +31,43 @@ def test_labels_and_numbers():
     assert (number(-1.25, 1), number(-0.04, 1), number(None, 1)) == ("−1.2", "0.0", "–")
 
 
-def test_findings_say_who_is_highest_and_whether_it_stands_out():
+def test_findings_say_what_the_numbers_allow_and_on_how_much_they_stand():
+    evidence = (
+        "of fine-tuning, one pretraining of each backbone, and another one may differ by more."
+    )
     assert findings(case()) == [
-        "Faster R-CNN on VOC: cw-rgp has the highest Box AP, 28.0 ± 1.4 over 2 seeds: "
-        "+11.5 ± 0.7 against random, more than the seed spread.",
-        "Mask R-CNN on COCO: cw-rgp has the highest Box AP, 20.0 ± – over 1 seed: "
-        "+10.0 ± – against random, too few seeds for a spread.",
+        "Faster R-CNN on VOC, Box AP: higher than random: cw-rgp (+11.5, 95 % interval 5.1 to "
+        f"17.9). Evidence: 2 seeds {evidence}",
+        "Mask R-CNN on COCO, Box AP: no interval of the difference from random: cw-rgp (+10.0). "
+        f"Evidence: 1 to 2 seeds {evidence}",
     ]
+
+
+def told(**values):
+    rows = [
+        row(name, COCO, seed, (ap, ap)) for name, each in values.items()
+        for seed, ap in enumerate(each)
+    ]  # fmt: skip
+    given = replace(case(), rows=tuple(rows), backbones=tuple(values), tasks=(COCO,))
+    return findings(replace(given, probes=(), pretraining=(), finetuning=()))[0]
+
+
+def test_what_is_not_told_apart_is_not_ranked():
+    assert "not told apart from random: a (+0.1, 95 % interval −1.2 to 1.4)" in told(
+        random=(0.1, 0.2), a=(0.1, 0.4)
+    )
+    text = told(random=(1.0, 2.0, 3.0), a=(20.0, 23.0, 21.0), b=(21.0, 22.5, 23.0))
+    assert "higher than random: a (+19.3" in text and "b (+20.2" in text
+    assert "; not told apart from the highest mean: b, a. Evidence: 3 seeds" in text
+    text = told(random=(1.0, 2.0, 3.0), a=(10.0, 11.5, 12.0), b=(21.0, 22.5, 23.0))
+    assert "; b is higher than each of the others. Evidence" in text
+
+
+def test_with_one_seed_nothing_is_told_apart():
+    text = told(random=(1.0,), a=(20.0,), b=(30.0,))
+    assert "with one seed nothing can be told apart" in text and "highest" not in text
+
+
+def test_nothing_finished_is_said():
     nothing = replace(case(), rows=())
     assert findings(nothing)[0] == "Faster R-CNN on VOC: no finished result."
