@@ -27,6 +27,7 @@ from pipeline.stages.run_folder import LockedError
 MODULES = {"local": "pipeline.commands.local", "slurm": "pipeline.commands.slurm"}
 FUNCTIONS = {"run": "run", "plan": "show_plan", "cancel": "cancel", "report": "rebuild_report"}
 ONLY = {"cancel": "slurm", "report": "local"}  # what they do does not depend on the executor
+SHOW = ("status", "logs", "report", "cancel")  # they read run folders, no data
 NAMES = ("run", "plan", "status", "logs", "cancel", "report")
 
 
@@ -111,7 +112,8 @@ def execute(
         if config_file is None:
             or_two = " (or two runs' folders to compare)" if command == "report" else ""
             raise ValueError(f"{command}: --config-file is missing{or_two}")
-        plan = load_plan(config_file, overrides)
+        plan = load_plan(config_file, overrides, recorded=command in SHOW)
+        sys.stderr.writelines(f"run_pipeline: {line}\n" for line in plan.notes)
         root = str(plan.config.root)
         for line in other_configs(plan) if command in ("run", "plan") else ():
             console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)

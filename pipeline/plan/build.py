@@ -30,6 +30,7 @@ from pipeline.plan.data_identity import (
 )
 from pipeline.plan.data_sets import unknown_set
 from pipeline.plan.plan import Plan, share_folders
+from pipeline.plan.recorded import MISSING, as_recorded
 from pipeline.stages.stage import CHECKPOINT, DATA, WORLD_SIZE, Stage, identity_of
 from pretrain.config.data import DataConfig
 from pretrain.config.pretrain import PretrainConfig
@@ -46,7 +47,9 @@ Probe = tuple[ProbeConfig, Identity]
 Task = tuple[FinetuneConfig, Identity]
 
 
-def load_plan(config_file: Path, overrides: list[str], *, on_paper: bool = False) -> Plan:
+def load_plan(
+    config_file: Path, overrides: list[str], *, on_paper: bool = False, recorded: bool = False
+) -> Plan:
     """Read, check and resolve a pipeline config and all configs it names.
 
     Args:
@@ -54,6 +57,8 @@ def load_plan(config_file: Path, overrides: list[str], *, on_paper: bool = False
         overrides: `key=value` changes, such as `seeds=[0,1]` or `backbones.0.name=mine`.
         on_paper: take data sets and checkpoints for given that need not be there: such a plan can
             be counted and scheduled, and its signatures mean nothing.
+        recorded: take what cannot be read for an identity (data, a checkpoint, detectron2's
+            defaults) as the run folders have it: enough to show results, not to make any.
 
     Returns:
         The stages, inputs before what needs them, each with its signature and run folder.
@@ -81,13 +86,18 @@ def load_plan(config_file: Path, overrides: list[str], *, on_paper: bool = False
             content, config_file
         )
         raise ValueError("\n".join(lines)) from None
-    scope = _Scope(config, config_file.parent, on_paper)
+    scope = _Scope(config, config_file.parent, on_paper, recorded)
     scope.attempt(lambda: references_of(config, config_file))
     stages = _build_stages(scope)
     if scope.faults:
         raise ValueError("\n".join(dict.fromkeys(scope.faults)))
+    notes: tuple[str, ...] = ()
+    if scope.missing:
+        stages = as_recorded(stages, config.root)
+        more = f" (and {len(scope.missing) - 1} more)" if len(scope.missing) > 1 else ""
+        notes = (f"{scope.missing[0]}{more}; taken as the folders in {config.root} have it",)
     stages = share_folders(stages, config.root)
-    return Plan(config, config_file, tuple(overrides), tuple(stages))
+    return Plan(config, config_file, tuple(overrides), tuple(stages), notes)
 
 
 def _faults_in_named_files(content: dict[str, Any], config_file: Path) -> list[str]:
@@ -120,15 +130,17 @@ class _Scope:
     """The config that stages are built from, its folder, and what is known so far.
 
     `unread_datasets` are those whose own section is broken. `identities` of data are taken once for
-    all stages.
+    all stages; with `recorded` what cannot be read is `missing`.
     """
 
     config: PipelineConfig
     folder: Path
     on_paper: bool = False
+    recorded: bool = False
     unread_datasets: frozenset[str] = frozenset()
     faults: list[str] = field(default_factory=list)
     identities: dict[Hashable, Identity | None] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
 
     def attempt(self, action: Callable[[], Value]) -> Value | None:
         """Return the action's value, or keep its ValueError as a fault and return None."""
@@ -138,11 +150,21 @@ class _Scope:
             self.faults.extend(str(error).splitlines())
             return None
 
+    def read_or_missing(self, take: Callable[[], Value]) -> Value | dict[str, Any] | None:
+        """Return what the action reads; what cannot be is a fault, or marked with `recorded`."""
+        if not self.recorded:
+            return self.attempt(take)
+        try:
+            return take()
+        except (ValueError, OSError) as error:
+            self.missing.append(str(error).splitlines()[0])
+            return {MISSING: True}
+
     def data_identity(self, key: Hashable, take: Callable[[], Identity]) -> Identity | None:
         """Return the identity of data that have to be there; of a plan on paper it is the key."""
         if key not in self.identities:
             on_paper = {"on paper": str(key)}
-            self.identities[key] = on_paper if self.on_paper else self.attempt(take)
+            self.identities[key] = on_paper if self.on_paper else self.read_or_missing(take)
         return self.identities[key]
 
     def images(self, data: DataConfig, kind: str) -> Identity | None:
@@ -229,10 +251,7 @@ def _convert_stage(scope: _Scope, backbone: BackboneConfig, pretrain: Stage | No
         if scope.on_paper and not source.exists():
             identity[CHECKPOINT] = f"on paper {source}"
         else:
-            try:
-                identity[CHECKPOINT] = checkpoint_digest(source)
-            except ValueError as error:
-                scope.faults.append(f"{error} (backbone {backbone.name})")
+            identity[CHECKPOINT] = scope.read_or_missing(lambda: _digest(source, backbone.name))
     return Stage(
         kind="convert",
         slug=backbone.name,
@@ -242,6 +261,13 @@ def _convert_stage(scope: _Scope, backbone: BackboneConfig, pretrain: Stage | No
         inputs={"checkpoint": pretrain} if pretrain else {},
         backbone=backbone.name,
     )
+
+
+def _digest(checkpoint: Path, backbone: str) -> Any:
+    try:
+        return checkpoint_digest(checkpoint)
+    except ValueError as error:
+        raise ValueError(f"{error} (backbone {backbone})") from None
 
 
 def _read_probe(scope: _Scope, probe: ProbeEntry) -> Probe | None:
@@ -309,12 +335,12 @@ def _read_task(scope: _Scope, task: TaskConfig) -> Task | None:
         "num_pictures": scope.config.num_pictures,
     }
     config = scope.attempt(lambda: validated(FinetuneConfig, settings, str(path)))
-    identity = config and scope.attempt(lambda: _task_identity(config, str(path), scope.on_paper))
+    identity = config and scope.attempt(lambda: _task_identity(config, str(path), scope))
     data = by_use(content, identities)
     return (config, identity | {DATA: data}) if config and identity else None
 
 
-def _task_identity(config: FinetuneConfig, where: str, on_paper: bool) -> Identity:
+def _task_identity(config: FinetuneConfig, where: str, scope: _Scope) -> Identity:
     """Return the identity of a task: its detectron2 config resolved, its sets left to `by_use`.
 
     A config that detectron2 refuses enters as it is written: the check before the start refuses it.
@@ -326,7 +352,10 @@ def _task_identity(config: FinetuneConfig, where: str, on_paper: bool) -> Identi
     except ValueError:
         pass
     except FileNotFoundError:
-        if not on_paper:
+        if scope.recorded:
+            scope.missing.append(f"{where}: detectron2 is not installed")
+            identity["detectron2"] = {MISSING: True}
+        elif not scope.on_paper:
             raise ValueError(
                 f"{where}: detectron2 is not installed, and its defaults are part of what a "
                 "fine-tuning is known by; run make env, or tools/install_detectron2.py"

@@ -22,12 +22,14 @@ class Plan:
     """All stages, inputs before what needs them, and the config they come from.
 
     Stages of one signature, such as those of two backbones with one recipe, share a folder.
+    `notes` say what could not be read for it.
     """
 
     config: PipelineConfig
     config_file: Path
     overrides: tuple[str, ...]
     stages: tuple[Stage, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def distinct(self) -> tuple[Stage, ...]:

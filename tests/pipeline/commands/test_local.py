@@ -1,6 +1,7 @@
 """`run` and its report on this machine, with fake stages."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,10 +12,13 @@ import pytest
 from rich.console import Console
 
 from pipeline.commands.local import show_plan
-from pipeline.commands.main import execute
+from pipeline.commands.main import Options, execute
+from pipeline.plan.build import load_plan
 from pipeline.report.write import make_report
 from pipeline.stages.run_folder import MANIFEST, State, read_state
+from tests.pipeline.edits import edit
 from tests.pipeline.local_runs import CONFIG, ONLY_A, ONLY_RANDOM, RUN, ran, run, small_plan, until
+from transfer.config import detectron2_keys
 
 
 def test_a_plan_is_shown_and_nothing_runs(fakes: Path) -> None:
@@ -41,6 +45,36 @@ def test_a_report_follows_results_that_were_made_again(fakes: Path) -> None:
     page.unlink()
     make_report(plan)
     assert page.exists()
+
+
+def test_status_and_report_of_finished_runs_need_no_data(
+    fakes: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert execute("run", CONFIG, []) == 0
+    results = Path("runs/tiny/report/results.json")
+    before = results.read_text("utf-8")
+    shutil.rmtree("data")
+    monkeypatch.setattr(detectron2_keys, "find_spec", lambda _: None)
+    detectron2_keys._defaults.cache_clear()
+    capsys.readouterr()
+    assert execute("status", CONFIG, [], Options(as_json=True)) == 0
+    told = capsys.readouterr()
+    assert set(json.loads(told.out)["counts"]) == {"done"}
+    [line] = told.err.splitlines()
+    assert "data/coco" in line and line.endswith("taken as the folders in runs/tiny have it")
+    results.unlink()
+    assert execute("report", CONFIG, []) == 0
+    assert results.read_text("utf-8") == before
+    assert execute("run", CONFIG, []) == 2
+    assert "data/images" in capsys.readouterr().err
+
+
+def test_without_data_the_results_of_other_settings_are_nobodys(fakes: Path) -> None:
+    assert execute("run", CONFIG, ONLY_A) == 0
+    shutil.rmtree("data")
+    edit("configs/a.yaml", lambda content: content["optimizer"].update(lr=0.5))
+    plan = load_plan(CONFIG, ONLY_A, recorded=True)
+    assert {read_state(stage).status for stage in plan.stages} == {"missing"}
 
 
 def test_exit_code_and_report_say_that_a_stage_failed(
