@@ -47,7 +47,7 @@ from pipeline.stages.run_folder import (
     write_manifest,
 )
 from pipeline.stages.stage import differences
-from pipeline.stages.takeover import equal_result, take_over
+from pipeline.stages.staleness import equal_result, take_over
 
 logger = logging.getLogger(__name__)
 PR_SET_PDEATHSIG = 1

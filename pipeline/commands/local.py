@@ -20,8 +20,7 @@ from pipeline.report.tables import rich_tables
 from pipeline.report.text import findings
 from pipeline.report.write import make_report
 from pipeline.stages.run_folder import lock
-from pipeline.stages.staleness import changed_lines, kept_lines, shared_lines
-from pipeline.stages.takeover import takeover_lines
+from pipeline.stages.staleness import changed_lines, kept_lines, shared_lines, takeover_lines
 
 
 def run(

@@ -34,8 +34,7 @@ from pipeline.report.collect import all_states
 from pipeline.report.remarks import other_origins, read_manifests
 from pipeline.report.write import make_report
 from pipeline.stages.run_folder import State, lock
-from pipeline.stages.staleness import changed_lines, kept_lines, shared_lines
-from pipeline.stages.takeover import takeover_lines
+from pipeline.stages.staleness import changed_lines, kept_lines, shared_lines, takeover_lines
 
 CANCEL_WAIT_S = 120.0
 POLL_S = 1.0

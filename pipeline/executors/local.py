@@ -37,7 +37,7 @@ from pipeline.stages.run_folder import (
     read_states,
 )
 from pipeline.stages.stage import STAGE_KINDS, Stage
-from pipeline.stages.takeover import TAKEN_FROM
+from pipeline.stages.staleness import TAKEN_FROM
 from pretrain.config.base import identity
 from pretrain.config.pretrain import PretrainConfig
 

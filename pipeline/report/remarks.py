@@ -14,8 +14,7 @@ from pipeline.stages.files import read_json, tail
 from pipeline.stages.provenance import code_fault, origin
 from pipeline.stages.run_folder import MANIFEST, METRICS, read_states
 from pipeline.stages.stage import DATA, Stage
-from pipeline.stages.staleness import by_name
-from pipeline.stages.takeover import files_read
+from pipeline.stages.staleness import by_name, files_read
 
 PARTS = ("its stem", "res2", "res3", "res4", "res5")
 RANKED = ("encoding", "embedding")

@@ -12,7 +12,7 @@ from pipeline.report.collect import collect
 from pipeline.stages import stage
 from pipeline.stages.run_folder import MANIFEST
 from pipeline.stages.stage import Stage
-from pipeline.stages.takeover import equal_result, files_read, inputs_of
+from pipeline.stages.staleness import equal_result, files_read, inputs_of
 from tests.pipeline.local_runs import CONFIG, ONLY_A, ran, run, small_plan
 
 
