@@ -25,9 +25,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.messages import one_line
 from pipeline.plan.data_identity import check_contents
-from pipeline.stages.files import append_json_line, read_json, write_json
+from pipeline.stages.files import append_json_line, one_line, read_json, write_json
 from pipeline.stages.provenance import ATTEMPTS, attempts_at, origin, provenance
 from pipeline.stages.run_folder import (
     CONFIG,

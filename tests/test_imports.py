@@ -39,7 +39,7 @@ FOLDERS = {
     "transfer": ("detectron2_wheel", "config", "checkpoints", "datasets", "detection"),
     "pipeline": ("stages", "config", "plan", "report", "executors", "executors.slurm", "commands"),
 }  # fmt: skip
-BOTTOM = {"pretrain.indicators", "transfer.files", "transfer.resnet", "pipeline.messages"}
+BOTTOM = {"pretrain.indicators", "transfer.files", "transfer.resnet", "pipeline.stages.files"}
 
 
 MODULES = modules_in(ROOT, *FORBIDDEN)

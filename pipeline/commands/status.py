@@ -14,9 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.executors.slurm.states import Standing, last_lines, read_standings
-from pipeline.messages import unknown
 from pipeline.plan.plan import Plan
 from pipeline.report.remarks import remarks
+from pipeline.stages.files import unknown
 from pipeline.stages.run_folder import Status
 
 STYLES = {"done": "green", "failed": "red", "running": "yellow", "queued": "cyan"}

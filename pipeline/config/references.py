@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, model_
 
 from pipeline.config.schema import PipelineConfig
 from pipeline.config.yaml_files import load_yaml, validated
-from pipeline.messages import unknown
+from pipeline.stages.files import unknown
 
 BUILT_IN = Path(__file__).with_name("references.yaml")
 Text = Annotated[str, Field(min_length=1, max_length=200)]

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from pipeline.messages import unknown
+from pipeline.stages.files import unknown
 from pipeline.stages.stage import STAGE_KINDS
 from transfer.config.data import left_out
 

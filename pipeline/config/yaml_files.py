@@ -16,7 +16,7 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from pipeline.messages import one_line, printable, unknown
+from pipeline.stages.files import one_line, printable, unknown
 
 Config = TypeVar("Config", bound=BaseModel)
 BASE_KEY = "_BASE_"

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from pipeline.config.schema import PipelineConfig
 from pipeline.config.yaml_files import load_changed, load_yaml, validated
-from pipeline.messages import unknown
 from pipeline.plan.compatibility import dataset_names, task_value
+from pipeline.stages.files import unknown
 from transfer.config.data import (
     KNOWN_DATASETS,
     MAX_DETECTIONS,

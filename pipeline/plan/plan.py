@@ -9,8 +9,7 @@ from pathlib import Path
 
 from pipeline.config.schema import PipelineConfig
 from pipeline.config.yaml_files import load_yaml
-from pipeline.messages import unknown
-from pipeline.stages.files import read_json, write_json
+from pipeline.stages.files import read_json, unknown, write_json
 from pipeline.stages.run_folder import MANIFEST, identity_fault
 from pipeline.stages.stage import SIGNATURE_DIGITS, STAGE_KINDS, Stage
 

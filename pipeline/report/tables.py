@@ -12,7 +12,6 @@ from itertools import count
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from pipeline.messages import one_line
 from pipeline.report.data import (
     Cell,
     PublishedProbe,
@@ -39,6 +38,7 @@ from pipeline.report.text import (
     verdict_heading,
     verdict_text,
 )
+from pipeline.stages.files import one_line
 
 MARK = "‡"
 SEARCHED = "§"

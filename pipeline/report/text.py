@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from pipeline.messages import one_line
 from pipeline.report.data import (
     BackboneSummary,
     Cell,
@@ -21,6 +20,7 @@ from pipeline.report.data import (
     summarise,
 )
 from pipeline.report.statistics import Difference, Spread, Verdict, finite, leaders
+from pipeline.stages.files import one_line
 from pipeline.stages.provenance import MODIFIED
 
 DASH = "–"

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.messages import one_line, printable, unknown
 from pipeline.plan.build import load_plan
+from pipeline.stages.files import one_line, printable, unknown
 
 
 def test_text_on_one_line_keeps_no_terminal_escape() -> None:
