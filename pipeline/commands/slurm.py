@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipeline.commands.local import show_report, tell
-from pipeline.config.resources import REPORT
+from pipeline.config.schema import REPORT
 from pipeline.executors.local import late_probe_lines
 from pipeline.executors.preflight import check_before_start
 from pipeline.executors.slurm.arrays import job_groups, resource_faults

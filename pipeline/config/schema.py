@@ -1,7 +1,8 @@
 """The pipeline config: backbones, tasks, seeds, probes, data sets, resources.
 
 Config files are named relative to the file that names them; data and output folders relative to the
-working directory.
+working directory. Of the resources that jobs ask a cluster for only `gpus` and `nodes` of a
+pretraining change a result: they say how many processes share a batch.
 """
 
 from __future__ import annotations
@@ -11,10 +12,175 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from pipeline.config.resources import ResourcesConfig
+from pipeline.stages.files import unknown
+from pipeline.stages.stage import STAGE_KINDS
 from transfer.config.convert import StatedInput
 from transfer.config.data import PATH, DetectionData, left_out
 from transfer.config.finetune import Optimizer
+
+REPORT = "report"
+SET_BY = {
+    "array": "array_parallelism",
+    "job-name": "the name of the pipeline",
+    "nodes": "nodes",
+    "ntasks": "gpus and nodes",
+    "ntasks-per-node": "gpus",
+    "cpus-per-task": "cpus_per_gpu",
+    "cpus-per-gpu": "cpus_per_gpu",
+    "gpus": "gpus",
+    "gpus-per-node": "gpus",
+    "mem": "mem_gb",
+    "time": "timeout_min",
+    "partition": "partition",
+    "account": "account",
+    "qos": "qos",
+    "constraint": "constraint",
+    "signal": "save_s",
+    "dependency": "nothing: it follows from the plan",
+    "kill-on-invalid-dep": "nothing: it is always on",
+    "requeue": "nothing: it is always on",
+    "no-requeue": "max_jobs: 1",
+    "open-mode": "nothing: logs are appended to",
+    "output": "nothing: see `status` for the logs",
+    "error": "nothing: see `status` for the logs",
+    "wrap": "nothing: the command is the stage",
+    "chdir": "nothing: start from the folder you want",
+    "wait": "nothing: `status --watch` waits",
+    "parsable": "nothing: `status --json` is for machines",
+    "quiet": "nothing: sbatch's answer names the job",
+    "test-only": "nothing: `run` asks it before it submits",
+    "clusters": "SLURM_CLUSTERS in the environment, which all commands read",
+}
+CONFLICTS = {  # options that say otherwise what a key of ours says
+    "mem_gb": ("mem-per-cpu", "mem-per-gpu", "exclusive"),
+    "gpus": ("gpus-per-task", "gpus-per-socket", "gres", "tres-per-node", "tres-per-task"),
+}
+
+ENTERS: dict[str, Any] = {"identity": True}
+Word = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]
+
+
+class Resources(BaseModel):
+    """Resources of one kind of stage, in a user's units; `gpus` and `mem_gb` are for each node."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        json_schema_extra=left_out("what a job asks a cluster for"),  # but for `gpus` and `nodes`
+    )
+
+    gpus: int = Field(default=0, ge=0, description="GPUs on each node", json_schema_extra=ENTERS)
+    nodes: int = Field(default=1, ge=1, json_schema_extra=ENTERS)
+    """machines of one job"""
+    cpus_per_gpu: int = Field(
+        default=4, ge=1, description="CPU cores a GPU, or of a job without GPUs"
+    )
+    mem_gb: float | None = Field(default=None, gt=0, description="memory of each node, GB")
+    timeout_min: int = Field(default=60, ge=1, description="time limit of one job, minutes")
+    max_jobs: int = Field(default=20, ge=1, description="jobs in which a stage may be continued")
+    save_s: int = Field(default=120, ge=1, description="seconds before the limit to save at")
+    partition: Word | None = None
+    """SLURM's partition; the cluster's default unless given"""
+    account: Word | None = None
+    """SLURM's account"""
+    qos: Word | None = None
+    """SLURM's quality of service"""
+    constraint: Word | None = None
+    """features that the nodes must have"""
+    array_parallelism: int = Field(default=256, ge=1, description="tasks of an array at a time")
+    setup: tuple[Annotated[str, Field(pattern=r"^[^\x00]+$")], ...] = ()
+    """shell lines before the command, such as `module load cuda`"""
+    extra: dict[Word, int | float | bool | Word] = {}
+    """any other option of sbatch by its name, such as `{exclude: node7}`"""
+
+    @field_validator("extra")
+    @classmethod
+    def _check_extra(cls, extra: dict[str, Any]) -> dict[str, Any]:
+        faults = []
+        for name in extra:
+            key = flag_name(name)
+            if key in SET_BY:
+                faults.append(f"{name}: is set by {SET_BY[key]}")
+            elif not all(character.isalnum() or character == "-" for character in key):
+                faults.append(f"{name}: not the name of an sbatch option")
+        if faults:
+            raise ValueError("; ".join(faults))
+        return extra
+
+    def conflicts(self) -> list[str]:
+        """Return which options of `extra` contradict a key, and each other."""
+        given = {flag_name(name): value for name, value in self.extra.items() if value is not False}
+        faults = []
+        for key, names in CONFLICTS.items():
+            if key not in self.model_fields_set or not getattr(self, key):
+                continue
+            for name in names:
+                if name in given and not (name == "gres" and "gpu" not in str(given[name])):
+                    faults.append(f"extra.{name} and {key} contradict each other; give one of them")
+        if {"mem-per-cpu", "mem-per-gpu"} <= given.keys():
+            faults.append("extra.mem-per-cpu and extra.mem-per-gpu contradict each other")
+        return faults
+
+    @property
+    def num_gpus(self) -> int:
+        """Return the GPUs of one job."""
+        return self.gpus * self.nodes
+
+    def tasks_per_node(self, kind: str) -> int:
+        """Return the processes that SLURM starts on each node.
+
+        Pretraining has one a GPU; detectron2 starts its own, so the others have one a node.
+        """
+        return max(self.gpus, 1) if kind == "pretrain" else 1
+
+    def num_processes(self, kind: str) -> int:
+        """Return the processes of a stage on all nodes, which a pretraining's result depends on."""
+        return self.nodes * self.tasks_per_node(kind)
+
+    def cpus_per_task(self, kind: str) -> int:
+        """Return the CPU cores of each process that SLURM starts."""
+        return self.cpus_per_gpu * max(self.gpus, 1) // self.tasks_per_node(kind)
+
+
+class ResourcesConfig(BaseModel):
+    """Resources by kind of stage; what a kind leaves out is taken from `default`."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
+    __pydantic_extra__: dict[str, Resources] = Field(init=False)
+
+    default: Resources = Resources()
+    """of every kind of stage, under what the kind itself says"""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        known = [*STAGE_KINDS, REPORT]
+        given = self.__pydantic_extra__ or {}
+        names = ["default", *known]
+        faults = [unknown("stage", name, names) for name in given if name not in known]
+        for kind in known:
+            merged = self.of(kind)
+            faults += [f"{kind}: {fault}" for fault in merged.conflicts()]
+            if merged.max_jobs > 1 and merged.save_s >= merged.timeout_min * 60:
+                faults.append(
+                    f"{kind}: to save {merged.save_s} s (save_s) before the end of "
+                    f"{merged.timeout_min} min (timeout_min) is before the start; wanted less"
+                )
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+    def of(self, kind: str) -> Resources:
+        """Return the resources of a kind of stage."""
+        of_kind = (self.__pydantic_extra__ or {}).get(kind, Resources())
+        given = {key: getattr(of_kind, key) for key in of_kind.model_fields_set}
+        return self.default.model_copy(update=given)
+
+
+def flag_name(name: str) -> str:
+    """Return an sbatch option's name as the command line spells it."""
+    return name.replace("_", "-").lstrip("-")
 
 
 def _in_one_part(name: str) -> str:

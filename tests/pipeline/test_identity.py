@@ -14,8 +14,14 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from pipeline.config.resources import Resources, ResourcesConfig
-from pipeline.config.schema import BackboneConfig, PipelineConfig, ProbeEntry, TaskConfig
+from pipeline.config.schema import (
+    BackboneConfig,
+    PipelineConfig,
+    ProbeEntry,
+    Resources,
+    ResourcesConfig,
+    TaskConfig,
+)
 from pipeline.plan.build import load_plan
 from pipeline.stages.stage import identity_of
 from pretrain.config.pretrain import PretrainConfig

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from pipeline.config.resources import REPORT, Resources, ResourcesConfig
+from pipeline.config.schema import REPORT, Resources, ResourcesConfig
 from pipeline.plan.plan import Plan
 from pipeline.stages.stage import Stage
 

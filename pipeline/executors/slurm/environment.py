@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from pipeline.config.resources import SET_BY
+from pipeline.config.schema import SET_BY
 
 FILTERS = ("SQUEUE_", "SACCT_", "SCANCEL_", "SINFO_", "SACCTMGR_", "SCONTROL_")
 FORMATS = ("SLURM_TIME_FORMAT", "SLURM_BITSTR_LEN")

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.config.resources import Resources
+from pipeline.config.schema import Resources
 from pipeline.executors.slurm.arrays import MAX_ARRAY, JobGroup
 from pipeline.executors.slurm.environment import sbatch_environment
 from pipeline.executors.slurm.queue import SlurmError, call, count_jobs, parse_time

@@ -10,7 +10,7 @@ from typing import Any
 
 from submitit.slurm.slurm import _make_sbatch_string
 
-from pipeline.config.resources import flag_name
+from pipeline.config.schema import flag_name
 from pipeline.executors.slurm.arrays import JobGroup
 
 HOLD_BACK = (

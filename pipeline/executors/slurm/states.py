@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.resources import REPORT
+from pipeline.config.schema import REPORT
 from pipeline.executors.slurm.job_states import ADVICE, is_held
 from pipeline.executors.slurm.ledger import LEDGER, Submission, latest_tasks, read_ledger
 from pipeline.executors.slurm.queue import JobRow, SlurmError, read_accounting, read_queue

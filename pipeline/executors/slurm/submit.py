@@ -12,7 +12,7 @@ from pathlib import Path
 
 from submitit.core.utils import DelayedSubmission
 
-from pipeline.config.resources import REPORT
+from pipeline.config.schema import REPORT
 from pipeline.executors.slurm.arrays import (
     JobGroup,
     job_groups,

@@ -5,7 +5,7 @@ import re
 import pytest
 from pydantic import ValidationError
 
-from pipeline.config.resources import Resources, ResourcesConfig
+from pipeline.config.schema import Resources, ResourcesConfig
 
 
 def test_finetuning_has_one_task_a_node_with_all_its_gpus() -> None:

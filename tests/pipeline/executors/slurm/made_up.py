@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipeline.config.resources import ResourcesConfig
+from pipeline.config.schema import ResourcesConfig
 from pipeline.stages.stage import Stage
 
 CONFIG = {

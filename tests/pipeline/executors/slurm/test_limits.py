@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.config.resources import Resources
+from pipeline.config.schema import Resources
 from pipeline.executors.slurm.arrays import job_groups
 from pipeline.executors.slurm.limits import (
     SiteLimits,

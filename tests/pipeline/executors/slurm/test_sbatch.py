@@ -3,7 +3,7 @@
 import subprocess
 from pathlib import Path
 
-from pipeline.config.resources import Resources, ResourcesConfig
+from pipeline.config.schema import Resources, ResourcesConfig
 from pipeline.executors.slurm.arrays import job_groups
 from pipeline.executors.slurm.sbatch import (
     options_of,
