@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.commands import main as commands
 from pipeline.commands.main import Options
-from pipeline.report import origins
+from pipeline.report import remarks
 from tests.pipeline.local_runs import CONFIG
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -46,7 +46,7 @@ def test_plan_says_that_finished_stages_are_from_other_code(
     now = origins.origin()
     later = {"code": {"commit": "f" * 40, "dirty": False}, "python": now["python"]}
     packages = now["packages"] | {"torch": "99.0"}
-    monkeypatch.setattr(origins, "origin", lambda: later | {"packages": packages})
+    monkeypatch.setattr(remarks, "origin", lambda: later | {"packages": packages})
     for executor in ("local", "slurm"):
         commands.execute("plan", CONFIG, changes, Options(executor=executor))
         (line,) = [text for text in capsys.readouterr().out.splitlines() if "identity" in text]
