@@ -262,5 +262,6 @@ def beyond_partition(group: JobGroup, nodes: Sequence[Nodes]) -> dict[str, str]:
 
 
 def enough_up(group: JobGroup, nodes: Sequence[Nodes]) -> bool:
-    """Return whether as many nodes as a job needs are up, whatever their size."""
-    return sum(each.count for each in nodes if each.is_up) >= group.resources.nodes
+    """Return whether as many nodes as a job needs are up, of those that are large enough."""
+    large = [each for each in nodes if not beyond_partition(group, [each]).keys() - {"nodes"}]
+    return sum(each.count for each in large if each.is_up) >= group.resources.nodes

@@ -64,7 +64,11 @@ def test_what_no_node_has_is_named_by_its_key() -> None:
 def test_nodes_that_are_down_are_waited_for() -> None:
     group = job_groups(stages_of(("a",), ()), NOTHING, {})[0]
     rows = parse_nodes(SINFO)
-    assert enough_up(group, nodes_of(rows, "gpu")) and not enough_up(group, nodes_of(rows, "short"))
+    short = replace(group, resources=Resources(timeout_min=5))
+    assert enough_up(short, nodes_of(rows, "gpu")) and not enough_up(short, nodes_of(rows, "short"))
+    large = replace(group, resources=Resources(mem_gb=16))  # only small ones are up
+    down = [replace(row, is_up=False) if row.mem_mb > 8000 else row for row in rows]
+    assert enough_up(large, rows) and not enough_up(large, down)
 
 
 def test_stages_fill_the_room_beside_the_report() -> None:
