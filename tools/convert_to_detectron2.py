@@ -12,15 +12,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/pretrain.p
 from transfer.checkpoints.families import FORMATS
 from transfer.files import one_line, refusal
 
-EXAMPLE = """example:
-  python tools/convert_to_detectron2.py runs/cw-rgp/backbone.pth cw-rgp.pkl"""
+EXAMPLE = "example: python tools/convert_to_detectron2.py runs/cw-rgp/backbone.pth cw-rgp.pkl"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Return 0 when OUTPUT and its companion .json are written, 2 when the input is refused."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLE)
     parser.add_argument("input", type=Path, metavar="INPUT", help="checkpoint file")
     parser.add_argument("output", type=Path, metavar="OUTPUT.pkl", help="detectron2 weights")
     parser.add_argument("--format", help=f"family, where not recognised: {', '.join(FORMATS)}")
@@ -50,8 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         line, code = one_line(error)[:370], 2
     except Exception as error:  # noqa: BLE001  (an untrusted file found a gap: still one line)
-        what = one_line(f"unexpected {type(error).__name__}: {error}")
-        line, code = refusal(options.input, what), 2
+        line = refusal(options.input, one_line(f"unexpected {type(error).__name__}: {error}"))
+        code = 2
     print(f"convert_to_detectron2: {line}", file=sys.stderr)
     return code
 

@@ -43,7 +43,7 @@ def test_plan_says_that_finished_stages_are_from_other_code(
     assert commands.execute("run", CONFIG, changes) == 0
     commands.execute("plan", CONFIG, changes)
     assert "their identity is unchanged" not in capsys.readouterr().out
-    now = origins.origin()
+    now = remarks.origin()
     later = {"code": {"commit": "f" * 40, "dirty": False}, "python": now["python"]}
     packages = now["packages"] | {"torch": "99.0"}
     monkeypatch.setattr(remarks, "origin", lambda: later | {"packages": packages})
