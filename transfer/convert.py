@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from transfer.checkpoints import Backbone, read_backbone
 from transfer.checkpoints.other_files import weight_files
-from transfer.checkpoints.read import CAFFE2_SUFFIX, THIS_PROJECT, with_input
+from transfer.checkpoints.read import AUTHOR, CAFFE2_SUFFIX, THIS_PROJECT, with_input
 from transfer.checkpoints.stem_input import WARNING, mismatch
 from transfer.config.convert import ConvertConfig, StatedInput, check_places
 from transfer.files import locked_folder, one_line, sha256_of, whole_file
@@ -294,8 +294,12 @@ def write_detectron2_pickle(backbone: Backbone, path: Path) -> dict[str, Any]:
     }
     content = {
         "model": model,
-        "__author__": "whitening-transfer-benchmark",
+        "__author__": AUTHOR,
         "matching_heuristics": True,
+        "input": backbone.input,  # as the companion says it, for a file that lost its own
+        "architecture": asdict(backbone.architecture),
+        "family": backbone.format,
+        "method": backbone.method,
     }
     _write_to_disk(pickle.dump, content, path)
     return model

@@ -283,7 +283,10 @@ def test_detectron2s_own_pickles_are_converted_and_a_companion_is_believed(tmp_p
     assert all((models[0][name] == models[1][name]).all() for name in models[0])
     settings = {"format": None, "encoder": None, "checkpoint": str(first)}
     assert convert.demanded_keys(settings) == before.detectron2
-    content = pickle.loads(first.read_bytes())
+    first.rename(tmp_path / "alone.pkl")
+    alone = read_backbone(tmp_path / "alone.pkl")  # without its companion it says the same
+    assert alone.detectron2 == before.detectron2 and (alone.format, alone.method) == ("moco",) * 2
+    content = {"model": pickle.loads((tmp_path / "alone.pkl").read_bytes())["model"]}
     first.write_bytes(pickle.dumps(content | {"__author__": "Detectron2 Model Zoo"}))
     (line,) = convert.check_stage(settings)
     assert "first.json beside it describes another file" in line
@@ -299,6 +302,27 @@ def test_detectron2s_own_pickles_are_converted_and_a_companion_is_believed(tmp_p
     }
     first.write_bytes(pickle.dumps({"model": detector, "__author__": "Detectron2 Model Zoo"}))
     assert read_backbone(first).arch == "resnet50"
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [({"architecture": []}, "stride_in_1x1"), ({"architecture": {"stride_in_1x1": 1}}, "stride"),
+     ({"input": [1]}, "input"), ({"family": {"a": 1}, "method": 5}, None),
+     ({"family": "\x1b[31m", "method": "\x1b[31m" + "x" * 500}, None)],
+)  # fmt: skip
+def test_an_altered_companion_is_refused_or_harmless(
+    tmp_path: Path, change: dict[str, object], expected: str | None
+) -> None:
+    source, target = save_backbone(tmp_path / "in.pth", "resnet18"), tmp_path / "out.pkl"
+    convert_checkpoint(source, target)
+    companion = target.with_suffix(".json")
+    companion.write_text(json.dumps(json.loads(companion.read_text("utf-8")) | change), "utf-8")
+    if expected is not None:
+        with pytest.raises(ValueError, match=expected):
+            read_backbone(target)
+        return
+    backbone = read_backbone(target)
+    assert backbone.format == backbone.method == "unlisted"
 
 
 def test_text_out_of_the_file_is_harmless_and_short_on_the_terminal(

@@ -50,7 +50,9 @@ if TYPE_CHECKING:
 
 THIS_PROJECT = "whitening-transfer"
 SHARED_BYTES = 2**24  # that the tensors of a network may have in common
-RGB_AUTHORS = ("torchvision", "moco", "openselfsup", "whitening-transfer-benchmark")
+AUTHOR = "whitening-transfer-benchmark"  # of detectron2's files that this project writes
+RGB_AUTHORS = ("torchvision", "moco", "openselfsup", AUTHOR)
+MAX_METHOD = 60
 MAX_COMPANION = 2**22
 CAFFE2_SUFFIX = "_stride_in_1x1"
 
@@ -152,7 +154,7 @@ def _backbone(content: Content, format: str | None, encoder: str | None, path: P
     tensors = state_dicts[chosen.path]
     _refuse_detectron_1(chosen, tensors)
     architecture = _architecture(content, chosen, extra_names(chosen, candidates, tensors))
-    companion = _companion(path) if chosen.spelling == "detectron2" else None
+    companion = _companion(path, content.value) if chosen.spelling == "detectron2" else None
     said = Statement()
     if family.name != THIS_PROJECT and companion is None:
         beside = path.is_dir() or path.name in WEIGHT_FILES or chosen.spelling == "hugging-face"
@@ -167,9 +169,7 @@ def _backbone(content: Content, format: str | None, encoder: str | None, path: P
     convention, stride, from_where = _input(content, family, architecture, companion)
     if said.stride_in_1x1 is not None:
         stride = said.stride_in_1x1
-    method = content.value.get("method") if family.name == THIS_PROJECT else None
-    method, name = (method, family.name) if companion is None else (
-        companion.get("method"), str(companion.get("family", family.name)))  # fmt: skip
+    name, method = _origin(content, family, companion)
     if name == UNLISTED and LIGHTNING[1:] in content.value:
         notes.append("a Lightning checkpoint")
     if format is not None:
@@ -188,7 +188,7 @@ def _backbone(content: Content, format: str | None, encoder: str | None, path: P
         other_encoders=tuple(printable(one.label) for one in candidates if one is not chosen),
         notes=tuple(printable(note) for note in notes if note),
         unknown=tuple(printable(name) for name in sorted(content.unknown)),
-        method=method if isinstance(method, str) else name if name in METHODS else UNLISTED,
+        method=method,
     )
 
 
@@ -230,22 +230,27 @@ def _fits_unit_input(state: Mapping[str, Tensor]) -> bool:
     return bool(far) and far["unit"] < far["imagenet"]
 
 
-def _companion(path: Path) -> dict[str, Any] | None:
-    """Return what a conversion of this project wrote beside its weights, None if it wrote none.
+def _companion(path: Path, content: Mapping[Any, Any]) -> dict[str, Any] | None:
+    """Return what a conversion of this project wrote beside its weights or, the same, with them.
+
+    None where it wrote neither.
 
     Raises:
-        ValueError: it is that of another file.
+        ValueError: that beside is of another file.
     """
+    fields = {"input", "architecture", "family", "method"}
+    ours = content.get("__author__") == AUTHOR and fields <= content.keys()
+    within = {key: content[key] for key in fields} if ours else None
     file = path.with_suffix(".json")
     if path.suffix != ".pkl" or not file.is_file() or file.stat().st_size > MAX_COMPANION:
-        return None
+        return within
     try:
         companion = json.loads(file.read_text("utf-8"))
     except (ValueError, RecursionError):
-        return None
+        return within
     fields = {"output_sha256", "input", "architecture", "detectron2"}
     if not isinstance(companion, dict) or not fields <= companion.keys():
-        return None
+        return within
     if companion["output_sha256"] != sha256_of(path):
         raise ValueError(
             f"{file.name} beside it describes another file; convert this one's source again, or "
@@ -291,8 +296,12 @@ def _input(
 ) -> tuple[dict[str, Any], bool, str]:
     """Return input convention and stride in the 1x1 of a file or its family, and a note of it."""
     if companion is not None:
-        stride = companion["architecture"].get("stride_in_1x1") is True
-        return _sound(companion["input"]), stride, "input as its companion .json says"
+        built = companion["architecture"]
+        stride = built.get("stride_in_1x1") if isinstance(built, dict) else None
+        if not isinstance(stride, bool):
+            raise ValueError("its `architecture` does not say stride_in_1x1: true or false")
+        place = "its companion .json" if "output_sha256" in companion else "the file itself"
+        return _sound(companion["input"]), stride, f"input as {place} says"
     deep = architecture.depth >= 50
     author = content.value.get("__author__")
     if family.name == "detectron2" and str(author).lower() in RGB_AUTHORS:
@@ -340,6 +349,18 @@ def _sound(stated: Any) -> dict[str, Any]:
         )
     numbers = {key: [float(value) for value in stated[key]] for key in keys}
     return {"format": stated["format"], **numbers}
+
+
+def _origin(content: Content, family: Family, companion: dict[str, Any] | None) -> tuple[str, str]:
+    """Return the family and the method that a file or its companion names, else unlisted."""
+    name = family.name if companion is None else companion.get("family")
+    if not isinstance(name, str) or name not in FORMATS:
+        name = UNLISTED
+    said = content.value if name == THIS_PROJECT else {}
+    method = (companion or said).get("method", name if name in METHODS else UNLISTED)
+    if not isinstance(method, str) or not method.isprintable() or len(method) > MAX_METHOD:
+        method = UNLISTED
+    return name, method
 
 
 def _tensors(chosen: Candidate, architecture: Architecture) -> tuple[dict[str, Tensor], list[str]]:
