@@ -23,6 +23,7 @@ from transfer.resnet import not_loaded, to_detectron2
 
 MAX_RELATIVE_DIFFERENCE = 1e-4
 MAX_LISTED, MAX_SHOWN = 12, 200  # of a list on the terminal, and of a text out of the file
+MAX_LINE = 390
 
 
 @dataclass(frozen=True)
@@ -220,15 +221,18 @@ def summary(report: ConversionReport, target: Path) -> list[str]:
         f"largest relative feature difference {report.largest_feature_difference:.1e}",
         f"  encoder {short(report.encoder) or '(no prefix)'}",
     ]
-    lines += [f"  note: {short(note, 2 * MAX_SHOWN)}" for note in report.notes[:MAX_LISTED]]
+    lines += [f"  note: {short(note, MAX_LINE)}" for note in report.notes[:MAX_LISTED]]
     for label, entries in (
         ("also there", report.other_encoders),
         ("unknown, not loaded", report.unknown_references),
     ):
         if entries:
-            more = len(entries) - MAX_LISTED
-            tail = [f"and {more} more"] if more > 0 else []
-            lines.append(f"  {label}: {', '.join([*map(short, entries[:MAX_LISTED]), *tail])}")
+            shown = [short(entry) for entry in entries[:MAX_LISTED]]
+            while len(", ".join(shown)) > MAX_LINE - 50:  # room for the label and what is left out
+                shown.pop()
+            more = len(entries) - len(shown)
+            tail = [f"and {more} more"] if more else []
+            lines.append(f"  {label}: {', '.join([*shown, *tail])}")
     return lines + [f"  {key} {value}" for key, value in report.detectron2.items()]
 
 

@@ -326,14 +326,18 @@ def test_an_altered_companion_is_refused_or_harmless(
 
 
 def test_text_out_of_the_file_is_harmless_and_short_on_the_terminal(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evil = "\x1b]0;pwned\x07\x1b[2K\r" + "x" * 400
     state = {f"{evil}.{k}": v for k, v in source_state("resnet18").items()}
-    torch.save({"state_dict": state, "arch": evil}, tmp_path / "e.pth")
+    names = [type(f"Class{i}" + "x" * 100, (), {"__module__": "__main__"}) for i in range(30)]
+    for one in names:
+        monkeypatch.setattr(sys.modules["__main__"], one.__name__, one, raising=False)
+    content = {"state_dict": state, "arch": evil, "hooks": [one() for one in names]}
+    torch.save(content, tmp_path / "e.pth")
     assert command.main([str(tmp_path / "e.pth"), str(tmp_path / "out.pkl")]) == 0
     printed = capsys.readouterr().out
-    assert all(line.isprintable() and len(line) <= 500 for line in printed.splitlines())
+    assert all(line.isprintable() and len(line) <= 400 for line in printed.splitlines())
 
 
 def test_ctrl_c_is_one_line(
