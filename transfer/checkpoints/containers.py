@@ -64,6 +64,7 @@ class Content:
     value: Any
     unknown: set[str] = field(default_factory=set)
     num_bytes: int = 0
+    metadata: dict[str, Any] = field(default_factory=dict)
 
 
 def read_content(path: Path) -> Content:
@@ -89,6 +90,7 @@ def read_content(path: Path) -> Content:
         tensors,
         set().union(*(content.unknown for content in contents)),
         sum(content.num_bytes for content in contents),
+        contents[0].metadata,
     )
 
 
@@ -100,7 +102,8 @@ def _read_file(path: Path) -> Content:
     data = path.read_bytes()
     try:
         if data[8:9] == b"{" and int.from_bytes(data[:8], "little") <= len(data) - 8:
-            content = Content("safetensors", read_safetensors(path, data))
+            tensors, metadata = read_safetensors(path, data)
+            content = Content("safetensors", tensors, metadata=metadata)
         else:
             content = _read(data, Limits(len(data)))
     except ValueError as error:

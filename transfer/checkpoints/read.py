@@ -161,7 +161,7 @@ def _backbone(content: Content, format: str | None, encoder: str | None, path: P
         files = settings_beside(path) if beside else {}
         if chosen.spelling == "detectron2":
             files = settings_beside(path, OF_DETECTRON2)
-        groups = groups_of(content.value, files)
+        groups = groups_of(content.value, {"metadata": content.metadata, **files})
         said = statement_of(groups, tensors, architecture)
     state, notes = _tensors(chosen, architecture)
     if family.name == "simclr-v1" and format is None and not _fits_unit_input(state):

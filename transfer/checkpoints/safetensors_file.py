@@ -25,8 +25,8 @@ DTYPES = {
 MAX_HEADER_BYTES = 2**24
 
 
-def read_safetensors(path: Path, data: bytes) -> dict[str, Any]:
-    """Return the tensors by their names; what the metadata says is another's name, twice.
+def read_safetensors(path: Path, data: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the tensors by their names, twice what the metadata says is another's name; metadata.
 
     Raises:
         ValueError: the file is damaged, or parts of it overlap.
@@ -41,6 +41,7 @@ def read_safetensors(path: Path, data: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         raise ValueError("a safetensors header that is not JSON") from None
     metadata = header.pop("__metadata__", None)
+    metadata = metadata if isinstance(metadata, dict) else {}
     try:
         with safe_open(path, framework="numpy"):
             pass
@@ -48,10 +49,10 @@ def read_safetensors(path: Path, data: bytes) -> dict[str, Any]:
         raise ValueError(f"the safetensors library refuses it: {error}") from None
     body = memoryview(data)[8 + length :]
     tensors = {name: _view(name, entry, body) for name, entry in header.items()}
-    for dropped, kept in metadata.items() if isinstance(metadata, dict) else ():
+    for dropped, kept in metadata.items():
         if isinstance(kept, str) and dropped not in tensors and kept in tensors:
             tensors[dropped] = tensors[kept]
-    return {name: view for name, view in tensors.items() if view is not None}
+    return {name: view for name, view in tensors.items() if view is not None}, metadata
 
 
 def _view(name: str, entry: dict[str, Any], body: memoryview) -> TensorView | None:

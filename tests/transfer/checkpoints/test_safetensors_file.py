@@ -63,7 +63,7 @@ def test_the_tensors_lie_in_the_file_as_the_library_reads_them(tmp_path: Path) -
     save_file(state, tmp_path / "file")
     with (tmp_path / "file").open("rb") as file:
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    views = read_safetensors(tmp_path / "file", data)
+    views, _ = read_safetensors(tmp_path / "file", data)
     assert views.keys() == state.keys()
     assert all(torch.equal(views[name].read(), value) for name, value in state.items())
 
@@ -77,6 +77,16 @@ def test_they_are_told_by_structure_not_by_the_first_byte(tmp_path: Path) -> Non
     assert source.read_bytes()[0] == 0x80
     with pytest.raises(ValueError, match="no ResNet among its 1 tensors"):
         read_backbone(source)
+
+
+def test_the_metadata_is_heard(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    for metadata in ({"arch": "resnetblur50"}, {"config": '{"architecture": "resnet50d"}'}):
+        save_file(resnet(), path, metadata=metadata)
+        with pytest.raises(ValueError, match=r"metadata.*says that it is resnet"):
+            read_backbone(path)
+    save_file(resnet(), path, metadata={"mean": "[0.5, 0.5, 0.5]", "std": "[0.5, 0.5, 0.5]"})
+    assert read_backbone(path).input["pixel_std"] == [127.5] * 3
 
 
 def test_aliases_and_half_precision(tmp_path: Path) -> None:
