@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -16,8 +18,10 @@ from rich.text import Text
 from pipeline.executors.slurm.states import Standing, last_lines, read_standings
 from pipeline.plan.plan import Plan
 from pipeline.report.remarks import remarks
-from pipeline.stages.files import unknown
-from pipeline.stages.run_folder import Status
+from pipeline.stages.files import one_line, read_json, unknown
+from pipeline.stages.run_folder import FAILURE, JOB, LOG, Status
+from pipeline.stages.stage import Stage
+from pipeline.stages.staleness import how_it_differs, newest_folder
 
 STYLES = {"done": "green", "failed": "red", "running": "yellow", "queued": "cyan"}
 ORDER: tuple[Status, ...] = ("done", "running", "queued", "missing", "failed")
@@ -27,12 +31,12 @@ COLUMNS = ("backbone", "stage", "state", "job", "node", "elapsed", "left", "last
 STAGE_WIDTH = 28  # so wide is the column of names at least, where names are that long
 MAX_ROWS = 60
 MAX_REASONS = 20
+PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
 
 
 def show_status(plan: Plan, console: Console, watch: bool = False, as_json: bool = False) -> int:
     """Print where every stage stands; return 1 if any failed."""
-    standings, notes = read_standings(plan)
-    notes += remarks(plan)
+    standings, notes = _read(plan)
     if as_json:
         print(json.dumps(status_json(plan, standings, notes), indent=2))
         return _code(standings)
@@ -42,10 +46,37 @@ def show_status(plan: Plan, console: Console, watch: bool = False, as_json: bool
     with Live(status_text(plan, standings, notes), console=console, auto_refresh=False) as live:
         while any(standing.status in ("queued", "running") for standing in standings.values()):
             time.sleep(WATCH_EVERY_S)
-            standings, notes = read_standings(plan)
-            notes += remarks(plan)
+            standings, notes = _read(plan)
             live.update(status_text(plan, standings, notes), refresh=True)
     return _code(standings)
+
+
+def _read(plan: Plan) -> tuple[dict[str, Standing], list[str]]:
+    """Return the standings and what is to be said of them.
+
+    A stage that was not begun as it is now shows how its latest attempt failed.
+    """
+    standings, notes = read_standings(plan)
+    for stage in plan.stages:
+        standing = standings[stage.name]
+        if standing.status == "missing" and (folder := earlier_attempt(stage)):
+            with suppress(OSError, ValueError, LookupError, TypeError):
+                why = one_line(read_json(folder / FAILURE)["reason"])
+                reason = f"the latest attempt failed: {why} (log: {folder / LOG}); {_since(stage)}"
+                standings[stage.name] = replace(standing, reason=reason, log=str(folder / LOG))
+    return standings, notes + remarks(plan)
+
+
+def earlier_attempt(stage: Stage) -> Path | None:
+    """Return the folder of the latest attempt at a stage that was not begun as it is now."""
+    return None if (stage.run_dir / JOB).exists() else newest_folder(stage, JOB)
+
+
+def _since(stage: Stage) -> str:
+    """Return that a stage's identity is another than that of its latest attempt, and by what."""
+    folder = newest_folder(stage, JOB)
+    why = folder and how_it_differs(stage, folder)
+    return f"what it is made from has changed since{f': {why}' if why else ''}"
 
 
 def show_log(plan: Plan, console: Console, name: str | None) -> int:
@@ -60,11 +91,15 @@ def show_log(plan: Plan, console: Console, name: str | None) -> int:
     if name not in standings:
         raise ValueError(f"--stage: {unknown('stage', name, standings)}")
     path = Path(standings[name].log)
+    stage = next(stage for stage in plan.stages if stage.name == name)
+    if not path.exists() and (folder := earlier_attempt(stage)):
+        path = folder / LOG
+        console.print(f"of an earlier attempt; {_since(stage)}", style="yellow", **PLAIN)
     if not path.exists():
         raise ValueError(f"{path}: {name} has not written a log yet")
-    console.print(str(path), style="bold", markup=False, highlight=False, soft_wrap=True)
+    console.print(str(path), style="bold", **PLAIN)
     for line in last_lines(path, 40):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(line, **PLAIN)
     return 0
 
 

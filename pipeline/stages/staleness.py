@@ -90,9 +90,12 @@ def kept_lines(stages: Iterable[Stage], states: dict[str, State]) -> list[str]:
 
 def why_again(stage: Stage) -> str | None:
     """Return how the stage differs from its newest finished result, or None without one."""
-    folder = newest_result(stage)
-    if folder is None:
-        return None
+    folder = newest_folder(stage, MANIFEST)
+    return None if folder is None else how_it_differs(stage, folder)
+
+
+def how_it_differs(stage: Stage, folder: Path) -> str | None:
+    """Return how the stage differs from what another run folder of it was made from."""
     try:
         stored = read_json(folder / CONFIG)
         if "version" in stored and (rule := stored.get("rule", 1)) != RULE:
@@ -106,13 +109,16 @@ def why_again(stage: Stage) -> str | None:
     return f"{text[:MAX_LENGTH]}.." if len(text) > MAX_LENGTH else text or None
 
 
-def newest_result(stage: Stage) -> Path | None:
-    """Return the newest finished run folder of a stage of this name and another signature."""
+def newest_folder(stage: Stage, file: str) -> Path | None:
+    """Return the run folder of this name and another signature in which a file is the newest.
+
+    It is `manifest.json` of finished ones, `job.json` of attempts.
+    """
     name = re.compile(rf"{re.escape(stage.slug)}-[0-9a-f]{{{SIGNATURE_DIGITS}}}")
     results = [
-        (manifest.stat().st_mtime_ns, manifest.parent)
-        for manifest in stage.run_dir.parent.glob(f"{stage.slug}-*/{MANIFEST}")
-        if name.fullmatch(manifest.parent.name) and manifest.parent.name != stage.run_dir.name
+        (path.stat().st_mtime_ns, path.parent)
+        for path in stage.run_dir.parent.glob(f"{stage.slug}-*/{file}")
+        if name.fullmatch(path.parent.name) and path.parent.name != stage.run_dir.name
     ]
     return max(results)[1] if results else None
 

@@ -77,6 +77,27 @@ def test_without_data_the_results_of_other_settings_are_nobodys(fakes: Path) -> 
     assert {read_state(stage).status for stage in plan.stages} == {"missing"}
 
 
+def test_a_failed_stage_whose_data_changed_since_is_shown(
+    fakes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("behaviour-a").write_text("fail", encoding="utf-8")
+    assert execute("run", CONFIG, ONLY_A) == 1
+    shutil.copy("data/images/000.png", "data/images/one_more.png")
+    capsys.readouterr()
+    assert execute("status", CONFIG, ONLY_A) == 0
+    why = (
+        "what it is made from has changed since: data set tiny has changed (pretrain images: "
+        "before 8 files, now 9 files)"
+    )
+    told = capsys.readouterr().out
+    assert "pretrain/a: the latest attempt failed: the loss became NaN at step 3 (log: " in told
+    assert why in told and told.count("latest attempt") == 1
+    assert execute("logs", CONFIG, ONLY_A, Options(stage="pretrain/a")) == 0
+    first, path, *lines = capsys.readouterr().out.splitlines()
+    assert why in first and path.endswith("log.txt") and "NaN" in "".join(lines)
+    assert execute("logs", CONFIG, ONLY_A, Options(stage="convert/a")) == 2
+
+
 def test_exit_code_and_report_say_that_a_stage_failed(
     fakes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
