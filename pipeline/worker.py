@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.plan.data_identity import check_contents
-from pipeline.stages.files import append_json_line, one_line, read_json, write_json
+from pipeline.stages.files import append_json_line, innermost, one_line, read_json, write_json
 from pipeline.stages.provenance import ATTEMPTS, attempts_at, origin, provenance
 from pipeline.stages.run_folder import (
     CONFIG,
@@ -117,13 +117,17 @@ def _run_stage(run_dir: Path, is_first: bool) -> int:
         if isinstance(error, SystemExit) and error.code == EXIT_INTERRUPTED:
             return EXIT_INTERRUPTED
         traceback.print_exc()
-        reason = one_line(error) or type(error).__name__
-        if not isinstance(error, ValueError):
-            reason = f"{type(error).__name__}: {reason}"
         if is_first:
-            write_json(run_dir / FAILURE, {"reason": reason[:1000]})
+            write_json(run_dir / FAILURE, {"reason": reason_of(error)[:1000]})
         return 1
     return 0
+
+
+def reason_of(error: BaseException) -> str:
+    """Return why a stage failed, in one line: what a user can fix without the error's type."""
+    name, text = innermost(type(error).__name__, str(error))
+    text = one_line(text)
+    return (text or name) if isinstance(error, ValueError) else f"{name}: {text or name}"
 
 
 def _make(run_dir: Path, job: dict[str, Any], inputs: dict[str, Path]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 MAX_LISTED = 12
+TRACEBACK = "Traceback (most recent call last):"
+RAISED = re.compile(r"^([A-Za-z_][\w.]*)(?:: |$)", re.MULTILINE)  # `ValueError: its words`
 
 
 @contextmanager
@@ -124,3 +127,20 @@ def unknown(what: str, name: str, known: Iterable[str]) -> str:
     listed = ", ".join(names[:MAX_LISTED]) or "none"
     more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
     return f"unknown {what} {name!r};{hint} known: {listed}{more}"
+
+
+def innermost(name: str, text: str) -> tuple[str, str]:
+    r"""Return type and words of the error that an error of another process tells of, or its own.
+
+    torch puts the whole traceback of a loader's worker, or of a process that it started, before
+    them.
+
+    Example:
+        >>> innermost("OSError", f"Caught it.\n{TRACEBACK}\n  File x\nKeyError: 'a.png'\n")
+        ('KeyError', "'a.png'")
+    """
+    _, is_there, rest = text.rpartition(TRACEBACK)
+    raised = RAISED.search(rest) if is_there else None
+    if raised is None:
+        return name, text
+    return raised[1].rpartition(".")[2], rest[raised.end() :].strip()

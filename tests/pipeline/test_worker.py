@@ -7,12 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import UnidentifiedImageError
+from pipeline.messages import TRACEBACK
+from torch.utils.data import DataLoader, Dataset
 
 from pipeline import worker
 from pipeline.plan.build import load_plan
 from pipeline.stages import provenance
 from pipeline.stages.run_folder import LOG, MANIFEST, prepare, read_state
-from pipeline.worker import check_input
+from pipeline.worker import check_input, reason_of
 from tests.pipeline.local_runs import CONFIG, ONLY_A, RUN, ran, run, small_plan, until
 
 
@@ -34,6 +37,49 @@ def test_a_stage_that_is_killed_or_writes_nothing_has_failed(fakes: Path) -> Non
     pretrain = next(entry for entry in load_plan(CONFIG, []).stages if entry.name == "pretrain/a")
     assert read_state(pretrain) == states["pretrain/a"]
     assert "ended without writing out.txt" in str(states["pretrain/b"].reason)
+
+
+class Broken(Dataset[int]):
+    """Images of which reading one fails, in its own words or in those of another error."""
+
+    def __init__(self, raised: type[Exception]) -> None:
+        self.raised = raised
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> int:
+        try:
+            raise EOFError("cut\noff")
+        except EOFError as error:
+            raise self.raised("data/7.png: cannot\nbe read") from error
+
+
+@pytest.mark.parametrize(
+    ("raised", "reason"),
+    [
+        (ValueError, "data/7.png: cannot be read"),
+        (OSError, "OSError: data/7.png: cannot be read"),
+        (UnidentifiedImageError, "UnidentifiedImageError: data/7.png: cannot be read"),
+    ],
+)
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_failure_in_a_loaders_worker_is_told_in_its_own_words(
+    raised: type[Exception], reason: str, num_workers: int
+) -> None:
+    loader = DataLoader(Broken(raised), num_workers=num_workers)
+    with pytest.raises(raised) as error:
+        next(iter(loader))
+    assert reason_of(error.value) == reason
+
+
+def test_a_failure_in_a_started_process_is_told_in_its_own_words() -> None:
+    text = (
+        f"\n\n-- Process 1 terminated with the following error:\n{TRACEBACK}\n  File x\nKeyError: 4"
+    )
+    assert reason_of(RuntimeError(text)) == "KeyError: 4"
+    assert reason_of(RuntimeError("CUDA\nout of memory")) == "RuntimeError: CUDA out of memory"
+    assert reason_of(AssertionError()) == "AssertionError: AssertionError"
 
 
 def test_an_input_edited_by_hand_is_refused_and_made_again(fakes: Path) -> None:
