@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 from PIL import UnidentifiedImageError
-from pipeline.messages import TRACEBACK
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline import worker
 from pipeline.plan.build import load_plan
 from pipeline.stages import provenance
+from pipeline.stages.files import TRACEBACK
 from pipeline.stages.run_folder import LOG, MANIFEST, prepare, read_state
 from pipeline.worker import check_input, reason_of
 from tests.pipeline.local_runs import CONFIG, ONLY_A, RUN, ran, run, small_plan, until
