@@ -8,9 +8,6 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
 from torch import nn
 
-from transfer.detection import (
-    heads,  # noqa: F401
-)
 from transfer.detection.cfg import weights_fault
 from transfer.detection.cli import read_config
 from transfer.detection.run import (
