@@ -12,12 +12,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/pretrain.p
 from transfer.checkpoints.families import FORMATS
 from transfer.files import one_line, refusal
 
-EXAMPLE = "example: python tools/convert_to_detectron2.py runs/cw-rgp/backbone.pth cw-rgp.pkl"
+EXAMPLE = "example:\n  python tools/convert_to_detectron2.py runs/cw-rgp/backbone.pth cw-rgp.pkl"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Return 0 when OUTPUT and its companion .json are written, 2 when the input is refused."""
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLE)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLE, formatter_class=raw)
     parser.add_argument("input", type=Path, metavar="INPUT", help="checkpoint file")
     parser.add_argument("output", type=Path, metavar="OUTPUT.pkl", help="detectron2 weights")
     parser.add_argument("--format", help=f"family, where not recognised: {', '.join(FORMATS)}")
@@ -33,9 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
         from transfer.config.convert import stated_input  # noqa: PLC0415  (--help needs none)
         from transfer.convert import convert_checkpoint, summary  # noqa: PLC0415
 
-        stated = stated_input(
-            options.input_order, options.pixel_mean, options.pixel_std, options.stride_in_1x1
-        )
+        stated = stated_input(options.input_order, options.pixel_mean,
+                              options.pixel_std, options.stride_in_1x1)  # fmt: skip
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # fvcore's, at import
             report = convert_checkpoint(options.input, options.output, format=options.format,
@@ -47,13 +47,14 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         line, code = one_line(error)[:370], 2
     except Exception as error:  # noqa: BLE001  (an untrusted file found a gap: still one line)
-        line = refusal(options.input, one_line(f"unexpected {type(error).__name__}: {error}"))
-        code = 2
+        line, code = refusal(options.input, f"unexpected {type(error).__name__}: {error}"), 2
     print(f"convert_to_detectron2: {line}", file=sys.stderr)
     return code
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was begun is cleared away
+    for one in (signal.SIGTERM, signal.SIGHUP):  # what was begun is cleared away
+        if signal.getsignal(one) != signal.SIG_IGN:  # as under nohup
+            signal.signal(one, lambda number, _: sys.exit(128 + number))
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     sys.exit(main())

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -338,6 +339,26 @@ def test_text_out_of_the_file_is_harmless_and_short_on_the_terminal(
     assert command.main([str(tmp_path / "e.pth"), str(tmp_path / "out.pkl")]) == 0
     printed = capsys.readouterr().out
     assert all(line.isprintable() and len(line) <= 400 for line in printed.splitlines())
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("ignored", [False, True])
+def test_signals_that_end_it_clear_away_what_was_begun(name: str, ignored: bool) -> None:
+    tool = ROOT / "tools" / "convert_to_detectron2.py"
+    code = f"""
+import os, runpy, signal, sys
+if {ignored}:
+    signal.signal(signal.{name}, signal.SIG_IGN)
+sys.argv = [{str(tool)!r}, "--help"]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit:
+    os.kill(os.getpid(), signal.{name})
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", code], check=False, capture_output=True, text=True
+    )
+    assert (ended.returncode, ended.stderr) == (0 if ignored else 128 + signal.Signals[name], "")
 
 
 def test_ctrl_c_is_one_line(
