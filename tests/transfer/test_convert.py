@@ -269,6 +269,9 @@ def test_the_command_line_states_the_input_and_the_companion_holds_it(
     assert command.main([str(source), str(target), "--pixel-std", "0", "1", "1"]) == 2
     line = capsys.readouterr().err
     assert "std is [0.0, 1.0, 1.0], wanted three numbers above 0" in line and line.count("\n") == 1
+    assert command.main([str(source), str(target), "--pixel-mean", "1", "nan", "1"]) == 2
+    line = capsys.readouterr().err
+    assert line == "convert_to_detectron2: mean.1: Input should be a finite number\n"
 
 
 def test_detectron2s_own_pickles_are_converted_and_a_companion_is_believed(tmp_path: Path) -> None:

@@ -288,7 +288,7 @@ def _without_encoder(content: Content, state_dicts: Mapping[str, StateDict]) -> 
         return f"VISSL's {kind}: a list of the files that hold the weights, which are not in it"
     keys = list(content.value)[:20]
     shown = [str(key)[:60] if isinstance(key, str | int) else describe(key) for key in keys]
-    return f"no tensors in it; keys: {', '.join(dict.fromkeys(shown))[:200]}"
+    return f"no tensors in it; keys: {', '.join(dict.fromkeys(shown))[:200] or 'none'}"
 
 
 def _input(

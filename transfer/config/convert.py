@@ -77,7 +77,11 @@ def stated_input(
     try:
         return StatedInput.model_validate(given) if given else None
     except ValidationError as error:
-        faults = (str(fault["msg"]).removeprefix("Value error, ") for fault in error.errors())
+        faults = (
+            ": ".join(filter(None, (".".join(map(str, fault["loc"])),
+                                    str(fault["msg"]).removeprefix("Value error, "))))
+            for fault in error.errors()
+        )  # fmt: skip
         raise ValueError("; ".join(faults)) from None
 
 
