@@ -109,16 +109,20 @@ def list_images(root: Path) -> list[str]:
     """
     names, others = image_names(root)
     if others:
-        _tell_passed_over(root, len(others), len(names) + len(others), others[0])
+        used = {name.partition("/")[0] for name in names}
+        plain = [name for name in others if "/" in name and "/." not in f"/{name}"]
+        lost = ", ".join(sorted({name.partition("/")[0] for name in plain} - used))
+        _tell_passed_over(root, len(others), len(names) + len(others), others[0], lost)
     return names
 
 
 @cache
-def _tell_passed_over(root: Path, count: int, total: int, example: str) -> None:
+def _tell_passed_over(root: Path, count: int, total: int, example: str, lost: str) -> None:
     if rank() == 0:
         logger.warning(
             "%s: %d of %d files passed over, such as %s: hidden, or without the suffix of an image "
-            "(%s)", root, count, total, example, ", ".join(sorted(SUFFIXES)),
+            "(%s)%s", root, count, total, example, ", ".join(sorted(SUFFIXES)),
+            lost and f"; no file is an image in: {lost}: convert them, else it is no class",
         )  # fmt: skip
 
 

@@ -97,6 +97,18 @@ def test_hidden_and_system_files_are_no_images_and_no_classes(
     )
 
 
+def test_a_class_whose_images_are_all_of_a_kind_that_is_not_read_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for split in ("train", "val"):
+        image_sets.save_png(tmp_path / split / "a" / "1.png", image_sets.some_pixels(1, 8)[0])
+        (tmp_path / split / "b").mkdir()
+        (tmp_path / split / "b" / "1.tif").write_bytes(b"another kind")
+    open_images(data(tmp_path, "imagefolder"), "train")
+    (line,) = caplog.messages
+    assert line.endswith("; no file is an image in: b: convert them, else it is no class")
+
+
 def test_a_folder_of_system_files_alone_says_what_it_wants(tmp_path: Path) -> None:
     for name in SYSTEM_FILES:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
