@@ -22,12 +22,13 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from pipeline.plan.compatibility import misfits
-from pipeline.plan.data_identity import content_read
+from pipeline.plan.data_identity import PUBLISHED, content_read, copies_in_test
 from pipeline.plan.plan import Plan
 from pipeline.stages.files import read_json, write_text
 from pipeline.stages.provenance import PACKAGES, version_of, with_this_code
 from pipeline.stages.run_folder import State, check_config
 from pipeline.stages.stage import CHECKPOINT, DATA, STAGE_KINDS, WORLD_SIZE, Stage, canonical_json
+from pretrain.config.data import DataConfig
 
 CHECKED = "checked.json"  # below the plan's folder
 MAX_KEPT = 1_000
@@ -147,6 +148,8 @@ def check_before_start(
     faults = [_named(askers[text][0], line) for text in jobs for line in answers[text].faults]
     of_stage = {stage.name: answers[text] for text in jobs for stage in askers[text]}
     faults += [line for stage in waiting for line in _misfits(stage, of_stage)]
+    copies = _copies(waiting)
+    faults += [line for line, is_published in copies.items() if not is_published]
     nodes = plan.config.resources.of("pretrain").nodes
     if here and nodes > 1 and any(WORLD_SIZE in stage.identity for stage in waiting):
         faults.append(
@@ -156,12 +159,23 @@ def check_before_start(
         )
     if faults:
         raise ValueError("\n".join(dict.fromkeys(faults)))
-    said = [line for each in answers.values() for line in each.notes]
+    said = [line for each in answers.values() for line in each.notes] + list(copies)
     said += [_named(askers[text][0], line) for text in jobs for line in answers[text].remarks]
     notes = list(dict.fromkeys(NOTE + line for line in said))
     hidden = len(notes) - MAX_NOTES
     more = [f"{NOTE}{hidden} more; tools/check_data.py shows them all"] if hidden > 0 else []
     return notes[:MAX_NOTES] + more
+
+
+def _copies(stages: list[Stage]) -> dict[str, bool]:
+    """Return a line for each probe's set of which images are trained on too: is it published?"""
+    lines = {}
+    for stage in stages:
+        if stage.kind == "probe":
+            data = DataConfig.model_validate(stage.settings["data"])
+            if line := copies_in_test(data, stage.identity[DATA]):
+                lines[line] = data.name in PUBLISHED
+    return lines
 
 
 def _named(stage: Stage, fault: str) -> str:

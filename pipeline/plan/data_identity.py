@@ -43,10 +43,11 @@ from transfer.datasets.files import (
     part_ids,
     split_names,
 )
-from transfer.datasets.findings import path_fault
+from transfer.datasets.findings import few, path_fault, share_of
 from transfer.files import refusal
 
 SPLITS: dict[str, tuple[Split, ...]] = {"pretrain": ("pretrain",), "probe": ("train", "test")}
+PUBLISHED = ("imagenet", "imagenet100", "tiny-imagenet")  # measured on as they are
 DETECTION: TypeAdapter[CocoData | VocData] = TypeAdapter(DetectionData)
 Identity = dict[str, Any]
 
@@ -69,6 +70,34 @@ def _split_identity(data: DataConfig, split: Split) -> Identity:
     if labels := label_file(data, split):
         identity["labels"] = _part(labels.parent, [labels.name])
     return identity
+
+
+def copies_in_test(data: DataConfig, content: Identity) -> str | None:
+    """Return that test images of a set in class folders are copies of its training images, or None.
+
+    `content` is the identity of both splits, by which the answer is kept.
+    """
+    if data.format != "imagefolder" or not {"train", "test"} <= content.keys():
+        return None
+    train, test = split_folder(data, "train"), split_folder(data, "test")
+
+    def compute() -> list[tuple[str, str]]:
+        names = [image_names(folder)[0] for folder in (train, test)]
+        digests = [file_digests(train, names[0], data.identity)]
+        digests.append(file_digests(test, names[1], data.identity))
+        trained = dict(zip(digests[0], names[0], strict=True))
+        pairs = zip(digests[1], names[1], strict=True)
+        return [(name, trained[digest]) for digest, name in pairs if digest in trained]
+
+    images = [content[split]["images"] for split in ("train", "test")]
+    copies = kept_json(f"copies of {images[0]['digest']} in {images[1]['digest']}", compute)
+    if not copies:
+        return None
+    named = [f"{test.name}/{one} is a copy of {train.name}/{other}" for one, other in copies]
+    line = f"{test}: {share_of(len(copies), images[1]['num_files'], 'image', 'is', 'are')} trained "
+    line += f"on too ({few(named)})"
+    remedy = "take them out of one of the two"
+    return f"{line}; {'they are measured on as published' if data.name in PUBLISHED else remedy}"
 
 
 def detection_identity(name: str, data: CocoData | VocData) -> Identity:

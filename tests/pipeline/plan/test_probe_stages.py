@@ -1,6 +1,7 @@
 """Probes in a plan: what they need, what their signature covers, what a report shows of them."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,15 @@ import yaml
 from PIL import Image
 from rich.console import Console
 
+from pipeline.executors import preflight
 from pipeline.executors.local import Progress, run_local
+from pipeline.executors.preflight import Answer, check_before_start
 from pipeline.plan.build import load_plan
 from pipeline.plan.plan import Plan
 from pipeline.report.collect import collect
 from pipeline.report.write import write_report
 from pipeline.stages import stage
+from pipeline.stages.run_folder import State
 from pipeline.stages.stage import StageKind
 from tests.pipeline.edits import CONFIG, edit
 
@@ -34,7 +38,7 @@ def probed(project: Path) -> Path:
         for name in ("one", "two"):
             folder = project / "data" / "labelled" / split / name
             folder.mkdir(parents=True)
-            Image.new("RGB", (8, 8), (9 * len(name), 9, 9)).save(folder / "0.png")
+            Image.new("RGB", (8, 8), (9 * len(name), 9, 9 * len(split))).save(folder / "0.png")
     (project / "configs" / "probe.yaml").write_text(yaml.safe_dump(PROBE), encoding="utf-8")
     (project / "weights.pth").write_bytes(b"one")
 
@@ -168,3 +172,25 @@ def test_a_report_shows_what_probes_measured(
     ]  # fmt: skip
     assert results["probes"][1]["metrics"]["bbox/AP"] == 10.0  # as the fake stage returns it
     assert "## Probes" in Path("report/report.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("name", ["labelled", "tiny-imagenet"])
+def test_images_that_are_trained_on_and_measured_on_are_seen(
+    probed: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(preflight, "_answers", lambda _, jobs, __: [Answer() for _ in jobs])
+    root = probed / "data" / "labelled"
+    (root / "val" / "one" / "7.png").write_bytes((root / "train" / "two" / "0.png").read_bytes())
+    edit("configs/probe.yaml", lambda content: content["data"].update(name=name))
+    plan = load_plan(CONFIG, [])
+    line = (
+        f"{root / 'val'}: 1 of 3 images is trained on too (val/one/7.png is a copy of "
+        "train/two/0.png); "
+    )
+    waiting = {stage.name: State("missing") for stage in plan.stages}
+    if name == "labelled":
+        with pytest.raises(ValueError, match=re.escape(f"{line}take them out of one of the two")):
+            check_before_start(plan, waiting)
+    else:
+        notes = check_before_start(plan, waiting)
+        assert f"note: {line}they are measured on as published" in notes
