@@ -23,6 +23,7 @@ from transfer.datasets.findings import (
     is_dropped_box,
     is_number,
     is_whole,
+    number_of,
     path_fault,
     read_text,
     share_of,
@@ -124,6 +125,8 @@ def check_coco(data: CocoData, findings: Findings) -> Iterator[Finding]:
     except ValueError as error:
         yield "unreadable annotation files", f"{path}: {error}"
         return
+    yield from _decimal_ids(path, {"images": images, "categories": categories,
+                                   "annotations": annotations})  # fmt: skip
     known = Known(findings.needs)
     yield from _images(path, images, known)
     yield from _categories(path, categories, known)
@@ -218,15 +221,43 @@ def _lists(path: Path) -> list[list[Any]]:
     )
 
 
+def _decimal_ids(path: Path, lists: dict[str, list[Any]]) -> Iterator[Finding]:
+    """Yield that ids have a decimal point; they are made whole here, so that no line follows."""
+    decimal: list[str] = []
+    for what, entries in lists.items():
+        keys = ("id", "image_id", "category_id") if what == "annotations" else ("id",)
+        for index, entry in enumerate(entries):
+            for key in keys if isinstance(entry, dict) else ():
+                value = entry.get(key)
+                if isinstance(value, float) and is_number(value) and value.is_integer():
+                    entry[key] = int(value)
+                    decimal.append(f"{what}[{index}] has {key} {value}")
+    if decimal:
+        line = (
+            f"{path}: {number_of(len(decimal), 'id', 'has', 'have')} a decimal point ({decimal[0]}"
+        )
+        line += "), as pandas writes a column with gaps; write whole numbers"
+        yield "ids with a decimal point", line
+
+
 def _images(path: Path, images: list[Any], known: Known) -> Iterator[Finding]:
     """Yield what is wrong with the images; add them to `known`."""
+    absolute: list[str] = []
     for index, image in enumerate(images):
         if fault := _image_fault(image, known):
-            yield "broken images entries", f"{path}: images[{index}] {fault}"
+            line = f"{path}: images[{index}] {fault}"
             known.add_broken("images", image)
+            if isinstance(image, dict) and str(image.get("file_name")).startswith("/"):
+                absolute.append(line)
+            else:
+                yield "broken images entries", line
         else:
             known.sizes[image["id"]] = image["width"], image["height"]
             known.files[image["id"]] = image["file_name"]
+    if absolute:
+        share = share_of(len(absolute), len(images), "file name", "is", "are")
+        line = f"{absolute[0]}; {share} absolute: write them relative to the folder of the images"
+        yield "broken images entries", line
     if len({type(number) for number in known.files}) > 1:
         line = f"{path}: ids of images are numbers and texts, wanted one of the two"
         yield "broken images entries", line

@@ -25,6 +25,7 @@ from transfer.datasets.findings import (
     number_of,
     path_fault,
     read_text,
+    share_of,
     shown,
 )
 
@@ -59,6 +60,7 @@ def check_voc(data: VocData, findings: Findings) -> Iterator[Finding]:
     images = image_files(data.root / FOLDERS[1], names)
     missing: list[Path] = []
     unknown: dict[str, list[Path]] = {}
+    fractions: list[str] = []
     has_folders = [(data.root / folder).is_dir() for folder in FOLDERS]
     for name in names if has_folders[0] else ():
         path = data.root / "Annotations" / f"{name}.xml"
@@ -77,10 +79,13 @@ def check_voc(data: VocData, findings: Findings) -> Iterator[Finding]:
         elif has_folders[1]:
             findings.jobs.append(ImageJob(images[name][0], size, path))
         image = str(images[name][0].relative_to(findings.image_root))
-        yield from findings.set_aside(image, _objects(path, tree, size, findings, unknown))
+        yield from findings.set_aside(
+            image, _objects(path, tree, size, findings, unknown, fractions)
+        )
     if missing:
         yield "missing annotation files", _missing_line(missing, len(names))
     yield from _unknown_lines(unknown, data.class_names)
+    yield from _fraction_lines(fractions, findings.num_objects)
     findings.published = len(names), findings.tally.counted.total()
 
 
@@ -219,10 +224,26 @@ def _is_difficult(element: ET.Element) -> bool:
     return (element.findtext("difficult") or "").strip().strip("0") != ""
 
 
+def _fraction_lines(places: list[str], num_objects: int) -> Iterator[Finding]:
+    """Yield one line for all boxes that seem to be fractions of their image."""
+    if places:
+        share = share_of(len(places), num_objects, "object", "has a bndbox", "have bndboxes")
+        line = f"{places[0]}: {share} within the first pixel, in fractions of the image it seems"
+        yield "boxes in fractions", f"{line}; wanted pixels"
+
+
 def _objects(
-    path: Path, tree: ET.Element, size: Size, findings: Findings, unknown: dict[str, list[Path]]
+    path: Path,
+    tree: ET.Element,
+    size: Size,
+    findings: Findings,
+    unknown: dict[str, list[Path]],
+    fractions: list[str],
 ) -> Iterator[Finding]:
-    """Yield what is wrong with the objects of an image; count them, also by unknown class."""
+    """Yield what is wrong with the objects of an image; count them, also by unknown class.
+
+    Boxes within the first pixel that are no whole pixels are kept in `fractions`, for one line.
+    """
     elements = tree.findall("object")
     tally, num_counted = findings.tally, 0
     for element in elements:
@@ -234,7 +255,10 @@ def _objects(
         where = f"{path}: object {shown(name)}"
         if name not in findings.tally.class_names:
             unknown.setdefault(name, []).append(path)
-        yield from _object(where, element, size, findings.needs.evaluated)
+        if edges and max(edges) <= 1 and not all(edge.is_integer() for edge in edges):
+            fractions.append(where)
+        else:
+            yield from _object(where, element, size, findings.needs.evaluated)
     findings.num_objects += len(elements)
     tally.add_image(path.stem, num_counted, len(elements))
 

@@ -1,5 +1,6 @@
 """Every fault of a set in COCO's layout is one line that names the file and what was expected."""
 
+import json
 import re
 from collections.abc import Callable
 from typing import Any
@@ -380,3 +381,31 @@ def test_a_wrong_size_is_one_line_whatever_lies_in_the_image(
     edit(coco, change)
     (fault,) = detection_faults(coco)
     assert "000.jpg: size (64, 48), but " in fault and "says (6, 48)" in fault
+
+
+def test_ids_with_a_decimal_point_are_one_line(coco: CocoData) -> None:
+    def change(content: Content) -> None:
+        for entry in content["annotations"]:
+            entry |= {"image_id": float(entry["image_id"]), "id": float(entry["id"])}
+
+    edit(coco, lambda content: (change(content), content["images"][0].update(id=0.0)))
+    content = json.loads(coco.annotations.read_text(encoding="utf-8"))
+    num_ids = 2 * len(content["annotations"]) + 1
+    for evaluated in (False, True):
+        (line,) = check_set("mine", coco, Needs(evaluated, masks=False)).faults
+        assert line == (
+            f"{coco.annotations}: {num_ids} ids have a decimal point (images[0] has id 0.0), as "
+            "pandas writes a column with gaps; write whole numbers"
+        )
+
+
+def test_absolute_file_names_are_one_line(coco: CocoData) -> None:
+    def change(content: Content) -> None:
+        for entry in content["images"]:
+            entry["file_name"] = str(coco.images / entry["file_name"])
+
+    edit(coco, change)
+    lines = check_set("mine", coco, Needs(False, masks=False)).faults
+    (line,) = [line for line in lines if "file_name" in line]
+    assert re.search(r"images\[0\] .* leaves the folder of the set; (\d+) of \1 file names are "
+                     "absolute: write them relative to the folder of the images", line)  # fmt: skip

@@ -1,5 +1,6 @@
 """Every fault of a set in VOC's layout is one line that names the file and what was expected."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -255,3 +256,16 @@ def test_a_wrong_size_an_unknown_class_and_missing_files_are_one_line_each(
     (fault,) = detection_faults(voc)
     assert "000.jpg.xml: no such file; the split lists it (2 of 2 annotations are missing)" in fault
     assert fault.endswith("; a split names images without suffix, such as 000")
+
+
+@pytest.mark.parametrize("evaluated", [False, True])
+def test_boxes_in_fractions_are_one_line(voc: VocData, evaluated: bool) -> None:
+    paths = sorted((voc.root / "Annotations").glob("*.xml"))
+    for path in paths:
+        text = path.read_text(encoding="utf-8")
+        path.write_text(re.sub(r"<(x|y)(min|max)>(\d+)<", r"<\1\2>0.\3<", text), encoding="utf-8")
+    faults = check_set("mine", voc, Needs(evaluated, masks=False)).faults
+    (line,) = [fault for fault in faults if "bndbox" in fault]
+    assert (
+        "objects have bndboxes within the first pixel, in fractions of the image it seems" in line
+    )
