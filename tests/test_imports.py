@@ -19,7 +19,6 @@ TORCH_FREE = {
     "transfer.checkpoints.other_files",
     "transfer.config.convert",
     "transfer.config.data",
-    "transfer.config.detectron2_keys",
     "transfer.config.finetune",
     "transfer.datasets.files",
     "transfer.datasets.findings",

@@ -37,8 +37,7 @@ from pretrain.config.pretrain import PretrainConfig
 from pretrain.config.probe import ProbeConfig
 from transfer.config.convert import ConvertConfig
 from transfer.config.data import DetectionData, known_datasets
-from transfer.config.detectron2_keys import signed_keys
-from transfer.config.finetune import FinetuneConfig, optimizer_fault
+from transfer.config.finetune import FinetuneConfig, optimizer_fault, signed_keys
 
 Config = TypeVar("Config", bound=BaseModel)
 Value = TypeVar("Value")

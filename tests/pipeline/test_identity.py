@@ -28,8 +28,7 @@ from pretrain.config.pretrain import PretrainConfig
 from pretrain.config.probe import ProbeConfig
 from transfer.config.convert import ConvertConfig
 from transfer.config.data import CocoData, VocData
-from transfer.config.detectron2_keys import LEFT_OUT
-from transfer.config.finetune import FinetuneConfig
+from transfer.config.finetune import LEFT_OUT, FinetuneConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs" / "how-numbers-are-made.md"

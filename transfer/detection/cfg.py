@@ -26,8 +26,7 @@ from transfer.config.data import (
     DetectionData,
     VocData,
 )
-from transfer.config.detectron2_keys import with_own_keys
-from transfer.config.finetune import FinetuneConfig
+from transfer.config.finetune import FinetuneConfig, with_own_keys
 from transfer.datasets.check import task_faults
 from transfer.datasets.findings import MAX_CLASSES, Needs, few, number_of
 from transfer.detection.loader import class_names

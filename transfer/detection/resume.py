@@ -16,8 +16,7 @@ from detectron2.config import CfgNode
 from detectron2.solver import build_lr_scheduler
 
 from transfer.config.data import DetectionData
-from transfer.config.detectron2_keys import PERIODS, WORKERS, flat
-from transfer.config.finetune import Optimizer
+from transfer.config.finetune import PERIODS, WORKERS, Optimizer, flat
 from transfer.detection.run import EFFECTIVE, INPUTS, input_digests
 from transfer.files import one_line
 

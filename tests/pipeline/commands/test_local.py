@@ -18,7 +18,7 @@ from pipeline.report.write import make_report
 from pipeline.stages.run_folder import MANIFEST, State, read_state
 from tests.pipeline.edits import edit
 from tests.pipeline.local_runs import CONFIG, ONLY_A, ONLY_RANDOM, RUN, ran, run, small_plan, until
-from transfer.config import detectron2_keys
+from transfer.config import finetune
 
 
 def test_a_plan_is_shown_and_nothing_runs(fakes: Path) -> None:
@@ -54,8 +54,8 @@ def test_status_and_report_of_finished_runs_need_no_data(
     results = Path("runs/tiny/report/results.json")
     before = results.read_text("utf-8")
     shutil.rmtree("data")
-    monkeypatch.setattr(detectron2_keys, "find_spec", lambda _: None)
-    detectron2_keys._defaults.cache_clear()
+    monkeypatch.setattr(finetune, "find_spec", lambda _: None)
+    finetune._defaults.cache_clear()
     capsys.readouterr()
     assert execute("status", CONFIG, [], Options(as_json=True)) == 0
     told = capsys.readouterr()

@@ -9,15 +9,15 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 
-from transfer.config import detectron2_keys
-from transfer.config.detectron2_keys import (
+from transfer.config import finetune
+from transfer.config.finetune import (
     LEFT_OUT,
-    default_keys,
+    FinetuneConfig,
     flat,
+    named_optimizer,
     signed_keys,
     why_left_out,
 )
-from transfer.config.finetune import FinetuneConfig, named_optimizer
 from transfer.detection.cfg import build_cfg
 from transfer.detection.loader import ImageMapper
 from transfer.detection.trainer import TRAINERS
@@ -68,7 +68,7 @@ def signed(optimizer: str = "sgd", **content: Any) -> dict[str, Any]:
 def test_defaults_are_those_of_the_installed_detectron2() -> None:
     theirs = flat(get_cfg())
     own = {"SOLVER.AMP.PRECISION": "fp16", "SOLVER.OPTIMIZER": "sgd"}
-    assert default_keys() == theirs | own
+    assert flat(finetune._defaults()) == theirs | own
     assert len(theirs) == 183
 
 
@@ -88,7 +88,7 @@ def test_a_config_is_resolved_as_detectron2_resolves_it(path: Path) -> None:
 
 def test_defaults_written_out_and_other_ways_to_write_a_value_change_nothing() -> None:
     written: dict[str, Any] = {}
-    for key, value in default_keys().items():
+    for key, value in flat(finetune._defaults()).items():
         node = written
         *sections, last = key.split(".")
         for section in sections:
@@ -144,16 +144,16 @@ def test_another_optimizer_reads_other_keys() -> None:
 
 def test_another_detectron2s_default_is_another_identity(monkeypatch: pytest.MonkeyPatch) -> None:
     before = signed()
-    cfg = detectron2_keys._defaults().clone()
+    cfg = finetune._defaults().clone()
     cfg.MODEL.RPN.NMS_THRESH = 0.6
-    monkeypatch.setattr(detectron2_keys, "_defaults", lambda: cfg)
+    monkeypatch.setattr(finetune, "_defaults", lambda: cfg)
     assert {key for key, value in signed().items() if before[key] != value} == {
         "MODEL.RPN.NMS_THRESH"
     }
 
 
 def test_every_row_names_keys_that_there_are_and_says_why() -> None:
-    keys = default_keys()
+    keys = flat(finetune._defaults())
     for row in LEFT_OUT:
         assert row.why and row.keys
         for name in row.keys:
