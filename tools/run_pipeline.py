@@ -6,6 +6,7 @@ status  prints where every stage stands
 logs    prints the end of the log of --stage
 cancel  cancels every job that the plan has in SLURM's queue; run goes on from there
 report  writes the report anew from whatever is done; `report A B` compares two runs' folders
+clean   prints what the folder holds that nothing needs, and its size; --yes removes it
 init    writes a config from flags or questions (init --help)
 """
 
@@ -45,6 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--replace", action="store_true", help="run: cancel jobs that are not of the plan any more"
     )
+    parser.add_argument("--yes", action="store_true", help="clean: remove what it prints")
     parser.add_argument("--outdated", action="store_true", help="cancel: only such jobs")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="changes to the config, such as seeds=[0]"

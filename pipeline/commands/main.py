@@ -24,11 +24,20 @@ from pipeline.plan.plan import Plan, other_configs
 from pipeline.stages.provenance import code_state
 from pipeline.stages.run_folder import LockedError
 
-MODULES = {"local": "pipeline.commands.local", "slurm": "pipeline.commands.slurm"}
-FUNCTIONS = {"run": "run", "plan": "show_plan", "cancel": "cancel", "report": "rebuild_report"}
-ONLY = {"cancel": "slurm", "report": "local"}  # what they do does not depend on the executor
+MODULES = {name: f"pipeline.commands.{name}" for name in ("local", "slurm", "clean")}
+FUNCTIONS = {
+    "plan": "show_plan",
+    "report": "rebuild_report",
+}  # the others have their command's name
+ONLY = {"cancel": "slurm", "report": "local", "clean": "clean"}  # whatever the executor is
+GO_WITH = {  # options: the command and executor that have them
+    "only": (("run", "local"), "run on this machine (--executor local)"),
+    "replace": (("run", "slurm"), "run --executor slurm"),
+    "outdated": (("cancel", "slurm"), "cancel"),
+    "yes": (("clean", "clean"), "clean"),
+}
 SHOW = ("status", "logs", "report", "cancel")  # they read run folders, no data
-NAMES = ("run", "plan", "status", "logs", "cancel", "report")
+NAMES = ("run", "plan", "status", "logs", "cancel", "report", "clean")
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,7 @@ class Options:
     only: tuple[str, ...] = ()
     replace: bool = False
     outdated: bool = False
+    yes: bool = False
 
 
 class _Output:
@@ -139,20 +149,13 @@ def action_of(command: str, options: Options) -> Callable[[Plan, Console], int]:
         return partial(show_log, name=options.stage)
     executor = ONLY.get(command, options.executor or "local")
     keywords: dict[str, Any] = {}
-    if options.only:
-        keywords["only"] = options.only
-        if (command, executor) != ("run", "local"):
-            raise ValueError("--only goes with run on this machine (--executor local)")
-    if options.replace:
-        keywords["replace"] = True
-        if (command, executor) != ("run", "slurm"):
-            raise ValueError("--replace goes with run --executor slurm")
-    if options.outdated:
-        keywords["outdated"] = True
-        if command != "cancel":
-            raise ValueError("--outdated goes with cancel")
+    for name, (wanted, words) in GO_WITH.items():
+        if value := getattr(options, name):
+            keywords[name] = value
+            if (command, executor) != wanted:
+                raise ValueError(f"--{name} goes with {words}")
     if (command, options.executor) == ("run", "local"):
         keywords["beside_queue"] = True
     module: Any = importlib.import_module(MODULES[executor])
-    function: Callable[..., int] = getattr(module, FUNCTIONS[command])
+    function: Callable[..., int] = getattr(module, FUNCTIONS.get(command, command))
     return partial(function, **keywords) if keywords else function

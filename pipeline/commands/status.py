@@ -18,7 +18,7 @@ from rich.text import Text
 from pipeline.executors.slurm.states import Standing, last_lines, read_standings
 from pipeline.plan.plan import Plan
 from pipeline.report.remarks import remarks
-from pipeline.stages.files import one_line, read_json, unknown
+from pipeline.stages.files import one_line, read_json, size_of, size_text, unknown
 from pipeline.stages.run_folder import FAILURE, JOB, LOG, Status
 from pipeline.stages.stage import Stage
 from pipeline.stages.staleness import how_it_differs, newest_folder
@@ -117,7 +117,10 @@ def status_text(plan: Plan, standings: dict[str, Standing], notes: list[str]) ->
         lines.append(_rows(plan, shown))
     counts = Counter(standing.status for standing in standings.values())
     total = ", ".join(f"{counts[status]} {status}" for status in ORDER if counts[status])
-    lines.append(Text(f"{len(standings)} stages: {total}; folder {plan.config.root}"))
+    folder = f"folder {plan.config.root}"
+    if len(standings) <= MAX_ROWS:  # of a large plan it takes long
+        folder += f" ({size_text(size_of(plan.config.root))})"
+    lines.append(Text(f"{len(standings)} stages: {total}; {folder}"))
     lines += [Text(note, style="yellow") for note in notes]
     return Group(*lines, *_reasons(standings))
 

@@ -8,9 +8,10 @@ import os
 import re
 import secrets
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 MAX_LISTED = 12
@@ -144,3 +145,28 @@ def innermost(name: str, text: str) -> tuple[str, str]:
     if raised is None:
         return name, text
     return raised[1].rpartition(".")[2], rest[raised.end() :].strip()
+
+
+def size_of(path: Path) -> int:
+    """Return the bytes of a file, or of all files below a folder; a hard link counts once."""
+    sizes: dict[tuple[int, int], int] = {}
+    for each in path.rglob("*") if path.is_dir() else [path]:
+        with suppress(OSError):  # a run at work renames and removes
+            stat = each.lstat()
+            if S_ISREG(stat.st_mode):
+                sizes[stat.st_dev, stat.st_ino] = stat.st_size
+    return sum(sizes.values())
+
+
+def size_text(num_bytes: float) -> str:
+    """Return a size such as `3.2 GB`.
+
+    Example:
+        >>> size_text(3_210_000_000), size_text(12)
+        ('3.2 GB', '12 B')
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.1f} TB"

@@ -1,0 +1,167 @@
+"""`clean`: what a pipeline's folder holds that nothing needs, with its size, and its removal.
+
+A run folder is kept that a stage of the config needs, or of another config that was used with this
+folder and has its name still, or a job in the queue, or a process at work.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from pipeline.config.yaml_files import load_yaml
+from pipeline.executors.local import late_probes
+from pipeline.executors.slurm.ledger import LEDGER, read_ledger
+from pipeline.executors.slurm.queue import read_queue
+from pipeline.plan.build import load_plan
+from pipeline.plan.plan import CONFIGS, Plan
+from pipeline.stages.files import read_json, size_of, size_text
+from pipeline.stages.run_folder import JOB, LOCK, MANIFEST, is_locked, lock, read_states
+from pipeline.stages.stage import SIGNATURE_DIGITS, STAGE_KINDS
+
+RUN_FOLDER = re.compile(rf".+-[0-9a-f]{{{SIGNATURE_DIGITS}}}")
+REMOVED = ".removed"  # ends the name of a folder that is being removed
+STATES = ("last.pth", "previous.pth", "damaged.pth")  # of a pretraining, to go on from
+NO_PLAN = "no stage of a config needs it"
+NO_STATE = "finished; only a `probe:` that comes later would read it"
+
+
+@dataclass(frozen=True)
+class Waste:
+    """A folder or file that nothing needs, why, and the bytes that its removal frees."""
+
+    path: Path
+    why: str
+    num_bytes: int
+
+
+def clean(plan: Plan, console: Console, yes: bool = False) -> int:
+    """Print what nothing needs, with its size; remove it with `yes`.
+
+    Raises:
+        ValueError: another config of this folder cannot be read, so what it needs is not known, or
+            the queue cannot be asked.
+        LockedError: a run is at work.
+    """
+    root = plan.config.root
+    if not root.is_dir():
+        raise ValueError(f"{root}: no such folder; nothing was run for {plan.config_file}")
+    if not yes:
+        _show(plan, wastes(plan), console)
+        return 0
+    with lock(root / "lock"):
+        waste = wastes(plan)
+        for entry in waste:
+            _remove(entry.path)
+    freed = size_text(sum(entry.num_bytes for entry in waste))
+    console.print(f"{len(waste)} removed, {freed} freed; {size_text(size_of(root))} are left")
+    return 0
+
+
+def wastes(plan: Plan) -> list[Waste]:
+    """Return what a pipeline's folder holds that nothing needs: run folders, then states."""
+    root, plans = plan.config.root, [plan, *other_plans(plan)]
+    needed = {stage.run_dir.resolve() for each in plans for stage in each.stages}
+    needed |= queued_folders(root)
+    folders = []
+    for folder in sorted(path for kind in STAGE_KINDS for path in (root / kind).glob("*")):
+        if folder.name.startswith(".") and folder.name.endswith(REMOVED):
+            folders.append(Waste(folder, "its removal was interrupted", size_of(folder)))
+        elif (
+            RUN_FOLDER.fullmatch(folder.name)
+            and folder.is_dir()
+            and not folder.is_symlink()
+            and folder.resolve() not in needed
+            and not is_locked(folder / LOCK)
+        ):
+            folders.append(Waste(folder, NO_PLAN, size_of(folder)))
+    return folders + list(dict.fromkeys(_states(plans, queued_folders(root))))
+
+
+def other_plans(plan: Plan) -> list[Plan]:
+    """Return the plans of the other configs that were used with this folder and have its name.
+
+    Raises:
+        ValueError: one cannot be read as `plan` reads it.
+    """
+    path, plans = plan.config.root / CONFIGS, []
+    for name in read_json(path) if path.is_file() else []:
+        config_file = Path(str(name))
+        if config_file == plan.config_file.resolve() or not config_file.is_file():
+            continue
+        try:
+            if load_yaml(config_file).get("name") == plan.config.name:
+                plans.append(load_plan(config_file, []))
+        except ValueError as error:
+            first = str(error).splitlines()[0]
+            raise ValueError(
+                f"{config_file}: used this folder too, and what it needs cannot be told ({first}); "
+                f"fix it, or take it out of {path}"
+            ) from None
+    return plans
+
+
+def queued_folders(root: Path) -> set[Path]:
+    """Return the run folders of jobs in the queue, and those that they read.
+
+    Raises:
+        SlurmError: the queue cannot be asked, and jobs were submitted.
+    """
+    if not (root / LEDGER).is_dir():
+        return set()
+    ledger = [entry for entry in read_ledger(root) if not entry.over]
+    rows = read_queue(entry.job_id for entry in ledger if entry.job_id)
+    folders: set[Path] = set()
+    for entry in ledger:
+        for index, name in enumerate(entry.run_dirs):
+            row = rows.get(entry.task_id(index)) if entry.job_id else None
+            if entry.job_id and (row is None or not row.is_active):
+                continue
+            folders.add(Path(name).resolve())
+            job = Path(name, JOB)
+            inputs = read_json(job)["inputs"] if job.is_file() else {}
+            folders |= {Path(result).parent.resolve() for result in inputs.values()}
+    return folders
+
+
+def _states(plans: Iterable[Plan], queued: set[Path]) -> Iterable[Waste]:
+    """Yield the states of finished pretrainings that no plan's probe waits for."""
+    for plan in plans:
+        states = read_states(plan.stages)
+        late = late_probes(plan, states)
+        for stage in plan.distinct:
+            folder = stage.run_dir
+            if stage.kind != "pretrain" or stage.name in late or folder.resolve() in queued:
+                continue
+            if states[stage.name].status == "done" and not is_locked(folder / LOCK):
+                outputs = read_json(folder / MANIFEST)["outputs"]
+                for path in (folder / name for name in STATES if name not in outputs):
+                    if path.is_file():
+                        yield Waste(path, NO_STATE, size_of(path))
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or folder; a folder is renamed first, so that none is there by half."""
+    if path.is_file():
+        path.unlink()
+        return
+    if not path.name.endswith(REMOVED):
+        path = path.rename(path.with_name(f".{path.name}{REMOVED}"))
+    shutil.rmtree(path)
+
+
+def _show(plan: Plan, waste: list[Waste], console: Console) -> None:
+    """Print what would be removed and what that frees."""
+    for entry in waste:
+        line = f"{size_text(entry.num_bytes):>9}  {entry.path}  ({entry.why})"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    freed = size_text(sum(entry.num_bytes for entry in waste))
+    size = size_text(size_of(plan.config.root))
+    rest = "; `clean --yes` removes them" if waste else ""
+    text = f"{plan.config.root}: {size}, {freed} of them in {len(waste)} that nothing needs{rest}"
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
