@@ -25,7 +25,7 @@ demo: env
 
 # One process a core, one thread each: OpenMP's threads wait actively for each other.
 test: env
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --no-loadscope-reorder
 
 lint: env
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

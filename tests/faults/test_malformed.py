@@ -45,12 +45,10 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder in which nothing is wrong."""
     folder = tmp_path_factory.mktemp("sound")
     tiny.write_project(folder)
-    for split in ("train", "val"):
-        for name in ("a", "b"):
-            tiny.draw_crops(folder / "data" / "labelled" / split / name, 2)
-            (folder / "data" / "labelled" / split / name / "000.png").rename(
-                folder / "data" / "labelled" / split / name / "0.png"
-            )
+    for index, name in enumerate(("train/a", "train/b", "val/a", "val/b")):
+        crops = folder / "data" / "labelled" / name
+        tiny.draw_crops(crops, 2, seed=2 * index)  # a test image must not be a training image
+        (crops / "000.png").rename(crops / "0.png")
     malformed.write_voc(folder / "data" / "voc")
     (folder / "probe.yaml").write_text(yaml.safe_dump(PROBE), encoding="utf-8")
     config = yaml.safe_load((folder / "tiny.yaml").read_text("utf-8"))

@@ -60,10 +60,10 @@ def write_project(folder: Path) -> Path:
     return folder / "tiny.yaml"
 
 
-def draw_crops(folder: Path, count: int) -> None:
+def draw_crops(folder: Path, count: int, seed: int = 0) -> None:
     folder.mkdir(parents=True)
     for index in range(count):
-        dice = random.Random(index)
+        dice = random.Random(seed + index)
         noise = bytes(dice.randrange(256) for _ in range(3 * 32 * 32))
         Image.frombytes("RGB", (32, 32), noise).save(folder / f"{index:03d}.png")
 

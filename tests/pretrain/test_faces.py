@@ -13,7 +13,9 @@ FACES = {
     "models": {
         "BACKBONE", "InputConvention", "SelfSupervisedModel", "read_backbone_file", "save_backbone",
     },
-    "probes": {"TrainingProbe", "open_backbone", "probe_and_write", "run_probe"},
+    "probes": {
+        "TrainingProbe", "open_backbone", "probe_and_write", "probe_kept_states", "run_probe",
+    },
     "training": {"DivergedError", "Trainer"},
     "views": {"ShardedViews", "ViewLoader", "too_few_images"},
     "whitening": {"whiten"},

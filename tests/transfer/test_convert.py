@@ -350,8 +350,7 @@ def test_signals_that_end_it_clear_away_what_was_begun(name: str, ignored: bool)
     tool = ROOT / "tools" / "convert_to_detectron2.py"
     code = f"""
 import os, runpy, signal, sys
-if {ignored}:
-    signal.signal(signal.{name}, signal.SIG_IGN)
+signal.signal(signal.{name}, signal.{"SIG_IGN" if ignored else "SIG_DFL"})
 sys.argv = [{str(tool)!r}, "--help"]
 try:
     runpy.run_path(sys.argv[0], run_name="__main__")
