@@ -154,7 +154,8 @@ def test_precise_norms_and_evaluations_say_how_far_they_are_and_change_nothing(
 
 def test_the_example_runs_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert doctest.testmod(finetune_module) == (0, 7)
+    failed, attempted = doctest.testmod(finetune_module)
+    assert failed == 0 and attempted >= 7
 
 
 def final_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -312,7 +313,8 @@ def test_adamw_takes_its_settings_from_solver(root: Path) -> None:
     model.weight.grad = torch.full((2, 3), 100.0)
     optimizer.step()
     assert float(model.weight.grad.norm()) == pytest.approx(1.0, rel=1e-5)
-    assert TRAINERS[task(root, "faster_rcnn_voc").optimizer] is Trainer
+    assert TRAINERS[task(root, "faster_rcnn_voc").optimizer] is AdamWTrainer  # its base says so
+    assert TRAINERS["sgd"] is Trainer
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,8 @@ def x():
 def large_tensors():
     """The memory of all tensors of more than one number that Python holds."""
     alive = [thing for thing in gc.get_objects() if type(thing) is torch.Tensor]
-    return {memory(tensor) for tensor in alive if tensor.numel() > 1}
+    dense = [tensor for tensor in alive if tensor.layout is torch.strided and not tensor.is_meta]
+    return {memory(tensor) for tensor in dense if tensor.numel() > 1}
 
 
 def memory(tensor):
