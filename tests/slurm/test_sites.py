@@ -18,26 +18,27 @@ TAKE_ALL = (
 )  # fmt: skip
 
 
-@pytest.fixture
-def preempt_by_cancelling(project):
-    slurm("scontrol", "update", "PartitionName=main", "PreemptMode=CANCEL", "GraceTime=0")
-    yield
-    slurm("scontrol", "update", "PartitionName=main", "PreemptMode=REQUEUE", "GraceTime=20")
-
-
-def test_a_job_preempted_by_cancelling_is_submitted_again(project, preempt_by_cancelling) -> None:
-    project.behave("a", steps=25, step_s=0.2)
-    plan = project.plan()
-    project.run(plan)
-    first = project.wait_steps(plan, "pretrain/a", 3).job_id
-    slurm(*TAKE_ALL)
-    standings = project.wait(plan, lambda v: v["pretrain/a"].status == "failed")
-    assert f"job {first} ended as PREEMPTED" in str(standings["pretrain/a"].reason)
-    began = time.monotonic()
-    assert cancel(plan, project.output) == 0 and time.monotonic() - began < 30
-    project.run(plan)
-    all_done(project, plan, 90)
-    assert result(plan, "pretrain/a") == chain(25)
+def test_a_job_preempted_by_cancelling_is_submitted_again(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch
+) -> None:
+    folder = tmp_path_factory.mktemp("cut")  # a short path: SLURM's sockets lie in it
+    more = "PartitionName=cut Nodes=n[1-2] PriorityTier=1 PreemptMode=CANCEL GraceTime=0\n"
+    with (
+        started(folder / "c", more) as cluster,
+        project_on(cluster, folder / "p", monkeypatch) as project,
+    ):
+        project.behave("a", steps=25, step_s=0.2)
+        plan = project.plan(partition="cut")
+        project.run(plan)
+        first = project.wait_steps(plan, "pretrain/a", 3).job_id
+        slurm(*TAKE_ALL)
+        standings = project.wait(plan, lambda v: v["pretrain/a"].status == "failed")
+        assert f"job {first} ended as PREEMPTED" in str(standings["pretrain/a"].reason)
+        began = time.monotonic()
+        assert cancel(plan, project.output) == 0 and time.monotonic() - began < 30
+        project.run(plan)
+        all_done(project, plan, 90)
+        assert result(plan, "pretrain/a") == chain(25)
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.1, 0.3])
@@ -112,15 +113,18 @@ def test_what_can_never_run_is_refused_before_anything_is_queued(
     assert read_ledger(plan.config.root) == [] and slurm("squeue", "--noheader") == ""
 
 
-def test_small_limits_are_filled_and_the_rest_follows(tmp_path: Path, monkeypatch) -> None:
+def test_small_limits_are_filled_and_the_rest_follows(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch
+) -> None:
+    folder = tmp_path_factory.mktemp("few")
     more = (
         "MaxArraySize=3\nMaxJobCount=8\nMinJobAge=2\n"
         "PartitionName=short Nodes=n[1-2] MaxTime=5\n"
         "PartitionName=off Nodes=n[1-2] State=INACTIVE\n"
     )
     with (
-        started(tmp_path / "c", more) as cluster,
-        project_on(cluster, tmp_path / "p", monkeypatch) as project,
+        started(folder / "c", more) as cluster,
+        project_on(cluster, folder / "p", monkeypatch) as project,
     ):
         for partition, key in (("short", "timeout_min: 10"), ("off", "partition: sbatch")):
             with pytest.raises(SlurmError, match=rf"resources.pretrain.{key}"):
