@@ -10,15 +10,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/pretrain.py hides pretrain
 from transfer.checkpoints.families import FORMATS
-from transfer.files import one_line, refusal
+from transfer.files import one_line
 
-EXAMPLE = "example:\n  python tools/convert_to_detectron2.py runs/cw-rgp/backbone.pth cw-rgp.pkl"
+EXAMPLE = "example: python tools/convert_to_detectron2.py runs/cw-rgp/backbone.pth cw-rgp.pkl"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Return 0 when OUTPUT and its companion .json are written, 2 when the input is refused."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLE, formatter_class=raw)
+    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLE)
     parser.add_argument("input", type=Path, metavar="INPUT", help="checkpoint file")
     parser.add_argument("output", type=Path, metavar="OUTPUT.pkl", help="detectron2 weights")
     parser.add_argument("--format", help=f"family, where not recognised: {', '.join(FORMATS)}")
@@ -47,7 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         line, code = one_line(error)[:370], 2
     except Exception as error:  # noqa: BLE001  (an untrusted file found a gap: still one line)
-        line, code = refusal(options.input, f"unexpected {type(error).__name__}: {error}"), 2
+        what = f"{options.input}: unexpected {type(error).__name__}: {error}"
+        line, code = one_line(what)[:370], 2
     print(f"convert_to_detectron2: {line}", file=sys.stderr)
     return code
 

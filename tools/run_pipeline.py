@@ -17,7 +17,6 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/pretrain.py hides pretrain
-
 from pipeline.commands.main import NAMES, Options, execute, init
 
 EXAMPLE = """example:

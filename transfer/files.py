@@ -77,7 +77,7 @@ def refusal(path: Path, reason: object) -> str:
     """Return why a file is refused, on one line that is no longer than a terminal shows at once."""
     place = printable(path)
     place = place if len(place) <= MAX_PLACE else f"...{place[-MAX_PLACE:]}"
-    line = f"{place}: {one_line(reason)}"
+    line = f"{place}: {printable(reason)}"
     return line if len(line) <= MAX_LINE else f"{line[: MAX_LINE - 3]}..."
 
 
