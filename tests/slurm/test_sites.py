@@ -55,6 +55,15 @@ def test_preempted_while_a_job_starts(project, delay: float) -> None:
     assert result(plan, "pretrain/a") == chain(2)
 
 
+def test_a_stage_ended_before_it_could_hear_the_signal_waits_again(project) -> None:
+    once = 'srun() { mkdir ended 2>/dev/null && return 143; command srun "$@"; }'
+    plan = project.plan(short=True, setup=[once])
+    project.run(plan)
+    all_done(project, plan, 90)
+    assert result(plan, "pretrain/a") == chain(2)
+    assert (project.folder / "ended").exists()
+
+
 def test_neither_environment_nor_setup_changes_what_a_stage_is_given(project, monkeypatch) -> None:
     for name in ("SBATCH_EXPORT", "SLURM_EXPORT_ENV"):
         monkeypatch.setenv(name, "NONE")

@@ -30,7 +30,12 @@ WAIT_FOR_FOLDER = """for _ in $(seq 60); do [ -d "$folder" ] && break; sleep 5; 
 [ -d "$folder" ] || [ "${SLURM_RESTART_COUNT:-0}" -ge 10 ] || put_back
 exec >>"$folder/batch-$job.log" 2>&1"""
 TAKEN_OVER = """cd -- "$SLURM_SUBMIT_DIR" || exit 1  # whatever the lines above did
-trap : TERM USR2  # the stage hears them itself"""
+trap : TERM USR2  # the stage hears them itself
+# Ended by one of them all the same, the stage had not even begun to hear.
+ended() {
+    case $1 in 140 | 143) [ "${SLURM_RESTART_COUNT:-0}" -ge 10 ] || put_back ;; esac
+    exit "$1"
+}"""
 
 
 def dependency_words(group: JobGroup, job_ids: Mapping[str, str]) -> list[str]:
@@ -117,6 +122,7 @@ def python_command(python: str) -> str:
 def sbatch_text(parameters: dict[str, Any], group: JobGroup, folder: Path, python: str) -> str:
     """Return the script for sbatch, written by submitit; `plan` shows the one that is submitted."""
     command = f"{python_command(python)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+    command += " || ended $?"
     count = group.num_tasks if group.is_array else None
     return _make_sbatch_string(command=command, folder=folder, **parameters, map_count=count)
 

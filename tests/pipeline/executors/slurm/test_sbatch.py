@@ -57,12 +57,17 @@ export PYTHONSAFEPATH=1  # the folder it starts from may hold newer code
 module load cuda
 cd -- "$SLURM_SUBMIT_DIR" || exit 1  # whatever the lines above did
 trap : TERM USR2  # the stage hears them itself
+# Ended by one of them all the same, the stage had not even begun to hear.
+ended() {
+    case $1 in 140 | 143) [ "${SLURM_RESTART_COUNT:-0}" -ge 10 ] || put_back ;; esac
+    exit "$1"
+}
 
 # command
 export SUBMITIT_EXECUTOR=slurm
 srun --unbuffered --output '/a b/it'"'"'s
 here/%A_%a_%t_log.out' --cpus-per-task=6 --export=ALL --kill-on-bad-exit=1 bash -c 'trap "" USR2 TERM; exec "$@"' bash /bin/python -ISc 'import os, signal as s, sys; s.pthread_sigmask(s.SIG_BLOCK, [s.SIGUSR2, s.SIGTERM]); os.execv(sys.argv[1], sys.argv[1:])' /bin/python -u -m submitit.core._submit '/a b/it'"'"'s
-here'
+here' || ended $?
 """  # noqa: E501
 
 
