@@ -23,7 +23,7 @@ demo: env
 	@$(BIN)/python tools/make_digits.py
 	@$(BIN)/python tools/run_pipeline.py run --config-file configs/pipeline/demo.yaml
 
-# One process a core, one thread each: OpenMP's threads wait actively for each other.
+# One thread each: OpenMP's threads wait actively for each other.
 test: env
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --no-loadscope-reorder
 

@@ -1,5 +1,6 @@
 """The order of the suite and its shares among processes (`pytest -n`)."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,12 @@ SLURM = "tests/slurm/"
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the tests on SLURM first: they take longest and use little of the processor."""
     items.sort(key=lambda item: not item.path.is_relative_to(HERE / "slurm"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Return a process for each core and one for SLURM's tests, which mostly wait."""
+    return len(os.sched_getaffinity(0)) + 1
 
 
 class _ByFile(LoadScopeScheduling):
