@@ -29,10 +29,36 @@ def test_no_recent_python(tmp_path: Path) -> None:
     assert len(answer.stderr.splitlines()) == 1
 
 
+def disk(folder: Path, free_gb: int) -> str:
+    """A PATH whose `df` says so many GB are free: the machine's own disk decides no test."""
+    (folder / "bin").mkdir()
+    df = folder / "bin" / "df"
+    row = f"/dev/disk 1 1 {free_gb << 20} 1% /"
+    df.write_text(f"#!/bin/sh\necho Filesystem\necho '{row}'\n", encoding="utf-8")
+    df.chmod(0o755)
+    return f"{folder / 'bin'}:{os.environ['PATH']}"
+
+
+@pytest.mark.slow
+def test_full_disk(tmp_path: Path) -> None:
+    answer = run(tmp_path, PATH=disk(tmp_path, free_gb=7))
+    assert answer.returncode == 2 and answer.stdout == ""
+    assert answer.stderr == (
+        "setup: only 7 GB free on this disk, wanted 8 for the environment; "
+        "free some and run again\n"
+    )
+    assert not (tmp_path / ".venv" / "install.log").exists()
+
+
 @pytest.mark.slow
 def test_no_network(tmp_path: Path) -> None:
-    closed = "http://127.0.0.1:9/simple"
-    answer = run(tmp_path, PIP_INDEX_URL=closed, PIP_RETRIES="1", PIP_CONFIG_FILE="/dev/null")
+    answer = run(
+        tmp_path,
+        PATH=disk(tmp_path, free_gb=8),
+        PIP_INDEX_URL="http://127.0.0.1:9/simple",
+        PIP_RETRIES="1",
+        PIP_CONFIG_FILE="/dev/null",
+    )
     assert answer.returncode == 2
     assert answer.stderr == (
         "setup: cannot get packages from PyPI (no network?); see .venv/install.log\n"
