@@ -1,5 +1,7 @@
 # make demo    from a bare machine to the result table
 # make test    the same environment, and every test this machine can run
+# make test-oldest  the same with the oldest torch and numpy that pyproject.toml allows, in .venv-oldest
+#              (Python 3.11 or 3.12; 5 GB); TESTS="tests/pretrain/losses" for some of the tests
 # make lint type    what CI checks besides
 # make docs    the documentation site, in build/docs
 # make test-faults  the pipeline killed, starved and damaged, at length; CI runs a short form
@@ -8,8 +10,10 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+OLDEST := .venv-oldest
+TESTS ?=
 
-.PHONY: env demo test test-faults lint type check docs
+.PHONY: env demo test test-oldest test-faults lint type check docs
 .DELETE_ON_ERROR:
 
 env: $(STAMP)
@@ -23,9 +27,20 @@ demo: env
 	@$(BIN)/python tools/make_digits.py
 	@$(BIN)/python tools/run_pipeline.py run --config-file configs/pipeline/demo.yaml
 
+# constraints.txt with the lower bounds of torch, torchvision and numpy in the place of their pins
+$(OLDEST)/.installed: pyproject.toml constraints.txt tools/setup_env.sh
+	@mkdir -p build
+	@sed -nE 's/^ *"(torch|torchvision|numpy)>=([^",]+)".*/\1==\2/p' pyproject.toml >build/oldest.txt
+	@grep -vE '^(torch|torchvision|numpy)==' constraints.txt >>build/oldest.txt
+	@PYTHON="$(PYTHON)" VENV="$(OLDEST)" CONSTRAINTS=build/oldest.txt sh tools/setup_env.sh
+	@touch $@
+
 # One thread each: OpenMP's threads wait actively for each other.
 test: env
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --no-loadscope-reorder
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --no-loadscope-reorder $(TESTS)
+
+test-oldest: $(OLDEST)/.installed
+	@OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n auto --maxprocesses 4 --no-loadscope-reorder $(TESTS)
 
 lint: env
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

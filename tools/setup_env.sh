@@ -1,7 +1,8 @@
 #!/bin/sh
 # Makes $VENV with everything the project needs. Safe to interrupt and to run again.
-# Says in one line what is missing when something is.
+# Says in one line what is missing when something is. CONSTRAINTS: pins other than constraints.txt.
 set -eu
+: "${CONSTRAINTS:=constraints.txt}"
 
 fail() { printf 'setup: %s\n' "$1" >&2; exit 2; }
 
@@ -34,7 +35,7 @@ trap '[ -z "$pip" ] || kill "$pip" 2>/dev/null; echo "setup: interrupted; run th
 
 # Installs quietly into the log, and shows that it is alive.
 install() {
-    "$VENV/bin/python" -m pip install --disable-pip-version-check -c constraints.txt "$@" >"$log" 2>&1 &
+    "$VENV/bin/python" -m pip install --disable-pip-version-check -c "$CONSTRAINTS" "$@" >"$log" 2>&1 &
     pip=$!
     while kill -0 "$pip" 2>/dev/null; do
         sleep 1

@@ -22,12 +22,13 @@ Status = Literal["ok", "absent", "broken"]
 MIN_PYTHON = (3, 11)
 MIN_FREE_GB = 20.0
 ENV_REMEDY = "run make env, or create the environment of environment.yml"
-# Distribution names, as in pyproject.toml; the pipeline does not run without them.
-REQUIRED = (
-    "torch", "torchvision", "numpy", "pillow", "PyYAML", "pydantic", "rich", "Jinja2", "matplotlib",
-    "tensorboard", "scikit-learn", "scipy", "fvcore", "iopath", "pycocotools", "faster-coco-eval",
-    "safetensors", "submitit",
-)  # fmt: skip
+# Distributions without which the pipeline does not run, with pyproject.toml's lower bounds.
+REQUIRED = {
+    "torch": "2.6", "torchvision": "0.21", "numpy": "1.26.4", "pillow": "11", "PyYAML": "6",
+    "pydantic": "2.10", "rich": "13", "Jinja2": "3.1", "matplotlib": "3.9", "tensorboard": "2.18",
+    "scikit-learn": "1.5", "scipy": "1.11", "fvcore": "0.1.5", "iopath": "0.1.9",
+    "pycocotools": "2.0.8", "safetensors": "0.4.3", "faster-coco-eval": "1.6.7", "submitit": "1.5",
+}  # fmt: skip
 # What a data set is, and one path below $DETECTRON2_DATASETS that shows it is there.
 DATASETS = {
     "embedded digits": (
@@ -87,12 +88,27 @@ def python_version() -> Finding:
 
 
 def packages() -> Finding:
-    """Return whether every required package is installed, without importing any."""
-    missing = [name for name in REQUIRED if version_of(name) is None]
-    if missing:
-        text = f"missing: {', '.join(missing)}"
+    """Return whether every required package is installed and new enough, without importing any."""
+    versions = {name: version_of(name) for name in REQUIRED}
+    missing = [name for name, version in versions.items() if version is None]
+    old = [
+        f"{name} {version} instead of {REQUIRED[name]} or newer"
+        for name, version in versions.items()
+        if version is not None and _numbers(version) < _numbers(REQUIRED[name])
+    ]
+    if missing or old:
+        text = "; ".join([*([f"missing: {', '.join(missing)}"] if missing else ()), *old])
         return Finding("packages", "broken", text, ENV_REMEDY, required=True)
     return Finding("packages", "ok", f"all {len(REQUIRED)} are installed", required=True)
+
+
+def _numbers(version: str) -> list[int]:
+    """Return the release of a version, without zeros at its end: [2, 6] for 2.6.0+cu124."""
+    numbers = re.match(r"\d+(\.\d+)*", version)
+    release = [int(number) for number in numbers[0].split(".")] if numbers else []
+    while release and release[-1] == 0:
+        release.pop()
+    return release
 
 
 def torch_and_gpu() -> list[Finding]:

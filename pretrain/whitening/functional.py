@@ -233,8 +233,17 @@ def full_precision(device: torch.device) -> Iterator[None]:
     Afterwards the setting is what it was; one that only repeats the general setting
     (`torch.backends.fp32_precision`) goes on following it.
     """
-    backend: Any = torch.backends.mkldnn
-    backend = torch.backends.cuda.matmul if device.type == "cuda" else backend.matmul
+    mkldnn: Any = torch.backends.mkldnn
+    if not hasattr(mkldnn, "matmul"):  # before torch 2.9 one switch is for all devices
+        general = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            with torch.autocast(device.type, enabled=False):
+                yield
+        finally:
+            torch.set_float32_matmul_precision(general)
+        return
+    backend = torch.backends.cuda.matmul if device.type == "cuda" else mkldnn.matmul
     allowed = backend.fp32_precision
     if allowed not in ("ieee", "none"):
         backend.fp32_precision = "ieee"

@@ -1,7 +1,6 @@
 """The doctor's findings on a machine that commands and folders stand in for."""
 
 import json
-import re
 import stat
 import tomllib
 from pathlib import Path
@@ -29,11 +28,53 @@ def bin_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_required_packages_are_those_of_the_project() -> None:
+def declared(*extras: str) -> dict[str, str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    declared = {re.split(r"[><=]", text)[0].lower() for text in project["dependencies"]}
+    lists = [project["dependencies"], *(project["optional-dependencies"][name] for name in extras)]
+    parts = [text.partition(">=") for texts in lists for text in texts]
+    return {name.lower(): bound for name, _, bound in parts}
+
+
+def test_conda_environment_has_the_bounds_of_the_project() -> None:
+    names = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
+    bounds = {names.get(name, name): bound for name, bound in declared("dev", "docs").items()}
+    text = (ROOT / "environment.yml").read_text("utf-8").partition("dependencies:")[2]
+    parts = [line.split("#")[0].strip(" -").partition(">=") for line in text.splitlines()]
+    there = {name: bound for name, _, bound in parts if name}
+    others = {"python": "3.11", "detectron2=0.6": "", "make": "", "pip": ""}
+    assert there == bounds | others
+    assert doctor.MIN_PYTHON == (3, 11)
+
+
+def test_readme_has_the_bounds_of_torch_and_numpy() -> None:
+    words = " ".join((ROOT / "README.md").read_text("utf-8").split())
+    lowest = doctor.REQUIRED
+    assert (
+        f"torch {lowest['torch']}, torchvision {lowest['torchvision']} "
+        f"and numpy {lowest['numpy']}, or newer" in words
+    )
+
+
+@pytest.mark.parametrize(
+    ("version", "text"),
+    [
+        ("2.5.9+cu121", "torch 2.5.9+cu121 instead of 2.6 or newer"),
+        ("2.6.0+cu124", "all 1 are installed"),
+        ("2.10.0a0+git", "all 1 are installed"),
+    ],
+)
+def test_packages_that_are_too_old(
+    version: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "REQUIRED", {"torch": "2.6"})
+    monkeypatch.setattr(doctor, "version_of", lambda name: version)
+    assert doctor.packages().text == text
+
+
+def test_required_packages_are_those_of_the_project() -> None:
     for_detectron2 = {"omegaconf", "yacs", "tabulate", "termcolor", "cloudpickle"}
-    assert {name.lower() for name in doctor.REQUIRED} == declared - for_detectron2
+    bounds = {name: bound for name, bound in declared().items() if name not in for_detectron2}
+    assert {name.lower(): bound for name, bound in doctor.REQUIRED.items()} == bounds
 
 
 def test_without_a_cluster(bin_dir: Path) -> None:
@@ -118,7 +159,7 @@ def test_only_what_is_required_decides(tmp_path: Path) -> None:
 def test_missing_packages_end_the_examination_of_torch(
     tmp_path: Path, bin_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "REQUIRED", ("torch", "no-such-distribution"))
+    monkeypatch.setattr(doctor, "REQUIRED", {"torch": "2", "no-such-distribution": "1"})
     findings = doctor.examine(GOOD, datasets_root=tmp_path, output_dir=tmp_path)
     names = [finding.name for finding in findings]
     assert "torch" not in names and "GPU" not in names

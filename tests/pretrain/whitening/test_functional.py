@@ -1,6 +1,7 @@
 """Whitening by hand, what it makes of covariances, its invariances, types and faults."""
 
 import doctest
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,9 @@ from pretrain.whitening.functional import AXES, ChannelGroups, full_precision
 from pretrain.whitening.inverse_sqrt import METHODS
 
 D64 = torch.float64
+has_switches = pytest.mark.skipif(
+    not hasattr(torch.backends.mkldnn, "matmul"), reason="torch 2.9 has a switch for each device"
+)
 
 
 def test_cholesky_over_the_batch_by_hand():
@@ -146,6 +150,7 @@ def test_float32_stays_and_half_types_are_raised_to_float32_with_autocast_off(fe
     assert whiten(x.double(), over="batch", method="zca").dtype == D64
 
 
+@has_switches
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_full_precision_leaves_no_setting_behind(device):
     backend = (torch.backends.cuda if device == "cuda" else torch.backends.mkldnn).matmul
@@ -167,6 +172,19 @@ def test_full_precision_leaves_no_setting_behind(device):
         backend.fp32_precision = kept
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_full_precision_by_the_one_switch_of_older_torch(device, monkeypatch):
+    monkeypatch.setattr(torch.backends, "mkldnn", SimpleNamespace())
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with full_precision(torch.device(device)):
+            assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@has_switches
 def test_full_precision_agrees_with_the_older_switch():
     switch = torch.backends.cuda.matmul
     switch.allow_tf32 = True
