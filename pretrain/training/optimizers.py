@@ -22,6 +22,8 @@ class LARS(torch.optim.Optimizer):
     and the parameters of norms (one dimension or none).
     """
 
+    _step_supports_amp_scaling = True  # for GradScaler: `found_inf` is heeded without a host read
+
     def __init__(
         self,
         params: Iterable[Any],
@@ -41,31 +43,51 @@ class LARS(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one step, and return what `closure` returns."""
+        """Take one step, and return what `closure` returns.
+
+        Nothing changes where the attribute `found_inf`, as of torch's fused optimisers, is 1.
+        """
         value = None
         if closure is not None:
             with torch.enable_grad():
                 value = closure()
         for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is not None:
-                    self._update(weight, group)
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            if weights:
+                self._update(weights, group)
         return value
 
-    def _update(self, weight: torch.Tensor, group: dict[str, Any]) -> None:
-        decay, grad = group["weight_decay"], weight.grad
-        assert grad is not None
-        direction = grad.add(weight, alpha=decay)
-        if weight.dim() > 1:
-            weight_norm, grad_norm = weight.norm(), grad.norm()
+    def _update(self, weights: list[torch.Tensor], group: dict[str, Any]) -> None:
+        decay = group["weight_decay"]
+        grads: Any = [weight.grad for weight in weights]
+        directions = torch._foreach_add(grads, weights, alpha=decay)
+        layers = [number for number, weight in enumerate(weights) if weight.dim() > 1]
+        if layers:
+            weight_norm = torch.stack(torch._foreach_norm([weights[n] for n in layers]))
+            grad_norm = torch.stack(torch._foreach_norm([grads[n] for n in layers]))
             ratio = group["trust_coefficient"] * weight_norm / (grad_norm + decay * weight_norm)
             usable = (weight_norm > 0) & (grad_norm > 0)
-            direction.mul_(torch.where(usable, ratio, torch.ones_like(ratio)))
-        state = self.state[weight]
-        if "velocity" not in state:
-            state["velocity"] = torch.zeros_like(weight)
-        velocity = state["velocity"].mul_(group["momentum"]).add_(direction, alpha=group["lr"])
-        weight.sub_(velocity)
+            ratios = torch.where(usable, ratio, torch.ones_like(ratio)).unbind()
+            torch._foreach_mul_([directions[n] for n in layers], ratios)
+        torch._foreach_mul_(directions, group["lr"])
+        velocities: list[torch.Tensor] = []
+        for weight in weights if group["momentum"] else ():
+            if "velocity" not in self.state[weight]:
+                self.state[weight]["velocity"] = torch.zeros_like(weight)
+            velocities.append(self.state[weight]["velocity"])
+        torch._fused_sgd_(
+            weights,
+            directions,
+            velocities,
+            weight_decay=0.0,
+            momentum=group["momentum"],
+            lr=1.0,  # the rate is in the velocity
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+            is_first_step=False,
+            found_inf=getattr(self, "found_inf", None),
+        )
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> Groups:
@@ -79,14 +101,26 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> Groups:
     ]
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Return the optimiser that `config` names, its learning rate still 0."""
+def build_optimizer(
+    model: nn.Module, config: OptimizerConfig, *, fused: bool | None = None
+) -> torch.optim.Optimizer:
+    """Return the optimiser that `config` names, its learning rate still 0.
+
+    `fused`, on a GPU unless given, takes torch's fused kernels for Adam and SGD: a few launches a
+    step, and none of its changes where the optimiser's attribute `found_inf` is 1.
+    """
+    fused = next(model.parameters()).is_cuda if fused is None else fused
+    kernels: dict[str, Any] = {"fused": True} if fused else {}
     momentum = {"momentum": config.momentum}
-    kinds: dict[str, tuple[Callable[..., torch.optim.Optimizer], dict[str, float]]] = {
-        "adam": (torch.optim.Adam, {}),
+    kinds: dict[str, tuple[Callable[..., torch.optim.Optimizer], dict[str, Any]]] = {
+        "adam": (torch.optim.Adam, kernels),
         "lars": (LARS, {**momentum, "trust_coefficient": config.trust_coefficient}),
-        "sgd": (torch.optim.SGD, momentum),
+        "sgd": (torch.optim.SGD, {**momentum, **kernels}),
     }
     kind, settings = kinds[config.name]
     groups = parameter_groups(model, config)
-    return kind(groups, lr=0.0, weight_decay=config.weight_decay, **settings)
+    optimizer = kind(groups, lr=0.0, weight_decay=config.weight_decay, **settings)
+    if config.name == "sgd" and fused and config.momentum:
+        for parameter in model.parameters():  # else left without a value if step 1 is left out
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer

@@ -1,8 +1,11 @@
 """LARS against the paper's formula by hand, and who gets weight decay."""
 
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain.config.pretrain import OptimizerConfig
 from pretrain.training.optimizers import LARS, build_optimizer
@@ -55,6 +58,85 @@ def test_lars_goes_on_from_its_state() -> None:
         return weight.flatten().tolist()
 
     assert run(True) == run(False)
+
+
+def lars_one_by_one(
+    weights: list[Tensor], velocities: list[Tensor], grads: list[Tensor], lr: float, decay: float
+) -> None:
+    """LARS as its paper writes it, weight after weight; momentum 0.9, trust coefficient 0.001."""
+    for weight, velocity, grad in zip(weights, velocities, grads, strict=True):
+        direction = grad + decay * weight
+        if weight.dim() > 1:
+            direction *= 0.001 * weight.norm() / (grad.norm() + decay * weight.norm())
+        velocity.mul_(0.9).add_(direction, alpha=lr)
+        weight.sub_(velocity)
+
+
+def test_lars_of_all_weights_together_is_that_of_each() -> None:
+    shapes = ((64, 3, 7, 7), (64,), (128, 64), (), (5, 4, 3))
+    weights = [nn.Parameter(torch.randn(shape)) for shape in shapes]
+    plain = [weight.detach().clone() for weight in weights]
+    velocities = [torch.zeros_like(weight) for weight in plain]
+    optimizer = LARS(weights, lr=0.3, weight_decay=0.01)
+    for _ in range(4):
+        grads = [torch.randn(shape) for shape in shapes]
+        for weight, grad in zip(weights, grads, strict=True):
+            weight.grad = grad.clone()
+        optimizer.step()
+        lars_one_by_one(plain, velocities, grads, 0.3, 0.01)
+    for weight, wanted in zip(weights, plain, strict=True):
+        torch.testing.assert_close(weight.detach(), wanted, rtol=1e-5, atol=1e-6)
+
+
+class Calls(TorchDispatchMode):
+    """Counts torch's operations: on a GPU each is a launch or more."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is not torch.ops.aten.unbind.int
+        return func(*args, **kwargs or {})
+
+
+def test_lars_takes_as_many_launches_whatever_the_number_of_weights() -> None:
+    counts = []
+    for num_weights in (2, 50):
+        weights = [nn.Parameter(torch.randn(4, 4)) for _ in range(num_weights)]
+        optimizer = LARS(weights, lr=0.1)
+        for weight in weights:
+            weight.grad = torch.randn(4, 4)
+        optimizer.step()  # makes the velocities
+        with Calls() as calls:
+            optimizer.step()
+        counts.append(calls.count)
+    assert counts[0] == counts[1] < 20
+
+
+@pytest.mark.parametrize("name", ["adam", "lars", "sgd"])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_bad_step_is_left_out_on_the_device(name: str, first: bool) -> None:
+    config = OptimizerConfig.model_validate({"name": name, "lr": 0.1, "weight_decay": 0.1})
+    models = [nn.Linear(3, 2) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    optimizers: list[Any] = [build_optimizer(model, config, fused=True) for model in models]
+    grads = [torch.randn(2, 3), torch.randn(2)]
+    for model, optimizer in zip(models, optimizers, strict=True):
+        optimizer.param_groups[0]["lr"] = 0.1
+        bad = [(torch.ones(()), [grad * torch.nan for grad in grads])]
+        good = [(torch.zeros(()), [(n + 1) * grad for grad in grads]) for n in range(2)]
+        steps = bad + good if first else good[:1] + bad + good[1:]
+        for found_inf, values in steps if model is models[0] else good:
+            for weight, grad in zip(model.parameters(), values, strict=True):
+                weight.grad = grad.clone()
+            optimizer.found_inf = found_inf
+            optimizer.step()
+    assert all(map(torch.equal, models[0].parameters(), models[1].parameters()))
+
+
+def test_on_a_cpu_torchs_optimisers_stay_as_they_are() -> None:
+    for name in ("adam", "sgd"):
+        config = OptimizerConfig.model_validate({"name": name, "lr": 0.1})
+        assert not build_optimizer(nn.Linear(2, 2), config).defaults["fused"]
 
 
 @pytest.mark.parametrize(
