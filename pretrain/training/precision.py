@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pretrain.config.loss import split_faults
 from pretrain.config.pretrain import ComputeConfig, PretrainConfig
+from pretrain.models import SelfSupervisedModel
 from pretrain.runtime.distributed import Processes
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -49,7 +50,7 @@ def has_fast_bf16() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def prepare(model: nn.Module, compute: ComputeConfig, processes: Processes) -> None:
+def prepare(model: SelfSupervisedModel, compute: ComputeConfig, processes: Processes) -> None:
     """Move `model` to the device and change it in place as `compute` says."""
     model.to(processes.device)
     if compute.channels_last:
@@ -57,7 +58,9 @@ def prepare(model: nn.Module, compute: ComputeConfig, processes: Processes) -> N
     if compute.sync_batchnorm and processes.size > 1:
         nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     if compute.compile:
-        model.compile()
+        model.encoder.compile()  # one graph for every view, where the model's would unroll them
+    if processes.device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # all steps have the same shapes
 
 
 def parallel(model: nn.Module, processes: Processes) -> nn.Module:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
 from pretrain.config.pretrain import ComputeConfig, PretrainConfig
 from pretrain.runtime.distributed import Processes
@@ -103,9 +104,23 @@ def test_channels_last_and_compile_reach_the_model(
     kernel = trainer.model.encoder.get_submodule("layer1.0.conv1").weight
     assert isinstance(kernel, Tensor)
     assert kernel.is_contiguous(memory_format=torch.channels_last)
-    assert compiled == [trainer.model]
+    assert compiled == [trainer.model.encoder]
     assert tiny(compute=settings).identity() == tiny().identity()
     assert tiny(compute={"precision": "bf16"}).identity() != tiny().identity()
+
+
+@pytest.mark.usefixtures("small_net")
+def test_the_encoder_is_compiled_once_for_all_views(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = CompileCounter()
+    original = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self: original(self, backend=compiler))
+    trainer = Trainer(tiny(compute={"compile": True}, num_views=4), tmp_path, CPU)
+    trainer.gradients(trainer.model, torch.randn(4, 8, 3, 32, 32))
+    assert compiler.frame_count == 1
+    num_batchnorms = 2  # which also count their batches
+    assert compiler.op_count == len(list(trainer.model.encoder.children())) + num_batchnorms
 
 
 @pytest.fixture
