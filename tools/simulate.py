@@ -1,4 +1,4 @@
-"""Simulate a pipeline on a number of GPUs: jobs, GPU hours, storage, wall time, what limits it."""
+"""Simulate a pipeline on a number of GPUs: jobs, GPU hours, wall time, price, what limits it."""
 
 from __future__ import annotations
 
@@ -26,17 +26,18 @@ def main(arguments: list[str] | None = None) -> int:
         "--rates",
         type=Path,
         default=CONFIGS / "rates_v100.yaml",
-        help="speeds (YAML)",
+        help="speeds (YAML); configs/pipeline/ has rates_v100, rates_a100 and rates_h100",
     )
     parser.add_argument(
         "--gpus", type=int, nargs="+", default=[8, 64, 512], help="cluster sizes (default 8 64 512)"
     )
+    parser.add_argument("--price-per-gpu-hour", type=float, help="adds what the GPU hours cost")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     options = parser.parse_intermixed_args(arguments)
     try:
         plan = load_plan(options.config_file, options.overrides, on_paper=True)
         rates = read_rates(options.rates)
-        print(summary(plan, rates, options.gpus))
+        print(summary(plan, rates, options.gpus, options.price_per_gpu_hour))
     except ValueError as error:
         for line in str(error).splitlines():
             print(f"simulate: {line}", file=sys.stderr)

@@ -1,7 +1,7 @@
-"""A plan on paper: wall time, storage and what limits it, on any number of GPUs.
+"""A plan on paper: wall time, storage, price and what limits it, on any number of GPUs.
 
-Rates are measured elsewhere and come from a file that says where each is from; the schedule is
-simulated from the plan's own stages and dependencies.
+Rates are measured elsewhere and come from a file that says where each is from; images are counted
+where they lie; the schedule is simulated from the plan's own stages and dependencies.
 """
 
 from __future__ import annotations
@@ -9,16 +9,25 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, model_validator
 
 from pipeline.config.yaml_files import load_yaml, validated
 from pipeline.executors.slurm.arrays import plan_groups, stage_resources
+from pipeline.plan.compatibility import task_value
+from pipeline.plan.data_identity import DETECTION, count_images
 from pipeline.plan.plan import Plan
-from pipeline.stages.stage import Stage
+from pipeline.stages.stage import STAGE_KINDS, Stage
+from pretrain.config.data import DataConfig
+from pretrain.data.splits import FOLDER_FORMATS
+from transfer.config.data import DetectionData
+
+COUNTED = ", or put the set where the plan has it, to be counted"
+VIEW_PX, IMAGES, NUM_GPUS, SHORT_SIDE_PX = 224, 16, 8, 800  # what the rates are of
+STEM_STRIDE = {"imagenet": 1, "small": 2, "small-no-pool": 4}  # sides of later maps, times as long
 
 
 class Rates(BaseModel):
@@ -26,33 +35,71 @@ class Rates(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    file: Path  # where they are from, for messages
     hardware: str
     sources: tuple[str, ...]
-    views_per_s_per_gpu: dict[str, PositiveFloat]  # pretraining, by architecture
-    num_images: dict[str, PositiveInt]  # by data set
-    s_per_iteration: dict[str, PositiveFloat]  # fine-tuning on 8 GPUs: faster-c4, mask-fpn, ...
+    views_per_s_per_gpu: dict[str, PositiveFloat]  # pretraining at 224 pixels, by architecture
+    num_images: dict[str, PositiveInt]  # of sets that are not where the plan has them
+    s_per_iteration: dict[str, PositiveFloat]  # fine-tuning, 16 images on 8 GPUs, by detector
     sync_batchnorm_factor: PositiveFloat  # on the seconds an iteration, where it is trained so
     s_per_test_image: PositiveFloat  # on one GPU
     hours: dict[str, PositiveFloat]  # stages that take about as long whatever they do
     storage_gb: dict[str, PositiveFloat]  # what a stage leaves behind
+    estimated: tuple[str, ...]  # `table.key`, or a whole `table`: what nobody has measured
 
-    def look_up(self, table: str, key: str) -> float:
-        """Return an entry of one of the tables.
+    @model_validator(mode="after")
+    def _estimates_are_there(self) -> Self:
+        for name in self.estimated:
+            table, _, key = name.partition(".")
+            entries = getattr(self, table, None) if table in type(self).model_fields else None
+            if entries is None or (key and (not isinstance(entries, dict) or key not in entries)):
+                raise ValueError(f"estimated: {name} is not among these rates")
+        return self
+
+
+@dataclass
+class Numbers:
+    """The rates and counts that stages are worked out from: those used, and those missing.
+
+    `used` has the words on each by `table.key`, `missing` the stages that need it.
+    """
+
+    rates: Rates
+    used: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, list[str]] = field(default_factory=dict)
+
+    def of(self, table: str, key: str = "") -> float:
+        """Return a rate.
 
         Raises:
-            KeyError: it is not there; its text names it.
+            KeyError: the file has none; its text is `table.key`.
         """
-        entries: dict[str, float] = getattr(self, table)
-        if key not in entries:
-            raise KeyError(f"{table} of {key}")
-        return entries[key]
+        entries, name = getattr(self.rates, table), f"{table}.{key}" if key else table
+        if key and key not in entries:
+            raise KeyError(name)
+        value: float = entries[key] if key else entries
+        self.used[name] = f"{value:,}".removesuffix(".0")
+        self.used[name] += ", estimated" if self.is_estimated(name) else ""
+        return value
+
+    def is_estimated(self, name: str) -> bool:
+        """Return whether nobody has measured it."""
+        return not {name, name.partition(".")[0]}.isdisjoint(self.rates.estimated)
+
+    def images(self, name: str, data: DataConfig | DetectionData) -> float:
+        """Return how many images a set has: counted where it lies, else as the rates have it."""
+        if (count := count_images(data)) is None:
+            return self.of("num_images", name)
+        self.used[f"num_images.{name}"] = f"{count:,}, counted"
+        return count
 
 
 @dataclass(frozen=True)
 class Job:
     """A stage on paper: it holds `gpus` GPUs for `hours` once everything in `needs` has ended.
 
-    `num_jobs` is in how many jobs of SLURM, each as long as its time limit, it comes to its end.
+    `num_jobs` is in how many jobs of SLURM, each as long as its time limit, it comes to its end;
+    `is_estimated`, whether its hours stand on a rate that nobody has measured.
     """
 
     name: str
@@ -62,6 +109,7 @@ class Job:
     storage_gb: float
     needs: tuple[str, ...] = ()
     num_jobs: int = 1
+    is_estimated: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,10 +146,10 @@ def read_rates(path: Path) -> Rates:
     Raises:
         ValueError: one line for every fault.
     """
-    return validated(Rates, load_yaml(path), str(path))
+    return validated(Rates, load_yaml(path) | {"file": path}, str(path))
 
 
-def jobs_of(plan: Plan, rates: Rates) -> list[Job]:
+def jobs_of(plan: Plan, numbers: Numbers) -> list[Job]:
     """Return the plan's stages as jobs.
 
     Raises:
@@ -111,65 +159,105 @@ def jobs_of(plan: Plan, rates: Rates) -> list[Job]:
     jobs, faults = [], []
     for stage in plan.stages:
         try:
-            jobs.append(_job(stage, plan, rates))
+            jobs.append(_job(stage, plan, numbers))
         except KeyError as missing:
-            faults.append(f"{stage.name}: the rates say nothing of {missing.args[0]}")
+            numbers.missing.setdefault(missing.args[0], []).append(stage.name)
+            continue
+        except ValueError as fault:
+            faults.append(f"{stage.source}: {fault}")
             continue
         resources = plan.config.resources.of(stage.kind)
         if jobs[-1].num_jobs > resources.max_jobs:
             faults.append(
-                f"{stage.name}: {jobs[-1].hours:.1f} h take {jobs[-1].num_jobs} jobs of "
-                f"{resources.timeout_min} min (timeout_min), wanted at most {resources.max_jobs} "
-                "(max_jobs)"
+                f"{plan.config_file}: resources.{stage.kind}: {stage.name} takes "
+                f"{jobs[-1].hours:.1f} h, {jobs[-1].num_jobs} jobs of {resources.timeout_min} min "
+                f"(timeout_min), wanted at most {resources.max_jobs} (max_jobs); raise one of them"
             )
+    for name, stages in numbers.missing.items():
+        table, _, key = name.partition(".")
+        more = f" and {len(stages) - 1} more" if len(stages) > 1 else ""
+        faults.append(
+            f"{numbers.rates.file}: {table}: nothing of {key}, which {stages[0]}{more} needs; add "
+            f"it there{COUNTED if table == 'num_images' else ''}"
+        )
     if faults:
-        raise ValueError("\n".join(faults))
+        raise ValueError("\n".join(dict.fromkeys(faults)))
     return jobs
 
 
-def _job(stage: Stage, plan: Plan, rates: Rates) -> Job:
+def _job(stage: Stage, plan: Plan, numbers: Numbers) -> Job:
     resources = stage_resources(plan.config.resources, stage)
-    gpus = resources.num_gpus
+    gpus, of_stage = resources.num_gpus, Numbers(numbers.rates)
     if stage.kind in TRAINING:
         gpus = max(gpus, 1)  # the rates are those of GPUs
-        hours = TRAINING[stage.kind](stage.settings, gpus, rates)
+        hours = TRAINING[stage.kind](stage.settings, gpus, of_stage)
     else:
-        hours = rates.look_up("hours", stage.kind)
-    storage = rates.look_up("storage_gb", stage.kind)
-    needs = tuple(source.name for source in stage.inputs.values())
-    worked_s = resources.timeout_min * 60 - (resources.save_s if resources.max_jobs > 1 else 0)
-    num_jobs = math.ceil(hours * 3600 / worked_s)
-    return Job(stage.name, stage.kind, gpus, hours, storage, needs, num_jobs)
+        hours = of_stage.of("hours", stage.kind)
+    is_estimated = any(map(of_stage.is_estimated, of_stage.used))
+    storage = of_stage.of("storage_gb", stage.kind)
+    numbers.used |= of_stage.used
+    needs, num_jobs = tuple(source.name for source in stage.inputs.values()), 1
+    if "resources" in plan.config.model_fields_set:  # without them nothing has a time limit
+        saving_s = resources.save_s if resources.max_jobs > 1 else 0
+        num_jobs = math.ceil(hours * 3600 / (resources.timeout_min * 60 - saving_s))
+    return Job(stage.name, stage.kind, gpus, hours, storage, needs, num_jobs, is_estimated)
 
 
-def _pretrain_hours(settings: dict[str, Any], gpus: int, rates: Rates) -> float:
-    rate = rates.look_up("views_per_s_per_gpu", settings["model"]["arch"]) * gpus
+def _pretrain_hours(settings: dict[str, Any], gpus: int, numbers: Numbers) -> float:
+    """A view takes as long as its area; each halving that the stem leaves out doubles its side."""
+    model, data = settings["model"], DataConfig.model_validate(settings["data"])
+    side = settings["augment"]["size"] * STEM_STRIDE[model["stem"]]
+    rate = numbers.of("views_per_s_per_gpu", model["arch"]) * gpus * (VIEW_PX / side) ** 2
     if settings["max_steps"] is not None:
         images = settings["max_steps"] * settings["batch_size"]
     else:
-        images = settings["epochs"] * rates.look_up("num_images", settings["data"]["name"])
+        name = data.name if data.format in FOLDER_FORMATS else data.format
+        images = settings["epochs"] * numbers.images(name, data)
     return float(images * settings["num_views"] / rate / 3600)
 
 
-def _finetune_hours(settings: dict[str, Any], gpus: int, rates: Rates) -> float:
+def _finetune_hours(settings: dict[str, Any], gpus: int, numbers: Numbers) -> float:
     """Fewer GPUs than the 8 of the rates take proportionally longer, more take as long as 8."""
     config = settings["detectron2"]
-    iteration_s = rates.look_up("s_per_iteration", architecture(config))
-    if "syncbn" in str(config["MODEL"].get("RESNETS", {}).get("NORM", "")).lower():
-        iteration_s *= rates.sync_batchnorm_factor
-    train_s = config["SOLVER"]["MAX_ITER"] * iteration_s * 8 / min(gpus, 8)
-    num_tests = sum(rates.look_up("num_images", name) for name in config["DATASETS"]["TEST"])
-    return float(train_s + num_tests * rates.s_per_test_image / gpus) / 3600
+    images_s = numbers.of("s_per_iteration", detector(config)) / IMAGES
+    if "syncbn" in str(task_value(config, "MODEL.RESNETS.NORM")).lower():
+        images_s *= numbers.of("sync_batchnorm_factor")
+    num_images = math.prod(
+        whole(config, key) for key in ("SOLVER.MAX_ITER", "SOLVER.IMS_PER_BATCH")
+    )
+    train_s = num_images * images_s * NUM_GPUS / min(gpus, NUM_GPUS)
+    sets = {name: DETECTION.validate_python(data) for name, data in settings["datasets"].items()}
+    num_tests = sum(numbers.images(name, sets[name]) for name in config["DATASETS"]["TEST"])
+    return float(train_s + num_tests * numbers.of("s_per_test_image") / gpus) / 3600
+
+
+def whole(config: dict[str, Any], key: str) -> int:
+    """Return a number of a detectron2 config, the largest where there are several.
+
+    Raises:
+        ValueError: it is no whole number above 0.
+    """
+    value = task_value(config, key)
+    values = value if isinstance(value, list | tuple) else [value]
+    if not values or not all(type(each) is int and each > 0 for each in values):
+        raise ValueError(f"{key} is {value!r}, wanted a whole number above 0")
+    return int(max(values))
 
 
 TRAINING = {"pretrain": _pretrain_hours, "finetune": _finetune_hours}
 
 
-def architecture(config: dict[str, Any]) -> str:
-    """Return `mask-c4`, `faster-fpn`, ... of a detectron2 config."""
-    model = config.get("MODEL", {})
-    fpn = "fpn" in str(model.get("BACKBONE", {}).get("NAME", "")).lower()
-    return f"{'mask' if model.get('MASK_ON') else 'faster'}-{'fpn' if fpn else 'c4'}"
+def detector(config: dict[str, Any]) -> str:
+    """Return `mask_rcnn_r50_c4`, `faster_rcnn_r18_fpn`, ... of a detectron2 config."""
+    head = str(task_value(config, "MODEL.META_ARCHITECTURE")).lower()
+    if head == "generalizedrcnn":
+        cascade = "Cascade" in str(task_value(config, "MODEL.ROI_HEADS.NAME"))
+        keypoints = task_value(config, "MODEL.KEYPOINT_ON")
+        masks = task_value(config, "MODEL.MASK_ON")
+        head = "keypoint" if keypoints else "mask" if masks else "faster"
+        head = f"{'cascade_' if cascade else ''}{head}_rcnn"
+    neck = "fpn" if "fpn" in str(task_value(config, "MODEL.BACKBONE.NAME")).lower() else "c4"
+    return f"{head}_r{task_value(config, 'MODEL.RESNETS.DEPTH')}_{neck}"
 
 
 def simulate(jobs: Iterable[Job], num_gpus: int) -> Schedule:
@@ -229,43 +317,75 @@ def _longest_chain(jobs: dict[str, Job], behind: dict[str, float]) -> tuple[str,
     return tuple(chain)
 
 
-def summary(plan: Plan, rates: Rates, gpu_counts: Iterable[int]) -> str:
-    """Return the tables of a plan's simulation as Markdown.
+def summary(plan: Plan, rates: Rates, gpu_counts: Iterable[int], price: float | None = None) -> str:
+    """Return the tables of a plan's simulation as Markdown; `price` is that of a GPU hour.
 
     Raises:
         ValueError: one line for everything that keeps the plan from being simulated.
     """
-    jobs = jobs_of(plan, rates)
-    lines = [
-        f"{len(jobs)} stages in {len(plan_groups(plan))} sbatch calls, on {rates.hardware}.",
-        "",
-        "| stage | stages | jobs | GPUs each | hours each | GPU hours | GB |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for kind in dict.fromkeys(job.kind for job in jobs):
-        part = [job for job in jobs if job.kind == kind]
-        hours = _span(round(job.hours, 2) for job in part)
-        lines.append(_row(kind, part, f" {_span(job.gpus for job in part)} | {hours} "))
-    lines += [
-        _row("all", jobs, " | "),
-        "",
-        "| GPUs | wall time, days | GPUs at work | what limits it |",
-        "| ---: | ---: | ---: | --- |",
-    ]
+    if price is not None and not 0 < price < math.inf:
+        raise ValueError(f"the price of a GPU hour is {price:g}, wanted a number above 0")
+    numbers = Numbers(rates)
+    jobs = jobs_of(plan, numbers)
+    kinds = {kind: [job for job in jobs if job.kind == kind] for kind in STAGE_KINDS}
+    stages = [_row(kind, part, price) for kind, part in kinds.items() if part]
+    ends = []
     for count in gpu_counts:
         done = simulate(jobs, count)
-        lines.append(f"| {count} | {done.hours / 24:.1f} | {done.utilisation:.0%} | {done.limit} |")
-    lines += ["", *(f"- {source}" for source in rates.sources)]
+        ends.append([count, _amount(done.hours / 24, 1), f"{done.utilisation:.0%}", done.limit])
+        ends[-1] += [] if price is None else [_amount(count * done.hours * price)]
+    of_all = [] if price is None else ["price"]
+    headings = ["stage", "stages", "jobs", "GPUs each", "hours each", "GPU hours", "GB", *of_all]
+    lines = [
+        f"{len(jobs)} stages in {len(plan_groups(plan))} sbatch calls, on {rates.hardware}.",
+        *_table(headings, [*stages, _row("all", jobs, price)]),
+        *_table(["GPUs", "wall time, days", "GPUs at work", "what limits it", *of_all], ends),
+        "",
+        *(f"- {name}: {words}" for name, words in sorted(numbers.used.items())),
+        *other_sizes(plan),
+        *(f"- {source}" for source in rates.sources),
+    ]
     return "\n".join(lines)
 
 
-def _row(kind: str, jobs: Sequence[Job], each: str) -> str:
+def other_sizes(plan: Plan) -> list[str]:
+    """Return a line for every size of images, other than the rates', that tasks are trained on."""
+    tasks: dict[int, list[str]] = {}
+    for stage in plan.stages:
+        if stage.task is not None:
+            side = whole(stage.settings["detectron2"], "INPUT.MIN_SIZE_TRAIN")
+            tasks.setdefault(side, []).append(stage.task)
+    return [
+        f"- {', '.join(dict.fromkeys(names))}: images of {side} pixels, the rates are of "
+        f"{SHORT_SIDE_PX}: it takes {'less' if side < SHORT_SIDE_PX else 'more'} than this"
+        for side, names in tasks.items()
+        if side != SHORT_SIDE_PX
+    ]
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+    rule = ["---" if name in ("stage", "what limits it") else "---:" for name in headings]
+    return ["", *(f"| {' | '.join(map(str, row))} |" for row in (headings, rule, *rows))]
+
+
+def _row(kind: str, jobs: Sequence[Job], price: float | None) -> list[object]:
     gpu_hours = sum(job.gpus * job.hours for job in jobs)
     stored, num_jobs = sum(job.storage_gb for job in jobs), sum(job.num_jobs for job in jobs)
-    return f"| {kind} | {len(jobs)} | {num_jobs} |{each}| {gpu_hours:.0f} | {stored:.0f} |"
+    each = ["", ""]
+    if kind != "all":
+        each = [_span(job.gpus for job in jobs), _span(job.hours for job in jobs)]
+    label = f"{kind}, estimated" if any(job.is_estimated for job in jobs) else kind
+    row = [label, len(jobs), num_jobs, *each, _amount(gpu_hours), _amount(stored)]
+    return row + ([] if price is None else [_amount(gpu_hours * price)])
+
+
+def _amount(value: float, decimals: int = 0) -> str:
+    """Return a number with so many decimals, or more where it is small."""
+    return (
+        f"{value:,.{decimals}f}" if value >= 10 ** (1 - decimals) or not value else f"{value:.2g}"
+    )
 
 
 def _span(values: Iterable[float]) -> str:
-    different = sorted(set(values))
-    first, last = different[0], different[-1]
-    return f"{first:g}" if len(different) == 1 else f"{first:g} to {last:g}"
+    texts = [f"{value:.3g}" for value in sorted(values)]
+    return texts[0] if texts[0] == texts[-1] else f"{texts[0]} to {texts[-1]}"

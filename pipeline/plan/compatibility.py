@@ -19,6 +19,7 @@ DEFAULTS: dict[str, Any] = {
     "DATASETS.TEST": [],
     "DATASETS.TRAIN": [],
     "INPUT.FORMAT": "BGR",
+    "INPUT.MIN_SIZE_TRAIN": (800,),
     "MODEL.BACKBONE.FREEZE_AT": 2,
     "MODEL.BACKBONE.NAME": "build_resnet_backbone",
     "MODEL.KEYPOINT_ON": False,
@@ -27,6 +28,7 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.PIXEL_MEAN": [103.53, 116.28, 123.675],
     "MODEL.PIXEL_STD": [1.0, 1.0, 1.0],
     "MODEL.RESNETS.DEPTH": 50,
+    "MODEL.RESNETS.NORM": "FrozenBN",
     "MODEL.RESNETS.RES2_OUT_CHANNELS": 256,
     "MODEL.RESNETS.STRIDE_IN_1X1": True,
     "MODEL.RESNETS.STEM_OUT_CHANNELS": 64,
@@ -123,11 +125,12 @@ def task_value(task: dict[str, Any], key: str) -> Any:
         if not isinstance(node, dict) or part not in node:
             return DEFAULTS[key]
         node = node[part]
-    return (_literal(node) or node) if isinstance(node, str) and node[:1] in "([" else node
+    value = _literal(node) if isinstance(node, str) else None  # as yacs reads text
+    return node if value is None else value
 
 
 def _literal(text: str) -> Any:
-    """Return the value of a Python literal, as yacs reads text; None of anything else."""
+    """Return the value of a Python literal; None of anything else."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):

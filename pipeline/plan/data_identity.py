@@ -10,6 +10,7 @@ compares.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -98,6 +99,21 @@ def copies_in_test(data: DataConfig, content: Identity) -> str | None:
     line += f"on too ({few(named)})"
     remedy = "take them out of one of the two"
     return f"{line}; {'they are measured on as published' if data.name in PUBLISHED else remedy}"
+
+
+def count_images(data: DataConfig | CocoData | VocData) -> int | None:
+    """Return how many images a pretraining or an evaluation reads of a set, listed and not read.
+
+    None where they are not there, or lie in binary files.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        if isinstance(data, VocData):
+            return len(split_names(data)) or None
+        if isinstance(data, CocoData):
+            return len(coco_images(data.annotations.read_bytes())) or None
+        if data.format in FOLDER_FORMATS:
+            return len(image_names(split_folder(data, "pretrain"))[0])
+    return None
 
 
 def detection_identity(name: str, data: CocoData | VocData) -> Identity:

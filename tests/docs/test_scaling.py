@@ -13,7 +13,7 @@ COMMAND = re.compile(r"^python (tools/simulate\.py .*configs/pipeline/full_compa
 def test_the_tables_are_what_the_commands_print() -> None:
     text = (ROOT / "docs" / "scaling.md").read_text("utf-8").replace("\\\n", " ")
     commands = [line for line in COMMAND.findall(text) if "my_rates" not in line]
-    assert len(commands) == 2
+    assert len(commands) == 3
     printed = []
     for command in commands:
         answer = subprocess.run(

@@ -161,6 +161,10 @@ def test_a_simulation_is_of_the_plan(run_here: Run) -> None:
     config = str(ROOT / "configs" / "pipeline" / "full_comparison.yaml")
     answer = run_here("simulate.py", "--config-file", config, "--gpus", "512")
     assert answer.returncode == 0, answer.stderr
-    assert "| all | 97 |" in answer.stdout and "the longest chain, pretrain/" in answer.stdout
+    assert "| all, estimated | 97 |" in answer.stdout
+    assert "the longest chain, pretrain/" in answer.stdout
     answer = run_here("simulate.py", "--config-file", config, "--gpus", "4")
     assert answer.returncode == 2 and "needs 8 GPUs of 4" in answer.stderr
+    answer = run_here("simulate.py", "--config-file", config, "--price-per-gpu-hour", "-1")
+    assert answer.returncode == 2
+    assert answer.stderr == "simulate: the price of a GPU hour is -1, wanted a number above 0\n"
