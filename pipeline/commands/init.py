@@ -8,13 +8,14 @@ import html
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 
 from pipeline.config.schema import PipelineConfig
 from pipeline.config.yaml_files import BASE_KEY, load_yaml, validated
@@ -22,11 +23,11 @@ from pipeline.executors.preflight import check_before_start
 from pipeline.executors.slurm.arrays import resource_faults
 from pipeline.plan.build import load_plan
 from pipeline.plan.compatibility import dataset_names
-from pipeline.stages.files import atomic_path, write_text
+from pipeline.stages.files import atomic_path, unknown, write_text
 from pipeline.stages.run_folder import read_state
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.config.probe import ProbeConfig
-from transfer.config.data import VOC_CLASSES, VocData
+from transfer.config.data import VOC_CLASSES, CocoData, DetectionData, VocData
 from transfer.datasets.files import index_file
 
 EXAMPLE = """examples:
@@ -40,6 +41,8 @@ EXAMPLES = {
     "task": "voc=configs/transfer/voc07_faster_rcnn_r50_c4_9k.yaml",
 }
 YAML = (".yaml", ".yml")
+COMMAND = "python tools/run_pipeline.py"
+EXECUTORS = ("local", "slurm")
 SCHEMAS: dict[str, type[BaseModel]] = {
     "pipeline.schema.json": PipelineConfig,
     "pretrain.schema.json": PretrainConfig,
@@ -48,8 +51,8 @@ SCHEMAS: dict[str, type[BaseModel]] = {
 TEMPLATE = """\
 # yaml-language-server: $schema=pipeline.schema.json
 # What is compared: every backbone is fine-tuned on every task with every seed.
-#   python tools/run_pipeline.py plan --config-file {target}    # check it; runs nothing
-#   python tools/run_pipeline.py run --config-file {target}{executor}
+#   {command} plan {options}    # check it; runs nothing
+#   {command} run {options}
 # Configs are named relative to this file; checkpoints, data and output relative to where you run.
 
 {name}
@@ -101,7 +104,7 @@ def main(arguments: list[str]) -> int:
         help=f"a detection set of your own, as tasks name it: {DATA_WANTED}",
     )  # fmt: skip
     parser.add_argument("--seeds", metavar="0,1,2", help="default: 0,1,2")
-    parser.add_argument("--executor", choices=["local", "slurm"])
+    parser.add_argument("--executor", choices=EXECUTORS)
     parser.add_argument(
         "--schemas", type=Path, metavar="FOLDER", help="write the JSON schemas for editors instead"
     )
@@ -112,7 +115,7 @@ def main(arguments: list[str]) -> int:
             return 0
         if options.target is None:
             raise ValueError("init: the config to write is missing")
-        write_config(options, ask=input if sys.stdin.isatty() else None)
+        words = write_config(options, ask=input if sys.stdin.isatty() else None)
     except (ValueError, OSError) as error:
         for line in str(error).splitlines():
             print(f"run_pipeline: {line}", file=sys.stderr)
@@ -120,12 +123,14 @@ def main(arguments: list[str]) -> int:
     except (EOFError, KeyboardInterrupt):
         print("run_pipeline: nothing was written", file=sys.stderr)
         return 2
-    print(f"{options.target}: written; next: run_pipeline.py plan --config-file {options.target}")
+    print(f"{options.target}: written, and `plan` accepts it; next: {COMMAND} plan {words}")
     return 0
 
 
-def write_config(options: argparse.Namespace, ask: Callable[[str], str] | None) -> None:
+def write_config(options: argparse.Namespace, ask: Callable[[str], str] | None) -> str:
     """Write what the flags say, asking for what they leave open where somebody can answer.
+
+    Returns the words that name the config and its executor to `plan` and `run`.
 
     Beside the config lies the schema that its editor reads.
 
@@ -142,24 +147,27 @@ def write_config(options: argparse.Namespace, ask: Callable[[str], str] | None) 
             given[what] = ask(f"{what}s, such as `{example}`: ").split()
     numbers = options.seeds or (ask("seeds [0,1,2]: ") if ask else "") or "0,1,2"
     executor = options.executor or (ask("executor, local or slurm [local]: ") if ask else "")
+    if (executor := executor.strip() or "local") not in EXECUTORS:
+        raise ValueError(f"executor: {unknown('executor', executor, EXECUTORS)}")
     entries = [_entry(what, text, target.parent) for what in given for text in given[what]]
     try:
         seeds = [int(part) for part in numbers.replace(" ", ",").split(",") if part]
     except ValueError:
         raise ValueError(f"seeds {numbers!r}: wanted numbers, such as 0,1,2") from None
-    data = _data_section(options.data)
     if target.exists():
         raise ValueError(f"{target}: exists; give another name or remove it")
+    words = f"--config-file {shlex.quote(str(target))}"
+    words += " --executor slurm" if executor == "slurm" else ""
     text = TEMPLATE.format(
-        target=target,
-        executor=" --executor slurm" if executor == "slurm" else "",
+        command=COMMAND,
+        options=words,
         name=yaml.safe_dump({"name": target.stem}, width=10_000).strip(),
         backbones="\n".join(entry.line for entry in entries if entry.what == "backbone"),
         tasks="\n".join(entry.line for entry in entries if entry.what == "task"),
         seeds=seeds,
     )
-    recipes, faults = _check_files(entries)
-    text += data
+    recipes, tasks, faults = _check_files(entries)
+    text += _data_section(options.data, tasks)
     if executor == "slurm":  # as many GPUs as the batch of every pretraining can be cut over
         fitting = (num for num in (8, 4, 2) if not any(each.faults_on(num) for each in recipes))
         text += RESOURCES.format(gpus=next(fitting, 1))
@@ -171,6 +179,7 @@ def write_config(options: argparse.Namespace, ask: Callable[[str], str] | None) 
         raise ValueError("\n".join(faults))
     _write_if_planned(target, text, on_slurm=executor == "slurm")
     write_schemas(target.parent, ["pipeline.schema.json"])
+    return words
 
 
 def _write_if_planned(target: Path, text: str, on_slurm: bool) -> None:
@@ -225,8 +234,11 @@ def _entry(what: str, text: str, folder: Path) -> Entry:
     return Entry(what, name, path, f"  - {line.strip()}")
 
 
-def _data_section(texts: list[str]) -> str:
+def _data_section(texts: list[str], tasks: list[set[str]]) -> str:
     """Return the section `datasets` of what --data says; nothing without any.
+
+    A set in VOC's layout gets the classes of the sets in COCO's that are named in a task with it,
+    and whatever else occurs in its annotations; `tasks` are the names of sets of each.
 
     Raises:
         ValueError: one cannot be read, or a name is there twice.
@@ -240,22 +252,37 @@ def _data_section(texts: list[str]) -> str:
         if name in contents:
             raise ValueError(f"data {name}: named twice")
         contents[name] = {"format": form, **dict(zip(DATA_FORMS[form], parts, strict=True))}
-    sets = [VocData.model_validate(each) for each in contents.values() if each["format"] == "voc"]
-    occurring = {name for data in sets for name in _class_names(data)}
-    if occurring and occurring != set(VOC_CLASSES):
-        ordered = [name for name in VOC_CLASSES if name in occurring]
-        ordered += sorted(occurring - set(VOC_CLASSES))
-        for content in contents.values():
-            if content["format"] == "voc":
-                content["class_names"] = ordered
-    lines = yaml.safe_dump(contents, default_flow_style=None, sort_keys=False, width=10_000)
+    adapter: TypeAdapter[DetectionData] = TypeAdapter(DetectionData)
+    sets = {name: adapter.validate_python(content) for name, content in contents.items()}
+    occurring = {name for data in sets.values() for name in _class_names(data)}
+    for name, data in sets.items():
+        beside = [sets[other] for task in tasks if name in task for other in sorted(task & {*sets})]
+        listed = [each for other in beside for each in _categories(other)]
+        classes = [*listed, *(each for each in VOC_CLASSES if each in occurring)]
+        ordered = list(dict.fromkeys([*classes, *sorted(occurring)]))
+        if isinstance(data, VocData) and ordered and ordered != list(VOC_CLASSES):
+            contents[name]["class_names"] = ordered
+    lines = yaml.safe_dump(
+        contents, default_flow_style=None, sort_keys=False, width=10_000, allow_unicode=True
+    )
     indented = "\n".join(f"  {line}" for line in lines.splitlines())
     return DATASETS.format(lines=indented) if contents else ""
 
 
-def _class_names(data: VocData) -> set[str]:
+def _categories(data: DetectionData) -> list[str]:
+    """Return the classes of a set in COCO's layout by their ids; what is broken the check finds."""
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
+        if isinstance(data, CocoData):
+            entries = json.loads(data.annotations.read_text(encoding="utf-8"))["categories"]
+            return [str(each["name"]) for each in sorted(entries, key=lambda each: each["id"])]
+    return []
+
+
+def _class_names(data: DetectionData) -> set[str]:
     """Return the names of the objects of a split; what is broken there the check finds."""
     names: set[str] = set()
+    if not isinstance(data, VocData):
+        return names
     with contextlib.suppress(OSError, ValueError):
         for line in index_file(data).read_text(encoding="utf-8").splitlines():
             path = data.root / "Annotations" / f"{line.strip()}.xml"
@@ -267,12 +294,14 @@ def _class_names(data: VocData) -> set[str]:
     return names
 
 
-def _check_files(entries: list[Entry]) -> tuple[list[PretrainConfig], list[str]]:
-    """Return the pretraining configs among the entries, and what is wrong with any of their files.
+def _check_files(
+    entries: list[Entry],
+) -> tuple[list[PretrainConfig], list[set[str]], list[str]]:
+    """Return the pretraining configs among the entries, the sets of each task, and all faults.
 
     A task must be a detectron2 config that names data sets.
     """
-    recipes, faults = [], []
+    recipes, tasks, faults = [], [], []
     for entry in entries:
         if entry.path and not Path(entry.path).is_file():
             faults.append(f"{entry.path}: no such file ({entry.what} {entry.name})")
@@ -286,13 +315,15 @@ def _check_files(entries: list[Entry]) -> tuple[list[PretrainConfig], list[str]]
             faults.append(f"{path}: not a config ({error})")
             continue
         if entry.what == "task":
-            faults += dataset_names(content, path)[1]
+            names, broken = dataset_names(content, path)
+            tasks.append({name for listed in names.values() for name in listed})
+            faults += broken
             continue
         try:
             recipes.append(validated(PretrainConfig, content, str(path)))
         except ValueError as error:
             faults += str(error).splitlines()
-    return recipes, faults
+    return recipes, tasks, faults
 
 
 def write_schemas(folder: Path, names: Iterable[str]) -> list[Path]:

@@ -2,8 +2,11 @@
 
 import itertools
 import json
+import shlex
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -72,6 +75,25 @@ def test_sets_of_ones_own_and_their_class_names(fakes: Path) -> None:
     }  # fmt: skip
 
 
+def test_classes_of_vocs_layout_are_those_of_the_set_beside_it(fakes: Path) -> None:
+    """By their ids, also one that occurs in no annotation; else the two are not of one detector."""
+    path = Path("data/coco/annotations.json")
+    content = json.loads(path.read_text("utf-8"))
+    content["categories"] = [{"id": 7, "name": "one"}, {"id": 2, "name": "zebra"}]
+    for entry in content["annotations"]:
+        entry["category_id"] = 7
+    path.write_text(json.dumps(content), encoding="utf-8")
+    both = (*DATA, "--data", "my_coco=coco:data/coco/annotations.json:data/coco/val")
+    Path("both.yaml").write_text(
+        "_BASE_: configs/voc.yaml\nDATASETS: {TRAIN: [my_coco], TEST: [my_voc]}", encoding="utf-8"
+    )
+    for target, task in (("n.yaml", "both.yaml"), ("m.yaml", "configs/voc.yaml")):
+        assert init(target, "--backbone", "random", "--task", f"v={task}", *both) == 0
+    of_both, alone = (yaml.safe_load(Path(f"{n}.yaml").read_text("utf-8")) for n in "nm")
+    assert of_both["datasets"]["my_voc"]["class_names"] == ["zebra", "one"]
+    assert alone["datasets"]["my_voc"]["class_names"] == ["one"]
+
+
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
@@ -108,28 +130,46 @@ SETS = {
     "voc": [*DATA],
     "both": [*DATA, "--data", "my_coco=coco:data/coco/annotations.json:data/coco/val"],
 }
+Output = Callable[[], Any]
+SEEDS = {"default": [], "given": ["--seeds", "0,4"]}
+EXECUTORS = {"local": [], "slurm": ["--executor", "slurm"]}
 
 
-@pytest.mark.parametrize("refused", [False, True], ids=["clean", "refused"])
+@pytest.fixture
+def project_and_output(fakes: Path, capsys: pytest.CaptureFixture[str]) -> Output:
+    return capsys.readouterr
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("seeds", SEEDS)
+@pytest.mark.parametrize(("task", "sets"), [*itertools.product(("voc", "coco"), SETS)])
+@pytest.mark.parametrize("backbone", BACKBONES)
 def test_every_combination_gives_a_config_that_plan_accepts_or_is_refused(
-    fakes: Path, monkeypatch: pytest.MonkeyPatch, refused: bool
+    project_and_output: Output, backbone: str, task: str, sets: str, seeds: str, executor: str
 ) -> None:
     Path("theirs.pth").touch()
-    if refused:  # by the stages' own check
-        Path("check.txt").write_text("MODEL.X: detectron2 has no such key", encoding="utf-8")
-    tasks = {"voc": ["--task", "v=configs/voc.yaml"], "coco": ["--task", "c=configs/coco.yaml"]}
-    choices = (BACKBONES.values(), tasks.values(), SETS.values(), ([], ["--seeds", "0,4"]))
-    written = 0
-    for number, parts in enumerate(itertools.product(*choices)):
-        executor = ("local", "slurm")[number // 2 % 2]
-        target = Path(f"made/n{number}.yaml")
-        arguments = [word for part in parts for word in part]
-        code = init(str(target), *arguments, "--executor", executor)
-        assert (code == 0) == target.exists()
-        if code == 0:
-            written += 1
-            assert execute("plan", target, [], Options(executor=executor)) == 0
-    assert written == (0 if refused else 3 * 3 * 2)
+    arguments = ["--task", f"t=configs/{task}.yaml", *BACKBONES[backbone], *SETS[sets]]
+    code = init("made in/n.yaml", *arguments, *SEEDS[seeds], *EXECUTORS[executor])
+    answer = project_and_output()
+    if backbone in ("absent", "twice") or sets == "none" or (task, sets) == ("coco", "voc"):
+        assert (code, answer.out, Path("made in").exists()) == (2, "", False)
+        return
+    assert code == 0, answer.err
+    _, _, command = answer.out.strip().partition("made in/n.yaml: written, and `plan` accepts it; ")
+    header = Path("made in/n.yaml").read_text("utf-8").splitlines()[2:4]
+    commands = [shlex.split(line[1:], comments=True) for line in header]
+    commands.append(shlex.split(command.removeprefix("next: ")))
+    target = ["--config-file", "made in/n.yaml", *EXECUTORS[executor]]
+    assert [words[:2] for words in commands] == [["python", "tools/run_pipeline.py"]] * 3
+    assert [words[2:] for words in commands] == [[w, *target] for w in ("plan", "run", "plan")]
+    assert execute("plan", Path(target[1]), [], Options(executor=executor)) == 0
+
+
+@pytest.mark.parametrize("executor", ["local", "slurm"])
+def test_what_the_stages_own_check_refuses_is_not_written(fakes: Path, executor: str) -> None:
+    Path("check.txt").write_text("MODEL.X: detectron2 has no such key", encoding="utf-8")
+    assert init("made/n.yaml", *RANDOM, "--executor", executor) == 2
+    assert not Path("made").exists()
 
 
 @pytest.mark.slow
@@ -222,6 +262,17 @@ def test_questions_are_asked_at_a_terminal(fakes: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("builtins.input", lambda question: next(answers))
     assert init("q.yaml", *DATA) == 0
     assert "seeds: [0, 1, 2]" in Path("q.yaml").read_text("utf-8")
+
+
+def test_an_answer_that_is_no_executor_is_refused(
+    fakes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = iter(["random", "v=configs/voc.yaml", "", "Slurm"])
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda question: next(answers))
+    assert init("q.yaml", *DATA) == 2
+    assert "unknown executor 'Slurm'; did you mean 'slurm'?" in capsys.readouterr().err
+    assert not Path("q.yaml").exists()
 
 
 def test_schemas_for_editors_are_those_of_the_configs(
