@@ -15,7 +15,7 @@ from pipeline.commands.local import show_report, tell
 from pipeline.config.schema import REPORT
 from pipeline.executors.local import late_probe_lines
 from pipeline.executors.preflight import check_before_start
-from pipeline.executors.slurm.arrays import job_groups, resource_faults
+from pipeline.executors.slurm.arrays import job_groups, resource_faults, without_gpus
 from pipeline.executors.slurm.environment import environment_lines
 from pipeline.executors.slurm.gpu_hours import gpu_hours
 from pipeline.executors.slurm.ledger import LEDGER, Submission, close_submissions
@@ -79,6 +79,7 @@ def run(plan: Plan, console: Console, replace: bool = False) -> int:
             if standing.status in ("queued", "running") and standing.job_id
         }
         groups, left = accepted_groups(plan, waiting, submitted)
+        tell(console, without_gpus(groups, os.environ))
         _clear(plan, reports, rows, {standings[stage.name].job_id for stage in waiting})
         for group, entry in submit(plan, groups):
             what = f"{len(group.stages)} stages" if group.stages else "after all others"
@@ -151,7 +152,7 @@ def show_plan(plan: Plan, console: Console) -> int:
         text = sbatch_text(parameters, group, folder, sys.executable)
         console.print(text, markup=False, highlight=False, soft_wrap=True)
         lines += environment_lines(os.environ, options_of(text))
-    tell(console, [*dict.fromkeys(lines), *notes])
+    tell(console, [*dict.fromkeys(lines), *notes, *without_gpus(groups, os.environ)])
     total = sum(estimate.hours for estimate in estimates.values())
     console.print(
         f"{len(waiting)} of {len(plan.distinct)} stages to run in {len(groups)} sbatch calls; "

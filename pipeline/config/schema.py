@@ -55,6 +55,7 @@ CONFLICTS = {  # options that say otherwise what a key of ours says
     "mem_gb": ("mem-per-cpu", "mem-per-gpu", "exclusive"),
     "gpus": ("gpus-per-task", "gpus-per-socket", "gres", "tres-per-node", "tres-per-task"),
 }
+GENERIC = ("gres", "tres-per-node", "tres-per-task")  # for GPUs and whatever else a site counts
 
 ENTERS: dict[str, Any] = {"identity": True}
 Word = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]
@@ -111,17 +112,20 @@ class Resources(BaseModel):
 
     def conflicts(self) -> list[str]:
         """Return which options of `extra` contradict a key, and each other."""
-        given = {flag_name(name): value for name, value in self.extra.items() if value is not False}
         faults = []
-        for key, names in CONFLICTS.items():
-            if key not in self.model_fields_set or not getattr(self, key):
-                continue
-            for name in names:
-                if name in given and not (name == "gres" and "gpu" not in str(given[name])):
+        for key in CONFLICTS:
+            if key in self.model_fields_set and getattr(self, key):
+                for name in self.extra_options(key):
                     faults.append(f"extra.{name} and {key} contradict each other; give one of them")
-        if {"mem-per-cpu", "mem-per-gpu"} <= given.keys():
+        if {"mem-per-cpu", "mem-per-gpu"} <= {*self.extra_options("mem_gb")}:
             faults.append("extra.mem-per-cpu and extra.mem-per-gpu contradict each other")
         return faults
+
+    def extra_options(self, key: str) -> list[str]:
+        """Return the options of `extra` that say what a key of `CONFLICTS` says."""
+        given = {flag_name(name): value for name, value in self.extra.items() if value is not False}
+        names = [name for name in CONFLICTS[key] if name in given]
+        return [name for name in names if name not in GENERIC or "gpu" in str(given[name])]
 
     @property
     def num_gpus(self) -> int:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from pipeline.config.schema import REPORT, Resources, ResourcesConfig
+from pipeline.executors.slurm.environment import asks_for_gpus
 from pipeline.plan.plan import Plan
 from pipeline.stages.stage import Stage
 
+ON_GPUS = ("pretrain", "probe", "finetune")
 MAX_ARRAY = 1000  # SLURM's MaxArraySize is 1001 unless the site raised it
 
 
@@ -133,6 +135,24 @@ def resource_faults(plan: Plan) -> list[str]:
                         f"{stage.task} has {key}: {of_task}; results depend on it, so the task says"
                     )
     return list(dict.fromkeys(faults))
+
+
+def without_gpus(groups: Iterable[JobGroup], environment: Mapping[str, str]) -> list[str]:
+    """Return a line on the kinds of stages that train, or compute features, and ask for no GPU."""
+    kinds = dict.fromkeys(
+        group.kind
+        for group in groups
+        if group.kind in ON_GPUS
+        and not group.resources.gpus
+        and not group.resources.extra_options("gpus")
+    )
+    if not kinds or asks_for_gpus(environment):
+        return []
+    wanted = ", ".join(f"{kind}: {{gpus: 1}}" for kind in kinds)
+    return [
+        f"{', '.join(kinds)}: no GPU is asked for, so their jobs compute on CPU cores; to ask for "
+        f"GPUs give resources: {{{wanted}}}"
+    ]
 
 
 def _depth(stage: Stage) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from pipeline.config.schema import SET_BY
+from pipeline.config.schema import CONFLICTS, SET_BY
 
 FILTERS = ("SQUEUE_", "SACCT_", "SCANCEL_", "SINFO_", "SACCTMGR_", "SCONTROL_")
 FORMATS = ("SLURM_TIME_FORMAT", "SLURM_BITSTR_LEN")
@@ -64,6 +64,12 @@ def environment_lines(outer: Mapping[str, str], options: Iterable[str]) -> list[
         why = [f"{name} ({SET_BY.get(_option(name), 'resources')} says)" for name in ignored]
         lines.append(f"not taken from the environment: {', '.join(why)}")
     return lines
+
+
+def asks_for_gpus(outer: Mapping[str, str]) -> bool:
+    """Return whether a variable that counts asks for GPUs, such as SBATCH_GRES."""
+    names = [name for name in _of_sbatch(outer) if _option(name) in CONFLICTS["gpus"]]
+    return any("gpu" in f"{name}={outer[name]}".lower() for name in names)
 
 
 def _of_sbatch(outer: Mapping[str, str]) -> list[str]:

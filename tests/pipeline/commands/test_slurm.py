@@ -47,6 +47,18 @@ def test_pending_failed_retried_done(fake, capsys: pytest.CaptureFixture[str]) -
     assert Path("runs/tiny/report/results.json").exists()
 
 
+def test_plan_and_run_say_that_no_gpu_is_asked_for(
+    fake, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in ("plan", "run", "run"):
+        assert execute(command, CONFIG, ["seeds=[0]"], SLURM) == 0
+        told = capsys.readouterr().out.count("pretrain, finetune: no GPU is asked for")
+        assert told == (1 if fake.calls.count("sbatch") or command == "plan" else 0)
+    asked = ["seeds=[0]", "resources.default.gpus=1"]
+    assert execute("plan", CONFIG, asked, SLURM) == 0
+    assert "no GPU" not in capsys.readouterr().out
+
+
 def test_without_a_queue_nothing_is_submitted(fake, capsys: pytest.CaptureFixture[str]) -> None:
     run()
     fake.fail("squeue", "slurm_load_jobs error: Unable to contact slurm controller")

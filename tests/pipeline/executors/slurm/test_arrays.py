@@ -3,8 +3,11 @@
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.config.schema import PipelineConfig
-from pipeline.executors.slurm.arrays import job_groups, resource_faults
+import pytest
+import yaml
+
+from pipeline.config.schema import PipelineConfig, ResourcesConfig
+from pipeline.executors.slurm.arrays import job_groups, resource_faults, without_gpus
 from pipeline.executors.slurm.sbatch import dependency_words
 from pipeline.plan.plan import Plan
 from pipeline.stages.stage import Stage
@@ -134,3 +137,43 @@ def test_a_report_alone_follows_what_is_in_the_queue() -> None:
 def test_a_sites_smaller_limit_cuts_arrays() -> None:
     groups = job_groups(stages_of(("a",), tuple(range(8))), NOTHING, {}, max_array=5)
     assert [g.task_span for g in groups if g.kind == "finetune"] == ["0-4", "0-2"]
+
+
+@pytest.mark.parametrize(
+    ("resources", "environment", "kinds"),
+    [
+        ({}, {}, ["pretrain", "finetune"]),
+        ({"default": {"cpus_per_gpu": 8}}, {"SBATCH_PARTITION": "gpu"}, ["pretrain", "finetune"]),
+        ({"pretrain": {"gpus": 8}}, {"SBATCH_GPUS": "1"}, ["finetune"]),  # which does not count
+        ({"default": {"extra": {"gres": "nvme:1"}}}, {}, ["pretrain", "finetune"]),
+        ({"finetune": {"extra": {"gpus_per_task": 1}}}, {}, ["pretrain"]),
+        ({"default": {"extra": {"tres-per-node": "gres/gpu:1"}}}, {}, []),
+        ({"default": {"gpus": 1}}, {}, []),
+        ({}, {"SBATCH_GRES": "gpu:a100:1"}, []),
+    ],
+)
+def test_stages_that_ask_for_no_gpu_are_named(
+    resources: dict, environment: dict[str, str], kinds: list[str]
+) -> None:
+    config = ResourcesConfig.model_validate(resources)
+    lines = without_gpus(job_groups(stages_of(("a", "b")), config, {}), environment)
+    assert [line.partition(": no GPU is asked for")[0].split(", ") for line in lines] == (
+        [kinds] if kinds else []
+    )
+    for line in lines:  # what it says to give is what ends it
+        given = yaml.safe_load("{" + line.partition("give ")[2] + "}")["resources"]
+        config = ResourcesConfig.model_validate(resources | given)
+        assert without_gpus(job_groups(stages_of(("a",)), config, {}), environment) == []
+
+
+def test_a_task_that_says_its_gpus_asks_for_them() -> None:
+    stages = [
+        replace(stage, settings={"num_gpus": 1 + seed})
+        for seed in (0, 1)
+        for stage in stages_of(("a",), (seed,))
+        if stage.kind == "finetune"
+    ]
+    assert without_gpus(job_groups(stages[1:], NOTHING, {}), {}) == []
+    for some in (stages, stages[::-1]):
+        (line,) = without_gpus(job_groups(some, NOTHING, {}), {})
+        assert line.startswith("finetune: ")
