@@ -7,6 +7,7 @@ MASTER_ADDR and MASTER_PORT in its environment; detectron2 starts one per GPU of
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import json
 import logging
@@ -14,9 +15,9 @@ import math
 import multiprocessing
 import os
 import pickle
+import re
 import signal
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, default_setup, launch
 from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.multiprocessing.spawn import ProcessExitedException
 
@@ -51,6 +53,8 @@ EFFECTIVE = "effective_config.yaml"
 INPUTS = "inputs.json"  # digests of the weights and the sets that a folder was trained with
 RESULT = ".launched.json"
 EXIT_FAULT = 2
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 GB = 1e9
 COPIES = {"SGD": 3, "AdamW": 4}  # of each parameter: weight, gradient, what the optimiser keeps
 KEPT = (nn.Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm)
@@ -164,7 +168,7 @@ def in_one_process(function: Callable[..., Metrics], args: tuple[Any, ...], fold
     """
     logging.basicConfig(
         level=logging.INFO if comm.is_main_process() else logging.ERROR,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        format=LOG_FORMAT,
     )
     try:
         answer = {"metrics": as_json(function(*args))}
@@ -175,7 +179,7 @@ def in_one_process(function: Callable[..., Metrics], args: tuple[Any, ...], fold
         write_json(folder / RESULT, answer)
 
 
-@contextmanager
+@contextlib.contextmanager
 def signals_passed_on() -> Iterator[list[int]]:
     """Pass signals on to the child processes; the list holds those that came."""
     received: list[int] = []
@@ -204,6 +208,35 @@ def run_detector(run: Run) -> Metrics:
     return evaluate(run) if run.eval_only else train(run)
 
 
+class PlainFormatter(logging.Formatter):
+    """The lines of a file: those of a terminal without their colours."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        return COLOURS.sub("", super().format(record))
+
+
+def set_up(cfg: CfgNode, **told: Any) -> None:
+    """Call detectron2's `default_setup`, with loggers that write each line once to a file.
+
+    They write to standard output and to `OUTPUT_DIR/log.txt`: for a stage of the pipeline these are
+    one file. `told` is what the log has of the command line.
+    """
+    folder, rank = cfg.OUTPUT_DIR, comm.get_rank()
+    # the very calls that `default_setup` makes: what is set up already it leaves as it is
+    fvcore = setup_logger(folder, distributed_rank=rank, name="fvcore")
+    for log in (fvcore, setup_logger(folder, distributed_rank=rank)):
+        streams = [each for each in log.handlers if isinstance(each, logging.StreamHandler)]
+        for handler in streams:
+            if not handler.stream.isatty():
+                handler.setFormatter(PlainFormatter(LOG_FORMAT))
+        with contextlib.suppress(OSError):  # a stream in memory is no file
+            files = [os.fstat(handler.stream.fileno()) for handler in streams]
+            if len(files) > 1 and os.path.samestat(files[0], files[-1]):
+                log.removeHandler(streams[-1])
+    default_setup(cfg, argparse.Namespace(**told))
+
+
 def train(run: Run) -> Metrics:
     """Train, evaluate and return the metrics, AP in percent; what OUTPUT_DIR holds is resumed.
 
@@ -212,7 +245,7 @@ def train(run: Run) -> Metrics:
     """
     register(run.datasets)
     cfg = effective_config(run.cfg, comm.get_world_size())
-    default_setup(cfg, argparse.Namespace())
+    set_up(cfg)
     folder = Path(cfg.OUTPUT_DIR)
     trainer = TRAINERS[run.optimizer](cfg)
     trainer.resume_or_load(resume=run.resume)
@@ -248,7 +281,7 @@ def evaluate(run: Run) -> Metrics:
     if not resumed and not cfg.MODEL.WEIGHTS:
         raise ValueError("nothing to evaluate: MODEL.WEIGHTS is empty")
     register(run.datasets)
-    default_setup(cfg, argparse.Namespace(eval_only=True))
+    set_up(cfg, eval_only=True)
     model = Trainer.build_model(cfg)
     checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
     weights = checkpointer.get_checkpoint_file() if resumed else cfg.MODEL.WEIGHTS
