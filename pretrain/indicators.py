@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+RATIOS = ("stable_rank", "normalized_stable_rank", "effective_rank")
+
 
 def spectrum_indicators(features: Tensor) -> dict[str, float]:
     """Return the ranks of `features` [N, D], as they are (not centred).
@@ -33,7 +35,7 @@ def spectrum_indicators(features: Tensor) -> dict[str, float]:
         >>> ranks = spectrum_indicators(torch.diag(torch.tensor([2.0, 2.0, 1.0, 0.0])))
         >>> for name, value in ranks.items():
         ...     print(name, round(value, 4))
-        rank 3.0
+        rank 3
         stable_rank 2.25
         normalized_stable_rank 0.5625
         effective_rank 2.8717
@@ -45,14 +47,12 @@ def spectrum_indicators(features: Tensor) -> dict[str, float]:
     values = torch.linalg.svdvals(_finite(features.detach().double()))
     largest = values[0]
     if largest == 0:
-        return dict.fromkeys(
-            ("rank", "stable_rank", "normalized_stable_rank", "effective_rank"), 0.0
-        )
+        return {"rank": 0} | dict.fromkeys(RATIOS, 0.0)
     relative = values / largest
     share = relative / relative.sum()
     stable_rank = float(relative.square().sum())
     return {
-        "rank": float((relative > resolution).sum()),
+        "rank": int((relative > resolution).sum()),
         "stable_rank": stable_rank,
         "normalized_stable_rank": stable_rank / features.shape[1],
         "effective_rank": float(torch.exp(-torch.special.xlogy(share, share).sum())),

@@ -45,7 +45,7 @@ def probe_kept_states(config: PretrainConfig, folder: Path) -> list[dict[str, fl
             metrics = probe.measure(model.encoder, stop)
             if stop.number:
                 raise SystemExit(EXIT_INTERRUPTED)
-            content["points"].append({"step": float(state["step"]), **metrics})
+            content["points"].append({"step": state["step"], **metrics})
             write_json(content, path)
     write_json(content | {"complete": True}, path)
     points: list[dict[str, float]] = content["points"]

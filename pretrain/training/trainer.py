@@ -258,7 +258,7 @@ class Trainer:
                 with torch.random.fork_rng(devices=devices):
                     metrics = self.after_epoch(self.epoch, self.model.encoder, self.stop)
                 if metrics:
-                    step = {"step": float(self.step), "max_steps": self.length.total_steps}
+                    step = {"step": self.step, "max_steps": self.length.total_steps}
                     report.write({**step, **metrics})
             self.processes.barrier()  # here and not in nccl, which gives up sooner
         every = self.config.keep_every_epochs
@@ -268,7 +268,7 @@ class Trainer:
     def metrics(self, output: Output, loss: float) -> dict[str, float]:
         """Return what is logged of a step; indicators are of the first view, over all processes."""
         metrics = {
-            "step": float(self.step),
+            "step": self.step,
             "loss": loss,
             "lr": float(self.optimizer.param_groups[0]["lr"]),
             "regularized": self.regularized_count(),
@@ -282,10 +282,10 @@ class Trainer:
             features["whitened"] = whitened
         return metrics | (centred_indicators(features) if self.processes.is_main else {})
 
-    def regularized_count(self) -> float:
+    def regularized_count(self) -> int:
         """Return the ridges of all processes so far; every rank has to call this.
 
         Under batch whitening each counts those of the global batch, else those of its own part.
         """
         counts = self.processes.all_gather([float(self.loss.regularized_count)])
-        return counts[0][0] if self.config.loss.over == "batch" else sum(n for (n,) in counts)
+        return int(counts[0][0] if self.config.loss.over == "batch" else sum(n for (n,) in counts))

@@ -62,6 +62,9 @@ def test_a_healthy_run_logs_no_ridge_and_a_white_output(tiny: Make, tmp_path: Pa
         assert entry["whitened/stable_rank"] == pytest.approx(4, rel=1e-4)
         assert entry["embedding/stable_rank"] < 3.99
         assert entry["encoding/rank"] <= 7  # eight images, centred
+        counts = {name for name, value in entry.items() if isinstance(value, int)}
+        ranks = {f"{name}/rank" for name in ("encoding", "embedding", "whitened")}
+        assert counts == {"step", "max_steps", "regularized"} | ranks
 
 
 def test_a_loss_that_whitens_nothing_logs_no_whitened_output(tiny: Make, tmp_path: Path) -> None:
