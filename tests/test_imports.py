@@ -36,7 +36,10 @@ FOLDERS = {
         "config", "runtime", "data", "views", "models", "whitening", "losses", "training", "probes",
     ),
     "transfer": ("detectron2_wheel", "config", "checkpoints", "datasets", "detection"),
-    "pipeline": ("stages", "config", "plan", "report", "executors", "executors.slurm", "commands"),
+    "pipeline": (
+        "stages", "config", "downloads", "plan", "report", "executors", "executors.slurm",
+        "commands",
+    ),
 }  # fmt: skip
 BOTTOM = {"pretrain.indicators", "transfer.files", "transfer.resnet", "pipeline.stages.files"}
 

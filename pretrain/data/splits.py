@@ -24,8 +24,8 @@ SOURCES = {
     "cifar100": "https://www.cs.toronto.edu/~kriz/cifar.html",
     "stl10": "https://cs.stanford.edu/~acoates/stl10",
     "imagefolder": (
-        "ImageNet: https://image-net.org, Tiny ImageNet: http://cs231n.stanford.edu/"
-        "tiny-imagenet-200.zip, ImageNet-100: the classes listed in the code of arXiv 1906.05849"
+        "ImageNet: https://image-net.org, Tiny ImageNet: python tools/get_data.py tiny-imagenet, "
+        "ImageNet-100: the classes listed in the code of arXiv 1906.05849"
     ),
 }
 _CIFAR10_TRAIN = tuple(f"data_batch_{number}" for number in range(1, 6))
@@ -73,7 +73,7 @@ def split_files(data: DataConfig, split: Split) -> list[Path]:
         return files
     raise ValueError(
         f"{data.root}: no folder {' or '.join(layouts)} there; get {_where(data)} "
-        "and unpack it there (nothing is downloaded for you)"
+        f"and unpack it there, or: python tools/get_data.py {data.format} --to {data.root}"
     )
 
 
@@ -91,7 +91,7 @@ def split_folder(data: DataConfig, split: Split) -> Path:
             raise ValueError(f"{data.root}: no such folder; wanted a folder of images")
         raise ValueError(
             f"{data.root}: no such folder; wanted one folder per class in train and val; "
-            f"get {_where(data)} (nothing is downloaded for you)"
+            f"get {_where(data)}"
         )
     if data.format == "folder":
         if split == "pretrain":

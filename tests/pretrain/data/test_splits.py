@@ -40,9 +40,11 @@ def test_the_folder_of_a_split(tmp_path: Path) -> None:
 
 def test_what_is_missing_is_named_with_its_home(tmp_path: Path) -> None:
     for data_format, words in (
-        ("cifar10", "cs.toronto.edu"), ("stl10", "cs.stanford.edu"), ("imagefolder", "image-net"),
-    ):  # fmt: skip
-        with pytest.raises(ValueError, match=f"(?s)nowhere.*{words}.*nothing is downloaded"):
+        ("cifar10", r"cs.toronto.edu.*tools/get_data.py cifar10 --to \S+nowhere$"),
+        ("stl10", r"cs.stanford.edu.*tools/get_data.py stl10 --to \S+nowhere$"),
+        ("imagefolder", r"image-net.*tools/get_data.py tiny-imagenet"),
+    ):
+        with pytest.raises(ValueError, match=f"(?s)nowhere.*{words}"):
             open_images(data(tmp_path / "nowhere", data_format))
     with pytest.raises(ValueError, match="no such folder; wanted a folder of images"):
         open_images(data(tmp_path / "nowhere", "folder"))
