@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_check.timing import DEVICE, ON_GPU, Settings
+from benchmarks.gpu_check.timing import DEVICE, Settings
 from pretrain.config.data import AugmentConfig
 from pretrain.config.loss import loss_config
 from pretrain.config.pretrain import ModelConfig
@@ -230,21 +230,30 @@ def nearest_neighbours() -> dict[str, Any]:
 
 
 def roi_align_types() -> dict[str, Any]:
-    """How far the boxes that detectron2 hands to RoIAlign are rounded in half precision."""
-    from detectron2.layers import ROIAlign  # noqa: PLC0415  (slow to load)
+    """RoIAlign of half precision's features is float32's but for rounding; rounded boxes are not.
+
+    The detector's pooling, on the device.
+    """
+    from detectron2.modeling.poolers import ROIPooler  # noqa: PLC0415  (slow to load)
+    from detectron2.structures import Boxes  # noqa: PLC0415
+
+    from transfer.detection.trainer import pool_from_exact_boxes  # noqa: PLC0415
 
     generator = seeded(0)
     noise = torch.randn(1, 32, 204, 337, generator=generator)
     features = torch.nn.functional.avg_pool2d(noise, 5, 1).to(DEVICE)
     corner = torch.rand(200, 2, generator=generator) * torch.tensor([1300.0, 760.0])
-    boxes = torch.cat([torch.zeros(200, 1), corner, corner + 24], 1).to(DEVICE)
-    pool = ROIAlign(7, 0.25, 0, True)
+    boxes = torch.cat([corner, corner + 24], 1).to(DEVICE)
+    pool: Any = ROIPooler(7, [0.25], 0, "ROIAlignV2")
+    pool_from_exact_boxes(pool)
     rows: dict[str, Any] = {}
     for name, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16)):
         half = features.to(dtype)
-        with torch.autocast(DEVICE.type, dtype, enabled=ON_GPU):
-            pooled = pool(half, boxes) if ON_GPU else pool(half.float(), boxes.to(dtype).float())
-        rows[f"{name}: pooled features of 24 px boxes off by"] = relative(
-            pooled, pool(features, boxes)
-        )
+        expected = pool([half.float()], [Boxes(boxes)])
+        with torch.autocast(DEVICE.type, dtype):
+            off = relative(pool([half], [Boxes(boxes)]), expected)
+        rows[f"{name}: pooled features of 24 px boxes off by"] = off
+        rounded = pool([half.float()], [Boxes(boxes.to(dtype).float())])
+        rows[f"{name}: from rounded boxes they would be off by"] = relative(rounded, expected)
+        assert off <= torch.finfo(dtype).eps, rows
     return rows

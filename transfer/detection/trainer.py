@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
 import math
 import signal
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +20,11 @@ from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.modeling.poolers import ROIPooler
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, get_event_storage
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
 from torch.optim import AdamW, Optimizer
 
 from transfer.detection.evaluation import build_evaluator, flat_metrics, without_nan
@@ -222,6 +224,7 @@ class Trainer(DefaultTrainer):  # type: ignore[misc]
         """Return the model; what no loss can reach is not trained."""
         model: nn.Module = super().build_model(cfg)
         freeze_unread_outputs(cfg, model)
+        pool_from_exact_boxes(model)
         if cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.get("PRECISION") == "bf16":
             train_in_bfloat16(model, cfg.MODEL.DEVICE)
         return model
@@ -366,6 +369,24 @@ def train_in_bfloat16(model: nn.Module, device: str) -> None:
             return forward(*arguments, **named)
 
     model.forward = in_bfloat16
+
+
+def pool_from_exact_boxes(model: nn.Module) -> None:
+    """Make all pooling of `model` compute in the boxes' type where features are in a shorter one.
+
+    detectron2 casts the boxes to the features' type, which of bfloat16 leaves a grid of 4 px above
+    512 and of 8 px above 1024. Pooled features come back in the type they came in; torchvision
+    computes in float32 under autocast as it is, so this costs nothing.
+    """
+
+    def exact(pool: Callable[..., Tensor], maps: list[Tensor], boxes: list[Any]) -> Tensor:
+        types = [part.tensor.dtype for part in boxes]
+        dtype = functools.reduce(torch.promote_types, types, maps[0].dtype)
+        return pool([part.to(dtype) for part in maps], boxes).to(maps[0].dtype)
+
+    for part in model.modules():
+        if isinstance(part, ROIPooler):
+            part.forward = functools.partial(exact, part.forward)
 
 
 def freeze_unread_outputs(cfg: CfgNode, model: nn.Module) -> None:

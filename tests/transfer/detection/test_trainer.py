@@ -76,6 +76,42 @@ def test_bfloat16_is_for_training_alone(precision: str, trained_in: torch.dtype)
     assert seen == [(True, trained_in), (False, torch.float32)]
 
 
+POOLERS = ("ROIAlign", "ROIAlignV2", "ROIPool")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", POOLERS)
+@pytest.mark.parametrize("file", ["digits_faster_rcnn_voc.yaml", "voc_faster_rcnn_r50_c4_24k.yaml"])
+def test_half_precision_pools_where_float32_does(file: str, kind: str, dtype: torch.dtype) -> None:
+    """The boxes stay as they are: above 512 px bfloat16 would place them on a grid of 4 px."""
+    changes = ["MODEL.DEVICE", "meta", "MODEL.ROI_BOX_HEAD.POOLER_TYPE", kind]
+    with torch.device("meta"):
+        model = Trainer.build_model(read_config(str(FOLDER / file), changes))
+    heads = model.roi_heads
+    pool = heads.pooler if hasattr(heads, "pooler") else heads.box_pooler
+    generator = torch.Generator().manual_seed(0)
+    corners = 600 + 400 * torch.rand(40, 2, generator=generator)
+    boxes = [Boxes(torch.cat([corners, corners + 24], 1))]
+    scales = [part.spatial_scale for part in pool.level_poolers]
+    maps = [
+        torch.randn(1, 8, *[round(1056 * scale)] * 2, generator=generator).to(dtype)
+        for scale in scales
+    ]
+    for map_ in maps:
+        map_.requires_grad_()
+    with torch.autocast("cpu", dtype):
+        pooled = pool(maps, boxes)
+    assert pooled.dtype == dtype
+    expected = pool([map_.float() for map_ in maps], boxes)
+    assert expected.dtype == torch.float32 and torch.equal(pooled, expected.to(dtype))
+    if kind != "ROIPool":  # which rounds the boxes itself
+        rounded = [Boxes(boxes[0].tensor.to(dtype).float())]
+        off = (pool([map_.float() for map_ in maps], rounded) - expected).norm() / expected.norm()
+        assert off > (0.1 if dtype == torch.bfloat16 else 0.01)  # what it would cost
+    pooled.float().sum().backward()
+    assert any(map_.grad is not None and map_.grad.abs().sum() > 0 for map_ in maps)
+
+
 def test_all_processes_take_the_first_ones_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
     norm = torch.nn.BatchNorm2d(3)
     sent = torch.tensor([1.0, 2.0, 3.0])
