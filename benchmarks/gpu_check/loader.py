@@ -98,10 +98,10 @@ def finishing_row(images: Images) -> dict[str, Any]:
     """Return what colours, blur and the way to the device take of a batch."""
     config = config_of({}).augment
     raw = cut_views(images, [(0, i % len(images)) for i in range(BATCH)], 4, 0, config)
-    there = RawViews(raw.views.to(DEVICE), raw.rows, raw.seeds)
+    there = RawViews(raw.views.to(DEVICE), raw.rows)
     unblurred = raw.rows.clone()
     unblurred[..., BLUR_SIGMA] = 0.0
-    sharp = RawViews(there.views, unblurred, raw.seeds)
+    sharp = RawViews(there.views, unblurred)
     pinned = raw.views.pin_memory() if ON_GPU else raw.views
     return {
         "ms": milliseconds(lambda: finish_views(there, config), 5, 2),

@@ -54,7 +54,8 @@ class AugmentConfig(Section):
     views at once in the loader's workers; `on_device` for the whole batch on the training device,
     the fastest on a GPU and slow on a CPU; `by_view` with torchvision's transforms, one view after
     the other, slow everywhere. The first two draw the same views; all three draw from the same
-    distributions.
+    distributions. Noise is always drawn in the workers: a batch of `on_device` then takes five
+    bytes a value instead of one.
 
     With `colours_before_crop` jitter and grayscale come first and see the whole image, as in the
     code of W-MSE and CW-RGP for small images, in the loader's workers wherever the rest is done;

@@ -17,6 +17,7 @@ from torchvision.transforms.v2.functional import rotate
 
 from pretrain.config.data import AugmentConfig
 from pretrain.data.images import Images
+from pretrain.runtime.device import to_device
 from pretrain.runtime.rng import derived_seed
 from pretrain.views.colour import blur, jitter_and_gray
 from pretrain.views.parameters import NUM_COLUMNS, ViewParams, draw_view
@@ -25,11 +26,14 @@ CPU_VALUES = 2**17  # changed at once on a CPU: small enough for its caches
 
 
 class RawViews(NamedTuple):
-    """Views to be finished: uint8 `[V, N, 3, S, S]`, rows `[V, N, 10]`, seeds `[N]`."""
+    """Views to be finished: uint8 `[V, N, 3, S, S]`, rows `[V, N, 10]`, and noise for each pixel.
+
+    The noise is drawn with the views, on the CPU: a GPU would draw another.
+    """
 
     views: Tensor
     rows: Tensor
-    seeds: Tensor
+    noise: Tensor | None = None
 
 
 def cut_views(
@@ -43,17 +47,20 @@ def cut_views(
     """
     views = torch.empty(num_views, len(chosen), 3, config.size, config.size, dtype=torch.uint8)
     rows = torch.empty(num_views, len(chosen), NUM_COLUMNS)
-    seeds = torch.empty(len(chosen), dtype=torch.int64)
+    noise = torch.empty(views.shape) if config.noise_std else None
     start = 0
     for pixels in in_groups(images.read(index) for _, index in chosen):
         group = range(start, start + len(pixels))
         height, width = pixels.shape[2:]
         params: list[list[ViewParams]] = []
         for n in group:
-            seeds[n] = derived_seed(seed, *chosen[n], 3)
-            chance = Random(int(seeds[n]))
+            image_seed = derived_seed(seed, *chosen[n], 3)
+            chance = Random(image_seed)
             params.append([draw_view(chance, height, width, config) for _ in range(num_views)])
             rows[:, n] = torch.tensor([view.colour for view in params[-1]])
+            if noise is not None:
+                generator = torch.Generator().manual_seed(image_seed)
+                noise[:, n] = torch.randn(noise[:, n].shape, generator=generator)
         for v in range(num_views):
             coloured = pixels
             if config.colours_before_crop:
@@ -62,7 +69,7 @@ def cut_views(
             for n, image, view in zip(group, coloured, params, strict=True):
                 views[v, n] = cut_view(image, view[v], config)
         start = group.stop
-    return RawViews(views, rows, seeds)
+    return RawViews(views, rows, noise)
 
 
 def in_groups(images: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -96,9 +103,9 @@ def finish_views(raw: RawViews, config: AugmentConfig) -> Tensor:
     step = len(flat)
     if flat.device.type == "cpu":
         step = max(1, CPU_VALUES // flat[0].numel())
-    mean = torch.tensor(config.mean, device=flat.device).view(3, 1, 1)
-    scale = 1 / torch.tensor(config.std, device=flat.device).view(3, 1, 1)
-    bias = -mean * scale
+    scale = 1 / torch.tensor(config.std)
+    constants = torch.stack([scale, -torch.tensor(config.mean) * scale]).view(2, 3, 1, 1)
+    scale, bias = to_device(constants, flat.device)
     finished = torch.empty(flat.shape, device=flat.device)
     for start in range(0, len(flat), step):
         part = slice(start, start + step)
@@ -108,11 +115,6 @@ def finish_views(raw: RawViews, config: AugmentConfig) -> Tensor:
         views = blur(views, rows[part], config.blur_kernel)
         torch.addcmul(bias, views, scale, out=finished[part])
     finished = finished.view(V, N, *finished.shape[1:])
-    if config.noise_std:
-        generator = torch.Generator(finished.device)
-        for n, seed in enumerate(raw.seeds.tolist()):
-            generator.manual_seed(seed)
-            views = finished[:, n]
-            noise = torch.randn(views.shape, generator=generator, device=views.device)
-            views.addcmul_(noise, config.noise_std * scale)
+    if raw.noise is not None:
+        finished.addcmul_(raw.noise, config.noise_std * scale)
     return finished

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pretrain.runtime.device import to_device
 from pretrain.views.parameters import (
     BLUR_SIGMA,
     BRIGHTNESS,
@@ -146,10 +147,10 @@ def _where(chosen: Tensor, function: Op, views: Tensor, settings: Tensor) -> Ten
     if not chosen.any():
         return views
     if chosen.all():
-        return function(views, settings.to(views.device, views.dtype))
+        return function(views, to_device(settings.to(views.dtype), views.device))
     index = chosen.nonzero()[:, 0]
-    settings = settings[index].to(views.device, views.dtype, non_blocking=True)
-    index = index.to(views.device, non_blocking=True)
+    settings = to_device(settings[index].to(views.dtype), views.device)
+    index = to_device(index, views.device)
     return views.index_copy_(0, index, function(views[index], settings))
 
 

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.data.images import Images, from_workers, open_images
 from pretrain.runtime.cpu import keep_freed_memory
+from pretrain.runtime.device import beside_the_steps
 from pretrain.runtime.distributed import Processes
 from pretrain.runtime.rng import epoch_order
 from pretrain.runtime.signals import leave_signals_to_parent
@@ -66,12 +67,16 @@ class ViewLoader:
     def batches(self, epoch: int, indices: list[list[int]]) -> Iterator[Tensor]:
         """Yield views `[V, N, 3, S, S]` of the images of each batch in `indices`."""
         self.places[:] = [[(epoch, index) for index in batch] for batch in indices]
-        for batch in from_workers(self.loader):
-            if isinstance(batch, RawViews):
-                views = batch.views.to(self.device, non_blocking=True)
-                yield finish_views(batch._replace(views=views), self.config.augment)
-            else:
-                yield batch.to(self.device, non_blocking=True)
+        return beside_the_steps(map(self._finished, from_workers(self.loader)), self.device)
+
+    def _finished(self, batch: Tensor | RawViews) -> Tensor:
+        if isinstance(batch, Tensor):
+            return batch.to(self.device, non_blocking=True)
+        views = batch.views.to(self.device, non_blocking=True)
+        noise = batch.noise
+        if noise is not None:
+            noise = noise.to(self.device, non_blocking=True)
+        return finish_views(RawViews(views, batch.rows, noise), self.config.augment)
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -10,9 +10,10 @@ from torch import Tensor
 from pretrain.config.data import AugmentConfig
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.data.images import open_images
-from pretrain.views.batched import cut_view, cut_views, finish_views
+from pretrain.views.batched import RawViews, cut_view, cut_views, finish_views
 from pretrain.views.parameters import ViewParams
 from pretrain.views.per_image import build_view
+from tests.pretrain.fake_cuda import CUDA, fake_cuda
 
 Make = Callable[..., PretrainConfig]
 FULL = {"size": 24, "blur_probability": 0.5, "grayscale": 0.3, "noise_std": 0.1}
@@ -69,3 +70,28 @@ def test_statistics_over_many_views_are_torchvisions(tiny: Make) -> None:
     error = (a.var(0) / count + b.var(0) / count).sqrt()
     assert bool(((a.mean(0) - b.mean(0)).abs() < 4 * error).all())
     assert torch.allclose(a.std(0), b.std(0), rtol=0.25)
+
+
+def test_a_gpu_takes_the_noise_that_the_loader_drew_in_one_launch(
+    tiny: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = with_colours(tiny, "on_device")
+    images = open_images(config.data)
+    raw = cut_views(images, [(0, n) for n in range(8)], 3, 0, config.augment)
+    assert raw.noise is not None and raw.noise.shape == raw.views.shape
+    assert abs(float(raw.noise.std()) - 1) < 0.01 and len(raw.noise[:, 0].unique()) > 5000
+    alone = cut_views(images, [(0, 5)], 3, 0, config.augment).noise
+    assert alone is not None and torch.equal(raw.noise[:, 5:6], alone)
+    calls = []
+    for noise in (None, raw.noise):
+        with fake_cuda(monkeypatch) as gpu:
+            there = RawViews(
+                raw.views.pin_memory().to(CUDA, non_blocking=True),
+                raw.rows,
+                None if noise is None else noise.pin_memory().to(CUDA, non_blocking=True),
+            )
+            gpu.calls.clear()
+            assert finish_views(there, config.augment).device == CUDA
+            assert not gpu.waits
+            calls.append(gpu.calls)
+    assert calls[1] == [*calls[0], "aten::mul.Tensor", "aten::addcmul_"]

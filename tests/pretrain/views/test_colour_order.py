@@ -16,6 +16,7 @@ from pipeline.config.yaml_files import load_yaml
 from pretrain.config.data import AugmentConfig
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.data.images import ImageArrays
+from pretrain.runtime.rng import derived_seed
 from pretrain.views.batched import CPU_VALUES, cut_views, finish_views, in_groups
 from pretrain.views.parameters import GRAYSCALE, ORDER, draw_view
 from pretrain.views.per_image import build_view
@@ -140,7 +141,7 @@ def test_a_view_is_cut_from_the_whole_image_changed_by_torchvisions_functions(
     raw = cut_views(FromMemory(pixels), [(3, n) for n in range(3)], 8, 0, config)
     views = finish_views(raw, config)
     for n, image in enumerate(pixels):
-        chance = Random(int(raw.seeds[n]))
+        chance = Random(derived_seed(0, 3, n, 3))
         for v in range(8):
             params = draw_view(chance, *image.shape[1:], config)
             whole = changed_alone(image / 255, params.colour).mul(255).round().byte()
