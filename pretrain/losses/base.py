@@ -24,6 +24,7 @@ from torch.autograd.function import once_differentiable
 
 from pretrain.config.loss import LossConfig, sub_batch_faults, whitening_faults
 from pretrain.runtime.cpu import keep_freed_memory
+from pretrain.runtime.device import to_device
 from pretrain.runtime.distributed import all_gather_with_grad, broadcast
 from pretrain.whitening.functional import (
     ChannelGroups,
@@ -173,7 +174,7 @@ class WhiteningLoss(Loss):
 
     def _shared(self, drawn: Tensor, device: torch.device) -> Tensor:
         """Return `drawn` on `device`, the same on all ranks where they share a batch."""
-        return broadcast(drawn, device) if self._over == "batch" else drawn.to(device)
+        return broadcast(drawn, device) if self._over == "batch" else to_device(drawn, device)
 
 
 class _Shuffle(torch.autograd.Function):

@@ -13,6 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pretrain.runtime.device import to_device
+
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -163,7 +165,7 @@ def all_gather_with_grad(part: Tensor, dim: int = 0) -> Tensor:
 
 def broadcast(tensor: Tensor, device: torch.device) -> Tensor:
     """Return rank 0's `tensor` on `device`, the same on every rank."""
-    tensor = tensor.to(device)
+    tensor = to_device(tensor, device)
     if is_distributed():
         tensor = tensor.contiguous()
         dist.broadcast(tensor, src=0)

@@ -5,7 +5,8 @@ Legend: B matrices in the batch, k variables that are whitened, n observations.
 Every exact method finds W with W S Wᵀ = I for a symmetric positive definite S [B, k, k]. A matrix
 that is singular to working precision gets a ridge relative to its scale, `RIDGE * trace / k` (1 for
 a zero matrix), and is counted. Its neighbours in the batch keep their exact values. The ridge is a
-constant for the derivative. A non-finite matrix has W = NaN.
+constant for the derivative. By matrix products (`newton`, and ZCA on a GPU) a matrix within a few
+times of singular gets one too. A non-finite matrix has W = NaN.
 
 With A the centred variables [B, k, n], S = scale A Aᵀ + const and Y = W A, the exact methods share
 one derivative:
@@ -35,6 +36,7 @@ from pretrain.whitening.newton_schulz import (
     lyapunov_by_matmul,
 )
 
+LARGEST_EIGH_OF_CUDA = 32  # of batches; larger matrices it takes one after the other
 RIDGE = 1e-3  # of the mean eigenvalue: well above rounding in float32, whatever k
 
 
@@ -106,7 +108,7 @@ class Cholesky(InverseSqrt):
             safe = pivots.square() > _tolerance(covariance) * variances
             singular = ~safe.all(-1) | (info != 0)
             count = singular.sum()
-            if bool(count):
+            if _any(singular):
                 finite, broken = _without_non_finite(covariance)
                 repaired, _ = torch.linalg.cholesky_ex(_add_ridge(finite, singular))
                 lower = _spoil(repaired, broken)
@@ -221,13 +223,15 @@ class NewtonSchulz(Symmetric):
 
     @classmethod
     def of(cls, covariance: Tensor) -> NewtonSchulz:
-        """Return S^(-1/2) of `covariance` [B, k, k]; what does not converge is done exactly."""
-        weight, converged = inverse_sqrt_by_matmul(covariance, _tolerance(covariance))
-        if bool(converged.all()):
-            return cls(converged.new_zeros((), dtype=torch.int64), weight)
-        hard = (~converged).nonzero().squeeze(-1)
-        exact = ZCA.of(covariance[hard])
-        return cls(exact.num_regularized, weight.index_copy(0, hard, exact.weight))
+        """Return S^(-1/2) of `covariance` [B, k, k]; what does not converge counts as singular."""
+        tolerance = _tolerance(covariance)
+        weight, converged = inverse_sqrt_by_matmul(covariance, tolerance)
+        singular = ~converged
+        if _any(singular):
+            finite, broken = _without_non_finite(covariance)
+            repaired, _ = inverse_sqrt_by_matmul(_add_ridge(finite, singular), tolerance)
+            weight = _spoil(torch.where(converged[:, None, None], weight, repaired), broken)
+        return cls(singular.sum(), weight)
 
     def symmetric_part(self, product: Tensor) -> Tensor:
         """Return X with W X + X W = W M + Mᵀ W, by matrix products."""
@@ -314,9 +318,17 @@ def _ridge(covariance: Tensor) -> Tensor:
     return torch.where(scale > info.tiny**0.75, scale * RIDGE, torch.ones_like(scale))
 
 
+def _any(flags: Tensor) -> bool:
+    """Return whether any of `flags` is set; on a GPU always True, since asking would wait for it.
+
+    What is then done to the others leaves them as they are.
+    """
+    return flags.device.type != "cpu" or bool(flags.any())
+
+
 def _without_non_finite(covariance: Tensor) -> tuple[Tensor, Tensor | None]:
     """Return `covariance` with I for non-finite matrices, and which those are [B] (or None)."""
-    if bool(covariance.sum().isfinite()):
+    if not _any(~covariance.sum().isfinite()):
         return covariance, None
     broken = ~covariance.isfinite().all(-1).all(-1)
     eye = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
@@ -340,8 +352,10 @@ def _spoil(tensor: Tensor, broken: Tensor | None) -> Tensor:
 def _eigen(covariance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return U, s (ascending) of S = U diag(s²) Uᵀ, and how many matrices needed a ridge."""
     covariance, broken = _without_non_finite(covariance)
+    by_cpu = covariance.device.type == "cuda" and covariance.shape[-1] > LARGEST_EIGH_OF_CUDA
     with on_one_core():
-        values, vectors = torch.linalg.eigh(covariance)
+        values, vectors = torch.linalg.eigh(covariance.cpu() if by_cpu else covariance)
+    values, vectors = values.to(covariance.device), vectors.to(covariance.device)
     singular = values[:, 0] <= _tolerance(covariance) * values[:, -1]
     ridge = torch.where(singular, _ridge(covariance), torch.zeros_like(values[:, 0]))
     values = values.clamp(min=0) + ridge[:, None]

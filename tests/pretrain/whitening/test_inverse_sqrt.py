@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from pretrain.whitening import inverse_sqrt as module
 from pretrain.whitening import whiten
 from pretrain.whitening.functional import AXES
 from pretrain.whitening.inverse_sqrt import METHODS, Cholesky
@@ -42,6 +43,25 @@ def test_a_singular_member_is_repaired_and_its_neighbours_are_not_touched(
     assert y.isfinite().all()
     matrices = covariance(x - x.mean(1, keepdim=True), "batch")[:, 0]
     assert int(inverse_sqrt_by(matrices, method).num_regularized) == 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_gpu_which_is_not_asked_gives_what_a_cpu_gives(
+    method, features, covariance, inverse_sqrt_by, monkeypatch
+):
+    """There every batch is treated as if it had a singular and a non-finite member."""
+    x = features(4, 20, 6, dtype=torch.float32)
+    healthy = covariance(x - x.mean(1, keepdim=True), "batch")[:, 0]
+    mixed = healthy.clone()
+    mixed[1, :, 5], mixed[1, 5] = mixed[1, :, 4].clone(), mixed[1, 4].clone()
+    mixed[1, 5, 5] = mixed[1, 4, 4]
+    mixed[2, 0, 0] = torch.nan
+    for matrices in (healthy, mixed, mixed[:2]):
+        want = inverse_sqrt_by(matrices, method)
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "_any", lambda _: True)
+            got = inverse_sqrt_by(matrices, method)
+        torch.testing.assert_close(vars(got), vars(want), rtol=0, atol=0, equal_nan=True)
 
 
 def test_cholesky_counts_what_lapack_refuses_and_what_rounding_let_pass(inverse_sqrt_by):

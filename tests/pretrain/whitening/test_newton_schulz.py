@@ -27,7 +27,7 @@ def test_schedule_maps_the_interval_to_one():
     assert values.max() < 1 + 1e-12
 
 
-def test_members_that_do_not_converge_are_done_exactly(features, covariance, inverse_sqrt_by):
+def test_members_that_do_not_converge_get_a_ridge(features, covariance, inverse_sqrt_by):
     good = covariance(features(40, 6, dtype=torch.float32), "batch")[0]
     matrices = torch.stack([good, torch.diag(torch.tensor([1.0, 1, 1, 1, 1, 1e-12])), good])
     _, converged = inverse_sqrt_by_matmul(matrices, 1e-6)

@@ -1,0 +1,68 @@
+"""No loss makes the host wait for the GPU: seen on one without values, and in the backward pass."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pretrain.config.loss import loss_config
+from pretrain.losses import build_loss
+from tests.pretrain.fake_cuda import CUDA, fake_cuda
+
+CASES: dict[str, dict[str, Any]] = {
+    "w-mse": {"name": "w-mse", "sub_batch": 64},
+    "w-mse, groups": {"name": "w-mse", "sub_batch": 64, "groups": 2, "iterations": 2},
+    "cw-rgp": {"name": "cw-rgp", "sub_batch": 8, "groups": 2, "covariance_weight": 0.1},
+    "newton": {"name": "w-mse", "sub_batch": 64, "method": "newton"},
+    "cholesky over channels": {"name": "cw-rgp", "sub_batch": 8, "groups": 2, "method": "cholesky"},
+    "zca over the batch": {"name": "w-mse", "sub_batch": 64, "method": "zca"},
+    "batch-norm": {"name": "batch-norm"},
+    "none": {"name": "none"},
+}
+
+
+@pytest.mark.parametrize("settings", CASES.values(), ids=CASES)
+def test_a_loss_reads_nothing_and_waits_for_no_copy(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with fake_cuda(monkeypatch) as gpu:
+        loss = build_loss(loss_config(**settings)).to(CUDA)
+        gpu.waits.clear()
+        value = loss(torch.empty(2, 128, 40, device=CUDA), generator=torch.Generator())
+        assert value.device == CUDA and value.shape == ()
+        assert not gpu.waits
+
+
+@pytest.mark.parametrize(("dim", "on_cpu"), [(32, False), (40, True)])
+def test_only_small_eigenproblems_of_pca_stay_on_the_gpu(
+    dim: int, on_cpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with fake_cuda(monkeypatch) as gpu:
+        loss = build_loss(loss_config(name="w-mse", sub_batch=64, method="pca")).to(CUDA)
+        gpu.waits.clear()
+        value = loss(torch.empty(2, 128, dim, device=CUDA), generator=torch.Generator())
+        assert value.device == CUDA
+        assert ("aten::_linalg_eigh" in gpu.calls) is not on_cpu
+        assert bool(gpu.waits) is on_cpu and all("inverse_sqrt.py" in wait for wait in gpu.waits)
+
+
+class Reads(TorchDispatchMode):
+    """Counts the values that are read."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.usefixtures("zca_by_matmul")
+@pytest.mark.parametrize("settings", CASES.values(), ids=CASES)
+def test_the_backward_pass_reads_nothing(settings: dict[str, Any]) -> None:
+    loss = build_loss(loss_config(**settings))
+    x = torch.randn(2, 128, 40, requires_grad=True)
+    value = loss(x, generator=torch.Generator().manual_seed(0))
+    with Reads() as reads:
+        value.backward()
+    assert reads.count == 0 and x.grad is not None
