@@ -200,10 +200,23 @@ class PretrainConfig(Section):
     """k-NN accuracy on the way; not measured unless given"""
     log_every: PositiveInt = Field(default=10, json_schema_extra=left_out("when steps are logged"))
     """steps between two lines of `metrics.jsonl`"""
+    indicators_every: PositiveInt | None = Field(
+        default=None, json_schema_extra=left_out("when indicators are logged")
+    )
+    """steps between two measurements of the ranks of the features, also made at the last step;
+    with every line of the log unless given"""
     checkpoint_every: PositiveInt = Field(default=50, json_schema_extra=SAVED)
     """steps between two states in `last.pth`: what a kill can cost"""
     keep_every_epochs: PositiveInt | None = Field(default=None, json_schema_extra=SAVED)
     """epochs between two states that are kept; none unless given"""
+
+    def logs(self, step: int) -> bool:
+        """Return whether a line of the log is written after `step`, the last step aside."""
+        return step % self.log_every == 0 or self.measures(step)
+
+    def measures(self, step: int) -> bool:
+        """Return whether that line has the indicators."""
+        return step % (self.indicators_every or self.log_every) == 0
 
     def faults_on(self, num_processes: int) -> list[str]:
         """Return why the batch cannot be cut over so many processes, or []."""

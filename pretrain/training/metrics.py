@@ -106,7 +106,7 @@ class Report(ExitStack):
         self.num_steps += 1
         if self.main:
             self.bar.stepped(step)
-        if step % self.config.log_every and step != self.total_steps:
+        if not self.config.logs(step) and step != self.total_steps:
             return
         rate = self.num_steps * self.config.batch_size / (time.perf_counter() - self.started)
         self.write({**metrics(), "max_steps": self.total_steps, "images_per_s": rate})

@@ -266,13 +266,18 @@ class Trainer:
             self.save(f"epoch_{self.epoch:04d}.pth")
 
     def metrics(self, output: Output, loss: float) -> dict[str, float]:
-        """Return what is logged of a step; indicators are of the first view, over all processes."""
+        """Return what is logged of a step; indicators are of the first view, over all processes.
+
+        They are measured at the last step and where the config says so.
+        """
         metrics = {
             "step": self.step,
             "loss": loss,
             "lr": float(self.optimizer.param_groups[0]["lr"]),
             "regularized": self.regularized_count(),
         }
+        if not self.config.measures(self.step) and self.step != self.length.total_steps:
+            return metrics
         first_view = {"encoding": output.encoding[0], "embedding": output.embedding[0]}
         features = {name: all_gather_with_grad(x.float()) for name, x in first_view.items()}
         if isinstance(self.loss, WhiteningLoss):

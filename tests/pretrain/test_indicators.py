@@ -8,6 +8,7 @@ import torch
 
 from pretrain import indicators
 from pretrain.indicators import centred_indicators, spectrum_indicators
+from tests.pretrain.fake_cuda import CUDA, fake_cuda
 
 
 def test_by_hand():
@@ -81,6 +82,32 @@ def test_centred_indicators_ignore_what_all_samples_share():
     assert {key: found[f"a/{key}"] for key in want} == pytest.approx(want, rel=1e-4)
     assert {key: found[f"b/{key}"] for key in want} == dict.fromkeys(want, 0.0)
     assert len(found) == 2 * len(want)
+
+
+@pytest.mark.parametrize("shape", [(128, 512), (300, 40), (64, 64)])
+@pytest.mark.parametrize("falloff", [0.0, 4.0, 12.0])
+def test_they_are_those_of_the_singular_values(shape, falloff):
+    """Down to what float32 can tell; below 1e-8 of the largest a Gram matrix has only rounding."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=generator) * torch.logspace(0, -falloff, shape[1])
+    values = torch.linalg.svdvals(x.double())
+    share = values / values.sum()
+    stable = float((values / values[0]).square().sum())
+    want = {
+        "rank": int((values > max(shape) * torch.finfo(torch.float32).eps * values[0]).sum()),
+        "stable_rank": stable,
+        "normalized_stable_rank": stable / shape[1],
+        "effective_rank": float(torch.exp(-(share * share.log()).sum())),
+    }
+    assert spectrum_indicators(x) == pytest.approx(want, rel=1e-5)
+
+
+def test_a_gpu_is_read_once(monkeypatch):
+    with fake_cuda(monkeypatch) as gpu:
+        found = centred_indicators(
+            {"a": torch.empty(16, 64, device=CUDA), "b": torch.empty(16, 4, device=CUDA)}
+        )
+        assert len(gpu.waits) == 1 and len(found) == 8
 
 
 def test_the_example_in_the_docstring_runs():

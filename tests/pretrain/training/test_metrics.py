@@ -72,3 +72,11 @@ def test_a_loss_that_whitens_nothing_logs_no_whitened_output(tiny: Make, tmp_pat
     (entry,) = logged(tmp_path / "run")
     assert "embedding/rank" in entry
     assert not any(name.startswith("whitened") for name in entry)
+
+
+def test_indicators_have_a_period_of_their_own(tiny: Make, tmp_path: Path) -> None:
+    pretrain(tiny(log_every=2, indicators_every=3), tmp_path / "run")
+    entries = logged(tmp_path / "run")
+    ranks = {entry["step"]: "embedding/rank" in entry for entry in entries}
+    assert ranks == {2: False, 3: True, 4: False, 5: True}  # the last step has them
+    assert tiny(indicators_every=3).identity() == tiny().identity()
