@@ -165,7 +165,8 @@ def profiled(step: Callable[[], object], rounds: int = 3, top: int = 18) -> dict
         return {"skipped": "needs CUDA"}
     step()
     synchronise()
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+    activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA]
+    with profile(activities=activities, acc_events=True) as profiler:
         begin = time.perf_counter()
         for _ in range(rounds):
             step()
