@@ -17,7 +17,7 @@ from rich.text import Text
 
 from pipeline.executors.slurm.states import Standing, last_lines, read_standings
 from pipeline.plan.plan import Plan
-from pipeline.report.remarks import remarks
+from pipeline.report.remarks import read_manifests, remarks
 from pipeline.stages.files import one_line, read_json, size_of, size_text, unknown
 from pipeline.stages.run_folder import FAILURE, JOB, LOG, Status
 from pipeline.stages.stage import Stage
@@ -57,6 +57,7 @@ def _read(plan: Plan) -> tuple[dict[str, Standing], list[str]]:
     A stage that was not begun as it is now shows how its latest attempt failed.
     """
     standings, notes = read_standings(plan)
+    notes = notes + remarks(plan, read_manifests(plan, standings))
     for stage in plan.stages:
         standing = standings[stage.name]
         if standing.status == "missing" and (folder := earlier_attempt(stage)):
@@ -64,7 +65,7 @@ def _read(plan: Plan) -> tuple[dict[str, Standing], list[str]]:
                 why = one_line(read_json(folder / FAILURE)["reason"])
                 reason = f"the latest attempt failed: {why} (log: {folder / LOG}); {_since(stage)}"
                 standings[stage.name] = replace(standing, reason=reason, log=str(folder / LOG))
-    return standings, notes + remarks(plan)
+    return standings, notes
 
 
 def earlier_attempt(stage: Stage) -> Path | None:

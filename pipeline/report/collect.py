@@ -89,7 +89,7 @@ def collect(plan: Plan) -> ReportData:
         finetuning=tuple(_curve(stage) for stage in finetunes),
         provenance=_provenance(manifests),
         command=command,
-        remarks=tuple(remarks(plan)),
+        remarks=tuple(remarks(plan, manifests)),
         published_probes=_published_probes(plan, references, manifests),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from pipeline.plan.compatibility import task_value
@@ -22,9 +22,11 @@ TAIL_BYTES = 65_536
 Manifests = dict[str, dict[str, Any]]  # of finished stages, by name
 
 
-def remarks(plan: Plan) -> list[str]:
-    """Return the remarks on data, frozen random backbones, on what was pretrained, and origins."""
-    done = read_manifests(plan)
+def remarks(plan: Plan, done: Manifests) -> list[str]:
+    """Return the remarks on data, frozen random backbones, on what was pretrained, and origins.
+
+    `done` are the manifests of the finished stages.
+    """
     of_plan = data_remarks(plan) + frozen_remarks(plan)
     return of_plan + collapse_remarks(plan, done) + origin_remarks(plan, done)
 
@@ -110,9 +112,9 @@ def _last_points(stage: Stage) -> list[dict[str, Any]]:
     return points
 
 
-def read_manifests(plan: Plan) -> Manifests:
-    """Return the manifest of every stage that is done."""
-    states = read_states(plan.stages)
+def read_manifests(plan: Plan, standings: Mapping[str, Any] | None = None) -> Manifests:
+    """Return the manifest of every stage that is done, as its folder or one's `standings` say."""
+    states = read_states(plan.stages) if standings is None else standings
     return {
         stage.name: read_json(stage.run_dir / MANIFEST)
         for stage in plan.stages

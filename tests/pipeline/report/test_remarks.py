@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.plan.build import load_plan
-from pipeline.report.remarks import collapse_signs, remarks
+from pipeline.report.remarks import collapse_signs, data_remarks, read_manifests, remarks
 from pipeline.stages.run_folder import write_manifest
 from tests.pipeline.edits import edit
 
@@ -74,13 +74,13 @@ def test_a_whole_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "random on VOC: MODEL.BACKBONE.FREEZE_AT is 2: its stem, res2 stay random to the end, "
         "which costs AP"
     )
-    assert remarks(plan) == [frozen]
+    assert remarks(plan, read_manifests(plan)) == [frozen]
     [stage] = [stage for stage in plan.stages if stage.kind == "pretrain"]
     stage.run_dir.mkdir(parents=True)
     (stage.run_dir / "backbone.pth").touch()
     job = {"stage": "pretrain", "signature": stage.signature, "outputs": ["backbone.pth"]}
     write_manifest(stage.run_dir, job, end(3, 3 * 2), {})
-    assert remarks(plan) == [
+    assert remarks(plan, read_manifests(plan)) == [
         frozen,
         "mine: the pretraining collapsed (all 6 factorisations were regularised); results with it "
         "are of features that do not tell images apart",
@@ -89,12 +89,12 @@ def test_a_whole_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_sets_that_are_known_by_less_than_their_content(project: Path) -> None:
     config = Path("configs/tiny.yaml")
-    before = remarks(load_plan(config, []))
+    before = data_remarks(load_plan(config, []))
     edit("configs/tiny.yaml", lambda c: c["datasets"]["my_voc"].update(identity="blocks"))
     edit("configs/b.yaml", lambda c: c["data"].update(name="huge", identity="blocks"))
     how = "files by size, first and last 16 KiB (identity: blocks)"
     end = f"{how}: what changes between them is not seen"
-    after = [line for line in remarks(load_plan(config, [])) if line not in before]
+    after = [line for line in data_remarks(load_plan(config, [])) if line not in before]
     assert after == [
         f"data set my_voc: images: 3 {end}",
         f"data set huge: pretrain images: 8 {end}",
