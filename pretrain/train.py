@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import sys
-from collections.abc import Mapping
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
-
-from torch.distributed import DistNetworkError, TCPStore  # type: ignore[attr-defined]
 
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.data.images import open_images, unreadable
@@ -64,23 +57,6 @@ def pretrain(config: PretrainConfig, output_dir: Path) -> dict[str, float]:
         if processes.is_main:
             save_backbone(trainer.model.encoder, config, output_dir / BACKBONE)
         return metrics
-
-
-def tell_fault(text: str, environment: Mapping[str, str] = os.environ) -> None:
-    """Print why a run cannot go on: of torchrun's processes with the same words only the first.
-
-    They agree in the store that torchrun keeps; where there is none, each speaks.
-    """
-    if environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        place = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
-        key = hashlib.sha256(text.encode()).hexdigest()
-        try:
-            store = TCPStore(*place, is_master=False, timeout=timedelta(seconds=10))
-            if store.add(f"fault/{key}", 1) > 1:
-                return
-        except DistNetworkError:
-            pass
-    print(text, file=sys.stderr, flush=True)
 
 
 def run_stage(

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/pretrain.py hides pretrain
-
 # name: (module, options, summary), for benchmark_<name>; an option with a + takes several numbers
 BENCHMARKS = {
+    "commands": ("command_lines", ("rounds", "stages"), "CPU seconds until a command answers"),
     "whitening": ("whitening", ("rounds", "threads+"), "whitening losses against a plain loop"),
     "loader": ("loader", ("rounds", "workers"), "views per second against a plain PIL pipeline"),
     "step": ("step", ("rounds", "threads", "workers"), "what a training step spends where"),
@@ -29,7 +29,7 @@ OPTIONS = {
     "detections": "detections of an image (default 100)",
     "mask_images": "images of the set for masks (default 250)",
     "rounds": "timed rounds",
-    "stages": "stages of the plan that is submitted, held and cancelled (default 220)",
+    "stages": "stages of the plan that is submitted, held and cancelled (220), or finished (200)",
     "dry_stages": "stages of the plan that is only planned (default 5000)",
     "threads": "CPU threads of the main process",
     "threads+": "CPU threads of the main process, a table for each number",

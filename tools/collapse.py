@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/pretrain.py hides pretrain
 
-from examples.collapse import follow_training, plot_collapse
+from pretrain.config.loss import Method
 
 
 def main() -> None:
@@ -17,9 +18,15 @@ def main() -> None:
         description=__doc__, epilog="example: python tools/collapse.py --seeds 1 --output zca.png"
     )
     parser.add_argument("--output", type=Path, default=Path("collapse.png"), help="plot to write")
-    parser.add_argument("--methods", nargs="+", default=["zca", "cholesky", "pca"])
+    parser.add_argument(
+        "--methods", nargs="+", choices=get_args(Method), default=["zca", "cholesky", "pca"]
+    )
     parser.add_argument("--seeds", type=int, default=3, help="runs per method (default 3)")
     arguments = parser.parse_args()
+    if not arguments.output.parent.is_dir():
+        parser.error(f"--output: {arguments.output.parent}: no such folder")
+    from examples.collapse import follow_training, plot_collapse  # noqa: PLC0415  (imports torch)
+
     curves = {
         method: [follow_training(method, seed=seed) for seed in range(arguments.seeds)]
         for method in arguments.methods

@@ -10,43 +10,43 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/pretrain.py hides pretrain
 from transfer.checkpoints.families import FORMATS
+from transfer.checkpoints.other_files import check_present
+from transfer.config.convert import check_places, stated_input
 from transfer.files import one_line
-
-EXAMPLE = "example: python tools/convert_to_detectron2.py runs/cw-rgp/backbone.pth cw-rgp.pkl"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Return 0 when OUTPUT and its companion .json are written, 2 when the input is refused."""
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLE)
+    example = "example: python tools/convert_to_detectron2.py runs/cw-rgp/backbone.pth cw-rgp.pkl"
+    parser = argparse.ArgumentParser(description=__doc__, epilog=example)
     parser.add_argument("input", type=Path, metavar="INPUT", help="checkpoint file")
     parser.add_argument("output", type=Path, metavar="OUTPUT.pkl", help="detectron2 weights")
     parser.add_argument("--format", help=f"family, where not recognised: {', '.join(FORMATS)}")
     parser.add_argument("--encoder", help="encoder to take: its prefix, such as module.encoder_q.")
     fed = parser.add_argument_group("how the network was fed, where file and family say it wrong")
     fed.add_argument("--input-order", type=str.upper, choices=("RGB", "BGR"))
-    for name in ("mean", "std"):
-        fed.add_argument(f"--pixel-{name}", type=float, nargs=3, help="of pixels from 0 to 255")
+    for name in ("--pixel-mean", "--pixel-std"):
+        fed.add_argument(name, type=float, nargs=3, help="of pixels from 0 to 255")
     fed.add_argument("--stride-in-1x1", action=argparse.BooleanOptionalAction, default=None,
                      help="bottlenecks halve their map in the 1x1, as Caffe2's")  # fmt: skip
     options = parser.parse_args(arguments)
+    warnings.simplefilter("ignore", FutureWarning)  # fvcore's, at import
     try:
-        from transfer.config.convert import stated_input  # noqa: PLC0415  (--help needs none)
-        from transfer.convert import convert_checkpoint, summary  # noqa: PLC0415
-
+        check_places(options.input, options.output)
+        check_present(options.input, options.format)
         stated = stated_input(options.input_order, options.pixel_mean,
                               options.pixel_std, options.stride_in_1x1)  # fmt: skip
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # fvcore's, at import
-            report = convert_checkpoint(options.input, options.output, format=options.format,
-                                        encoder=options.encoder, stated=stated)  # fmt: skip
+        from transfer.convert import convert_checkpoint, summary  # noqa: PLC0415  (imports numpy)
+
+        report = convert_checkpoint(options.input, options.output, format=options.format,
+                                    encoder=options.encoder, stated=stated)  # fmt: skip
         print("\n".join(summary(report, options.output)))
         return 0
     except KeyboardInterrupt:
         line, code = "stopped by Ctrl-C", 130
-    except (ValueError, OSError) as error:
-        line, code = one_line(error)[:370], 2
     except Exception as error:  # noqa: BLE001  (an untrusted file found a gap: still one line)
-        what = f"{options.input}: unexpected {type(error).__name__}: {error}"
+        is_known = isinstance(error, ValueError | OSError)
+        what = error if is_known else f"{options.input}: unexpected {type(error).__name__}: {error}"
         line, code = one_line(what)[:370], 2
     print(f"convert_to_detectron2: {line}", file=sys.stderr)
     return code

@@ -12,13 +12,12 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/pretrain.py hides pretrain
-
 from pydantic import ValidationError
 from rich.console import Console
 
-from examples.digits_knn import run_study, study_table
 from pipeline.config.yaml_files import apply_overrides, faults_of, load_yaml
 from pretrain.config.probe import ProbeConfig
+from pretrain.data.splits import check_splits
 from pretrain.runtime.files import write_json
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "pretrain"
@@ -39,20 +38,21 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        recipes = {
-            name: load_yaml(CONFIGS / file) | {"num_views": views, "max_steps": options.steps}
-            for name, (file, views) in METHODS.items()
-            if name in options.methods
-        }
-        content = load_yaml(CONFIGS / "probe_digits.yaml")
-        probe = ProbeConfig.model_validate(apply_overrides(content, ["linear=null"]))
+        steps = {"max_steps": options.steps}
+        recipes = {key: load_yaml(CONFIGS / file) | {"num_views": views} | steps
+                   for key, (file, views) in METHODS.items() if key in options.methods}  # fmt: skip
+        content = apply_overrides(load_yaml(CONFIGS / "probe_digits.yaml"), ["linear=null"])
+        probe = ProbeConfig.model_validate(content)
+        check_splits(probe.data, ("train", "test"))
+        from examples.digits_knn import run_study, study_table  # noqa: PLC0415  (imports torch)
+
         results = run_study(recipes, probe, options.seeds, options.output_dir)
         write_json({"steps": options.steps, "results": results}, options.output_dir / "knn.json")
+        Console().print(study_table(results))
     except (ValidationError, ValueError, OSError) as error:
         lines = faults_of(error, "recipe") if isinstance(error, ValidationError) else [str(error)]
         print("\n".join(f"digits_knn: {line}" for line in lines), file=sys.stderr)
         return 2
-    Console().print(study_table(results))
     return 0
 
 

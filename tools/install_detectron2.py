@@ -35,6 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
     if args.print_edits:
         print(edits_table())
         return 0
+    if args.archive is not None and not args.archive.is_file():
+        print(f"install_detectron2: {args.archive}: no such file (--archive)", file=sys.stderr)
+        return 2
     try:
         print(ensure_detectron2(archive=args.archive, wheel_dir=args.wheel_dir, force=args.force))
     except (ValueError, OSError) as error:

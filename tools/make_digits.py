@@ -10,8 +10,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/pretrain.py hides pretrain
 
-from examples.digits.build import build_digits
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns 0 when the data set is there, 2 when the user has to fix something."""
@@ -23,6 +21,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # clean up as after Ctrl-C
+    from examples.digits.build import build_digits  # noqa: PLC0415  (imports numpy)
+
     try:
         build_digits(options.output_dir, force=options.force)
     except (ValueError, OSError) as error:

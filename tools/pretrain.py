@@ -14,8 +14,8 @@ from pydantic import ValidationError
 
 from pipeline.config.yaml_files import apply_overrides, faults_of, load_yaml
 from pretrain.config.pretrain import PretrainConfig
-from pretrain.train import pretrain, tell_fault
-from pretrain.training import DivergedError
+from pretrain.data.splits import check_splits
+from pretrain.runtime.faults import DivergedError, tell_fault
 
 EXAMPLE = """example:
   python tools/pretrain.py --config-file configs/pretrain/digits_cw_rgp.yaml \\
@@ -36,16 +36,21 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO if first else logging.ERROR, format="%(message)s")
     try:
         content = apply_overrides(load_yaml(options.config_file), options.overrides)
-        metrics = pretrain(PretrainConfig.model_validate(content), options.output_dir)
+        config = PretrainConfig.model_validate(content)
+        if faults := config.faults_on(int(os.environ.get("WORLD_SIZE", "1"))):
+            raise ValueError("; ".join(faults))
+        check_splits(config.data, ("pretrain",))
+        if config.probe is not None:
+            check_splits(config.probe.data or config.data, ("train", "test"))
+        from pretrain.train import pretrain  # noqa: PLC0415  (imports torch)
+
+        metrics = pretrain(config, options.output_dir)
     except ValidationError as error:
         tell_fault("\n".join(faults_of(error, str(options.config_file), PretrainConfig)))
         return 2
-    except DivergedError as error:
+    except (ValueError, OSError, DivergedError) as error:
         tell_fault(f"pretrain: {error}")
-        return 1
-    except (ValueError, OSError) as error:
-        tell_fault(f"pretrain: {error}")
-        return 2
+        return 1 if isinstance(error, DivergedError) else 2
     if first:
         print(f"{options.output_dir / 'backbone.pth'}: loss {metrics.get('loss', 0):.4f}")
     return 0

@@ -6,13 +6,55 @@ and learning rate and more iterations; the values used are printed and kept in O
 
 from __future__ import annotations
 
+import os
 import sys
+from argparse import Namespace
+from contextlib import suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from pipeline.config.yaml_files import load_yaml
-from transfer.detection.cli import main
+from transfer.config.command_line import argument_parser, merged_config, parsed, weights_place_fault
+from transfer.config.data import known_datasets
+from transfer.config.finetune import defaults
+from transfer.datasets.check import task_faults
+from transfer.datasets.files import index_file
+from transfer.datasets.findings import Needs
+
+
+def load(path: str) -> dict[str, object]:
+    """Return a config file with its `_BASE_`, and nothing in it executed."""
+    return load_yaml(Path(path))
+
+
+def early_faults(options: Namespace) -> list[str]:
+    """Return what the command line is refused for before torch is imported: wrong keys, no file."""
+    with suppress(FileNotFoundError):  # without detectron2; its import says so
+        config = options.config_file, options.opts or [], load, options.optimizer
+        cfg = merged_config(defaults().clone(), *config)
+        names = dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+        sets = {name: known_datasets()[name] for name in names if name in known_datasets()}
+        missing = {name: (data, Needs(evaluated=name in cfg.DATASETS.TEST, masks=False))
+                   for name, data in sets.items() if not index_file(data).is_file()}  # fmt: skip
+        return [*filter(None, [weights_place_fault(cfg.MODEL.WEIGHTS)]), *task_faults(missing)]
+    return []
+
+
+def main() -> int:
+    """Return 0 when the metrics are printed, 2 when the user has something to fix."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:  # whose processes have to agree who speaks
+        options = parsed(argument_parser(__doc__), sys.argv[1:])
+        try:
+            faults = early_faults(options)
+        except (ValueError, OSError) as error:
+            faults = [str(error)]
+        if faults:
+            print("train_net: " + "\n".join(faults), file=sys.stderr)
+            return 2
+    from transfer.detection.cli import main as train  # noqa: PLC0415  (imports torch)
+
+    return train(__doc__, load=load)
+
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__, load=lambda path: load_yaml(Path(path))))
+    sys.exit(main())

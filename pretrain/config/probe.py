@@ -6,7 +6,7 @@ with its defaults.
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -158,3 +158,18 @@ class ProbeConfig(Section):
         if all(getattr(self, name) is None for name in MEASURES):
             raise ValueError(f"measures nothing; give at least one of {', '.join(MEASURES)}")
         return self
+
+
+def named_random(name: str) -> Architecture | None:
+    """Return the architecture of `random:ARCH`, None for any other name of a backbone.
+
+    Raises:
+        ValueError: there is no such architecture.
+    """
+    kind, _, arch = name.partition(":")
+    if kind != "random" or not arch:
+        return None
+    known: tuple[Architecture, ...] = get_args(Architecture)
+    if (named := next((each for each in known if each == arch), None)) is None:
+        raise ValueError(f"unknown architecture {arch!r}; known: {', '.join(known)}")
+    return named

@@ -8,6 +8,7 @@ images of a probe.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -112,6 +113,15 @@ def split_folder(data: DataConfig, split: Split) -> Path:
     if any((data.root / name).is_dir() for name in TEST_FOLDERS):
         raise ValueError(f"{data.root}: has test images but no folder train; wanted images there")
     return data.root
+
+
+def check_splits(data: DataConfig, splits: Iterable[Split]) -> None:
+    """Raise ValueError where the folder or a file of a split is missing; no image is looked for."""
+    for split in splits:
+        if data.format in FOLDER_FORMATS:
+            split_folder(data, split)
+        else:
+            split_files(data, split)
 
 
 def label_file(data: DataConfig, split: Split) -> Path | None:

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from pretrain.config.base import Architecture
 from pretrain.config.data import DataConfig
 from pretrain.config.pretrain import ModelConfig
-from pretrain.config.probe import MEASURES, KnnConfig, ProbeConfig, WeightedKnnConfig
+from pretrain.config.probe import MEASURES, KnnConfig, ProbeConfig, WeightedKnnConfig, named_random
 from pretrain.data.images import unreadable
 from pretrain.models.backbone_file import (
     BACKBONE,
@@ -31,7 +30,7 @@ from pretrain.models.encoder import build_encoder
 from pretrain.probes.features import FrozenEncoder, Labelled, feature_chunks, open_labelled
 from pretrain.probes.knn import Neighbours, accuracy, votes
 from pretrain.probes.linear import AugmentedTraining, fit_linear
-from pretrain.runtime.files import write_json
+from pretrain.runtime.files import check_folder_of, write_json
 from pretrain.runtime.rng import derived_seed
 
 RESULT = "probes.json"
@@ -132,11 +131,7 @@ def open_backbone(
     Raises:
         ValueError: there is no such file or architecture, or no backbone in the file.
     """
-    kind, _, arch = name.partition(":")
-    if kind == "random" and arch:
-        known = get_args(Architecture)
-        if arch not in known:
-            raise ValueError(f"unknown architecture {arch!r}; known: {', '.join(known)}")
+    if (arch := named_random(name)) is not None:
         return random_backbone(arch, config.seed)
     path = Path(name)
     if path.is_file() and is_backbone_file(path):
@@ -164,8 +159,7 @@ def probe_and_write(backbone: FrozenEncoder, config: ProbeConfig, output: Path |
         ValueError: the probe cannot be done.
         OSError: `output` cannot be written.
     """
-    if output is not None and not output.parent.is_dir():
-        raise ValueError(f"{output.parent}: no such folder to write {output.name} to")
+    check_folder_of(output)
     state = None if output is None else output.with_name(f"{output.name}.state.pth")
     metrics = run_probe(backbone, config, state)
     table = Table("measure", "top1", "top5")

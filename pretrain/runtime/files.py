@@ -27,6 +27,12 @@ def write_json(content: Any, path: Path) -> None:
         temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", "utf-8")
 
 
+def check_folder_of(path: Path | None) -> None:
+    """Raise ValueError where there is no folder to write `path` to; None is written nowhere."""
+    if path is not None and not path.parent.is_dir():
+        raise ValueError(f"{path.parent}: no such folder to write {path.name} to")
+
+
 def one_line(error: Exception) -> str:
     """Return an error's words without line breaks, or its type where it has none."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -1,4 +1,4 @@
-"""The error for a loss or gradient that is not finite: its words, and where the step is kept."""
+"""The words for a loss or gradient that is not finite, and where the step is kept."""
 
 from __future__ import annotations
 
@@ -8,10 +8,6 @@ from pathlib import Path
 from pretrain.runtime.checkpoint import LAST, PREVIOUS
 
 DIVERGENCE = "divergence.pth"
-
-
-class DivergedError(ArithmeticError):
-    """The run cannot go on; its words are for the user."""
 
 
 def dump_path(output_dir: Path, rank: int) -> Path:

@@ -22,10 +22,11 @@ from pretrain.losses import WhiteningLoss, build_loss
 from pretrain.models import SelfSupervisedModel
 from pretrain.runtime.checkpoint import LAST, save_atomically
 from pretrain.runtime.distributed import Processes, all_gather_with_grad
+from pretrain.runtime.faults import DivergedError
 from pretrain.runtime.rng import derived_seed, random_states, restore_random_states, seed_process
 from pretrain.runtime.signals import EXIT_INTERRUPTED, StopRequest
 from pretrain.training import precision
-from pretrain.training.divergence import DivergedError, describe, dump_path
+from pretrain.training.divergence import describe, dump_path
 from pretrain.training.metrics import METRICS, Report, final_metrics
 from pretrain.training.optimizers import build_optimizer
 from pretrain.training.resume import state_to_resume

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from torch.distributed import TCPStore
 
-from pretrain.train import tell_fault
+from pretrain.runtime.faults import tell_fault
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -15,6 +15,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from transfer.files import did_you_mean
+
 IMAGENET_INPUT: dict[str, Any] = {
     "format": "RGB",
     "pixel_mean": [123.675, 116.28, 103.53],
@@ -195,6 +197,13 @@ COPIES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"(target)", ("online",)),
     (r"(key)", ("query",)),
 )
+
+
+def check_format(name: str | None) -> None:
+    """Raise ValueError for a name that no family has; None is that of a file to be recognised."""
+    if name is not None and name not in FORMATS:
+        hint = did_you_mean(name, FORMATS, repr)
+        raise ValueError(f"unknown format {name!r};{hint} known: {', '.join(FORMATS)}")
 
 
 def is_copy(copy: str, online: str) -> bool:

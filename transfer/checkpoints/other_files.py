@@ -9,6 +9,9 @@ from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 
+from transfer.checkpoints.families import check_format
+from transfer.files import refusal
+
 SAVE = "save model.state_dict() with torch.save where it loads"
 MAGIC: tuple[tuple[bytes, str], ...] = (
     (rb"PK\x05\x06", "an empty zip archive"),
@@ -100,6 +103,15 @@ def files_read(path: Path) -> list[Path]:
     if first.suffix == ".pkl":
         beside.append(first.with_suffix(".json"))  # a conversion's companion
     return [*weights, *(file for file in beside if file.is_file())]
+
+
+def check_present(path: Path, format: str | None = None) -> None:
+    """Raise ValueError for what reading refuses before it reads: no such family, no checkpoint."""
+    check_format(format)
+    try:
+        weight_files(path)
+    except ValueError as error:
+        raise ValueError(refusal(path, error)) from None
 
 
 def _folder(names: list[str]) -> str:

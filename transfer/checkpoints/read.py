@@ -27,6 +27,7 @@ from transfer.checkpoints.families import (
     UNIT_INPUT,
     UNLISTED,
     Family,
+    check_format,
 )
 from transfer.checkpoints.haiku import EXPERIMENT, without_haiku
 from transfer.checkpoints.other_files import OF_DETECTRON2, WEIGHT_FILES
@@ -42,7 +43,7 @@ from transfer.checkpoints.state_dicts import (
 from transfer.checkpoints.statements import Statement, statement_of
 from transfer.checkpoints.stem_input import distances
 from transfer.checkpoints.unpickler import cpu_time_limit
-from transfer.files import did_you_mean, printable, refusal, sha256_of
+from transfer.files import printable, refusal, sha256_of
 from transfer.resnet import COUNTER, Architecture, ordered_names, recognise
 
 if TYPE_CHECKING:
@@ -115,9 +116,7 @@ def read_backbone(path: Path, *, format: str | None = None, encoder: str | None 
         >>> backbone.input["pixel_mean"]
         [123.675, 116.28, 103.53]
     """
-    if format is not None and format not in FORMATS:
-        hint = did_you_mean(format, FORMATS, repr)
-        raise ValueError(f"unknown format {format!r};{hint} known: {', '.join(FORMATS)}")
+    check_format(format)
     with cpu_time_limit():
         content = read_content(path)
         try:

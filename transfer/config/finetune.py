@@ -263,7 +263,7 @@ def signed_keys(content: dict[str, Any], optimizer: str) -> Keys:
         ValueError: detectron2 refuses the config.
         FileNotFoundError: detectron2 is not installed.
     """
-    cfg = copy.deepcopy(_defaults())
+    cfg = copy.deepcopy(defaults())
     plain = flat(cfg)
     try:
         cfg.merge_from_other_cfg(CfgNode(content))
@@ -308,8 +308,14 @@ def flat(content: dict[str, Any], prefix: str = "") -> Keys:
 
 
 @cache
-def _defaults() -> CfgNode:
-    """Return what detectron2's file of defaults makes; its only import is that of the config."""
+def defaults() -> CfgNode:
+    """Return what detectron2's file of defaults makes; its only import is that of the config.
+
+    It is the same node each time, so what changes it copies it first.
+
+    Raises:
+        FileNotFoundError: detectron2 is not installed.
+    """
     spec = find_spec("detectron2")
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError("detectron2 is not installed")
@@ -318,8 +324,8 @@ def _defaults() -> CfgNode:
     tree.body = [node for node in tree.body if not isinstance(node, ast.ImportFrom)]
     names: dict[str, Any] = {"CN": CfgNode}
     exec(compile(tree, str(path), "exec"), names)
-    defaults = names["_C"]
-    return with_own_keys(defaults)
+    cfg: CfgNode = with_own_keys(names["_C"])
+    return cfg
 
 
 def _like(default: Any, value: Any) -> Any:

@@ -7,7 +7,7 @@ import logging
 import math
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from detectron2.modeling import ROI_HEADS_REGISTRY, build_model
 from detectron2.modeling.roi_heads import Res5ROIHeads
 from torch import Tensor, nn
 
+from transfer.config.command_line import unknown_keys, weights_place_fault
 from transfer.config.data import (
     KNOWN_DATASETS,
     MAX_DETECTIONS,
@@ -31,7 +32,7 @@ from transfer.datasets.check import task_faults
 from transfer.datasets.findings import MAX_CLASSES, Needs, few, number_of
 from transfer.detection.loader import class_names
 from transfer.detection.trainer import TRAINERS
-from transfer.files import did_you_mean, one_line, sha256_of
+from transfer.files import one_line, sha256_of
 
 OURS = ("SEED", "OUTPUT_DIR", "MODEL.WEIGHTS")
 # what loader and evaluation of this project do not do
@@ -120,19 +121,6 @@ def config_faults(config: FinetuneConfig) -> list[str]:
     except ValueError as error:
         return [str(error)]
     return []
-
-
-def unknown_keys(content: dict[str, Any], cfg: CfgNode, prefix: str = "") -> Iterator[str]:
-    """Yield one line for each key of `content` that the config has not, or has as a section."""
-    for key, value in content.items():
-        if key not in cfg:
-            hint = did_you_mean(str(key).upper(), map(str, cfg), prefix.__add__)
-            yield f"{prefix}{key}: detectron2 has no such key{hint and f';{hint}'}"
-        elif isinstance(cfg[key], CfgNode):
-            if isinstance(value, dict):
-                yield from unknown_keys(value, cfg[key], f"{prefix}{key}.")
-            else:
-                yield f"{prefix}{key}: got {value!r}, wanted a section of keys"
 
 
 def build_cfg(config: FinetuneConfig, weights: Path | None, output_dir: Path) -> CfgNode:
@@ -371,17 +359,10 @@ def weights_fault(weights: str) -> str | None:
 
     A .pkl is vouched for by its companion; of a .pth `model` must hold tensors by name.
     """
-    if not weights:
-        return None
+    if fault := weights_place_fault(weights):
+        return fault
     path = Path(weights)
-    if "://" in weights or path.suffix not in (".pkl", ".pth"):
-        return (
-            f"MODEL.WEIGHTS is {weights}, wanted a local file: .pkl as "
-            "tools/convert_to_detectron2.py writes it, or .pth of an earlier run"
-        )
-    if not path.is_file():
-        return f"{weights}: no such file (MODEL.WEIGHTS)"
-    if path.suffix == ".pkl":
+    if not weights or path.suffix == ".pkl":
         return None
     remedy = "wanted a .pth of an earlier run, or a .pkl of tools/convert_to_detectron2.py"
     try:

@@ -7,21 +7,18 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
-import yaml
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.engine import default_argument_parser
 from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
+from transfer.config.command_line import Loader, argument_parser, merged_config, parsed
 from transfer.config.data import DetectionData, known_datasets
-from transfer.config.finetune import named_optimizer, optimizer_fault
 from transfer.detection.cfg import (
     amp_faults,
     build_faults,
@@ -31,7 +28,6 @@ from transfer.detection.cfg import (
     default_cfg,
     for_this_machine,
     recipe_faults,
-    unknown_keys,
     weights_fault,
 )
 from transfer.detection.evaluation import as_json
@@ -45,19 +41,14 @@ from transfer.detection.run import (
     run_detector,
     run_on,
 )
-from transfer.detection.trainer import TRAINERS
-from transfer.files import did_you_mean, one_line
+from transfer.files import did_you_mean
 
-EXAMPLE = """example:
-  python tools/train_net.py --config-file configs/transfer/voc_faster_rcnn_r50_c4_24k.yaml \\
-      --num-gpus 8 MODEL.WEIGHTS backbone.pkl OUTPUT_DIR runs/voc"""
 TORCHRUN = (
     "train_net: torchrun started {} processes, but train_net starts its own, one for each GPU; run "
     "it without torchrun: python tools/train_net.py --num-gpus N (more machines: --num-machines, "
     "--machine-rank, --dist-url)"
 )
 MEASURED = ("coco", "pascal_voc")  # detectron2's names of the rules by which AP is measured here
-Loader = Callable[[str], dict[str, Any]]
 logger = logging.getLogger(__name__)
 
 
@@ -73,14 +64,7 @@ def main(
     if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
         tell_once(TORCHRUN.format(os.environ["WORLD_SIZE"]))
         return 2
-    parser = default_argument_parser(epilog=EXAMPLE)
-    parser.description = description
-    parser.add_argument(
-        "--optimizer",
-        choices=sorted(TRAINERS),
-        help="instead of the config's SOLVER.OPTIMIZER; wants its SOLVER.BASE_LR behind it",
-    )
-    options = parsed(parser, sys.argv[1:] if arguments is None else arguments)
+    options = parsed(argument_parser(description), sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
         metrics = execute(options, load)
@@ -112,20 +96,6 @@ def tell_once(text: str, environment: Mapping[str, str] = os.environ) -> None:
                 store.set("train_net/printed", "")
             else:
                 store.wait(["train_net/printed"])
-
-
-def parsed(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
-    """Return the options, those behind a `KEY VALUE` too, which detectron2 takes for a key."""
-    pairs: list[str] = []
-    while True:
-        options = parser.parse_args(arguments)
-        rest = list(options.opts or [])
-        at = next((place for place, word in enumerate(rest) if word.startswith("--")), None)
-        if at is None:
-            options.opts = pairs + rest
-            return options
-        pairs += rest[:at]
-        arguments = arguments[: len(arguments) - len(rest)] + rest[at:]
 
 
 def execute(options: argparse.Namespace, load: Loader) -> dict[str, float]:
@@ -214,32 +184,7 @@ def read_config(
     Raises:
         ValueError: the file is not there, or a key or value is none of detectron2's.
     """
-    if not Path(path).is_file():
-        raise ValueError(f"{path or '--config-file'}: no such config file")
-    cfg = default_cfg()
-    try:
-        content = load(path)  # plain YAML: nothing in it is executed
-    except (yaml.YAMLError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path}: not a config: {one_line(error)}") from None
-    if unknown := list(unknown_keys(content, cfg)):
-        raise ValueError("\n".join(f"{path}: {fault}" for fault in unknown))
-    try:
-        cfg.merge_from_other_cfg(CfgNode(content))
-        cfg.merge_from_list(changes)
-    except (KeyError, ValueError, AssertionError, TypeError) as error:
-        raise ValueError(f"{path}: detectron2 refuses the config: {one_line(error)}") from None
-    overrides = [f"{key}={value}" for key, value in zip(changes[::2], changes[1::2], strict=True)]
-    if fault := optimizer_fault(content, {"SOLVER": cfg.SOLVER}, optimizer, overrides):
-        raise ValueError(f"{path}: {fault}")
-    cfg.SOLVER.OPTIMIZER = optimizer or named_optimizer({"SOLVER": cfg.SOLVER})
-    if cfg.SOLVER.OPTIMIZER not in TRAINERS:
-        raise ValueError(
-            f"{path}: SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}, wanted one of "
-            f"{', '.join(sorted(TRAINERS))}"
-        )
-    if cfg.SEED < 0:
-        cfg.SEED = 0  # so that a killed run can be resumed
-        logger.info("SEED is not set: 0")
+    cfg: CfgNode = merged_config(default_cfg(), path, changes, load, optimizer)
     return cfg
 
 

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.models import BACKBONE, SelfSupervisedModel
 from pretrain.runtime.checkpoint import LAST
+from pretrain.runtime.faults import DivergedError
 from pretrain.train import pretrain
-from pretrain.training.divergence import DIVERGENCE, DivergedError
+from pretrain.training.divergence import DIVERGENCE
 from pretrain.training.trainer import Output, Trainer
 
 Make = Callable[..., PretrainConfig]

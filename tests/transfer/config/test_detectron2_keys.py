@@ -68,7 +68,7 @@ def signed(optimizer: str = "sgd", **content: Any) -> dict[str, Any]:
 def test_defaults_are_those_of_the_installed_detectron2() -> None:
     theirs = flat(get_cfg())
     own = {"SOLVER.AMP.PRECISION": "fp16", "SOLVER.OPTIMIZER": "sgd"}
-    assert flat(finetune._defaults()) == theirs | own
+    assert flat(finetune.defaults()) == theirs | own
     assert len(theirs) == 183
 
 
@@ -88,7 +88,7 @@ def test_a_config_is_resolved_as_detectron2_resolves_it(path: Path) -> None:
 
 def test_defaults_written_out_and_other_ways_to_write_a_value_change_nothing() -> None:
     written: dict[str, Any] = {}
-    for key, value in flat(finetune._defaults()).items():
+    for key, value in flat(finetune.defaults()).items():
         node = written
         *sections, last = key.split(".")
         for section in sections:
@@ -144,16 +144,16 @@ def test_another_optimizer_reads_other_keys() -> None:
 
 def test_another_detectron2s_default_is_another_identity(monkeypatch: pytest.MonkeyPatch) -> None:
     before = signed()
-    cfg = finetune._defaults().clone()
+    cfg = finetune.defaults().clone()
     cfg.MODEL.RPN.NMS_THRESH = 0.6
-    monkeypatch.setattr(finetune, "_defaults", lambda: cfg)
+    monkeypatch.setattr(finetune, "defaults", lambda: cfg)
     assert {key for key, value in signed().items() if before[key] != value} == {
         "MODEL.RPN.NMS_THRESH"
     }
 
 
 def test_every_row_names_keys_that_there_are_and_says_why() -> None:
-    keys = flat(finetune._defaults())
+    keys = flat(finetune.defaults())
     for row in LEFT_OUT:
         assert row.why and row.keys
         for name in row.keys:

@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser as theirs
 from torch.distributed import TCPStore
 
+from transfer.config.command_line import merged_config
+from transfer.config.finetune import defaults, flat
 from transfer.detection import cli
+from transfer.detection.cfg import default_cfg
 from transfer.detection.cli import machines_for, main, named_datasets, read_config
 from transfer.detection.run import Machines
 
@@ -176,3 +180,21 @@ def test_machines_follow_the_command_line_and_the_gpus(monkeypatch: pytest.Monke
         machines_for(options)
     options.num_machines = 1
     assert machines_for(options) == Machines()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [["NOSUCH.KEY", "1"], ["MODEL.DEVICE"], ["SOLVER.BASE_LR", "[1]"], []],
+    ids=str,
+)
+def test_what_is_refused_before_torch_is_imported_is_refused_in_the_same_words(
+    changes: list[str],
+) -> None:
+    path = str(CONFIGS / "digits_faster_rcnn_voc.yaml")
+    answers = []
+    for cfg in (default_cfg(), defaults().clone()):
+        try:
+            answers.append(flat(merged_config(cfg, path, changes, CfgNode.load_yaml_with_base)))
+        except ValueError as error:
+            answers.append(str(error))
+    assert answers[0] == answers[1]
