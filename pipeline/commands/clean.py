@@ -6,7 +6,6 @@ folder and has its name still, or a job in the queue, or a process at work.
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,12 +18,12 @@ from pipeline.executors.local import late_probes
 from pipeline.executors.slurm.ledger import LEDGER, read_ledger
 from pipeline.executors.slurm.queue import read_queue
 from pipeline.plan.build import load_plan
+from pipeline.plan.place import RUN_FOLDER
 from pipeline.plan.plan import CONFIGS, Plan
 from pipeline.stages.files import read_json, size_of, size_text
 from pipeline.stages.run_folder import JOB, LOCK, MANIFEST, is_locked, lock, read_states
-from pipeline.stages.stage import SIGNATURE_DIGITS, STAGE_KINDS
+from pipeline.stages.stage import STAGE_KINDS
 
-RUN_FOLDER = re.compile(rf".+-[0-9a-f]{{{SIGNATURE_DIGITS}}}")
 REMOVED = ".removed"  # ends the name of a folder that is being removed
 STATES = ("last.pth", "previous.pth", "damaged.pth")  # of a pretraining, to go on from
 NO_PLAN = "no stage of a config needs it"
@@ -49,8 +48,6 @@ def clean(plan: Plan, console: Console, yes: bool = False) -> int:
         LockedError: a run is at work.
     """
     root = plan.config.root
-    if not root.is_dir():
-        raise ValueError(f"{root}: no such folder; nothing was run for {plan.config_file}")
     if not yes:
         _show(plan, wastes(plan), console)
         return 0

@@ -19,7 +19,9 @@ from typing import Any, TextIO
 from rich.console import Console
 
 from pipeline.commands.status import show_log, show_status
+from pipeline.executors.slurm.ledger import LEDGER
 from pipeline.plan.build import load_plan
+from pipeline.plan.place import nothing_begun
 from pipeline.plan.plan import Plan, other_configs
 from pipeline.stages.provenance import code_state
 from pipeline.stages.run_folder import LockedError
@@ -119,14 +121,8 @@ def execute(
             report: Any = importlib.import_module("pipeline.report.compare")
             print(report.compare(*map(Path, overrides)), end="")
             return 0
-        if config_file is None:
-            or_two = " (or two runs' folders to compare)" if command == "report" else ""
-            raise ValueError(f"{command}: --config-file is missing{or_two}")
-        plan = load_plan(config_file, overrides, recorded=command in SHOW)
-        sys.stderr.writelines(f"run_pipeline: {line}\n" for line in plan.notes)
+        plan = _plan_of(command, config_file, overrides, console)
         root = str(plan.config.root)
-        for line in other_configs(plan) if command in ("run", "plan") else ():
-            console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
         return action_of(command, options)(plan, console)
     except LockedError as holder:
         lines, code = [f"another run works on this plan: {holder}"], 2
@@ -139,6 +135,30 @@ def execute(
     for line in lines:
         print(f"run_pipeline: {line}", file=sys.stderr)
     return code
+
+
+def _plan_of(
+    command: str, config_file: Path | None, overrides: list[str], console: Console
+) -> Plan:
+    """Return the plan that a command is for, having told what is to be known of it.
+
+    Raises:
+        ValueError: it cannot be read, or there is nothing of it to show.
+    """
+    if config_file is None:
+        or_two = " (or two runs' folders to compare)" if command == "report" else ""
+        raise ValueError(f"{command}: --config-file is missing{or_two}")
+    plan = load_plan(config_file, overrides, recorded=command in SHOW)
+    sys.stderr.writelines(f"run_pipeline: {line}\n" for line in plan.notes)
+    if command == "status":  # it says so itself
+        return plan
+    empty = None if command == "run" else nothing_begun(plan.config)
+    if empty and command != "plan" and not (plan.config.root / LEDGER).is_dir():
+        raise ValueError(empty)
+    told = [empty] if empty and command == "plan" else []
+    for line in [*told, *(other_configs(plan) if command in ("run", "plan") else ())]:
+        console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    return plan
 
 
 def action_of(command: str, options: Options) -> Callable[[Plan, Console], int]:

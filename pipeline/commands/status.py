@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.executors.slurm.states import Standing, last_lines, read_standings
+from pipeline.plan.place import nothing_begun, others_runs, run_folders
 from pipeline.plan.plan import Plan
 from pipeline.report.remarks import read_manifests, remarks
 from pipeline.stages.files import one_line, read_json, size_of, size_text, unknown
@@ -65,6 +66,9 @@ def _read(plan: Plan) -> tuple[dict[str, Standing], list[str]]:
                 why = one_line(read_json(folder / FAILURE)["reason"])
                 reason = f"the latest attempt failed: {why} (log: {folder / LOG}); {_since(stage)}"
                 standings[stage.name] = replace(standing, reason=reason, log=str(folder / LOG))
+    if all(standing.status == "missing" for standing in standings.values()):
+        where = nothing_begun(plan.config) or others_runs(plan.config.root)
+        notes = [*([where] if where else []), *notes]
     return standings, notes
 
 
@@ -107,10 +111,13 @@ def show_log(plan: Plan, console: Console, name: str | None) -> int:
 def status_text(plan: Plan, standings: dict[str, Standing], notes: list[str]) -> RenderableType:
     """Return the table of backbones and stages, the sum, and why stages failed.
 
-    A large plan has one row a backbone, and the rows of what is at work.
+    A large plan has one row a backbone, and the rows of what is at work. Where nothing was begun
+    the notes say where that was looked for, and there is no table.
     """
     shown = list(standings.values())
     lines: list[RenderableType] = []
+    if not run_folders(plan.config.root) and all(each.status == "missing" for each in shown):
+        return Group(*(Text(note, style="yellow") for note in notes))
     if len(shown) > MAX_ROWS:
         lines.append(matrix(plan, standings))
         shown = [standing for standing in shown if standing.status == "running"][:MAX_ROWS]

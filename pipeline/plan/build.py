@@ -29,6 +29,7 @@ from pipeline.plan.data_identity import (
     set_content,
 )
 from pipeline.plan.data_sets import unknown_set
+from pipeline.plan.place import place_faults
 from pipeline.plan.plan import Plan, share_folders
 from pipeline.plan.recorded import MISSING, as_recorded
 from pipeline.stages.stage import CHECKPOINT, DATA, WORLD_SIZE, Stage, identity_of
@@ -87,6 +88,7 @@ def load_plan(
         raise ValueError("\n".join(lines)) from None
     scope = _Scope(config, config_file.parent, on_paper, recorded)
     scope.attempt(lambda: references_of(config, config_file))
+    scope.faults.extend([] if on_paper else place_faults(config))
     stages = _build_stages(scope)
     if scope.faults:
         raise ValueError("\n".join(dict.fromkeys(scope.faults)))
