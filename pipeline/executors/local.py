@@ -284,15 +284,14 @@ def late_probes(plan: Plan, states: dict[str, State]) -> dict[str, tuple[Stage, 
 
 
 def kept_states(folder: Path, config: PretrainConfig) -> list[str]:
-    """Return the files of states of epochs at which the probe measures; the last one's may be."""
+    """Return the files of states of epochs at which the probe measures, and the last one's."""
     assert config.probe is not None
     every, names = config.probe.every_epochs, []
     for path in sorted(folder.glob("epoch_*.pth")):
         number = re.fullmatch(r"epoch_(\d+)\.pth", path.name)
         if number is not None and int(number[1]) % every == 0:
             names.append(path.name)
-    ends_at_one = config.epochs is None or config.epochs % every == 0
-    return names + (["last.pth"] if ends_at_one and (folder / "last.pth").exists() else [])
+    return names + (["last.pth"] if (folder / "last.pth").exists() else [])
 
 
 def late_probe_lines(plan: Plan, states: dict[str, State]) -> list[str]:

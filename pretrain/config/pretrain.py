@@ -113,17 +113,23 @@ class OptimizerConfig(Section):
 
 
 class TrainingProbeConfig(Section):
-    """The k-NN accuracy of the encoder every `every_epochs`, which leaves no trace in the training.
+    """The k-NN accuracy of the encoder every `every_epochs` and at the end, which leaves no trace.
 
-    `data` (where left out, that of the training) has labels and the splits `train` and `test`; at
-    most `max_images` of `train`, evenly spread, are the neighbours of all of `test`. Images are
-    shown as a probe config's `image` says, by default in the size of the views.
+    `data` (where left out, that of the training) has labels and the splits `train` and `test`, or
+    `train` alone, of whose images `test_fraction` are tested; at most `max_images` of `train`,
+    evenly spread, are their neighbours. Images are shown as a probe config's `image` says, by
+    default in the size of the views.
     """
 
     every_epochs: PositiveInt
-    """epochs between two measurements"""
+    """epochs between two measurements; the finished encoder is always measured"""
     data: DataConfig | None = None
     """labelled images with the splits `train` and `test`; those of the training unless given"""
+    test_fraction: float | None = Field(
+        default=None, gt=0, lt=1, json_schema_extra=IDENTITY_IF_GIVEN
+    )
+    """part of the images of each class of `train` that are tested on the others, above 0 and below
+    1; the split `test` unless given"""
     size: Side | None = None
     """side of the shown image, pixels; that of the views unless given"""
     resize: Side | None = None
@@ -132,6 +138,11 @@ class TrainingProbeConfig(Section):
     """neighbours that vote"""
     max_images: PositiveInt = 50_000
     """images of `train` that are neighbours, evenly spread"""
+
+    @property
+    def splits(self) -> tuple[Literal["train", "test"], ...]:
+        """Return the splits of the data that are read."""
+        return ("train", "test") if self.test_fraction is None else ("train",)
 
 
 class ComputeConfig(Section):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from pretrain.config.data import DataConfig
+from pretrain.config.pretrain import PretrainConfig
 
 Split = Literal["pretrain", "train", "test"]
 TEST_FOLDERS = ("val", "test")  # Tiny ImageNet has both, and labels only in val
@@ -106,7 +107,8 @@ def split_folder(data: DataConfig, split: Split) -> Path:
             if (data.root / name).is_dir():
                 return data.root / name
         raise ValueError(
-            f"{data.root}: no folder {' or '.join(TEST_FOLDERS)}; wanted the test images there"
+            f"{data.root}: no folder {' or '.join(TEST_FOLDERS)}; wanted the test images there (a "
+            "probe during training can test a part of train instead: probe.test_fraction)"
         )
     if (data.root / "train").is_dir():
         return data.root / "train"
@@ -122,6 +124,15 @@ def check_splits(data: DataConfig, splits: Iterable[Split]) -> None:
             split_folder(data, split)
         else:
             split_files(data, split)
+
+
+def check_start(config: PretrainConfig, num_processes: int) -> None:
+    """Raise ValueError where a batch cannot be cut, or a split of training or probe is missing."""
+    if faults := config.faults_on(num_processes):
+        raise ValueError("; ".join(faults))
+    check_splits(config.data, ("pretrain",))
+    if config.probe is not None:
+        check_splits(config.probe.data or config.data, config.probe.splits)
 
 
 def label_file(data: DataConfig, split: Split) -> Path | None:

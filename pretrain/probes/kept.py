@@ -21,6 +21,8 @@ LATE_PROBE = "probe.json"  # beside metrics.jsonl: settings, points by step, whe
 def probe_kept_states(config: PretrainConfig, folder: Path) -> list[dict[str, float]]:
     """Return what `config.probe` would have measured at the epochs whose states are in `folder`.
 
+    The last state is measured in any case.
+
     Each point is written to `probe.json` as it comes; what is there for the same probe stays.
 
     Raises:
@@ -37,7 +39,10 @@ def probe_kept_states(config: PretrainConfig, folder: Path) -> list[dict[str, fl
     with stop:
         for state_path in [*sorted(folder.glob("epoch_*.pth")), folder / LAST]:
             state = load_state(state_path) if state_path.exists() else None
-            if state is None or state["step_in_epoch"] or state["epoch"] % probe.every_epochs:
+            if state is None:
+                continue
+            at_end, between = state_path.name == LAST, bool(state["step_in_epoch"])
+            if not at_end and (between or state["epoch"] % probe.every_epochs):
                 continue
             if state["step"] in [point["step"] for point in content["points"]]:
                 continue

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 
 from rich import progress as bars
@@ -19,7 +20,8 @@ from pretrain.runtime.files import whole_file
 METRICS = "metrics.jsonl"
 ON_THE_WAY = frozenset({"max_steps", "images_per_s"})
 LINE_EVERY_S = 30.0
-SHOWN = ("loss", "lr", "images_per_s", "embedding/rank", "embedding/effective_rank", "knn/top1")
+PROBED = "knn/top1"  # is among what a probe measures
+SHOWN = ("loss", "lr", "images_per_s", "embedding/rank", "embedding/effective_rank", PROBED)
 logger = logging.getLogger(__name__)
 
 
@@ -47,11 +49,15 @@ def note(metrics: dict[str, float]) -> str:
 
 
 class TrainingProgress(bars.Progress):
-    """Shows the step, the time left, and the metrics as they are logged."""
+    """Shows the step, the time left, and the metrics as they are logged.
+
+    What a probe measures gets a line of its own, on a terminal too.
+    """
 
     def __init__(self, total_steps: int, step: int, console: Console | None = None) -> None:
         self.total_steps = total_steps
-        self.last_line = time.monotonic()
+        self.first_step, self.begun = step, time.monotonic()
+        self.last_line = self.begun
         console = console or Console(stderr=True)
         super().__init__(
             bars.TextColumn("step"),
@@ -72,9 +78,23 @@ class TrainingProgress(bars.Progress):
         """Show what has just been logged."""
         self.update(self.step_bar, note=note(metrics))
         now = time.monotonic()
-        if self.disable and now - self.last_line > LINE_EVERY_S:
+        if PROBED in metrics or (self.disable and now - self.last_line > LINE_EVERY_S):
             self.last_line = now
-            logger.info("step %d of %d: %s", metrics["step"], self.total_steps, note(metrics))
+            line = (
+                f"step {metrics['step']:.0f} of {self.total_steps}{self._time_left(metrics, now)}"
+            )
+            line = f"{line}: {note(metrics)}"
+            if self.disable:
+                logger.info("%s", line)
+            else:
+                self.console.print(line, markup=False, highlight=False)
+
+    def _time_left(self, metrics: dict[str, float], now: float) -> str:
+        """Return in words how long the rest takes at the pace of this process so far."""
+        done, rest = metrics["step"] - self.first_step, self.total_steps - metrics["step"]
+        if done <= 0 or rest <= 0:
+            return ""
+        return f", {timedelta(seconds=round((now - self.begun) * rest / done))} left"
 
 
 class Report(ExitStack):

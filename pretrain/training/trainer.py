@@ -27,13 +27,13 @@ from pretrain.runtime.rng import derived_seed, random_states, restore_random_sta
 from pretrain.runtime.signals import EXIT_INTERRUPTED, StopRequest
 from pretrain.training import precision
 from pretrain.training.divergence import describe, dump_path
-from pretrain.training.metrics import METRICS, Report, final_metrics
+from pretrain.training.metrics import METRICS, PROBED, Report, final_metrics
 from pretrain.training.optimizers import build_optimizer
 from pretrain.training.resume import state_to_resume
 from pretrain.training.schedule import Length, covariance_weight, lr_factor
 from pretrain.views import ShardedViews
 
-AfterEpoch = Callable[[int, nn.Module, StopRequest], dict[str, float]]
+AfterEpoch = Callable[[int | None, nn.Module, StopRequest], dict[str, float]]
 logger = logging.getLogger(__name__)
 
 
@@ -49,9 +49,10 @@ class Trainer:
     """State of one run, and the loop over it; every process of the run has one.
 
     `after_epoch` is called on rank 0 with the number of epochs that are over, the encoder and the
-    request to stop, before the state is saved; what it returns is logged. It may leave the encoder
-    in either mode, and what it draws from the global random states is undone. It should return
-    soon once the request's `number` is not 0.
+    request to stop, before the state is saved; after the last step with None instead of the number,
+    until something is logged of it. What it returns is logged. It may leave the encoder in either
+    mode, and what it draws from the global random states is undone. It should return soon once the
+    request's `number` is not 0.
     """
 
     def __init__(
@@ -117,6 +118,7 @@ class Trainer:
                     self.step += 1
                     report.stepped(self.step, partial(self.metrics, output, loss))
                     self._after_step(report, signal)
+                self._end_training(report)
         return final_metrics(self.output_dir / METRICS) if main else {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -248,23 +250,45 @@ class Trainer:
             self.save()
         if signal and not at_end:
             self.processes.barrier()  # none ends before rank 0 has saved
-            if self.processes.is_main:
-                logger.warning("signal %d: saved at step %d", signal, self.step)
-            raise SystemExit(EXIT_INTERRUPTED)
+            self._leave(signal)
+
+    def _leave(self, signal: int) -> None:
+        if self.processes.is_main:
+            logger.warning("signal %d: saved at step %d", signal, self.step)
+        raise SystemExit(EXIT_INTERRUPTED)
 
     def _end_epoch(self, report: Report) -> None:
-        if self.after_epoch is not None:
-            if self.processes.is_main:
-                devices = [self.processes.device] if self.processes.device.type == "cuda" else []
-                with torch.random.fork_rng(devices=devices):
-                    metrics = self.after_epoch(self.epoch, self.model.encoder, self.stop)
-                if metrics:
-                    step = {"step": self.step, "max_steps": self.length.total_steps}
-                    report.write({**step, **metrics})
+        if self.step < self.length.total_steps:
+            self._call_after_epoch(report, self.epoch)
             self.processes.barrier()  # here and not in nccl, which gives up sooner
         every = self.config.keep_every_epochs
         if every is not None and self.epoch % every == 0:
             self.save(f"epoch_{self.epoch:04d}.pth")
+
+    def _end_training(self, report: Report) -> None:
+        """Call `after_epoch` of the finished encoder, whose state is saved.
+
+        Asked to stop meanwhile the run is not over: resumed, it ends with this call.
+        """
+        if self.after_epoch is None:
+            return
+        done, main = True, self.processes.is_main
+        if main and PROBED not in final_metrics(self.output_dir / METRICS):
+            done = self._call_after_epoch(report, None)
+        of_main = self.processes.all_gather([float(done), float(self.stop.number)])[0]
+        if not of_main[0] and of_main[1]:
+            self._leave(int(of_main[1]))
+
+    def _call_after_epoch(self, report: Report, epoch: int | None) -> bool:
+        """Return whether anything was measured, and log it; on rank 0 alone."""
+        if self.after_epoch is None or not self.processes.is_main:
+            return False
+        devices = [self.processes.device] if self.processes.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            metrics = self.after_epoch(epoch, self.model.encoder, self.stop)
+        if metrics:
+            report.write({"step": self.step, "max_steps": self.length.total_steps, **metrics})
+        return bool(metrics)
 
     def metrics(self, output: Output, loss: float) -> dict[str, float]:
         """Return what is logged of a step; indicators are of the first view, over all processes.

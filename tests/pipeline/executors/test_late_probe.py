@@ -47,6 +47,17 @@ def test_without_states_plan_says_what_can_be_measured(
     assert commands.execute("run", CONFIG, ONLY_A) == 0 and ran() == []
 
 
+def test_the_last_state_is_measured_whatever_its_epoch(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = yaml.safe_load(Path("configs/a.yaml").read_text("utf-8"))
+    content["probe"]["every_epochs"] = 1000
+    Path("configs/a.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    (finished / "last.pth").touch()
+    (line,) = planned(capsys)
+    assert line.endswith("measures it on the states that were kept: last.pth")
+
+
 def test_a_probe_that_was_measured_along_the_way_is_not_late(finished: Path) -> None:
     plan = small_plan(ONLY_A)
     assert len(late_probe_lines(plan, all_states(plan))) == 1

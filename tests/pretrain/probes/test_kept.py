@@ -59,6 +59,15 @@ def test_the_numbers_are_those_of_a_probe_along_the_way(
     assert content["complete"] is True and content["points"] == points
 
 
+def test_the_end_is_measured_wherever_it_lies(
+    tiny: Callable[..., PretrainConfig], labelled: dict[str, object], tmp_path: Path
+) -> None:
+    """In the middle of an epoch, and after one that is not probed."""
+    pretrain(tiny(max_steps=3), tmp_path)
+    config = tiny(max_steps=3, probe={"every_epochs": 9, "data": labelled, "k": 3})
+    assert [point["step"] for point in probe_kept_states(config, tmp_path)] == [3]
+
+
 def test_what_was_measured_stays_and_another_probe_is_measured_anew(
     tiny: Callable[..., PretrainConfig], labelled: dict[str, object], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

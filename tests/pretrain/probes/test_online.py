@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from pretrain.config.pretrain import PretrainConfig, TrainingProbeConfig
-from pretrain.models import SelfSupervisedModel
+from pretrain.models import BACKBONE, SelfSupervisedModel
 from pretrain.probes.features import FrozenEncoder, open_labelled
-from pretrain.probes.online import TrainingProbe, evenly
+from pretrain.probes.online import TrainingProbe, divided, evenly
 from pretrain.runtime.checkpoint import LAST
 from pretrain.runtime.signals import EXIT_INTERRUPTED, StopRequest
 from pretrain.train import check_stage, pretrain
@@ -82,17 +82,88 @@ def test_a_probed_run_ends_with_the_weights_of_one_that_is_not(
         assert torch.equal(value, states[1]["model"][name]), name
     entries = [json.loads(line) for line in (tmp_path / "probed" / METRICS).open()]
     found = {entry["step"]: entry["knn/top1"] for entry in entries if "knn/top1" in entry}
-    assert found == {4.0: 100.0, 8.0: 100.0}  # after epochs 2 and 4 of 2 steps each
+    assert found == {4: 100.0, 8: 100.0, 10: 100.0}  # after epochs 2 and 4 of 2 steps, and the end
     assert all(entry["max_steps"] == 10 for entry in entries)  # what shows progress reads it
     assert plain["loss"] == probed["loss"]
 
 
-def test_a_finished_run_returns_what_the_last_probe_found(
+@pytest.mark.parametrize("every", [1, 2, 9])
+@pytest.mark.parametrize("steps", [2, 3])
+def test_the_finished_encoder_is_always_probed_and_once(
+    tiny: Callable[..., PretrainConfig], labelled: dict[str, object], tmp_path: Path,
+    every: int, steps: int,
+) -> None:  # fmt: skip
+    """An epoch has two steps: the end of one or its middle, one that is probed or another."""
+    config = tiny(max_steps=steps, probe={"every_epochs": every, "data": labelled, "k": 3})
+    metrics = pretrain(config, tmp_path)
+    assert metrics["knn/top1"] == 100.0 and "loss" in metrics
+    assert probed_steps(tmp_path) == ([2] if every == 1 and steps == 3 else []) + [steps]
+    assert pretrain(config, tmp_path) == metrics
+    assert probed_steps(tmp_path)[-2:] == probed_steps(tmp_path)  # nothing was measured again
+
+
+def probed_steps(folder: Path) -> list[int]:
+    entries = [json.loads(line) for line in (folder / METRICS).open()]
+    return [entry["step"] for entry in entries if "knn/top1" in entry]
+
+
+def test_a_run_that_was_stopped_in_its_last_probe_ends_with_it(
+    tiny: Callable[..., PretrainConfig], labelled: dict[str, object], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    original = FrozenEncoder.features
+
+    def features(self: FrozenEncoder, images: torch.Tensor) -> torch.Tensor:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, images)
+
+    config = tiny(max_steps=2, probe={"every_epochs": 9, "data": labelled, "k": 3})
+    with monkeypatch.context() as patched, pytest.raises(SystemExit) as stopped:
+        patched.setattr(FrozenEncoder, "features", features)
+        pretrain(config, tmp_path)
+    assert stopped.value.code == EXIT_INTERRUPTED and not (tmp_path / BACKBONE).exists()
+    assert torch.load(tmp_path / LAST, weights_only=True)["step"] == 2
+    assert pretrain(config, tmp_path)["knn/top1"] == 100.0
+    assert (tmp_path / BACKBONE).exists() and probed_steps(tmp_path) == [2]
+
+
+def test_one_folder_of_classes_is_divided(
     tiny: Callable[..., PretrainConfig], labelled: dict[str, object], tmp_path: Path
 ) -> None:
-    section = {"every_epochs": 1, "data": labelled, "k": 3}
-    metrics = pretrain(tiny(max_steps=2, probe=section), tmp_path)
-    assert metrics["knn/top1"] == 100.0 and "loss" in metrics
+    """A part of each class is tested, the same every time, and no image is its own neighbour."""
+    one_folder = labelled | {"root": tmp_path / "labelled" / "train"}
+    (tmp_path / "labelled" / "train" / "single").mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "labelled" / "train" / "single" / "0.png")
+    section = {"every_epochs": 1, "data": one_folder, "k": 3}
+    config = tiny(max_steps=2, probe=section | {"test_fraction": 0.3})
+    assert config.probe is not None
+    probe = TrainingProbe(config, config.probe)
+    assert [len(probe.train), len(probe.test)] == [13 - 4, 4]  # round(0.3 x 6) of two classes
+    numbers = [probe.train.numbers.tolist(), probe.test.numbers.tolist()]
+    assert sorted(numbers[0] + numbers[1]) == list(range(13))
+    assert {int(probe.test.item(i)[1]) for i in range(4)} == {0, 1}  # of the third there is one
+    again = TrainingProbe(config, config.probe)
+    assert again.test.numbers.tolist() == numbers[1]
+    assert pretrain(config, tmp_path / "run")["knn/top1"] == 100.0
+    whole = tiny(probe=section)
+    assert check_stage(whole.model_dump(mode="json")) == [
+        f"probe: {tmp_path / 'labelled' / 'train'}: no folder val or test; wanted the test images "
+        "there (a probe during training can test a part of train instead: probe.test_fraction)"
+    ]
+
+
+@pytest.mark.parametrize(("fraction", "count"), [(0.01, 1), (0.5, 3), (0.99, 5)])
+def test_of_every_class_some_images_are_left_on_both_sides(
+    labelled: dict[str, object], fraction: float, count: int
+) -> None:
+    data = TrainingProbeConfig.model_validate({"every_epochs": 1, "data": labelled}).data
+    assert data is not None
+    neighbours, tested = divided(open_labelled(data, "train"), fraction)
+    for images, number in ((neighbours, 6 - count), (tested, count)):
+        labels = [int(images.item(i)[1]) for i in range(len(images))]
+        assert [labels.count(0), labels.count(1)] == [number, number]
+    with pytest.raises(ValueError, match="none of 2 images has another of its class"):
+        divided(neighbours.part(torch.tensor([0, len(neighbours) - 1])), fraction)
 
 
 def test_the_check_before_the_start_names_faults_of_the_probe(

@@ -2,7 +2,9 @@
 
 import io
 import logging
+import re
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -49,7 +51,38 @@ def test_elsewhere_a_line_now_and_then(
     assert not caplog.messages  # the last line is not long ago
     monkeypatch.setattr(metrics, "LINE_EVERY_S", -1.0)
     assert shown(terminal=False) == ""
-    assert caplog.messages == [f"step 30 of 200: {note(ENTRY)}"]
+    (line,) = caplog.messages
+    assert re.fullmatch(rf"step 30 of 200, 0:00:0\d left: {re.escape(note(ENTRY))}", line)
+
+
+def test_the_time_left_is_that_of_the_pace_so_far(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    now = iter([100.0, 200.0, 300.0, 400.0])  # begun; three lines
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: next(now))
+    bar = TrainingProgress(1000, 28, Console(file=io.StringIO()))
+    for step in (28, 30, 1000):  # nothing done yet; 2 of 972 in 200 s; all
+        bar.logged({"step": step, "loss": 1.0})
+    assert caplog.messages == [
+        "step 28 of 1000: loss 1",
+        f"step 30 of 1000, {timedelta(seconds=970 * 100)} left: loss 1",
+        "step 1000 of 1000: loss 1",
+    ]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_what_a_probe_measures_has_a_line_of_its_own(
+    caplog: pytest.LogCaptureFixture, terminal: bool
+) -> None:
+    caplog.set_level(logging.INFO)
+    stream = io.StringIO()
+    with TrainingProgress(40, 0, Console(file=stream, force_terminal=terminal, width=90)) as bar:
+        bar.logged({"step": 40, "loss": 1.0})
+        bar.logged({"step": 40, "knn/top1": 51.5})
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
+    lines = text.splitlines() if terminal else caplog.messages
+    assert [line.strip() for line in lines if "of 40:" in line] == ["step 40 of 40: knn/top1 51.5"]
 
 
 def test_a_healthy_run_logs_no_ridge_and_a_white_output(tiny: Make, tmp_path: Path) -> None:
