@@ -14,8 +14,8 @@ from pydantic import ValidationError
 
 from pipeline.config.yaml_files import apply_overrides, faults_of, load_yaml
 from pretrain.config.pretrain import PretrainConfig
-from pretrain.data.splits import check_splits
-from pretrain.runtime.faults import DivergedError, tell_fault
+from pretrain.data.splits import check_start
+from pretrain.runtime.faults import DivergedError, tell_fault, tell_stopped
 
 EXAMPLE = """example:
   python tools/pretrain.py --config-file configs/pretrain/digits_cw_rgp.yaml \\
@@ -24,7 +24,7 @@ EXAMPLE = """example:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Return 0 when `backbone.pth` is written, 1 if training diverged, 2 for what to fix."""
+    """Return 0 when `backbone.pth` is written, 1 if training diverged, 2 for faults, 75 stopped."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -37,11 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         content = apply_overrides(load_yaml(options.config_file), options.overrides)
         config = PretrainConfig.model_validate(content)
-        if faults := config.faults_on(int(os.environ.get("WORLD_SIZE", "1"))):
-            raise ValueError("; ".join(faults))
-        check_splits(config.data, ("pretrain",))
-        if config.probe is not None:
-            check_splits(config.probe.data or config.data, ("train", "test"))
+        check_start(config, num_processes=int(os.environ.get("WORLD_SIZE", "1")))
         from pretrain.train import pretrain  # noqa: PLC0415  (imports torch)
 
         metrics = pretrain(config, options.output_dir)
@@ -51,8 +47,11 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, DivergedError) as error:
         tell_fault(f"pretrain: {error}")
         return 1 if isinstance(error, DivergedError) else 2
+    except (KeyboardInterrupt, SystemExit):
+        return tell_stopped()
     if first:
-        print(f"{options.output_dir / 'backbone.pth'}: loss {metrics.get('loss', 0):.4f}")
+        scores = "".join(f", {key} {metrics[key]:.2f}" for key in metrics if "knn/" in key)
+        print(f"{options.output_dir}/backbone.pth: loss {metrics.get('loss', 0):.4f}{scores}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Words on why a run cannot go on, once for all its processes; imports torch only to agree.
+"""Words on why a run ends early, once for all its processes; imports torch only to agree.
 
 Tested in tests/pretrain/test_train_faults.py.
 """
@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import sys
 from collections.abc import Mapping
 from datetime import timedelta
+
+from pretrain.runtime.signals import EXIT_INTERRUPTED
 
 
 class DivergedError(ArithmeticError):
@@ -36,3 +39,13 @@ def tell_fault(text: str, environment: Mapping[str, str] = os.environ) -> None:
         except DistNetworkError:
             pass
     print(text, file=sys.stderr, flush=True)
+
+
+def tell_stopped() -> int:
+    """Print how a run that was asked to stop goes on; return the exit code that says so."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        again = shlex.join(sys.orig_argv)
+    else:
+        again = "the same command, on as many processes"
+    tell_fault(f"pretrain: stopped; go on with: {again}")
+    return EXIT_INTERRUPTED

@@ -157,6 +157,33 @@ def test_reports_of_two_folders_are_compared_and_init_refuses_what_plan_would(
     assert answer.returncode == 2 and "mine.yaml" in answer.stderr  # nothing was written
 
 
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(75)])
+def test_a_stopped_pretraining_says_how_to_go_on(
+    run_here: Run, monkeypatch: pytest.MonkeyPatch, stop: BaseException
+) -> None:
+    """Before the first step, and after a state is saved; the command as it was given."""
+
+    def stopped(*_: object) -> None:
+        raise stop
+
+    monkeypatch.setattr("pretrain.train.pretrain", stopped)
+    command = ["python", "tools/pretrain.py", "--output-dir", "runs/two words", "max_steps=3"]
+    monkeypatch.setattr(sys, "orig_argv", command)
+    config = str(ROOT / "configs" / "pretrain" / "digits_cw_rgp.yaml")
+    arguments = ("--config-file", config, "--output-dir", "runs/two words", "data.root=.")
+    answer = run_here("pretrain.py", *arguments)
+    assert (answer.returncode, answer.stderr) == (
+        75,
+        "pretrain: stopped; go on with: python tools/pretrain.py --output-dir 'runs/two words' "
+        "max_steps=3\n",
+    )
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    answer = run_here("pretrain.py", *arguments)
+    assert (
+        answer.stderr == "pretrain: stopped; go on with: the same command, on as many processes\n"
+    )
+
+
 def test_a_simulation_is_of_the_plan(run_here: Run) -> None:
     config = str(ROOT / "configs" / "pipeline" / "full_comparison.yaml")
     answer = run_here("simulate.py", "--config-file", config, "--gpus", "512")
