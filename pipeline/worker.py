@@ -155,6 +155,8 @@ def _make(run_dir: Path, job: dict[str, Any], inputs: dict[str, Path]) -> None:
             raise ValueError(f"{error}; what was made until then is in {place}") from None
         seconds = round(time.time() - started + attempts_s(run_dir), 1)
         made = provenance(attempt, run_dir) | {"wall_time_s": seconds}
+        if hasattr(module, "stage_precision"):
+            made["precision"] = module.stage_precision(job["settings"])
         values = {name: float(value) for name, value in metrics.items()}
         # the AP of a class without objects is NaN
         finite = {name: x if math.isfinite(x) else None for name, x in values.items()}

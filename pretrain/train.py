@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.data.images import open_images, unreadable
 from pretrain.models import BACKBONE, save_backbone
 from pretrain.probes import TrainingProbe, probe_kept_states
-from pretrain.runtime.distributed import joined_processes
+from pretrain.runtime.distributed import Processes, joined_processes
 from pretrain.training import Trainer
+from pretrain.training.precision import machine_faults
 from pretrain.views import too_few_images
 
 
@@ -70,6 +73,17 @@ def run_stage(
 def probe_stage(config: dict[str, Any], output_dir: Path) -> None:
     """Entry point for the pipeline: the probe of a run that was finished before it was given."""
     probe_kept_states(PretrainConfig.model_validate(config), output_dir)
+
+
+def stage_precision(config: dict[str, Any]) -> str:
+    """Return in which type encoder and projector are computed, for the provenance."""
+    return PretrainConfig.model_validate(config).compute.precision
+
+
+def check_machine(config: dict[str, Any]) -> list[str]:
+    """Return what this one machine lacks: a GPU for a shorter type, or one that has TF32."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return machine_faults(PretrainConfig.model_validate(config), Processes(device))
 
 
 def check_stage(config: dict[str, Any]) -> list[str]:

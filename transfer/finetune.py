@@ -13,7 +13,6 @@ from detectron2.data import DatasetCatalog
 from transfer.config.finetune import FinetuneConfig
 from transfer.detection import Run, build_cfg, run_detector
 from transfer.detection.cfg import (
-    amp_faults,
     build_faults,
     check_companion,
     class_faults,
@@ -24,6 +23,7 @@ from transfer.detection.cfg import (
 )
 from transfer.detection.loader import category_ids, class_names, register
 from transfer.detection.pictures import write_pictures
+from transfer.detection.precision import precision_faults, precision_of
 from transfer.detection.run import machines_of, repair_last_checkpoint, run_on
 
 
@@ -72,7 +72,7 @@ def finetune(config: FinetuneConfig, weights: Path | None, output_dir: Path) -> 
     cfg = build_cfg(config, weights, output_dir)
     if weights is not None:
         check_companion(cfg, weights)
-    if faults := class_faults(cfg) + amp_faults(cfg):
+    if faults := class_faults(cfg) + precision_faults(cfg):
         raise ValueError("; ".join(faults))
     if machines.node == 0:
         repair_last_checkpoint(output_dir)
@@ -132,11 +132,16 @@ def stage_notes(config: dict[str, Any], inputs: list[list[str]]) -> list[str]:
     return notes_before_start(cfg, settings.datasets, has_weights=has_weights)
 
 
+def stage_precision(config: dict[str, Any]) -> str:
+    """Return in which types a detector is trained and evaluated, for the provenance."""
+    return precision_of(build_cfg(FinetuneConfig.model_validate(config), None, Path()))
+
+
 def check_machine(config: dict[str, Any]) -> list[str]:
-    """Return what this one machine lacks: GPUs that are asked for, and one for mixed precision."""
+    """Return what this one machine lacks: GPUs that are asked for, and for a precision."""
     settings = FinetuneConfig.model_validate(config)
     num_gpus = torch.cuda.device_count()
-    faults = [] if config_faults(settings) else amp_faults(build_cfg(settings, None, Path()))
+    faults = [] if config_faults(settings) else precision_faults(build_cfg(settings, None, Path()))
     if settings.num_nodes == 1 and settings.num_gpus in range(1, max(num_gpus, 1) + 1):
         return faults
     return [

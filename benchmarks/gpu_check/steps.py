@@ -52,8 +52,10 @@ def compile_encoder(trainer: Trainer) -> None:
 
 CASES = (
     Case("bf16 channels_last", "imagenet", {"compute": BF16}, profile=True),
-    Case("float32 (TF32 convolutions) channels_last, as the recipe", "imagenet",
+    Case("float32 channels_last, as the recipe", "imagenet",
          {"compute": {"channels_last": True}}),
+    Case("tf32 channels_last", "imagenet",
+         {"compute": {"precision": "tf32", "channels_last": True}}),
     Case("bf16 channels_last, cudnn.benchmark", "imagenet", {"compute": BF16},
          cudnn_benchmark=True),
     Case("bf16 channels_last, all views at once", "imagenet", {"compute": BF16} | ALL_VIEWS),

@@ -81,11 +81,12 @@ class StageKind:
     `module` offers `run_stage(config, inputs, output_dir) -> metrics` and
     `check_stage(config) -> faults`; where it needs more than any machine has
     `check_machine(config) -> faults`; for what stops nothing `stage_notes(config, roles of the
-    inputs of each stage) -> remarks`; and where its result is known beforehand to demand keys of a
-    detectron2 config `demanded_keys(config) -> values by key`. `version` is raised by hand when a
-    change of code changes results. `outputs` are patterns below the run folder; each must match,
-    and `result` is the file that the next stage reads. `reads` are the outputs of its inputs that a
-    stage of this kind reads, their `result` where it is empty.
+    inputs of each stage) -> remarks`; where it computes in several precisions
+    `stage_precision(config) -> words` for the provenance; and where its result is known beforehand
+    to demand keys of a detectron2 config `demanded_keys(config) -> values by key`. `version` is
+    raised by hand when a change of code changes results. `outputs` are patterns below the run
+    folder; each must match, and `result` is the file that the next stage reads. `reads` are the
+    outputs of its inputs that a stage of this kind reads, their `result` where it is empty.
     """
 
     module: str

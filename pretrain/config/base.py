@@ -18,6 +18,7 @@ NonNegative = Annotated[float, Field(ge=0)]
 Range = tuple[NonNegative, NonNegative]
 Side = Annotated[int, Field(ge=1, le=8192)]
 Architecture = Literal["resnet18", "resnet34", "resnet50", "resnet101"]
+Float32 = Literal["float32", "tf32"]
 
 
 def left_out(why: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from pretrain.config.base import (
     IDENTITY_IF_GIVEN,
     Architecture,
+    Float32,
     Fraction,
     NonNegative,
     Section,
@@ -138,6 +139,8 @@ class TrainingProbeConfig(Section):
     """neighbours that vote"""
     max_images: PositiveInt = 50_000
     """images of `train` that are neighbours, evenly spread"""
+    precision: Float32 = Field(default="float32", json_schema_extra=IDENTITY_IF_GIVEN)
+    """of the encoder as it is measured; on a GPU `tf32` is faster and rounds"""
 
     @property
     def splits(self) -> tuple[Literal["train", "test"], ...]:
@@ -153,8 +156,9 @@ class ComputeConfig(Section):
     part at a time. `channels_last` and `compile` change speed and rounding only.
     """
 
-    precision: Literal["float32", "bf16", "fp16"] = "float32"
-    """of encoder and projector; the loss is in float32"""
+    precision: Literal["float32", "tf32", "bf16", "fp16"] = "float32"
+    """of encoder and projector; the loss is in float32. On a GPU `float32` is what a CPU or a V100
+    computes; `tf32` is faster and rounds the factors of a product to 10 bits"""
     sync_batchnorm: bool = False
     """BatchNorm's statistics over all processes; needs GPUs"""
     accumulate: PositiveInt = 1

@@ -11,7 +11,9 @@ from typing import Literal, Self, get_args
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from pretrain.config.base import (
+    IDENTITY_IF_GIVEN,
     Architecture,
+    Float32,
     Fraction,
     NonNegative,
     Range,
@@ -152,6 +154,9 @@ class ProbeConfig(Section):
         default=256, json_schema_extra=left_out("features of an image do not depend on others")
     )
     """images whose features are computed at a time"""
+    precision: Float32 = Field(default="float32", json_schema_extra=IDENTITY_IF_GIVEN)
+    """of the encoder; classifiers and distances are in float32. On a GPU `tf32` is faster and
+    rounds"""
 
     @model_validator(mode="after")
     def _measures_something(self) -> Self:

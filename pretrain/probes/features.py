@@ -20,6 +20,7 @@ from pretrain.data.splits import Split
 from pretrain.models import InputConvention
 from pretrain.runtime.rng import derived_seed
 from pretrain.runtime.signals import leave_signals_to_parent
+from pretrain.runtime.tf32 import set_tf32, tf32_faults
 
 View = Callable[[Tensor], Tensor]
 
@@ -94,6 +95,7 @@ class FrozenEncoder:
     ) -> None:
         self.encoder = encoder.to(device).eval()
         self.device = device
+        self.tf32 = False
         self.flip = convention.format == "BGR"
         self.mean = torch.tensor(convention.pixel_mean, device=device).view(3, 1, 1)
         self.std = torch.tensor(convention.pixel_std, device=device).view(3, 1, 1)
@@ -105,6 +107,16 @@ class FrozenEncoder:
             images = images.flip(1)
         return (images - self.mean) / self.std
 
+    def compute_in(self, precision: str) -> None:
+        """Compute features in `precision` from now on.
+
+        Raises:
+            ValueError: the device has no TF32, or would compute in it unasked.
+        """
+        if faults := tf32_faults("precision", precision, self.device):
+            raise ValueError(*faults)
+        self.tf32 = precision == "tf32"
+
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
         """Return the features [N, F], after average pooling, of uint8 images [N, 3, H, W].
@@ -112,7 +124,11 @@ class FrozenEncoder:
         Raises:
             ValueError: a feature is NaN or infinite.
         """
-        features: Tensor = self.encoder(self.normalise(images)).flatten(1).float()
+        set_tf32(self.tf32)
+        try:
+            features: Tensor = self.encoder(self.normalise(images)).flatten(1).float()
+        finally:
+            set_tf32(False)
         if not bool(torch.isfinite(features).all()):
             raise ValueError("the encoder's features are NaN or infinite on these images")
         return features

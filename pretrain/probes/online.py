@@ -15,6 +15,7 @@ from pretrain.models import InputConvention
 from pretrain.probes.features import FrozenEncoder, Labelled, feature_chunks, open_labelled
 from pretrain.probes.probe import joined, measure_knn
 from pretrain.runtime.signals import StopRequest
+from pretrain.runtime.tf32 import set_tf32
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +42,11 @@ class TrainingProbe:
             raise ValueError(
                 f"{data.root}: {len(self.train)} images are fewer than probe.k = {settings.k}"
             )
+        self.trains_in_tf32 = config.compute.precision == "tf32"
         self.every_epochs = settings.every_epochs
         self.config = ProbeConfig.model_validate(
             {
+                "precision": settings.precision,
                 "data": data.model_dump(),
                 "image": {"size": settings.size or config.augment.size, "resize": settings.resize},
                 "knn": {"k": settings.k},
@@ -82,6 +85,7 @@ class TrainingProbe:
         modes = [(module, module.training) for module in encoder.modules()]
         try:
             backbone = FrozenEncoder(encoder, self.convention, next(encoder.parameters()).device)
+            backbone.compute_in(self.config.precision)
             queries = joined(features(self.test))
             bank = features(self.train)
             return measure_knn(bank, queries, self.num_classes, {"knn": self.config.knn})
@@ -89,6 +93,7 @@ class TrainingProbe:
             logger.warning("asked to stop: the probe is left out")
             return {}
         finally:
+            set_tf32(self.trains_in_tf32)
             for module, mode in modes:
                 module.training = mode
 

@@ -32,6 +32,7 @@ from pretrain.probes.knn import Neighbours, accuracy, votes
 from pretrain.probes.linear import AugmentedTraining, fit_linear
 from pretrain.runtime.files import check_folder_of, write_json
 from pretrain.runtime.rng import derived_seed
+from pretrain.runtime.tf32 import tf32_faults
 
 RESULT = "probes.json"
 STATE = "augmented_linear.pth"
@@ -88,6 +89,7 @@ def run_probe(
     k-NN alone keeps the test features and no others; `linear` keeps those of all training images.
     `state_path` keeps the training on augmented images from epoch to epoch.
     """
+    backbone.compute_in(config.precision)
     train, test, num_classes = open_sets(config.data)
     queries = joined(feature_chunks(backbone, test, config))
     bank: Chunks = feature_chunks(backbone, train, config)
@@ -208,3 +210,13 @@ def check_stage(config: dict[str, Any]) -> list[str]:
         if entry is not None and entry.k > len(train)
     ]
     return faults + unreadable(train.images) + unreadable(test.images)
+
+
+def check_machine(config: dict[str, Any]) -> list[str]:
+    """Return why this machine cannot compute in the precision that the probe asks for."""
+    return tf32_faults("precision", ProbeConfig.model_validate(config).precision, device())
+
+
+def stage_precision(config: dict[str, Any]) -> str:
+    """Return in which type the encoder is computed, for the provenance."""
+    return ProbeConfig.model_validate(config).precision

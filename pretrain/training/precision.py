@@ -14,8 +14,9 @@ from pretrain.config.loss import split_faults
 from pretrain.config.pretrain import ComputeConfig, PretrainConfig
 from pretrain.models import SelfSupervisedModel
 from pretrain.runtime.distributed import Processes
+from pretrain.runtime.tf32 import set_tf32, tf32_faults
 
-DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 LEAST_SCALE = 2.0**-14  # of fp16's loss: 30 steps in a row have overflowed
 logger = logging.getLogger(__name__)
 
@@ -24,6 +25,9 @@ def machine_faults(config: PretrainConfig, processes: Processes) -> list[str]:
     """Return why these processes and their devices cannot run the config, one line each."""
     compute = config.compute
     faults = split_faults(config.batch_size, config.loss, processes.size, compute.accumulate)
+    faults += tf32_faults("compute.precision", compute.precision, processes.device)
+    if config.probe is not None:
+        faults += tf32_faults("probe.precision", config.probe.precision, processes.device)
     on_cpu = processes.device.type == "cpu"
     if compute.precision == "fp16" and on_cpu:
         faults.append("compute.precision fp16 needs a GPU; use float32 here")
@@ -51,7 +55,11 @@ def has_fast_bf16() -> bool:
 
 
 def prepare(model: SelfSupervisedModel, compute: ComputeConfig, processes: Processes) -> None:
-    """Move `model` to the device and change it in place as `compute` says."""
+    """Move `model` to the device and change it in place as `compute` says.
+
+    Float32 of this process is IEEE's from here on, or TF32 where that is asked for.
+    """
+    set_tf32(compute.precision == "tf32")
     model.to(processes.device)
     if compute.channels_last:
         model.to(memory_format=torch.channels_last)
@@ -78,7 +86,7 @@ def without_averaging(model: nn.Module) -> AbstractContextManager[Any]:
 
 def autocast(compute: ComputeConfig, device: torch.device) -> AbstractContextManager[Any]:
     """Return the context of the forward pass."""
-    if compute.precision == "float32":
+    if compute.precision not in DTYPES:
         return nullcontext()
     return torch.autocast(device.type, DTYPES[compute.precision])
 

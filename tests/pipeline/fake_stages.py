@@ -57,6 +57,10 @@ def stage_notes(config: dict, inputs: list[list[str]]) -> list[str]:
     return [f"made from {inputs}"] if path.exists() else []
 
 
+def stage_precision(config: dict) -> str:
+    return "bf16"
+
+
 def check_machine(config: dict) -> list[str]:
     path = Path("machine.txt")
     return path.read_text(encoding="utf-8").splitlines() if path.exists() else []

@@ -124,6 +124,7 @@ def test_every_attempt_keeps_the_code_and_versions_that_it_started_with(fakes: P
     assert [attempt["code"] for attempt in made["attempts"]] == [state] * 3
     assert made["code"] == state and made["packages"]["torch"]
     assert made["started"] == made["attempts"][-1]["started"]
+    assert made["precision"] == "bf16"
 
 
 def test_the_state_is_taken_before_the_stage_is_imported(

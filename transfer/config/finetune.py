@@ -27,8 +27,10 @@ WORKERS = ("DATALOADER.NUM_WORKERS",)
 PERIODS = ("SOLVER.CHECKPOINT_PERIOD", "TEST.EVAL_PERIOD", "VIS_PERIOD")
 C4_HEADS = ("Res5ROIHeads", "Res5ROIHeadsExtraNorm")
 PRECISION = "SOLVER.AMP.PRECISION"
+FLOAT32 = "MODEL.PRECISION"
 OPTIMIZER = "optimizer"  # stands beside the keys of a task, not among them
-OWN_KEYS = {PRECISION: "fp16", "SOLVER.OPTIMIZER": "sgd"}  # this project's, with their defaults
+# this project's, with their defaults
+OWN_KEYS = {PRECISION: "fp16", FLOAT32: "float32", "SOLVER.OPTIMIZER": "sgd"}
 
 
 class FinetuneConfig(Section):
@@ -233,6 +235,11 @@ LEFT_OUT = (
         (PRECISION,),
         "of mixed precision, without SOLVER.AMP.ENABLED",
         _in("SOLVER.AMP.ENABLED", True),
+    ),
+    LeftOut(
+        (FLOAT32,),
+        "float32, as every result without this key",
+        lambda keys: keys[FLOAT32] != "float32",
     ),
     LeftOut(
         ("SOLVER.STEPS", "SOLVER.GAMMA"),

@@ -27,7 +27,7 @@ from transfer.config.data import (
     DetectionData,
     VocData,
 )
-from transfer.config.finetune import FinetuneConfig, with_own_keys
+from transfer.config.finetune import FLOAT32, PRECISION, FinetuneConfig, with_own_keys
 from transfer.datasets.check import task_faults
 from transfer.datasets.findings import MAX_CLASSES, Needs, few, number_of
 from transfer.detection.loader import class_names
@@ -42,7 +42,7 @@ ONLY = {
     "DATALOADER.SAMPLER_TRAIN": "TrainingSampler",
     "TEST.AUG.ENABLED": False,
 }
-PRECISIONS = ("fp16", "bf16")
+CHOICES = {FLOAT32: ("float32", "tf32"), PRECISION: ("fp16", "bf16")}
 # Numbers that detectron2 would take and do nothing sensible with: key -> smallest, largest.
 LIMITS: dict[str, tuple[float, float]] = {
     "SOLVER.BASE_LR": (1e-12, 1e6),
@@ -153,9 +153,11 @@ def for_this_machine(cfg: CfgNode) -> CfgNode:
         for key, offered in ONLY.items()
         if value_at(cfg, key) != offered
     ]
-    if (precision := cfg.SOLVER.AMP.PRECISION) not in PRECISIONS:
-        choices = ", ".join(PRECISIONS)
-        faults.append(f"SOLVER.AMP.PRECISION is {precision!r}, wanted one of {choices}")
+    faults += [
+        f"{key} is {value_at(cfg, key)!r}, wanted one of {', '.join(choices)}"
+        for key, choices in CHOICES.items()
+        if value_at(cfg, key) not in choices
+    ]
     if len(cfg.DATASETS.TEST) != 1:
         faults.append(f"DATASETS.TEST is {list(cfg.DATASETS.TEST)}, wanted one data set")
     if faults:
@@ -164,16 +166,6 @@ def for_this_machine(cfg: CfgNode) -> CfgNode:
         logger.warning("no CUDA device: running on the CPU")
         cfg.MODEL.DEVICE = "cpu"
     return cfg
-
-
-def amp_faults(cfg: CfgNode) -> list[str]:
-    """Return why this machine cannot train in the precision that the config asks for, or []."""
-    if cfg.MODEL.DEVICE != "cpu" or not cfg.SOLVER.AMP.ENABLED:
-        return []
-    return [
-        "SOLVER.AMP.ENABLED is True, but mixed precision needs a GPU and this runs on the CPU; set "
-        "it to False (results then are others), or train on a GPU"
-    ]
 
 
 def check_companion(cfg: CfgNode, weights: Path) -> None:

@@ -20,7 +20,6 @@ from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 from transfer.config.command_line import Loader, argument_parser, merged_config, parsed
 from transfer.config.data import DetectionData, known_datasets
 from transfer.detection.cfg import (
-    amp_faults,
     build_faults,
     check_companion,
     class_faults,
@@ -32,6 +31,7 @@ from transfer.detection.cfg import (
 )
 from transfer.detection.evaluation import as_json
 from transfer.detection.loader import register
+from transfer.detection.precision import precision_faults
 from transfer.detection.resume import evaluation_faults, resume_faults, weights_ignored
 from transfer.detection.run import (
     Machines,
@@ -112,7 +112,7 @@ def execute(options: argparse.Namespace, load: Loader) -> dict[str, float]:
     optimizer = cfg.SOLVER.OPTIMIZER
     faults = build_faults(cfg, optimizer)
     faults += recipe_faults(cfg, datasets, machines.num_processes)
-    faults += [] if options.eval_only else amp_faults(cfg)
+    faults += precision_faults(cfg, trains=not options.eval_only)
     if faults:
         raise ValueError("\n".join(f"{options.config_file}: {fault}" for fault in faults))
     faults = [fault for fault in [weights_fault(cfg.MODEL.WEIGHTS)] if fault]

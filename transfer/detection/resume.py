@@ -16,7 +16,7 @@ from detectron2.config import CfgNode
 from detectron2.solver import build_lr_scheduler
 
 from transfer.config.data import DetectionData
-from transfer.config.finetune import PERIODS, WORKERS, Optimizer, flat
+from transfer.config.finetune import OWN_KEYS, PERIODS, WORKERS, Optimizer, flat
 from transfer.detection.run import EFFECTIVE, INPUTS, input_digests
 from transfer.files import one_line
 
@@ -52,7 +52,7 @@ def resume_faults(
     changed = {
         key: (repr(stored.get(key)), repr(asked.get(key)))
         for key in sorted(stored.keys() | asked.keys())
-        if key not in FREE and stored.get(key) != asked.get(key)
+        if key not in FREE and stored.get(key, OWN_KEYS.get(key)) != asked.get(key)
     }
     changed.pop("SOLVER.OPTIMIZER", None)  # the checkpoint says which it was
     if trained_by != optimizer:

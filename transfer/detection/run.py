@@ -37,6 +37,7 @@ from transfer.datasets.files import content_digest
 from transfer.detection.cfg import batch_fault, notes_before_start
 from transfer.detection.evaluation import as_json, flat_metrics
 from transfer.detection.loader import register
+from transfer.detection.precision import precision_of, set_tf32
 from transfer.detection.trainer import (
     EXIT_INTERRUPTED,
     METRICS,
@@ -204,7 +205,11 @@ def _taken(path: Path) -> Any:
 
 
 def run_detector(run: Run) -> Metrics:
-    """Evaluate or train, as the run says."""
+    """Evaluate or train, as the run says.
+
+    Float32 of this process is IEEE's from here on, or TF32 where MODEL.PRECISION says so.
+    """
+    set_tf32(run.cfg.MODEL.PRECISION == "tf32")
     return evaluate(run) if run.eval_only else train(run)
 
 
@@ -341,7 +346,7 @@ def settings_line(cfg: CfgNode, world_size: int) -> str:
         f"{world_size} process(es) on {cfg.MODEL.DEVICE}: {solver.IMS_PER_BATCH} images a step, "
         f"learning rate {solver.BASE_LR:g}, {solver.MAX_ITER} iterations, drops at "
         f"{list(solver.STEPS)}, warm-up {solver.WARMUP_ITERS}, seed {cfg.SEED}"
-        f"{', AMP' if solver.AMP.ENABLED else ''}; all of it: {EFFECTIVE}"
+        f", {precision_of(cfg)}; all of it: {EFFECTIVE}"
     )
 
 

@@ -16,6 +16,7 @@ from pretrain.probes.features import FrozenEncoder, open_labelled
 from pretrain.probes.online import TrainingProbe, divided, evenly
 from pretrain.runtime.checkpoint import LAST
 from pretrain.runtime.signals import EXIT_INTERRUPTED, StopRequest
+from pretrain.runtime.tf32 import set_tf32
 from pretrain.train import check_stage, pretrain
 from pretrain.training.metrics import METRICS
 
@@ -60,6 +61,22 @@ def test_an_encoder_is_left_as_it_was(
     assert torch.equal(torch.get_rng_state(), random_state)
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_probe_in_float32_leaves_a_training_its_tf32(
+    tiny: Callable[..., PretrainConfig], labelled: dict[str, object]
+) -> None:
+    settings = {"every_epochs": 1, "data": labelled, "k": 3}
+    config = tiny(probe=settings, compute={"precision": "tf32"})
+    assert config.probe is not None
+    model, seen = SelfSupervisedModel(config.model), set()
+    model.encoder.register_forward_hook(lambda *_: seen.add(torch.backends.cuda.matmul.allow_tf32))
+    set_tf32(True)
+    try:
+        TrainingProbe(config, config.probe).measure(model.encoder, StopRequest())
+        assert seen == {False} and torch.backends.cuda.matmul.allow_tf32
+    finally:
+        set_tf32(False)
 
 
 def test_a_probed_run_ends_with_the_weights_of_one_that_is_not(

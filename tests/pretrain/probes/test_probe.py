@@ -8,14 +8,24 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pretrain.config.base import identity
 from pretrain.config.probe import ProbeConfig
 from pretrain.models import InputConvention
+from pretrain.probes import features, probe
 from pretrain.probes.features import (
     FrozenEncoder,
     open_labelled,
 )
+from pretrain.probes.knn import Neighbours
 from pretrain.probes.linear import AugmentedTraining
-from pretrain.probes.probe import check_stage, random_backbone, run_probe, run_stage
+from pretrain.probes.probe import (
+    check_machine,
+    check_stage,
+    random_backbone,
+    run_probe,
+    run_stage,
+    stage_precision,
+)
 from transfer.checkpoints.read import read_backbone
 
 CPU = torch.device("cpu")
@@ -127,3 +137,34 @@ def test_faults_are_found_before_the_start(
     assert "has no labels" in faults(data=unlabelled)[0]
     (data / "val").rename(tmp_path / "gone")
     assert "wanted the test images there" in faults()[0]
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32"])
+def test_the_encoder_alone_is_computed_in_tf32(
+    precision: str,
+    colours: Callable[..., ProbeConfig],
+    mean_colour: FrozenEncoder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = colours(precision=precision)
+    assert (identity(config) == identity(colours())) == (precision == "float32")
+    assert stage_precision(config.model_dump(mode="json")) == precision
+    if precision == "tf32":
+        with pytest.raises(ValueError, match=r"^precision tf32 needs a GPU; use float32 here$"):
+            run_probe(mean_colour, config)
+        assert check_machine(config.model_dump(mode="json")) != []
+    monkeypatch.setattr(features, "tf32_faults", lambda *_: [])
+    inside: set[bool] = set()
+    outside: set[bool] = set()
+    mean_colour.encoder.register_forward_hook(
+        lambda *_: inside.add(torch.backends.cudnn.allow_tf32)
+    )
+
+    class Noting(Neighbours):
+        def add(self, *chunk: Tensor) -> None:
+            outside.add(torch.backends.cuda.matmul.allow_tf32)
+            super().add(*chunk)
+
+    monkeypatch.setattr(probe, "Neighbours", Noting)
+    run_probe(mean_colour, config)
+    assert inside == {precision == "tf32"} and outside == {False}

@@ -73,6 +73,23 @@ def test_what_this_machine_cannot_do_is_refused(tiny: Make) -> None:
     assert fault.startswith("compute.sync_batchnorm needs GPUs") and "got 2 CPU processes" in fault
     (fault,) = precision.machine_faults(tiny(compute={"precision": "fp16"}), CPU)
     assert fault == "compute.precision fp16 needs a GPU; use float32 here"
+    (fault,) = precision.machine_faults(tiny(compute={"precision": "tf32"}), CPU)
+    assert fault == "compute.precision tf32 needs a GPU; use float32 here"
+    (fault,) = precision.machine_faults(tiny(probe={"every_epochs": 1, "precision": "tf32"}), CPU)
+    assert fault == "probe.precision tf32 needs a GPU; use float32 here"
+
+
+def test_float32_is_ieees_and_tf32_another_result(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "tf32_faults", lambda *_: [])
+    results = {}
+    for name in ("tf32", "float32", "bf16"):
+        trainer = Trainer(tiny(compute={"precision": name}), tmp_path, CPU)
+        results[name] = trainer.config.identity()["compute"]["precision"]
+        allowed = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+        assert allowed == (name == "tf32",) * 2
+    assert results == {name: name for name in results}
 
 
 def test_bf16_runs_the_encoder_in_it_and_the_loss_in_float32(

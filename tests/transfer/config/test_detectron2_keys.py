@@ -68,6 +68,7 @@ def signed(optimizer: str = "sgd", **content: Any) -> dict[str, Any]:
 def test_defaults_are_those_of_the_installed_detectron2() -> None:
     theirs = flat(get_cfg())
     own = {"SOLVER.AMP.PRECISION": "fp16", "SOLVER.OPTIMIZER": "sgd"}
+    own["MODEL.PRECISION"] = "float32"
     assert flat(finetune.defaults()) == theirs | own
     assert len(theirs) == 183
 
@@ -210,7 +211,8 @@ def test_each_of_the_keys_is_part_of_the_identity_or_in_the_table(
     before = signed_keys(content, optimizer)
     keys = flat(resolved(content))
     left_out = why_left_out(keys, optimizer)
-    assert len(keys) == 185 and before.keys() == keys.keys() - left_out.keys()
+    assert len(keys) == 186 and before.keys() == keys.keys() - left_out.keys()
+    assert keys.pop("MODEL.PRECISION") == "float32" and "MODEL.PRECISION" in left_out  # if given
     for key, value in (keys | {"MODEL.DEVICE": "cuda"}).items():
         after = signed_keys(with_value(content, key, another(value)), optimizer)
         assert (after == before) == (key in left_out), key

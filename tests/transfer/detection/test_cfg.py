@@ -5,32 +5,18 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from transfer.config.data import KNOWN_DATASETS, CocoData, VocData
 from transfer.detection.cfg import (
-    amp_faults,
     batch_fault,
     check_companion,
     data_faults,
-    for_this_machine,
     notes_before_start,
     recipe_faults,
 )
 from transfer.detection.cli import read_config
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs" / "transfer"
-
-
-def test_mixed_precision_is_refused_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    changes = ["SOLVER.AMP.ENABLED", "True", "MODEL.DEVICE", "cuda"]
-    cfg = for_this_machine(read_config(str(CONFIGS / "digits_faster_rcnn_voc.yaml"), changes))
-    assert cfg.MODEL.DEVICE == "cpu" and cfg.SOLVER.AMP.ENABLED is True
-    (fault,) = amp_faults(cfg)
-    assert fault.startswith("SOLVER.AMP.ENABLED is True, but mixed precision needs a GPU")
-    cfg.SOLVER.AMP.ENABLED = False
-    assert amp_faults(cfg) == []
 
 
 @pytest.mark.parametrize(("depth", "contradicts"), [(18, False), (50, True)])

@@ -92,6 +92,16 @@ def test_what_changes_a_result_is_refused_with_a_line_for_each_key(
     assert len(told) == len(lines) and all(map(str.__contains__, told, lines)), told
 
 
+def test_a_folder_from_before_a_key_has_its_default(trained: Path) -> None:
+    text = (trained / EFFECTIVE).read_text(encoding="utf-8")
+    assert text.count("  PRECISION: float32\n") == 1
+    text = text.replace("  PRECISION: float32\n", "")
+    (trained / EFFECTIVE).write_text(text, encoding="utf-8")
+    assert faults(trained) == []
+    asked = faults(trained, "MODEL.DEVICE", "cuda", "MODEL.PRECISION", "tf32")
+    assert any(line.startswith("MODEL.PRECISION was None, asked 'tf32'") for line in asked)
+
+
 def test_a_longer_run_is_another_where_its_rates_were(trained: Path) -> None:
     cosine = ("SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "MODEL.WEIGHTS", "some/backbone.pkl")
     (trained / EFFECTIVE).write_text(config(*cosine).dump(), encoding="utf-8")
