@@ -28,7 +28,7 @@ STYLES = {"done": "green", "failed": "red", "running": "yellow", "queued": "cyan
 ORDER: tuple[Status, ...] = ("done", "running", "queued", "missing", "failed")
 WATCH_EVERY_S = 10.0
 LOG_LINES = 5
-COLUMNS = ("backbone", "stage", "state", "job", "node", "elapsed", "left", "last")
+COLUMNS = ("backbone", "stage", "state", "job", "node", "gpus", "elapsed", "left", "last")
 STAGE_WIDTH = 28  # so wide is the column of names at least, where names are that long
 MAX_ROWS = 60
 MAX_REASONS = 20
@@ -144,7 +144,7 @@ def _rows(plan: Plan, shown: list[Standing]) -> Table:
         label = f"{kind}/{slug.removeprefix(f'{standing.backbone}--')}"
         limit = duration(standing.limit_left_s)
         left = duration(standing.left_s) or (f"limit {limit}" if limit else "")
-        job = standing.job_id, standing.node, duration(standing.elapsed_s), left
+        job = standing.job_id, standing.node, standing.gpus, duration(standing.elapsed_s), left
         rows.append((standing.backbone, label, state, *job, last))
     table = Table(
         title=f"status {plan.config.name}", box=None, padding=(0, 2, 0, 0), pad_edge=False

@@ -316,7 +316,8 @@ class PipelineConfig(Section):
     num_parallel: int = Field(
         default=1,
         ge=1,
-        description="stages at a time on one machine",
+        description="stages at a time on one machine; each has GPUs of its own, and waits for as "
+        "many as its `gpus` or `num_gpus` say, 1 unless given; `status` shows which",
         json_schema_extra=left_out("stages do not know of each other"),
     )
     resources: ResourcesConfig = ResourcesConfig()

@@ -18,9 +18,10 @@ from rich import progress as bars
 from rich.console import Console
 
 from pipeline.config.schema import PipelineConfig
+from pipeline.executors.gpus import GpuPool, gpus_of, visible_gpus
 from pipeline.plan.plan import Plan
 from pipeline.stages.files import last_json_line, read_json, write_json
-from pipeline.stages.provenance import with_this_code
+from pipeline.stages.provenance import VISIBLE_GPUS, with_this_code
 from pipeline.stages.run_folder import (
     EXIT_INTERRUPTED,
     EXIT_LOCKED,
@@ -50,8 +51,9 @@ LINE_EVERY_S = 15.0
 def run_local(plan: Plan, progress: Progress) -> dict[str, State]:
     """Run what is not done yet, up to `plan.config.num_parallel` stages at a time.
 
-    Stages start in the plan's order as soon as their inputs are done; a failed one keeps those that
-    need it from running, the others go on. Returns the state of every stage at the end.
+    Stages start in the plan's order as soon as their inputs are done and, where the machine has
+    GPUs, as many are free as they compute on. A failed one keeps those that need it from running,
+    the others go on. Returns the state of every stage at the end.
 
     Raises:
         KeyboardInterrupt: the run was asked to stop; no stage is left at work.
@@ -60,14 +62,16 @@ def run_local(plan: Plan, progress: Progress) -> dict[str, State]:
     waiting = [stage for stage in plan.distinct if states[stage.name].status != "done"]
     states |= {stage.name: State("missing") for stage in waiting}  # what failed is tried again
     running: list[Child] = []
+    pool = GpuPool(visible_gpus() if waiting else ())
     try:
         while waiting or running:
-            waiting = _start_ready(waiting, running, states, progress, plan.config)
+            waiting = _start_ready(waiting, running, states, progress, plan.config, pool)
             for child in list(running):
                 if child.is_running():
                     progress.update(child.stage, child.stage.run_dir / METRICS)
                     continue
                 running.remove(child)
+                pool.give_back(child.gpus)
                 state, interrupted = child.ended()
                 states[child.stage.name] = state
                 progress.ended(child.stage, state, time.monotonic() - child.begun)
@@ -86,6 +90,7 @@ def _start_ready(
     states: dict[str, State],
     progress: Progress,
     config: PipelineConfig,
+    pool: GpuPool,
 ) -> list[Stage]:
     """Start what can run now, mark what never can; return the stages that still have to wait."""
     left = []
@@ -94,18 +99,22 @@ def _start_ready(
         if broken is not None:
             states[stage.name] = State("failed", broken)
             progress.skipped(stage, broken)
-        elif len(running) < config.num_parallel and all(
-            states[source.name].status == "done" for source in stage.inputs.values()
-        ):
+            continue
+        is_ready = all(states[source.name].status == "done" for source in stage.inputs.values())
+        gpus = None
+        if is_ready and len(running) < config.num_parallel:
+            gpus = pool.take(gpus_of(stage, config.resources))
+        if gpus is None:
+            left.append(stage)
+        else:
             prepare(stage)
             progress.started(stage)
             num_processes = config.resources.of(stage.kind).tasks_per_node(stage.kind)
             num_threads = max(
                 1, len(os.sched_getaffinity(0)) // (config.num_parallel * num_processes)
             )
-            running.append(Child(stage, num_threads, num_processes))
-        else:
-            left.append(stage)
+            visible = gpus if pool.names else None
+            running.append(Child(stage, num_threads, num_processes, visible))
     return left
 
 
@@ -113,14 +122,24 @@ class Child:
     """The processes of one stage, the first one's words going to the stage's log.
 
     Several have torchrun's variables in their environment; the first one writes the run folder.
+    They see `gpus` alone; what the executor sees where it is None.
     """
 
-    def __init__(self, stage: Stage, num_threads: int, num_processes: int = 1) -> None:
+    def __init__(
+        self,
+        stage: Stage,
+        num_threads: int,
+        num_processes: int = 1,
+        gpus: tuple[str, ...] | None = None,
+    ) -> None:
         self.stage = stage
+        self.gpus = gpus or ()
         self.begun = time.monotonic()
         self.alone_since: float | None = None
         environment = os.environ | {"PYTHONUNBUFFERED": "1"}
         environment.setdefault("OMP_NUM_THREADS", str(num_threads))
+        if gpus is not None:
+            environment[VISIBLE_GPUS] = ",".join(gpus)
         if num_processes > 1:
             with socket.socket() as listener:
                 listener.bind(("127.0.0.1", 0))

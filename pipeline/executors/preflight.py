@@ -21,6 +21,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
+from pipeline.executors.gpus import visible_gpus
 from pipeline.plan.compatibility import misfits
 from pipeline.plan.data_identity import PUBLISHED, content_read, copies_in_test
 from pipeline.plan.plan import Plan
@@ -150,13 +151,8 @@ def check_before_start(
     faults += [line for stage in waiting for line in _misfits(stage, of_stage)]
     copies = _copies(waiting)
     faults += [line for line, is_published in copies.items() if not is_published]
-    nodes = plan.config.resources.of("pretrain").nodes
-    if here and nodes > 1 and any(WORLD_SIZE in stage.identity for stage in waiting):
-        faults.append(
-            f"{plan.config_file}: resources.pretrain.nodes is {nodes}, but this is one machine, "
-            "and results depend on the number of processes; set it to 1, or run with "
-            "--executor slurm"
-        )
+    if here and any(WORLD_SIZE in stage.identity for stage in waiting):
+        faults += _more_than_here(plan)
     if faults:
         raise ValueError("\n".join(dict.fromkeys(faults)))
     said = [line for each in answers.values() for line in each.notes] + list(copies)
@@ -165,6 +161,20 @@ def check_before_start(
     hidden = len(notes) - MAX_NOTES
     more = [f"{NOTE}{hidden} more; tools/check_data.py shows them all"] if hidden > 0 else []
     return notes[:MAX_NOTES] + more
+
+
+def _more_than_here(plan: Plan) -> list[str]:
+    """Return what a pretraining asks for beyond this machine; without GPUs it is on CPUs."""
+    asked = plan.config.resources.of("pretrain")
+    limits = {"nodes": (asked.nodes, 1, "this is one machine")}
+    if asked.gpus > 1 and (num_gpus := len(visible_gpus())):
+        limits["gpus"] = asked.gpus, num_gpus, f"GPUs that this machine shows: {num_gpus}"
+    return [
+        f"{plan.config_file}: resources.pretrain.{key} is {number}, but {what}, and results depend "
+        f"on the number of processes; set it to {most}, or run with --executor slurm"
+        for key, (number, most, what) in limits.items()
+        if number > most
+    ]
 
 
 def _copies(stages: list[Stage]) -> dict[str, bool]:

@@ -16,6 +16,7 @@ from typing import Any
 from pipeline.stages.files import read_json, read_json_lines
 
 ATTEMPTS = "attempts.jsonl"  # below a run folder: a line when an attempt starts, one when it ends
+VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 CODE_STATE = "code_state.json"  # in a copy of the code: what the original was
 CODE_FOLDERS = ("pipeline", "pretrain", "transfer")
 PACKAGES = (
@@ -69,8 +70,9 @@ def code_state() -> dict[str, Any]:
 
 
 def origin() -> dict[str, Any]:
-    """Return code state and versions: what an attempt records before it imports its stage."""
-    return {
+    """Return what an attempt records before it imports its stage: code, versions, GPUs if named."""
+    gpus = os.environ.get(VISIBLE_GPUS)
+    return ({} if gpus is None else {"visible_gpus": gpus}) | {
         "code": code_state(),
         "python": platform.python_version(),
         "packages": {name: version for name in PACKAGES if (version := version_of(name))},

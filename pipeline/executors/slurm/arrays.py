@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from pipeline.config.schema import REPORT, Resources, ResourcesConfig
+from pipeline.executors.gpus import ON_GPUS
 from pipeline.executors.slurm.environment import asks_for_gpus
 from pipeline.plan.plan import Plan
 from pipeline.stages.stage import Stage
 
-ON_GPUS = ("pretrain", "probe", "finetune")
 MAX_ARRAY = 1000  # SLURM's MaxArraySize is 1001 unless the site raised it
 
 

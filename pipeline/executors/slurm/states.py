@@ -14,6 +14,7 @@ from pipeline.executors.slurm.ledger import LEDGER, Submission, latest_tasks, re
 from pipeline.executors.slurm.queue import JobRow, SlurmError, read_accounting, read_queue
 from pipeline.plan.plan import Plan
 from pipeline.stages.files import last_json_line, read_json, tail
+from pipeline.stages.provenance import attempts_at
 from pipeline.stages.run_folder import (
     HEARTBEAT,
     JOBS,
@@ -36,7 +37,8 @@ SHOWN_METRICS = ("bbox/AP", "segm/AP", "loss", "total_loss")
 class Standing:
     """Where a stage stands, as `status` shows it; times in seconds.
 
-    `left_s` is an estimate from the steps so far.
+    `left_s` is an estimate from the steps so far; `gpus` are those that its processes see, as
+    CUDA_VISIBLE_DEVICES names them.
     """
 
     stage: str
@@ -50,6 +52,7 @@ class Standing:
     limit_left_s: float | None = None
     metric: str = ""
     log: str = ""
+    gpus: str = ""
 
 
 def read_standings(plan: Plan) -> tuple[dict[str, Standing], list[str]]:
@@ -177,6 +180,7 @@ def _done(stage: Stage, standing: Standing, last: Mapping[str, Any]) -> Standing
         node=str(last.get("node") or made.get("host") or ""),
         elapsed_s=made.get("wall_time_s"),
         metric=metric_text(manifest.get("metrics", {})),
+        gpus=str(made.get("visible_gpus", "")),
     )
 
 
@@ -257,6 +261,8 @@ def _with_progress(stage: Stage, standing: Standing, last: Mapping[str, Any]) ->
     step, total = entry.get("step"), entry.get("max_steps")
     if step and total and elapsed is not None:
         left = float((elapsed + attempts_s(stage.run_dir)) * (total - step) / step)
+    attempts = attempts_at(stage.run_dir) or [{}]
+    standing = replace(standing, gpus=str(attempts[-1].get("visible_gpus", "")))
     return replace(standing, metric=metric_text(entry), elapsed_s=elapsed, left_s=left)
 
 
