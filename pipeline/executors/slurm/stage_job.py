@@ -171,21 +171,27 @@ class StageJob:
         raise RuntimeError(str(read_json(self.folder / FAILURE).get("reason")))
 
     def _put_back(self) -> None:
-        """Requeue this job if SLURM still counts it as running: nobody cancelled it."""
+        """Requeue this job if SLURM still counts it as running: nobody cancelled it.
+
+        A refusal counts if the job runs on: SLURM may have put it back itself in the meantime.
+        """
         deadline = time.monotonic() + PATIENCE_S
         job_id = self.environment.job_id
+        refusal: SlurmError | None = None
         while time.monotonic() < deadline:
             try:
                 state = call(["squeue", "--noheader", f"--jobs={job_id}", "--format=%T"]).strip()
                 if state not in ("RUNNING", ""):
+                    return
+                if refusal is not None:
+                    self._fail(f"saved, but not put back into the queue ({refusal}); run goes on")
                     return
                 call(["scontrol", "requeue", job_id])
                 time.sleep(PATIENCE_S)  # SLURM ends this process
             except SlurmError as error:
                 print(f"requeue {job_id}: {error}", file=sys.stderr, flush=True)
                 if not passes(error):
-                    self._fail(f"saved, but not put back into the queue ({error}); run goes on")
-                    return
+                    refusal = error
                 time.sleep(RETRY_S)
 
     def _fail(self, reason: str) -> None:

@@ -94,10 +94,18 @@ def test_a_job_that_may_not_be_put_back_ends_at_once_with_the_reason(
 ) -> None:
     away = SlurmError("squeue: Unable to contact slurm controller (connect failure)")
     refused = SlurmError("scontrol: Requested operation is presently disabled for job 15")
-    asked = stopped_job(tmp_path, monkeypatch, [away, "RUNNING\n", refused])
-    assert [command[0] for command in asked] == ["squeue", "squeue", "scontrol"]
+    asked = stopped_job(tmp_path, monkeypatch, [away, "RUNNING\n", refused, "RUNNING\n"])
+    assert [command[0] for command in asked] == ["squeue", "squeue", "scontrol", "squeue"]
     reason = (tmp_path / "failure.json").read_text(encoding="utf-8")
     assert "presently disabled" in reason and "run goes on" in reason
+
+
+def test_a_job_that_slurm_put_back_itself_has_not_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = SlurmError("scontrol: Job is pending execution for job 15")
+    stopped_job(tmp_path, monkeypatch, ["RUNNING\n", refused, "COMPLETING\n"])
+    assert not (tmp_path / "failure.json").exists()
 
 
 def test_a_cancelled_job_is_not_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
