@@ -10,7 +10,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 from pipeline.stages.files import unknown
 from pipeline.stages.stage import STAGE_KINDS
@@ -201,6 +209,15 @@ Name = Annotated[Slug, AfterValidator(_in_one_part)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
+def _not_a_number(value: Any) -> Any:
+    if isinstance(value, int):
+        raise ValueError("wanted a list: [0, 1, 2] are three seeds, [3] is the seed 3 alone")
+    return value
+
+
+Seeds = Annotated[tuple[Seed, ...], BeforeValidator(_not_a_number)]
+
+
 class Section(BaseModel):
     """A frozen part of a config that refuses unknown keys."""
 
@@ -272,7 +289,7 @@ class TaskConfig(Section):
     num_gpus: int = Field(default=1, ge=1, description="GPUs on each node")
     num_nodes: int = Field(default=1, ge=1)
     """machines of one fine-tuning"""
-    seeds: tuple[Seed, ...] | None = Field(default=None, description="instead of the pipeline's")
+    seeds: Seeds | None = Field(default=None, description="instead of the pipeline's")
     overrides: tuple[str, ...] = Field(default=(), json_schema_extra=CHANGES)
     """`KEY=VALUE` changes to the detectron2 config"""
 
@@ -300,7 +317,7 @@ class PipelineConfig(Section):
     """what is compared; the first `random: true` is the baseline"""
     tasks: tuple[TaskConfig, ...] = ()
     """what they are fine-tuned on"""
-    seeds: tuple[Seed, ...] = ()
+    seeds: Seeds = ()
     """of the fine-tunings; `mean ± std` is over them"""
     probes: tuple[ProbeEntry, ...] = ()
     """what else is measured of every backbone"""

@@ -99,6 +99,8 @@ def apply_overrides(
 ) -> dict[str, Any]:
     """Return `content` with every `a.b.0.c=value` applied; values are YAML, indices are numbers.
 
+    A list is replaced; `a.b+=value` adds a value, or the values of a list, behind what is there.
+
     Raises:
         ValueError: an override is not `key=value`, or its path does not lead anywhere.
     """
@@ -120,8 +122,9 @@ def load_changed(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
 
 def _apply_one(content: dict[str, Any], text: str) -> str | None:
     path, separator, value_text = text.partition("=")
+    path, adds = path.removesuffix("+"), path.endswith("+")
     if not separator or not path:
-        return f"override {text!r}: wanted key=value"
+        return f"override {text!r}: wanted key=value, or key+=value to add to a list"
     try:
         value = parse(value_text)
     except ValueError as error:
@@ -131,6 +134,11 @@ def _apply_one(content: dict[str, Any], text: str) -> str | None:
     try:
         for part in parents:
             node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
+        if adds:
+            before = node[int(last)] if isinstance(node, list) else node.get(last)
+            if not isinstance(before, list | None):
+                return f"override {text!r}: {path} is {_cut(repr(before))}, += adds to a list"
+            value = [*(before or []), *(value if isinstance(value, list) else [value])]
         node[int(last) if isinstance(node, list) else last] = value
     except (KeyError, IndexError, ValueError, TypeError, AttributeError):
         return f"override {text!r}: the config has nothing at {path!r} to set"
@@ -165,6 +173,10 @@ def faults_of(
             lines.append(f"{where}: {key}: {unknown('key', _cut(str(last)), known)}")
             continue
         given = fault["input"]
+        if fault["type"] in ("tuple_type", "list_type"):
+            form = _cut(str(given), MAX_SHOWN_VALUE)
+            lines.append(f"{where}: {key}: wanted a list, such as [{form}], got {form}")
+            continue
         shown = "" if isinstance(given, dict | list | BaseModel) else f", got {_cut(repr(given))}"
         message = fault["msg"].removeprefix("Value error, ")
         lines.append(f"{where}: {key}: {message}{shown}")

@@ -6,6 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.config.schema import BackboneConfig
+from pipeline.plan.build import load_plan
 from tests.pipeline.edits import edit, faults
 
 
@@ -42,3 +43,15 @@ def test_names_of_two_stages_cannot_be_the_same(project: Path) -> None:
     edit("configs/tiny.yaml", lambda content: content["tasks"][0].update(name="coco"))
     edit("configs/tiny.yaml", lambda content: content.update(probes=[{"name": "p--q"}]))
     assert any("probes.0.name: 'p--q' holds '--'" in line for line in faults())
+
+
+def test_a_number_of_seeds_is_told_the_form(project: Path) -> None:
+    for change in ("seeds=3", "tasks.0.seeds=3"):
+        with pytest.raises(ValueError, match="seeds: wanted a list") as caught:
+            load_plan(Path("configs/tiny.yaml"), [change])
+        (line,) = str(caught.value).splitlines()
+        assert line.endswith("[0, 1, 2] are three seeds, [3] is the seed 3 alone, got 3")
+    with pytest.raises(ValueError, match=r"seeds: wanted a list, such as \[0,1,2\], got 0,1,2"):
+        load_plan(Path("configs/tiny.yaml"), ["seeds=0,1,2"])
+    plan = load_plan(Path("configs/tiny.yaml"), ["seeds+=3", "tasks.0.overrides+=SEED=2"])
+    assert plan.config.seeds == (0, 1, 3) and plan.config.tasks[0].overrides == ("SEED=2",)

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
-from pipeline.config.yaml_files import apply_overrides, load_yaml
+from pipeline.config.yaml_files import apply_overrides, load_yaml, validated
 
 
 def write(path: Path, text: str) -> Path:
@@ -45,6 +46,50 @@ def test_overrides_reach_into_lists_and_parse_yaml() -> None:
     assert changed["backbones"] == [{"name": "a"}, {"name": "c"}]
     assert changed["new"] == {"key": 1.5}
     assert content["seeds"] == [0]
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("a+=3", [1, 2, 3]),
+        ("a+=[3, 4]", [1, 2, 3, 4]),
+        ("a+=K=[3, 4]", [1, 2, "K=[3, 4]"]),
+        ("a+=[[3]]", [1, 2, [3]]),
+        ("a=[3]", [3]),
+    ],
+)
+def test_a_list_is_replaced_or_added_to(override: str, expected: list) -> None:
+    content = {"a": [1, 2], "b": [{"a": [1, 2]}]}
+    assert apply_overrides(content, [override])["a"] == expected
+    assert apply_overrides(content, [f"b.0.{override}"])["b"][0]["a"] == expected
+    assert content == {"a": [1, 2], "b": [{"a": [1, 2]}]}
+
+
+def test_adding_to_nothing_makes_a_list_and_to_what_is_none_is_refused() -> None:
+    content = {"tasks": [{"name": "voc", "none": None}]}
+    for key in ("overrides", "none"):
+        changed = apply_overrides(content, [f"tasks.0.{key}+=SEED=1", f"tasks.0.{key}+=SEED=2"])
+        assert changed["tasks"][0][key] == ["SEED=1", "SEED=2"]
+    for key in ("tasks.0.name", "tasks.0"):
+        with pytest.raises(ValueError, match=r"\+= adds to a list"):
+            apply_overrides(content, [f"{key}+=x"])
+    with pytest.raises(ValueError, match=r"nothing at 'tasks\.3\.overrides' to set"):
+        apply_overrides(content, ["tasks.3.overrides+=x"])
+    with pytest.raises(ValueError, match="wanted key=value"):
+        apply_overrides(content, ["+=x"])
+
+
+class Lists(BaseModel):
+    names: tuple[str, ...] = ()
+    numbers: list[int] = []
+
+
+@pytest.mark.parametrize("text", ["names=SOLVER.MAX_ITER=4", "numbers=3", "numbers=0,1,2"])
+def test_one_value_for_a_list_is_told_the_form(text: str) -> None:
+    key, _, value = text.partition("=")
+    with pytest.raises(ValueError, match=f"wanted a list, such as \\[{value}\\], got {value}"):
+        validated(Lists, apply_overrides({}, [text]), "c.yaml")
+    validated(Lists, apply_overrides({}, [f"{key}=[{value}]"]), "c.yaml")
 
 
 def test_every_bad_override_is_named() -> None:
