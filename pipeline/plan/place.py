@@ -65,7 +65,7 @@ def nothing_begun(config: PipelineConfig) -> str | None:
         pipelines = [path.name for path in folders if _is_of_pipeline(path)]
         listed = _listed(pipelines or [path.name for path in folders]) or "no other folder"
         state = "it holds no run" if root.is_dir() else "it is not there"
-        why = f"{state}; {parent} holds {'the runs of ' if pipelines else ''}{listed}"
+        why = f"{state}; {parent} holds {'the pipelines ' if pipelines else ''}{listed}"
     else:
         why = f"there is no folder {parent.absolute()}"
     return (

@@ -96,7 +96,7 @@ def test_where_nothing_was_run_the_folder_and_what_lies_there_are_told(
     write(Path("runs/notes/a.txt"))
     write(Path("elsewhere/b/a.txt"))
     answers = {
-        "name=other": "runs/other: it is not there; runs holds the runs of tiny; output_dir",
+        "name=other": "runs/other: it is not there; runs holds the pipelines tiny; output_dir",
         "output_dir=elsewhere": "elsewhere/tiny: it is not there; elsewhere holds b; output_dir",
         "output_dir=gone": f"gone/tiny: there is no folder {fakes / 'gone'}; output_dir (gone) is",
     }
@@ -111,9 +111,9 @@ def test_where_nothing_was_run_the_folder_and_what_lies_there_are_told(
             assert line.startswith(f"run_pipeline: nothing was run in {expected}")
         assert not Path("runs/other").exists() and not Path("gone").exists()
     assert execute("plan", CONFIG, [*ONLY_RANDOM, "name=other"]) == 0  # it leaves a file there
-    assert "runs holds the runs of tiny" in capsys.readouterr().out
+    assert "runs holds the pipelines tiny" in capsys.readouterr().out
     assert execute("status", CONFIG, [*ONLY_RANDOM, "name=other"]) == 0
-    assert "runs/other: it holds no run; runs holds the runs of tiny" in " ".join(
+    assert "runs/other: it holds no run; runs holds the pipelines tiny" in " ".join(
         capsys.readouterr().out.split()
     )
     others = ["backbones=[{name: b, pretrain: b.yaml}]", "seeds=[7]"]
@@ -134,4 +134,4 @@ def test_what_lies_there_is_cut_short(tmp_path: Path) -> None:
     backbones = [{"name": "a", "random": True}]
     content = {"name": "x", "backbones": backbones, "output_dir": tmp_path, "seeds": [0]}
     config = PipelineConfig.model_validate(content | {"tasks": [{"name": "t", "config": "t.yaml"}]})
-    assert "holds the runs of p0, p1, p2, p3, p4, p5 and 2 more;" in str(nothing_begun(config))
+    assert "holds the pipelines p0, p1, p2, p3, p4, p5 and 2 more;" in str(nothing_begun(config))
