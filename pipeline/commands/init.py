@@ -17,8 +17,9 @@ from typing import NamedTuple
 import yaml
 from pydantic import BaseModel, TypeAdapter
 
+from pipeline.config.kinds import Kind, load_config
 from pipeline.config.schema import PipelineConfig
-from pipeline.config.yaml_files import BASE_KEY, load_yaml, validated
+from pipeline.config.yaml_files import BASE_KEY, validated
 from pipeline.executors.preflight import check_before_start
 from pipeline.executors.slurm.arrays import resource_faults
 from pipeline.plan.build import load_plan
@@ -310,9 +311,10 @@ def _check_files(
         if not entry.path.endswith(YAML) or not path.is_file():
             continue
         try:
-            content = load_yaml(path)
+            kind: Kind = "detectron2 config" if entry.what == "task" else "pretraining config"
+            content = load_config(path, kind)
         except ValueError as error:
-            faults.append(f"{path}: not a config ({error})")
+            faults += str(error).splitlines()
             continue
         if entry.what == "task":
             names, broken = dataset_names(content, path)

@@ -15,7 +15,8 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, model_validator
 
-from pipeline.config.yaml_files import load_yaml, validated
+from pipeline.config.kinds import load_config
+from pipeline.config.yaml_files import validated
 from pipeline.executors.slurm.arrays import plan_groups, stage_resources
 from pipeline.plan.compatibility import task_value
 from pipeline.plan.data_identity import DETECTION, count_images
@@ -146,7 +147,7 @@ def read_rates(path: Path) -> Rates:
     Raises:
         ValueError: one line for every fault.
     """
-    return validated(Rates, load_yaml(path) | {"file": path}, str(path))
+    return validated(Rates, load_config(path, "file of rates") | {"file": path}, str(path))
 
 
 def jobs_of(plan: Plan, numbers: Numbers) -> list[Job]:

@@ -12,8 +12,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, model_validator
 
+from pipeline.config.kinds import load_config
 from pipeline.config.schema import PipelineConfig
-from pipeline.config.yaml_files import load_yaml, validated
+from pipeline.config.yaml_files import validated
 from pipeline.stages.files import unknown
 
 BUILT_IN = Path(__file__).with_name("references.yaml")
@@ -172,7 +173,7 @@ def load_references(paths: Sequence[Path] = ()) -> References:
     faults: list[str] = []
     for path in (BUILT_IN, *paths):
         try:
-            given = validated(References, load_yaml(path), str(path))
+            given = validated(References, load_config(path, "file of published rows"), str(path))
         except ValueError as error:
             faults += str(error).splitlines()
             continue

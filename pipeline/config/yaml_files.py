@@ -111,15 +111,6 @@ def apply_overrides(
     return content
 
 
-def load_changed(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """Return the mapping in `path` with the overrides that another config asks for.
-
-    Raises:
-        ValueError: as `load_yaml` and `apply_overrides`, every line naming the file.
-    """
-    return apply_overrides(load_yaml(path), overrides, f"{path}: ")
-
-
 def _apply_one(content: dict[str, Any], text: str) -> str | None:
     path, separator, value_text = text.partition("=")
     path, adds = path.removesuffix("+"), path.endswith("+")

@@ -11,15 +11,10 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from pipeline.config.kinds import Kind, load_config
 from pipeline.config.references import references_of
 from pipeline.config.schema import BackboneConfig, PipelineConfig, ProbeEntry, TaskConfig
-from pipeline.config.yaml_files import (
-    apply_overrides,
-    faults_of,
-    load_changed,
-    load_yaml,
-    validated,
-)
+from pipeline.config.yaml_files import apply_overrides, faults_of, load_yaml, validated
 from pipeline.plan.compatibility import dataset_names, demands_of, disagreements, stem_fault
 from pipeline.plan.data_identity import (
     SPLITS,
@@ -78,7 +73,7 @@ def load_plan(
         >>> [stage.name for stage in loaded.stages]
         ['finetune/random--voc--seed0', 'finetune/random--voc--seed1']
     """
-    content = apply_overrides(load_yaml(config_file), overrides)
+    content = apply_overrides(load_config(config_file, "pipeline config"), overrides)
     try:
         config = PipelineConfig.model_validate(content)
     except ValidationError as error:
@@ -173,10 +168,12 @@ class _Scope:
         splits = SPLITS[kind]
         return self.data_identity((data, splits), lambda: image_identity(data, splits))
 
-    def read(self, path: Path, overrides: tuple[str, ...], model: type[Config]) -> Config | None:
+    def read(
+        self, path: Path, overrides: tuple[str, ...], model: type[Config], kind: Kind
+    ) -> Config | None:
         """Return the config in a file, or None with its faults kept."""
         path = self.folder / path
-        return self.attempt(lambda: validated(model, load_changed(path, overrides), str(path)))
+        return self.attempt(lambda: validated(model, load_config(path, kind, overrides), str(path)))
 
 
 def _build_stages(scope: _Scope) -> list[Stage]:
@@ -187,7 +184,9 @@ def _build_stages(scope: _Scope) -> list[Stage]:
     for backbone in config.backbones:
         before: list[Stage] = []
         if backbone.pretrain is not None:
-            recipe = scope.read(backbone.pretrain, backbone.overrides, PretrainConfig)
+            recipe = scope.read(
+                backbone.pretrain, backbone.overrides, PretrainConfig, "pretraining config"
+            )
             if recipe is not None:
                 before.append(_pretrain_stage(scope, backbone, recipe, tasks))
                 if tasks:
@@ -273,7 +272,7 @@ def _digest(checkpoint: Path, backbone: str) -> Any:
 
 def _read_probe(scope: _Scope, probe: ProbeEntry) -> Probe | None:
     """Return the config and what of it can change a result."""
-    config = scope.read(probe.config, probe.overrides, ProbeConfig)
+    config = scope.read(probe.config, probe.overrides, ProbeConfig, "probe config")
     if config is None:
         return None
     if config.random_arch is None and any(entry.random for entry in scope.config.backbones):
@@ -308,7 +307,7 @@ def _probe_stage(
 def _read_task(scope: _Scope, task: TaskConfig) -> Task | None:
     """Return the config and what of it, but for the seed, can change a result."""
     path = scope.folder / task.config
-    content = scope.attempt(lambda: load_changed(path, task.overrides))
+    content = scope.attempt(lambda: load_config(path, "detectron2 config", task.overrides))
     if content is None:
         return None
     fault = optimizer_fault(load_yaml(path), content, task.optimizer, task.overrides)

@@ -6,8 +6,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pipeline.config.kinds import load_config
 from pipeline.config.schema import PipelineConfig
-from pipeline.config.yaml_files import load_changed, load_yaml, validated
+from pipeline.config.yaml_files import validated
 from pipeline.plan.compatibility import dataset_names, task_value
 from pipeline.stages.files import unknown
 from transfer.config.data import (
@@ -45,7 +46,9 @@ def sets_of_config(config_file: Path) -> dict[str, NamedSet]:
     Raises:
         ValueError: one line for every fault in the config, its tasks and their names.
     """
-    config = validated(PipelineConfig, load_yaml(config_file), str(config_file))
+    config = validated(
+        PipelineConfig, load_config(config_file, "pipeline config"), str(config_file)
+    )
     known = known_datasets() | dict(config.datasets)
     uses: dict[str, set[str]] = {}
     train_sets: dict[str, list[tuple[str, ...]]] = {}
@@ -53,7 +56,7 @@ def sets_of_config(config_file: Path) -> dict[str, NamedSet]:
     faults: list[str] = []
     for task in config.tasks:
         path = config_file.parent / task.config
-        content = load_changed(path, task.overrides)
+        content = load_config(path, "detectron2 config", task.overrides)
         names, wrong = dataset_names(content, path)
         faults += wrong
         settings = _settings(content)
@@ -91,12 +94,14 @@ def recipe_faults(config_file: Path, *, classes: bool) -> list[str]:
     Classes are compared where `classes` says that the sets are sound.
     """
     stage = import_module("transfer.finetune")  # only now: detectron2 takes seconds to import
-    config = validated(PipelineConfig, load_yaml(config_file), str(config_file))
+    config = validated(
+        PipelineConfig, load_config(config_file, "pipeline config"), str(config_file)
+    )
     known = known_datasets() | dict(config.datasets)
     faults = []
     for task in config.tasks:
         path = config_file.parent / task.config
-        content = load_changed(path, task.overrides)
+        content = load_config(path, "detectron2 config", task.overrides)
         names, _ = dataset_names(content, path)
         content = {
             "detectron2": content,

@@ -225,8 +225,8 @@ def test_configs_of_another_kind_are_refused(
     swapped = ["--backbone", "ours=configs/voc.yaml", "--task", "v=configs/a.yaml"]
     assert init("n.yaml", *swapped) == 2
     error = capsys.readouterr().err
-    assert "configs/a.yaml: DATASETS.TRAIN: wanted a list of data set names" in error
-    assert "configs/voc.yaml: DATASETS: unknown key 'DATASETS'; " in error
+    assert "configs/a.yaml: is a pretraining config, wanted a detectron2 config; tools/" in error
+    assert "configs/voc.yaml: is a detectron2 config, wanted a pretraining config; tools/" in error
     assert not Path("n.yaml").exists()
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.yaml_files import load_changed, load_yaml
+from pipeline.config.kinds import load_config
+from pipeline.config.yaml_files import load_yaml
 from pipeline.report.published import Protocol, ap_rule, protocol_of
 from transfer.config.data import KNOWN_DATASETS, VocData
 
@@ -50,7 +51,9 @@ def settings_of(content: dict, **declared: dict) -> dict:
 
 
 def changed(name: str, *overrides: str, **declared: dict) -> dict:
-    return settings_of(load_changed(CONFIGS / f"{name}.yaml", overrides), **declared)
+    return settings_of(
+        load_config(CONFIGS / f"{name}.yaml", "detectron2 config", overrides), **declared
+    )
 
 
 def test_every_shipped_config_that_is_no_base_is_listed() -> None:
