@@ -56,14 +56,21 @@ def test_every_process_waits_for_what_the_first_does_after_an_epoch(
     tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[str] = []
-    monkeypatch.setattr(Processes, "barrier", lambda _: order.append("wait"))
+    gather = Processes.all_gather  # waits for all, as the barrier that is made of it
+
+    def waited(self: Processes, values: Sequence[float]) -> list[list[float]]:
+        order.append("wait")
+        return gather(self, values)
+
+    monkeypatch.setattr(Processes, "all_gather", waited)
 
     def after_epoch(*_: object) -> dict[str, float]:
         order.append("hook")
         return {}
 
     Trainer(tiny(max_steps=4), tmp_path, Processes(torch.device("cpu")), after_epoch).train()
-    assert order == ["hook", "wait"] * 2
+    hooks = [number for number, name in enumerate(order) if name == "hook"]  # an epoch, the end
+    assert [order[number + 1] for number in hooks] == ["wait", "wait"]
 
 
 def test_five_steps_of_two_epochs_differ_from_another_seed(tiny: Make, tmp_path: Path) -> None:
@@ -98,24 +105,24 @@ def test_a_signal_saves_and_leaves_with_75(
 
 def test_every_second_epoch_is_kept_and_hooks_see_each(tiny: Make, tmp_path: Path) -> None:
     config = tiny(max_steps=7, keep_every_epochs=2)  # 2 steps an epoch
-    seen: list[int] = []
+    seen: list[int | None] = []
 
-    def after_epoch(epoch: int, encoder: nn.Module, _: object) -> dict[str, float]:
+    def after_epoch(epoch: int | None, encoder: nn.Module, _: object) -> dict[str, float]:
         seen.append(epoch)
         encoder.eval()
         torch.rand(3)
-        return {"probe/knn": 10.0 * epoch}
+        return {"probe/knn": 10.0 * (epoch or 9)}
 
     for hook in (None, after_epoch):
         folder = tmp_path / ("plain" if hook is None else "hooked")
         folder.mkdir()
         Trainer(config, folder, Processes(torch.device("cpu")), hook).train()
         assert [path.name for path in sorted(folder.glob("epoch_*"))] == ["epoch_0002.pth"]
-    assert seen == [1, 2, 3]
+    assert seen == [1, 2, 3, None]  # and the end
     assert same(weights(tmp_path / "plain"), weights(tmp_path / "hooked"))
     probed = [entry for entry in logged(tmp_path / "hooked") if "probe/knn" in entry]
     assert [(e["step"], e["max_steps"], e["probe/knn"]) for e in probed] == [
-        (2, 7, 10), (4, 7, 20), (6, 7, 30),
+        (2, 7, 10), (4, 7, 20), (6, 7, 30), (7, 7, 90),
     ]  # fmt: skip
     state = torch.load(tmp_path / "hooked" / "epoch_0002.pth", weights_only=True)
     assert (state["step"], state["epoch"], state["step_in_epoch"]) == (4, 2, 0)
