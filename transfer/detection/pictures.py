@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,9 @@ from transfer.detection.evaluation import PREDICTIONS
 MIN_SIDE, MAX_SIDE = 256, 800
 MIN_SCORE = 0.5
 GAP = 8
+MAX_COMMENT = 10_000  # characters; a JPEG has room for 65,533 bytes
 TITLES = ("ground truth", f"detections scoring {MIN_SCORE} or more")
+NOTHING = ("no object", f"nothing scores {MIN_SCORE} or more")  # on a picture without any
 COLOURS = (
     "#e6194b", "#3cb44b", "#ffe119", "#4363d8", "#f58231",
     "#911eb4", "#46f0f0", "#f032e6", "#bcf60c", "#fabebe",
@@ -44,7 +47,7 @@ def write_pictures(
 
     `records` is a set in detectron2's format, of which the first `count` are drawn; detections with
     a score of at least 0.5 come from `predictions.json` in `output_dir`, and `category_ids` says
-    which class (from 0) the categories there are.
+    which class (from 0) the categories there are. The comment in each file says what is drawn.
     """
     folder = output_dir / "pictures"
     folder.mkdir(exist_ok=True)
@@ -62,10 +65,16 @@ def write_pictures(
         with Image.open(record["file_name"]) as file:
             image = ImageOps.exif_transpose(file).convert("RGB")
         truth = [_annotated(entry, class_names) for entry in record["annotations"]]
-        pair = draw(image, truth), draw(image, detected[image_id])
-        for name, picture in zip(("ground_truth", "detections"), pair, strict=True):
-            picture.save(folder / f"{number:02d}-{name}.jpg", quality=85)
-        pairs.append(pair)
+        pair = []
+        for name, shapes, nothing in zip(
+            ("ground_truth", "detections"), (truth, detected[image_id]), NOTHING, strict=True
+        ):
+            counts = Counter(class_names[shape.category] for shape in shapes)
+            words = ", ".join(f"{many} {label}" for label, many in counts.most_common()) or nothing
+            pair.append(draw(image, shapes, nothing))
+            path = folder / f"{number:02d}-{name}.jpg"
+            pair[-1].save(path, quality=85, comment=words[:MAX_COMMENT])
+        pairs.append(tuple(pair))
     grid(pairs).save(folder / "grid.jpg", quality=85)
 
 
@@ -77,8 +86,8 @@ def _annotated(entry: dict[str, Any], class_names: Sequence[str]) -> Shape:
     return Shape([x0, y0, *end], index, class_names[index], entry.get("segmentation"))
 
 
-def draw(image: Image.Image, shapes: Sequence[Shape]) -> Image.Image:
-    """Return the image, of 256 to 800 pixels a side, with masks, boxes and labels."""
+def draw(image: Image.Image, shapes: Sequence[Shape], nothing: str = "") -> Image.Image:
+    """Return the image, of 256 to 800 pixels a side, with masks, boxes and labels, or `nothing`."""
     pixels = np.asarray(image).astype(np.float32)
     for shape in shapes:
         mask = _mask(shape.mask, image.size)
@@ -89,6 +98,8 @@ def draw(image: Image.Image, shapes: Sequence[Shape]) -> Image.Image:
     size = (round(image.width * scale), round(image.height * scale))
     picture = Image.fromarray(pixels.astype(np.uint8)).resize(size, Image.Resampling.LANCZOS)
     pen, font = ImageDraw.Draw(picture), ImageFont.load_default(size=14)
+    if not shapes:
+        pen.text((6, 4), nothing, fill="white", font=font, stroke_width=2, stroke_fill="black")
     for shape in shapes:
         x, y, width, height = (scale * value for value in shape.box)
         paint = colour(shape.category)

@@ -88,8 +88,26 @@ def test_the_grid_has_both_beside_each_other(
 def test_detections_below_one_half_are_left_out(
     pictures: Callable[..., dict[str, Image.Image]],
 ) -> None:
-    assert np.asarray(pictures(score=0.49)["00-detections"]).max() < 10
-    assert np.asarray(pictures(score=0.51)["00-detections"]).max() > 100
+    without, scored = (pictures(score=score)["00-detections"] for score in (0.49, 0.51))
+    assert np.asarray(without)[40:].max() < 10 and np.asarray(scored)[40:].max() > 100
+
+
+def test_a_picture_without_any_says_so(
+    pictures: Callable[..., dict[str, Image.Image]], tmp_path: Path
+) -> None:
+    """In its corner, and in its comment; the comment of others counts what is drawn."""
+    texts = [np.asarray(pictures(score=score)["00-detections"])[:24] for score in (0.49, 0.51)]
+    assert texts[0].max() > 200 and texts[1].max() < 10
+    assert 100 < np.nonzero(texts[0].max(axis=(0, 2)) > 200)[0].max() < 250  # it fits
+    words = {}
+    for score in (0.49, 0.51):
+        pictures(score=score)
+        for path in (tmp_path / "pictures").glob("00-*.jpg"):
+            with Image.open(path) as file:
+                words[path.stem, score] = file.info["comment"].decode()
+    assert words["00-detections", 0.49] == "nothing scores 0.5 or more"
+    assert words["00-detections", 0.51] == "1 rake"
+    assert words["00-ground_truth", 0.51] == "1 potted rose"
 
 
 def test_an_image_is_turned_as_the_detector_saw_it(
