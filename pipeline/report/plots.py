@@ -13,12 +13,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from pipeline.report.data import Cell, Curve
 from pipeline.report.statistics import Spread, finite
@@ -77,6 +78,9 @@ def bar_plot(cells: Mapping[str, Cell], palette: Palette) -> bytes:
         axes.set_yticklabels([_short(name) for name in cells], parse_math=False, color=INK)
         axes.set_ylim(len(cells) - 0.5, -0.5)
         axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
+        if not any(value for cell in cells.values() for _, value in cell.values):
+            axes.set_xlim(0.0, 1.0)
+        _few_ticks(axes, "x")
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         axes.grid(axis="x", color=GRID, linewidth=0.6)
@@ -110,6 +114,8 @@ def line_plot(series: Sequence[Series]) -> bytes:
         axes.set_xlabel("step", parse_math=False)
         axes.grid(color=GRID, linewidth=0.6)
         axes.margins(x=0.02)
+        _few_ticks(axes, "x", whole=True)
+        _few_ticks(axes, "y")
         return _svg(figure)
 
 
@@ -128,6 +134,8 @@ def scatter_plot(
         axes.set_ylabel(labels[1], parse_math=False)
         axes.grid(color=GRID, linewidth=0.6)
         axes.margins(0.18, 0.12)
+        _few_ticks(axes, "x")
+        _few_ticks(axes, "y")
         names = [_short(name) for name in places]
         dots = [(x, y.mean) for x, y in places.values()]
         figure.draw_without_rendering()  # limits and layout are settled by drawing
@@ -138,6 +146,26 @@ def scatter_plot(
             place = (LABEL_RIGHT, height)
             axes.annotate(name, dot, xytext=place, textcoords="offset points", **text)
         return _svg(figure)
+
+
+def _few_ticks(axes: Axes, name: Literal["x", "y"], *, whole: bool = False) -> None:
+    """Few ticks with short labels, over 1 % of the largest value or more: equal values look so."""
+    low, high = axes.get_xlim() if name == "x" else axes.get_ylim()
+    missing = 0.01 * max(abs(low), abs(high)) - (high - low)
+    if missing > 0:
+        axes.set(**{f"{name}lim": (low - missing / 2, high + missing / 2)})
+    axis = axes.xaxis if name == "x" else axes.yaxis
+    axis.set_major_locator(MaxNLocator(5, integer=whole, min_n_ticks=1, steps=[1, 2, 2.5, 5, 10]))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: tick_label(value)))
+
+
+def tick_label(value: float) -> str:
+    """`37.5`, `24k`, `1.5M`: a number in few characters, with a true minus sign."""
+    if abs(value) >= 1e6:
+        text = f"{value / 1e6:g}M"
+    else:
+        text = f"{value / 1e3:g}k" if abs(value) >= 1e4 else f"{value:g}"
+    return text.replace("-", "−")
 
 
 def label_heights(dots: Sequence[tuple[float, float, str]]) -> list[float]:

@@ -1,5 +1,6 @@
 """Plots as SVG: well formed, the same everywhere, legible with long curves and close dots."""
 
+import re
 from xml.etree import ElementTree
 
 import matplotlib
@@ -10,6 +11,7 @@ from pipeline.report.plots import (
     BASELINE,
     MAX_POINTS,
     SERIES,
+    Series,
     bar_plot,
     colours,
     curve_series,
@@ -18,6 +20,7 @@ from pipeline.report.plots import (
     points,
     recolour,
     thin,
+    tick_label,
 )
 from pipeline.report.statistics import Spread
 
@@ -103,3 +106,47 @@ def test_labels_of_dots_that_are_close_stand_above_each_other():
     ]
     stack = label_heights([(0.0, 0.0, "one"), (0.0, 1.0, "two"), (0.0, 2.0, "three")])
     assert stack == [4.0, 12.0, 20.0]
+
+
+def texts(svg: bytes) -> list[str]:
+    return ["".join(node.itertext()).strip() for node in ElementTree.fromstring(svg).iter(TEXT)]
+
+
+TEXT = "{http://www.w3.org/2000/svg}text"
+
+
+def test_a_step_alone_is_the_only_step_that_is_named() -> None:
+    assert texts(line_plot([Series((4,), (1.9,), SERIES[0])]))[:2] == ["4", "step"]
+
+
+@pytest.mark.parametrize(
+    ("x", "y"),
+    [
+        ((1e6, 2e6), (1234567.0, 1234568.0)),
+        ((0.0, 199_000.0), (1e-5, 2e-3)),
+        ((1.0, 3.0), (37.123451, 37.123452)),
+        ((24_000.0,), (0.0,)),
+        ((1.0, 2.0), (-4e-5, -3e-5)),
+    ],
+)
+def test_labels_of_ticks_are_few_short_and_whole(
+    x: tuple[float, ...], y: tuple[float, ...]
+) -> None:
+    """None stands on another, none is a factor or an offset in a corner, no two are equal."""
+    labels = texts(line_plot([Series(x, y, SERIES[0])]))
+    steps, values = labels[: labels.index("step")], labels[labels.index("step") + 1 :]
+    for part in (steps, values):
+        assert len(part) in range(1, 8) and len(set(part)) == len(part)
+        assert all(re.fullmatch(r"−?[\d.]+(e−\d+)?[kM]?", label) for label in part), part
+        assert max(map(len, part)) <= 9
+
+
+def test_labels_of_ticks_by_hand() -> None:
+    assert [tick_label(value) for value in (0.1 + 0.2, -2.5, 9999, 24_000, 1.5e6, 3e-5)] == [
+        "0.3", "−2.5", "9999", "24k", "1.5M", "3e−05",
+    ]  # fmt: skip
+
+
+def test_bars_of_nothing_but_zeros_stand_at_zero() -> None:
+    zero = Cell("bbox/AP", ((0, 0.0),), Spread(0.0, None, 1), None, "n/a", False)
+    assert texts(bar_plot({"random": zero}, PALETTE))[:2] == ["0", "0.2"]
