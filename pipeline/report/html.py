@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from pipeline.report.plots import (
     colours,
     curve_series,
     line_plot,
+    points,
     scatter_plot,
 )
 from pipeline.report.statistics import Spread, finite, rank_correlation
@@ -47,13 +49,14 @@ from pipeline.report.text import (
     task_decimals,
     warnings,
 )
+from pipeline.stages.files import one_line
 
 SHOWN = ("top1", "normalized_stable_rank", "effective_rank")
 LOSSES = ("loss", "total_loss")
 HOUSEKEEPING = {"lr", "time", "eta", "seconds", "memory"}
 POSITIONS = {"step", "epoch", "iteration"}
 MAX_PICTURES = 6
-MAX_PICTURE_PX = 640
+MAX_PICTURE_PX, MAX_WORDS, MAX_SPOKEN = 640, 300, 12
 
 Plot = dict[str, Any]
 
@@ -149,7 +152,9 @@ def html(data: ReportData) -> str:
     for entry in predicted:
         label = f"{entry.predictor} and {entry.metric}, {entry.task}"
         svg = scatter_plot(entry.places, palette, (entry.predictor, entry.metric))
-        scatters["shown" if entry.shown else "folded"].append(_plot(label, svg, entry.note))
+        dots = [f"{name} {x:.3g} and {y.mean:.3g}" for name, (x, y) in entry.places.items()]
+        plot = _plot(label, svg, entry.note, spoken(label, [*dots, entry.note]))
+        scatters["shown" if entry.shown else "folded"].append(plot)
     page = environment.get_template("report.html.j2").render(
         data=data,
         findings=findings(data),
@@ -182,7 +187,12 @@ def task_context(data: ReportData, summary: TaskSummary, palette: Palette) -> Pl
     bars = []
     for column, metric in enumerate(task.metrics):
         cells = {line.backbone: line.cells[column] for line in summary.backbones}
-        bars.append(_plot(metric_label(metric), bar_plot(cells, palette)))
+        label, parts = metric_label(metric), []
+        for name, spread in ((name, cell.spread) for name, cell in cells.items()):
+            text = "not measured" if spread is None else number(spread.mean, decimals)
+            std = "" if spread is None or spread.std is None else number(spread.std, decimals)
+            parts.append(f"{name} {text}{std and f' ± {std}'}")
+        bars.append(_plot(label, bar_plot(cells, palette), "", spoken(label, parts)))
     return {
         "table": task_table(summary, data.baseline),
         "further": {
@@ -199,8 +209,14 @@ def task_context(data: ReportData, summary: TaskSummary, palette: Palette) -> Pl
 # --- plots ------------------------------------------------------------------------------------
 
 
-def _plot(label: str, svg: bytes, note: str = "", spoken: str = "") -> Plot:
-    return {"label": label, "note": note, "svg": inline_svg(svg, spoken or label)}
+def _plot(label: str, svg: bytes, note: str, words: str) -> Plot:
+    return {"label": label, "note": note, "svg": inline_svg(svg, words)}
+
+
+def spoken(what: str, parts: Sequence[str]) -> str:
+    """What is seen in a plot, for those who do not see it."""
+    more = [f"and {len(parts) - MAX_SPOKEN} more"] if len(parts) > MAX_SPOKEN else []
+    return f"{what}: {', '.join([*parts[:MAX_SPOKEN], *more])}"
 
 
 def curve_plots(
@@ -216,8 +232,14 @@ def curve_plots(
             series, most = curve_series(curves, key, palette)
             if series:
                 note = f"means of up to {most} logged points" if most > 1 else ""
-                label = metric_label(key)
-                plots[place].append(_plot(label, line_plot(series), note, f"{label} over steps"))
+                label, ends = metric_label(key), []
+                for curve in curves:
+                    if y := points(curve, key)[1]:
+                        seed = "" if curve.seed is None else f", seed {curve.seed}"
+                        change = f"{y[0]:.3g} to {y[-1]:.3g}" if len(y) > 1 else f"{y[0]:.3g}"
+                        ends.append(f"{curve.backbone}{seed} {change}")
+                words = spoken(f"{label} over steps", ends)
+                plots[place].append(_plot(label, line_plot(series), note, words))
     return plots
 
 
@@ -269,9 +291,19 @@ def _strip(label: str, paths: Sequence[Path], columns: Sequence[Path]) -> dict[s
     for i, column in enumerate(columns):
         path = by_name.get(column.name) if named else (paths[i] if i < len(paths) else None)
         what = "Ground truth" if label == "Ground truth" else f"Detections of {label}"
-        alt = f"{what}: picture {i + 1} of {len(columns)}, {column.name}"
+        alt = f"{what}, picture {i + 1} of {len(columns)}: {picture_words(path) or column.name}"
         images.append({"src": picture_uri(path) if path else None, "alt": alt})
     return {"label": label, "images": images}
+
+
+def picture_words(path: Path | None) -> str:
+    """What the comment in a picture says to be drawn on it, where there is one."""
+    with contextlib.suppress(OSError, SyntaxError, ValueError):
+        if path is not None:
+            with Image.open(path, formats=("JPEG",)) as image:
+                comment = image.info.get("comment", b"")
+            return one_line(comment.decode("utf-8", errors="replace"))[:MAX_WORDS]
+    return ""
 
 
 def picture_uri(path: Path) -> str | None:

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 from PIL import Image
 
-from pipeline.report.data import ReportData, summarise
+from pipeline.report.data import Curve, ReportData, summarise
 from pipeline.report.html import finetuning_keys, html, picture_uri, pretraining_keys
 from tests.pipeline.report.cases import EVIL, VOC, case, paper_case, row
 
@@ -84,6 +84,7 @@ def test_pictures_stand_under_their_ground_truth(tmp_path):
         (tmp_path / folder).mkdir()
         for name in ("a.jpg", "b.png"):
             Image.new("RGB", (8, 8)).save(tmp_path / folder / name)
+    Image.new("RGB", (8, 8)).save(tmp_path / "gt" / "a.jpg", comment="2 zero,\n<b>")
     (tmp_path / "ours" / "b.png").write_bytes(b"no picture")
 
     def paths(folder, *names):
@@ -114,13 +115,30 @@ def test_pictures_stand_under_their_ground_truth(tmp_path):
     found = [a.get("alt") or f"absent: {a['aria-label']}" for _, a in page.tags
              if "alt" in a or a.get("class") == "absent"]  # fmt: skip
     assert found == [
-        "Ground truth: picture 1 of 2, a.jpg",
-        "Ground truth: picture 2 of 2, b.png",
-        "Detections of random, seed 1: picture 1 of 2, a.jpg",
-        "Detections of random, seed 1: picture 2 of 2, b.png",
-        "Detections of cw-rgp, seed 0: picture 1 of 2, a.jpg",
-        "absent: Detections of cw-rgp, seed 0: picture 2 of 2, b.png",
+        "Ground truth, picture 1 of 2: 2 zero, <b>",
+        "Ground truth, picture 2 of 2: b.png",
+        "Detections of random, seed 1, picture 1 of 2: a.jpg",
+        "Detections of random, seed 1, picture 2 of 2: b.png",
+        "Detections of cw-rgp, seed 0, picture 1 of 2: a.jpg",
+        "absent: Detections of cw-rgp, seed 0, picture 2 of 2: b.png",
     ]
+
+
+def test_plots_say_in_words_what_is_seen():
+    """Values of every bar, the ends of every curve."""
+    points = ({"step": 1, "loss": 2.5}, {"step": 9, "loss": 0.5})
+    data = case()
+    task = data.finetuning[0].task
+    curves = [Curve("", "random", task, seed, points) for seed in range(14)]
+    data = replace(data, finetuning=tuple(curves))
+    labels = [a["aria-label"] for tag, a in Page(html(data)).tags if tag == "svg"]
+    assert "Box AP50: random 31.0 ± 1.4, cw-rgp 51.5 ± 2.1" in labels
+    assert "Mask AP: random 8.5 ± 0.7, cw-rgp not measured" in labels
+    ends = ", ".join(f"random, seed {seed} 2.5 to 0.5" for seed in range(12))
+    assert f"loss over steps: {ends}, and 2 more" in labels
+    one = replace(data, finetuning=(replace(curves[0], points=points[:1]),))
+    labels = [a["aria-label"] for tag, a in Page(html(one)).tags if tag == "svg"]
+    assert "loss over steps: random, seed 0 2.5" in labels
 
 
 def test_empty_report_renders():

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from pipeline.report.data import Curve, ProbeRow, ReportData, ResultRow, TaskInfo
-from pipeline.report.html import answer, predictions, predictors
+from pipeline.report.html import answer, html, predictions, predictors
 
 VOC = TaskInfo("voc", "VOC", ("bbox/AP",))
 
@@ -43,6 +43,8 @@ def test_prediction_pairs_the_number_with_the_mean_ap_and_ranks_them():
     assert found.correlation == pytest.approx(0.5) and found.shown
     assert found.note == "rank correlation +0.50 over 3 backbones"
     assert "knn top1 with Box AP of VOC" in answer([found]) and "are few" in answer([found])
+    seen = "random 0.3 and 10, a 0.2 and 20, b 0.9 and 30, rank correlation +0.50 over 3 backbones"
+    assert f'aria-label="knn top1 and Box AP, VOC: {seen}"' in html(data)
 
 
 def test_two_backbones_are_shown_and_not_ranked():
