@@ -6,6 +6,8 @@ python -m pipeline.worker probe RUN_DIR JOB.json
 python -m pipeline.worker check JOBS.json ANSWERS.json
                                         asks whether stages can run; writes faults, notes and
                                         demands of each
+python -m pipeline.worker strip JOBS.json ANSWERS.json
+                                        looks for states to go on from in outputs, or removes them
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ from pipeline.stages.run_folder import (
     lock,
     outputs_fault,
     set_aside,
+    strip_output,
     write_manifest,
 )
 from pipeline.stages.stage import differences
@@ -60,8 +63,8 @@ def main(arguments: list[str]) -> int:
         return run(Path(arguments[1]))
     if len(arguments) == 3 and arguments[0] == "probe":
         return probe(Path(arguments[1]), Path(arguments[2]))
-    if len(arguments) == 3 and arguments[0] == "check":
-        write_json(Path(arguments[2]), check(read_json(Path(arguments[1]))))
+    if len(arguments) == 3 and arguments[0] in ANSWERERS:
+        write_json(Path(arguments[2]), ANSWERERS[arguments[0]](read_json(Path(arguments[1]))))
         return 0
     print(__doc__, file=sys.stderr)
     return 2
@@ -268,6 +271,28 @@ def _answer(job: dict[str, Any]) -> dict[str, Any]:
     if not faults and hasattr(module, "stage_notes"):
         answer["remarks"] = module.stage_notes(job["settings"], job["inputs"])
     return answer
+
+
+def strip(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return for each job `num_bytes` of the state to go on from in an output, or the `fault`.
+
+    With `yes` the output is stripped of it.
+    """
+    answers = []
+    for job in jobs:
+        run_dir, name = Path(job["run_dir"]), job["output"]
+        try:
+            strip_state = importlib.import_module(job["module"]).strip_state
+            answer = {"num_bytes": strip_state(run_dir / name, None)}
+            if job["yes"]:
+                strip_output(run_dir, name, strip_state)
+        except Exception as error:  # noqa: BLE001  (damage shows in many types)
+            answer = {"fault": reason_of(error)}
+        answers.append(answer)
+    return answers
+
+
+ANSWERERS = {"check": check, "strip": strip}
 
 
 if __name__ == "__main__":

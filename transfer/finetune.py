@@ -96,6 +96,32 @@ def run_stage(
     return finetune(FinetuneConfig.model_validate(config), inputs.get("weights"), output_dir)
 
 
+def strip_state(path: Path, target: Path | None) -> int:
+    """Return the bytes of the optimiser's state in a checkpoint; write it without to `target`.
+
+    Weights, schedule and iteration stay: it is evaluated as before; no training goes on from it.
+
+    Raises:
+        ValueError: the file that was written has not the same weights.
+    """
+    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    state = content.pop("optimizer", {}).get("state", {})
+    tensors = [
+        value for slots in state.values() for value in slots.values() if torch.is_tensor(value)
+    ]
+    if target is not None:
+        torch.save(content, target)
+        written = torch.load(target, map_location="cpu", weights_only=True, mmap=True)
+        same = (
+            content.keys() == written.keys() and content["model"].keys() == written["model"].keys()
+        )
+        if not same or not all(
+            torch.equal(value, written["model"][name]) for name, value in content["model"].items()
+        ):
+            raise ValueError(f"{path}: could not be written again; left as it is")
+    return sum(tensor.nbytes for tensor in tensors)
+
+
 def check_stage(config: dict[str, Any]) -> list[str]:
     """Return what would stop the run: keys unknown to detectron2, faults in the data."""
     settings = FinetuneConfig.model_validate(config)

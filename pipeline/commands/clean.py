@@ -6,6 +6,7 @@ folder and has its name still, or a job in the queue, or a process at work.
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,28 +16,44 @@ from rich.console import Console
 
 from pipeline.config.yaml_files import load_yaml
 from pipeline.executors.local import late_probes
+from pipeline.executors.preflight import ask_worker
 from pipeline.executors.slurm.ledger import LEDGER, read_ledger
 from pipeline.executors.slurm.queue import read_queue
 from pipeline.plan.build import load_plan
 from pipeline.plan.place import RUN_FOLDER
 from pipeline.plan.plan import CONFIGS, Plan
 from pipeline.stages.files import read_json, size_of, size_text
-from pipeline.stages.run_folder import JOB, LOCK, MANIFEST, is_locked, lock, read_states
+from pipeline.stages.run_folder import (
+    JOB,
+    LOCK,
+    MANIFEST,
+    is_locked,
+    lock,
+    read_states,
+    read_stripped,
+)
 from pipeline.stages.stage import STAGE_KINDS
+
+logger = logging.getLogger(__name__)
 
 REMOVED = ".removed"  # ends the name of a folder that is being removed
 STATES = ("last.pth", "previous.pth", "damaged.pth")  # of a pretraining, to go on from
 NO_PLAN = "no stage of a config needs it"
 NO_STATE = "finished; only a `probe:` that comes later would read it"
+NO_OPTIMIZER = "finished; the optimiser's state in it, weights stay"
 
 
 @dataclass(frozen=True)
 class Waste:
-    """A folder or file that nothing needs, why, and the bytes that its removal frees."""
+    """A folder or file that nothing needs, why, and the bytes that its removal frees.
+
+    With `is_part` it is a state in a file, which stays without it.
+    """
 
     path: Path
     why: str
     num_bytes: int
+    is_part: bool = False
 
 
 def clean(plan: Plan, console: Console, yes: bool = False) -> int:
@@ -54,14 +71,21 @@ def clean(plan: Plan, console: Console, yes: bool = False) -> int:
     with lock(root / "lock"):
         waste = wastes(plan)
         for entry in waste:
-            _remove(entry.path)
+            if not entry.is_part:
+                _remove(entry.path)
+        parts = [entry for entry in waste if entry.is_part]
+        stripped = _strip([entry.path for entry in parts], yes=True)
+        waste = [entry for entry in waste if not entry.is_part or entry.path in stripped]
     freed = size_text(sum(entry.num_bytes for entry in waste))
     console.print(f"{len(waste)} removed, {freed} freed; {size_text(size_of(root))} are left")
     return 0
 
 
 def wastes(plan: Plan) -> list[Waste]:
-    """Return what a pipeline's folder holds that nothing needs: run folders, then states."""
+    """Return what a pipeline's folder holds that nothing needs: run folders, then states.
+
+    A state in a file that cannot be read is left, which is logged.
+    """
     root, plans = plan.config.root, [plan, *other_plans(plan)]
     needed = {stage.run_dir.resolve() for each in plans for stage in each.stages}
     needed |= queued_folders(root)
@@ -77,7 +101,13 @@ def wastes(plan: Plan) -> list[Waste]:
             and not is_locked(folder / LOCK)
         ):
             folders.append(Waste(folder, NO_PLAN, size_of(folder)))
-    return folders + list(dict.fromkeys(_states(plans, queued_folders(root))))
+    states = dict.fromkeys(_states(plans, queued_folders(root)))
+    sizes = _strip([path for path, why in states if why == NO_OPTIMIZER], yes=False)
+    return folders + [
+        Waste(path, why, sizes.get(path, 0) or size_of(path), path in sizes)
+        for path, why in states
+        if why != NO_OPTIMIZER or sizes.get(path)
+    ]
 
 
 def other_plans(plan: Plan) -> list[Plan]:
@@ -126,20 +156,58 @@ def queued_folders(root: Path) -> set[Path]:
     return folders
 
 
-def _states(plans: Iterable[Plan], queued: set[Path]) -> Iterable[Waste]:
-    """Yield the states of finished pretrainings that no plan's probe waits for."""
+def _states(plans: Iterable[Plan], queued: set[Path]) -> Iterable[tuple[Path, str]]:
+    """Yield the files with states of finished stages that no plan's probe waits for, and why.
+
+    An output that another folder shares as a hard link frees nothing. One that was stripped has no
+    state.
+    """
     for plan in plans:
         states = read_states(plan.stages)
         late = late_probes(plan, states)
         for stage in plan.distinct:
             folder = stage.run_dir
-            if stage.kind != "pretrain" or stage.name in late or folder.resolve() in queued:
+            if (
+                states[stage.name].status != "done"
+                or stage.name in late
+                or folder.resolve() in queued
+                or is_locked(folder / LOCK)
+            ):
                 continue
-            if states[stage.name].status == "done" and not is_locked(folder / LOCK):
+            if stage.kind == "pretrain":
                 outputs = read_json(folder / MANIFEST)["outputs"]
-                for path in (folder / name for name in STATES if name not in outputs):
-                    if path.is_file():
-                        yield Waste(path, NO_STATE, size_of(path))
+                paths = [folder / name for name in STATES if name not in outputs]
+                yield from ((path, NO_STATE) for path in paths if path.is_file())
+            path = folder / (name := STAGE_KINDS[stage.kind].state_in)
+            if path.is_file() and (stat := path.stat()).st_nlink == 1:
+                stripped = read_stripped(folder).get(name, {})
+                if stat.st_size != stripped.get("size"):
+                    yield path, NO_OPTIMIZER
+
+
+def _strip(paths: list[Path], yes: bool) -> dict[Path, int]:
+    """Return the bytes of the state in each output, and with `yes` remove it there.
+
+    What cannot be read or written is left out, and logged.
+    """
+    kinds = {name: kind for name, kind in STAGE_KINDS.items() if kind.state_in}
+    jobs = [
+        {
+            "run_dir": str(path.parent.absolute()),
+            "output": path.name,
+            "module": kinds[path.parent.parent.name].module,
+            "yes": yes,
+        }
+        for path in paths
+    ]
+    sizes = {}
+    answers = ask_worker("strip", jobs) if jobs else []
+    for path, answer in zip(paths, answers, strict=True):
+        if "fault" in answer:
+            logger.warning("run_pipeline: %s: left as it is: %s", path, answer["fault"])
+        else:
+            sizes[path] = int(answer["num_bytes"])
+    return sizes
 
 
 def _remove(path: Path) -> None:

@@ -202,19 +202,24 @@ def _answers(plan: Plan, jobs: list[dict[str, Any]], trust_kept: bool) -> list[A
     kept = read_answers(plan.config.root) if trust_kept else {}
     open_jobs = {key: job for key, job in zip(keys, jobs, strict=True) if key not in kept}
     if open_jobs:
-        new = dict(zip(open_jobs, _ask(list(open_jobs.values())), strict=True))
+        answers = ask_worker("check", list(open_jobs.values()))
+        new = dict(zip(open_jobs, TypeAdapter(list[Answer]).validate_python(answers), strict=True))
         keep_answers(plan.config.root, new)
         kept |= new
     return [kept[key] for key in keys]
 
 
-def _ask(jobs: list[dict[str, Any]]) -> list[Answer]:
-    """Let a worker answer the jobs."""
+def ask_worker(command: str, jobs: list[dict[str, Any]]) -> Any:
+    """Return what a worker answers to the jobs: one answer each.
+
+    Raises:
+        ValueError: it broke.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path, answers = Path(folder) / "jobs.json", Path(folder) / "answers.json"
         path.write_text(json.dumps(jobs), encoding="utf-8")
         child = subprocess.run(
-            [sys.executable, "-m", "pipeline.worker", "check", str(path), str(answers)],
+            [sys.executable, "-m", "pipeline.worker", command, str(path), str(answers)],
             capture_output=True,
             text=True,
             check=False,
@@ -222,8 +227,8 @@ def _ask(jobs: list[dict[str, Any]]) -> list[Answer]:
         )
         if child.returncode != 0:
             last = (child.stderr.strip().splitlines() or ["no message"])[-1]
-            raise ValueError(f"the check before the start broke: {last}")
-        return TypeAdapter(list[Answer]).validate_python(read_json(answers))
+            raise ValueError(f"the worker's {command} broke: {last}")
+        return read_json(answers)
 
 
 def _misfits(stage: Stage, answers: dict[str, Answer]) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from pipeline.stages.stage import STAGE_KINDS, Stage, canonical_json, difference
 CONFIG, JOB, MANIFEST, FAILURE = "config.json", "job.json", "manifest.json", "failure.json"
 LOCK, LOG, METRICS, JOBS = "lock", "log.txt", "metrics.jsonl", "jobs.jsonl"
 SET_ASIDE = "set-aside"
+STRIPPED = "stripped.json"  # size and sha256 of outputs that lost their state to go on from
 LATE_PROBE = "probe.json"  # of a pretraining whose `probe:` came when it was finished
 HEARTBEAT = "heartbeat"
 LOCK_ATTEMPTS = 10
@@ -130,10 +131,10 @@ def outputs_fault(
 ) -> str | None:
     """Return how outputs, all or those of `names`, differ from the manifest, or None.
 
-    `thorough` compares sha256 too.
+    `thorough` compares sha256 too. One that was stripped is compared with what it was stripped to.
     """
     try:
-        outputs = dict(manifest["outputs"])
+        outputs, stripped = dict(manifest["outputs"]), read_stripped(run_dir)
         for name in outputs if names is None else names:
             entry = outputs[name]
             path = run_dir / name
@@ -143,6 +144,8 @@ def outputs_fault(
                 file = None
             if file is None or not S_ISREG(file.st_mode):
                 return f"{path}: gone since it was made; it will be made again"
+            if name in stripped and file.st_size == stripped[name]["size"]:
+                entry = stripped[name]
             if file.st_size != entry["size"]:
                 size = f"{file.st_size} bytes"
                 return f"{path}: {size}, wanted {entry['size']}; it will be made again"
@@ -201,10 +204,10 @@ def check_config(stage: Stage) -> None:
 def drop_changed_outputs(run_dir: Path) -> None:
     """Remove outputs that are not what the manifest says, so that no stage resumes from them."""
     try:
-        outputs = read_json(run_dir / MANIFEST)["outputs"]
+        outputs, stripped = read_json(run_dir / MANIFEST)["outputs"], read_stripped(run_dir)
         for name, entry in outputs.items():
-            path = run_dir / name
-            if path.is_file() and sha256_of(path) != entry["sha256"]:
+            path, accepted = run_dir / name, (entry, stripped.get(name, entry))
+            if path.is_file() and sha256_of(path) not in [each["sha256"] for each in accepted]:
                 path.unlink(missing_ok=True)
     except (ValueError, KeyError, AttributeError, TypeError):
         return  # such a manifest names no outputs, and is not taken for done
@@ -254,6 +257,38 @@ def write_manifest(
     head = {"stage": job["stage"], "signature": job["signature"]}
     write_json(run_dir / MANIFEST, head | content)
     (run_dir / FAILURE).unlink(missing_ok=True)
+
+
+def read_stripped(run_dir: Path) -> dict[str, dict[str, Any]]:
+    """Return size and sha256 of the outputs that were stripped, by name."""
+    path = run_dir / STRIPPED
+    return dict(read_json(path)) if path.is_file() else {}
+
+
+def strip_output(run_dir: Path, name: str, write: Callable[[Path, Path], object]) -> None:
+    """Put what `write(path, target)` makes of an output in its place.
+
+    The manifest stays as it is, so that the stage is the same. What the output becomes is recorded
+    before it takes its place: whenever this ends, it is one that counts as done.
+
+    Raises:
+        ValueError: the output is not what its manifest says.
+        LockedError: another process is at work in the folder.
+    """
+    path, target = run_dir / name, run_dir / f".{name}.stripped"
+    with lock(run_dir / LOCK):
+        manifest = read_json(run_dir / MANIFEST)
+        if (fault := outputs_fault(run_dir, manifest, thorough=True, names=[name])) is not None:
+            raise ValueError(fault)
+        try:
+            write(path, target)
+            with target.open("rb+") as file:
+                os.fsync(file.fileno())
+            entry = {"size": target.stat().st_size, "sha256": sha256_of(target)}
+            write_json(run_dir / STRIPPED, read_stripped(run_dir) | {name: entry})
+            target.replace(path)
+        finally:
+            target.unlink(missing_ok=True)
 
 
 def attempts_s(run_dir: Path) -> float:

@@ -87,6 +87,8 @@ class StageKind:
     raised by hand when a change of code changes results. `outputs` are patterns below the run
     folder; each must match, and `result` is the file that the next stage reads. `reads` are the
     outputs of its inputs that a stage of this kind reads, their `result` where it is empty.
+    `state_in` is an output that also holds a state to go on from: `strip_state(path, target) ->
+    bytes of the state` of `module` writes it without.
     """
 
     module: str
@@ -94,6 +96,7 @@ class StageKind:
     outputs: tuple[str, ...]
     result: str
     reads: tuple[str, ...] = ()
+    state_in: str = ""
 
 
 STAGE_KINDS: dict[str, StageKind] = {
@@ -114,6 +117,7 @@ STAGE_KINDS: dict[str, StageKind] = {
         ("model_final.pth", "predictions.json", "effective_config.yaml", "pictures/*.jpg"),
         "model_final.pth",
         ("backbone.pkl", "backbone.json"),
+        "model_final.pth",
     ),
 }  # fmt: skip
 

@@ -44,6 +44,15 @@ def probe_stage(config: dict, output_dir: Path) -> None:
     (output_dir / "probe.json").write_text(json.dumps(content), encoding="utf-8")
 
 
+def strip_state(path: Path, target: Path | None) -> int:
+    """Three bytes are the weights, the rest is the optimiser's state."""
+    if Path("behaviour-strip").exists():
+        raise KeyError("model")
+    if target is not None:
+        target.write_bytes(path.read_bytes()[:3])
+    return path.stat().st_size - 3
+
+
 def check_stage(config: dict) -> list[str]:
     path = Path("notes.txt")
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:

@@ -29,6 +29,7 @@ from transfer.finetune import (
     check_stage,
     finetune,
     run_stage,
+    strip_state,
 )
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "transfer"
@@ -106,6 +107,28 @@ def test_a_stage_writes_ap_predictions_and_pictures(
         "grid.jpg",
     ]  # fmt: skip
     assert logged(tmp_path)[-1]["step"] == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_without_its_optimiser_a_finished_run_is_evaluated_to_the_same_ap(
+    root: Path, tmp_path: Path, optimizer: Any
+) -> None:
+    config = task(root, "faster_rcnn_voc", optimizer=optimizer, SOLVER={"BASE_LR": 1e-3})
+    metrics = finetune(config, root / "backbone.pkl", tmp_path)
+    path, target = tmp_path / "model_final.pth", tmp_path / "stripped.pth"
+    size = path.stat().st_size
+    num_bytes = strip_state(path, target)
+    before, after = (torch.load(each, weights_only=True) for each in (path, target))
+    assert before.keys() - after.keys() == {"optimizer"} and path.stat().st_size == size
+    parameters = sum(value.nbytes for value in before["model"].values())
+    copies = {"sgd": 1, "adamw": 2}[optimizer]  # momentum, of what is trained; and two averages
+    assert 0.7 * copies * parameters < num_bytes <= copies * parameters
+    assert size - target.stat().st_size == pytest.approx(num_bytes, rel=0.1)
+    assert strip_state(target, None) == 0
+    target.replace(path)
+    assert finetune(config, root / "backbone.pkl", tmp_path) == metrics
+    assert path.stat().st_size < size - 0.9 * num_bytes
 
 
 @pytest.mark.slow

@@ -124,10 +124,12 @@ def _last_checkpoint(folder: Path) -> tuple[int, Optimizer]:
     path = folder / (folder / "last_checkpoint").read_text(encoding="utf-8").strip()
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if "optimizer" not in content:
+            raise ValueError("its optimiser's state was removed, as `run_pipeline.py clean` does")
         is_adamw = "betas" in content["optimizer"]["param_groups"][0]
         return int(content["iteration"]) + 1, "adamw" if is_adamw else "sgd"
     except Exception as error:  # noqa: BLE001  (damage shows in many types)
-        why = type(error).__name__
+        why = str(error) if type(error) is ValueError else type(error).__name__
         raise ValueError(f"{path}: not a checkpoint to resume from ({why}); {REMEDY}") from None
 
 

@@ -1,16 +1,20 @@
 """`clean`: what is shown and removed, and above all what is not."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
+from pipeline.commands import clean
 from pipeline.commands.clean import wastes
 from pipeline.commands.main import Options, execute
 from pipeline.plan.build import load_plan
+from pipeline.stages import stage
 from pipeline.stages.files import size_of
-from pipeline.stages.run_folder import LOCK, lock, read_states
+from pipeline.stages.run_folder import LOCK, MANIFEST, lock, read_states
+from pipeline.stages.stage import Stage
 from tests.pipeline.edits import CONFIG, edit
 from tests.pipeline.local_runs import ONLY_A
 from tests.pipeline.slurm_runs import plan_of, standings_of
@@ -94,6 +98,70 @@ def test_states_of_finished_pretrainings_go_and_those_of_others_stay(fakes: Path
     manifest.write_bytes(kept)
     assert execute("clean", CONFIG, ONLY_A, YES) == 0
     assert not (pretrain.run_dir / "last.pth").exists() and (pretrain.run_dir / "out.txt").exists()
+
+
+@pytest.fixture
+def finetuned(fakes: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
+    """Return a finished fine-tuning whose output holds a state beside the weights."""
+    kind = replace(stage.STAGE_KINDS["finetune"], state_in="out.txt")
+    monkeypatch.setitem(stage.STAGE_KINDS, "finetune", kind)
+    assert execute("run", CONFIG, ONLY_A) == 0
+    return next(each for each in load_plan(CONFIG, ONLY_A).stages if each.kind == "finetune")
+
+
+def parts() -> list[tuple[Path, int]]:
+    waste = [entry for entry in wastes(load_plan(CONFIG, ONLY_A)) if entry.is_part]
+    return [(entry.path.resolve(), entry.num_bytes) for entry in waste]
+
+
+def test_an_optimiser_goes_and_its_stage_is_the_same(
+    finetuned: Stage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {path: path.read_bytes() for path in finetuned.run_dir.iterdir() if path.is_file()}
+    report = Path("runs/tiny/report/results.json").read_bytes()
+    output = finetuned.run_dir / "out.txt"
+    size, ran = len(files[output]), Path("ran.txt").read_text("utf-8")
+    assert (output.resolve(), size - 3) in parts()
+    capsys.readouterr()
+    assert execute("clean", CONFIG, ONLY_A) == 0
+    assert f"{size - 3} B  {output}  (finished; the opt" in capsys.readouterr().out
+    assert output.read_bytes() == files[output]
+    assert execute("clean", CONFIG, ONLY_A, YES) == 0
+    now = {path: path.read_bytes() for path in finetuned.run_dir.iterdir() if path.is_file()}
+    assert now.pop(finetuned.run_dir / "stripped.json") and now.pop(output) == files[output][:3]
+    assert now.pop(finetuned.run_dir / LOCK)  # names the last process
+    assert now == {path: content for path, content in files.items() if path in now}
+    assert parts() == [] and names(ONLY_A) == []
+    assert execute("run", CONFIG, ONLY_A) == 0 and Path("ran.txt").read_text("utf-8") == ran
+    assert Path("runs/tiny/report/results.json").read_bytes() == report
+    output.write_bytes(b"other")
+    assert read_states([finetuned])[finetuned.name].status == "missing"
+
+
+def test_an_optimiser_that_somebody_may_need_stays(
+    finetuned: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    output = (finetuned.run_dir / "out.txt").resolve()
+    assert output in dict(parts())
+    with lock(finetuned.run_dir / LOCK):
+        assert output not in dict(parts())
+    with monkeypatch.context() as patch:
+        patch.setattr(clean, "queued_folders", lambda _: {finetuned.run_dir.resolve()})
+        assert output not in dict(parts())
+    (finetuned.run_dir / "link").hardlink_to(output)
+    assert output not in dict(parts())
+    (finetuned.run_dir / "link").unlink()
+    before = output.read_bytes()
+    Path("behaviour-strip").touch()
+    assert parts() == [] and "out.txt: left as it is: KeyError: 'model'" in caplog.text
+    Path("behaviour-strip").unlink()
+    output.write_bytes(before[::-1])  # of the same size, so it counts as done
+    caplog.clear()
+    assert execute("clean", CONFIG, ONLY_A, YES) == 0
+    assert output.read_bytes() == before[::-1] and "(sha256 differs)" in caplog.text
+    manifest = finetuned.run_dir / MANIFEST
+    manifest.rename(manifest.with_name("moved"))
+    assert output not in dict(parts())
 
 
 def test_what_a_queued_job_needs_stays(fake) -> None:

@@ -24,13 +24,13 @@ SLURM = Options(executor="slurm")
 def asked(fakes: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Count the jobs of every worker that is started."""
     counts: list[int] = []
-    ask = preflight._ask
+    ask = preflight.ask_worker
 
-    def counted(jobs: list) -> list[Answer]:
+    def counted(command: str, jobs: list) -> list:
         counts.append(len(jobs))
-        return ask(jobs)
+        return ask(command, jobs)
 
-    monkeypatch.setattr(preflight, "_ask", counted)
+    monkeypatch.setattr(preflight, "ask_worker", counted)
     return counts
 
 
@@ -189,5 +189,5 @@ def test_a_check_that_breaks_says_so_in_one_line(
     broken = subprocess.CompletedProcess([], 1, "", "Traceback\nKeyError: 'x'\n")
     monkeypatch.setattr(preflight.subprocess, "run", lambda *_, **__: broken)
     assert plan() == 2
-    line = "run_pipeline: the check before the start broke: KeyError: 'x'"
+    line = "run_pipeline: the worker's check broke: KeyError: 'x'"
     assert capsys.readouterr().err.splitlines() == [line]

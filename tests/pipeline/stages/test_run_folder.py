@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,9 +11,71 @@ import pytest
 from pipeline.plan.build import load_plan
 from pipeline.plan.plan import Plan
 from pipeline.report.write import make_report
-from pipeline.stages.run_folder import MANIFEST, State, lock, prepare, read_state, read_states
+from pipeline.stages.run_folder import (
+    MANIFEST,
+    State,
+    drop_changed_outputs,
+    lock,
+    prepare,
+    read_state,
+    read_states,
+    strip_output,
+    write_manifest,
+)
 from pipeline.stages.staleness import kept_lines
 from tests.pipeline.local_runs import CONFIG, ONLY_A, ONLY_RANDOM, ran, run, small_plan
+from tests.source import ROOT
+
+# A child is killed before its n-th touch of a file, n from 1 on, until one comes through.
+STRIPPED_AND_KILLED = f"""
+import os, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+from pipeline.stages.files import read_json
+from pipeline.stages.run_folder import outputs_fault, read_stripped, strip_output, write_manifest
+
+folder = Path("folder")
+folder.mkdir()
+job = {{"stage": "finetune", "signature": "0", "outputs": ["model"]}}
+
+def strip():
+    strip_output(folder, "model", lambda path, target: target.write_bytes(b"weights"))
+
+def child(last):
+    pid = os.fork()
+    if pid == 0:
+        count = 0
+        def hook(event, arguments):
+            nonlocal count
+            if event.startswith(("open", "os.", "fcntl.")):
+                count += 1
+                if count == last:
+                    os.kill(os.getpid(), signal.SIGKILL)
+        sys.addaudithook(hook)
+        strip()
+        os._exit(0)
+    return os.waitpid(pid, 0)[1]
+
+killed, sizes = 0, set()
+while True:
+    (folder / "stripped.json").unlink(missing_ok=True)
+    (folder / "model").write_bytes(b"weights and optimiser")
+    write_manifest(folder, job, {{}}, {{}})
+    manifest = read_json(folder / "manifest.json")
+    code = child(killed + 1)
+    assert outputs_fault(folder, manifest, thorough=True) is None, killed
+    sizes.add((folder / "model").stat().st_size)
+    strip()
+    assert (folder / "model").read_bytes() == b"weights", killed
+    assert outputs_fault(folder, manifest, thorough=True) is None, killed
+    assert not list(folder.glob(".model.*")), killed
+    if code == 0:
+        break
+    killed += 1
+assert killed > 10 and sizes == {{7, 21}}, (killed, sizes)
+(folder / "model").write_bytes(b"WEIGHTS")
+assert "sha256 differs" in outputs_fault(folder, manifest, thorough=True)
+"""
 
 
 def lose(plan: Plan, *names: str) -> None:
@@ -36,6 +100,23 @@ def test_changed_outputs_are_noticed_and_made_again(fakes: Path) -> None:
     assert state.status == "missing" and "3 bytes, wanted" in str(state.reason)
     assert {state.status for state in run(plan).values()} == {"done"}
     assert ran() == ["random--voc--seed0"]
+
+
+def test_whenever_it_is_killed_an_output_is_whole_or_stripped(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", STRIPPED_AND_KILLED]
+    answer = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert answer.returncode == 0, answer.stderr
+
+
+def test_what_was_stripped_is_no_changed_output(tmp_path: Path) -> None:
+    (tmp_path / "model").write_bytes(b"weights and optimiser")
+    (tmp_path / "other").write_bytes(b"other")
+    job = {"stage": "finetune", "signature": "0", "outputs": ["model", "other"]}
+    write_manifest(tmp_path, job, {}, {})
+    strip_output(tmp_path, "model", lambda path, target: target.write_bytes(path.read_bytes()[:7]))
+    (tmp_path / "other").write_bytes(b"OTHER")
+    drop_changed_outputs(tmp_path)
+    assert (tmp_path / "model").read_bytes() == b"weights" and not (tmp_path / "other").exists()
 
 
 def test_a_lost_output_that_nothing_reads_any_more_takes_no_number_with_it(fakes: Path) -> None:

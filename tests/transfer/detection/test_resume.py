@@ -131,6 +131,12 @@ def test_a_folder_that_does_not_say_its_settings_is_not_resumed(
     assert line.startswith(f"{trained / 'model_4.pth'}: not a checkpoint to resume from (")
 
 
+def test_a_checkpoint_that_lost_its_optimiser_is_not_resumed(trained: Path) -> None:
+    torch.save({"iteration": 4}, trained / "model_4.pth")
+    (line,) = faults(trained)
+    assert "model_4.pth: not a checkpoint to resume from (its optimiser's state was rem" in line
+
+
 def test_weights_that_were_made_anew_under_their_name_are_others(trained: Path) -> None:
     Path("some/backbone.pkl").write_text("x", encoding="utf-8")
     name = "'some/backbone.pkl'"
