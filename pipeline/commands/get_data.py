@@ -8,7 +8,9 @@ unpacked by half is removed.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,13 +19,12 @@ from rich.progress import (
     BarColumn,
     DownloadColumn,
     Progress,
-    TaskID,
     TextColumn,
     TransferSpeedColumn,
 )
 
 from pipeline.downloads.download import download
-from pipeline.downloads.published_sets import SETS, Part
+from pipeline.downloads.published_sets import SETS, Archive, Part
 from pipeline.downloads.unpack import unpack
 from pipeline.stages.files import size_of, size_text, unknown
 from pipeline.stages.run_folder import LockedError, lock
@@ -133,15 +134,10 @@ def _get(part: Part, folder: Path, console: Console, mirror: str | None) -> None
     paths = [folder / DOWNLOADS / archive.name for archive in part.archives]
     for archive, path in zip(part.archives, paths, strict=True):
         url = f"{mirror.rstrip('/')}/{archive.name}" if mirror else archive.url
-        here = f", from byte {path.stat().st_size:,} on" if path.is_file() else ""
-        _say(console, f"{archive.name}: from {url}{here}")
-        bar = (TextColumn(archive.name), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-        with Progress(*bar, console=console, disable=not console.is_terminal) as progress:
-            task = progress.add_task("", total=archive.num_bytes)
-
-            def show(size: int, progress: Progress = progress, task: TaskID = task) -> None:
-                progress.update(task, completed=size)
-
+        num_here = path.stat().st_size if path.is_file() else 0
+        source = f"from {url}{f', from byte {num_here:,} on' if num_here else ''}"
+        _say(console, f"{archive.name}: {'here' if num_here == archive.num_bytes else source}")
+        with _progress(archive, console) as show:
             download(archive, url, path, show)
     place, unpacking = folder / part.folder, _unpacking(part, folder)
     _remove(unpacking)
@@ -155,6 +151,25 @@ def _get(part: Part, folder: Path, console: Console, mirror: str | None) -> None
         raise ValueError(f"{paths[-1]}: holds no {names}: another file; remove it")
     whole.rename(place)
     _say(console, f"{place}: done")
+
+
+@contextmanager
+def _progress(archive: Archive, console: Console) -> Iterator[Callable[[int], None]]:
+    """Give what shows the bytes that are there: a bar, or elsewhere a line every tenth."""
+    bar = (TextColumn(archive.name), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    tenths = 0
+
+    def show(size: int) -> None:
+        nonlocal tenths
+        progress.update(task, completed=size)
+        if not console.is_terminal and size * 10 // archive.num_bytes > tenths:
+            tenths = size * 10 // archive.num_bytes
+            of_all = f"{size_text(size)} of {size_text(archive.num_bytes)}"
+            _say(console, f"{archive.name}: {of_all}, {time.strftime('%H:%M:%S')}")
+
+    with Progress(*bar, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=archive.num_bytes)
+        yield show
 
 
 def _unpacking(part: Part, folder: Path) -> Path:

@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from pipeline.commands.get_data import DOWNLOADS, get_data
+from pipeline.downloads import download
 from pipeline.downloads.published_sets import SETS
 from pipeline.stages.run_folder import lock
 from pretrain.config.data import DataConfig
@@ -181,6 +182,14 @@ def test_killed_in_the_middle_of_a_file_it_goes_on_there(server: Server, get, tm
     assert server.log == [(name, 0, 200), (name, 4000, 206)]
 
 
+def test_without_a_terminal_a_line_says_every_tenth_how_far_it_is(get, monkeypatch) -> None:
+    monkeypatch.setattr(download, "BLOCK", 700)
+    lines = [line for line in get("stl10").splitlines() if " of " in line]
+    sizes = [line.partition(": ")[2].partition(", ")[0] for line in lines]
+    here, _, whole = sizes[-1].partition(" of ")
+    assert len(set(sizes)) == 10 and here == whole
+
+
 def test_what_is_there_stays_and_is_not_fetched_again(server: Server, get) -> None:
     get("cifar10", "cifar10", keep_archives=True)
     assert [name for name, _, _ in server.log] == ["cifar-10-python.tar.gz"]
@@ -193,7 +202,7 @@ def test_what_is_there_stays_and_is_not_fetched_again(server: Server, get) -> No
 def test_archives_that_somebody_put_there_are_taken(server: Server, get) -> None:
     Path("data", DOWNLOADS).mkdir(parents=True)
     shutil.copy(server.folder / "stl10_binary.tar.gz", Path("data", DOWNLOADS))
-    get("stl10")
+    assert "stl10_binary.tar.gz: here\n" in get("stl10")
     assert server.log == [] and Path("data/stl10_binary/train_X.bin").is_file()
 
 
