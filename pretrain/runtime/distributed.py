@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.distributed import Store  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import rendezvous
 
 from pretrain.runtime.device import to_device
 
@@ -80,7 +84,8 @@ def joined_processes() -> Iterator[Processes]:
     nccl between GPUs, gloo between CPUs. Sets no random seed.
 
     Raises:
-        ValueError: some of the variables are missing, or there are fewer GPUs than processes.
+        ValueError: some of the variables are missing, there are fewer GPUs than processes, or two
+            processes would compute on one GPU, some of them on CPUs.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Processes(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -92,11 +97,17 @@ def joined_processes() -> Iterator[Processes]:
             "start with torchrun, or unset WORLD_SIZE for a single process"
         )
     device = _device(int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]))
-    if device.type == "cuda":
+    store, rank, size = next(rendezvous("env://"))
+    is_gpu = device.type == "cuda"
+    gpu = str(torch.cuda.get_device_properties(device).uuid) if is_gpu else ""
+    if fault := devices_fault(store, rank, size, (platform.node(), gpu)):
+        raise ValueError(fault)
+    joined: dict[str, Any] = {"store": store, "rank": rank, "world_size": size}
+    if is_gpu:
         torch.cuda.set_device(device)
-        dist.init_process_group("nccl", device_id=device)
+        dist.init_process_group("nccl", device_id=device, **joined)
     else:
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo", **joined)
     control = dist.new_group(backend="gloo")
     assert isinstance(control, dist.ProcessGroup)
     try:
@@ -117,6 +128,30 @@ def _device(local_rank: int, local_size: int) -> torch.device:
             f"start {num_gpus} processes per machine"
         )
     return torch.device("cuda", local_rank)
+
+
+def devices_fault(store: Store, rank: int, size: int, place: tuple[str, str]) -> str | None:
+    """Return why these processes cannot compute together; every rank has to call this.
+
+    `place` is this process's host and the UUID of its GPU, empty on a CPU. All get the same words.
+    """
+    store.set(f"place/{rank}", json.dumps(place))
+    places = [tuple(json.loads(store.get(f"place/{number}"))) for number in range(size)]
+    store.set(f"read/{rank}", "")
+    if rank == 0:  # whose end may be the store's
+        store.wait([f"read/{number}" for number in range(size)])
+    for host, gpu in dict.fromkeys(places):
+        ranks = [str(number) for number, each in enumerate(places) if each == (host, gpu)]
+        if gpu and len(ranks) > 1:
+            num_gpus = len({each for each in places if each[0] == host})
+            return (
+                f"processes {', '.join(ranks)} on {host} see one GPU, and each needs one of its "
+                f"own; start {num_gpus} process(es) there, or let each see another"
+            )
+    on_cpus = [str(number) for number, (_, gpu) in enumerate(places) if not gpu]
+    if 0 < len(on_cpus) < size:
+        return f"processes {', '.join(on_cpus)} of {size} see no GPU, the others do; show all one"
+    return None
 
 
 def is_distributed() -> bool:
