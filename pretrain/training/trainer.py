@@ -27,6 +27,7 @@ from pretrain.runtime.rng import derived_seed, random_states, restore_random_sta
 from pretrain.runtime.signals import EXIT_INTERRUPTED, StopRequest
 from pretrain.training import precision
 from pretrain.training.divergence import describe, dump_path
+from pretrain.training.memory import memory_estimate
 from pretrain.training.metrics import METRICS, PROBED, Report, final_metrics
 from pretrain.training.optimizers import build_optimizer
 from pretrain.training.resume import state_to_resume
@@ -108,6 +109,8 @@ class Trainer:
                 self.load_state_dict(state)
                 if main:
                     logger.info("resumed at step %d of %d", self.step, total)
+            if main:
+                logger.info("%s", memory_estimate(config, self.processes.size))
             parallel = precision.parallel(self.model, self.processes)
             with Report(config, self.output_dir, self.step, total, main=main) as report:
                 for views in self._batches():

@@ -1,0 +1,61 @@
+"""The memory that a pretraining takes on its device, estimated without computing anything.
+
+V views, n images of a part that is in memory at a time, S side.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pretrain.config.pretrain import PretrainConfig
+from pretrain.models import SelfSupervisedModel
+from pretrain.training.precision import DTYPES
+
+GB = 1e9
+COPIES = {"adam": 4, "sgd": 3, "lars": 3}  # of each parameter: weight, gradient, optimiser's state
+KEPT = (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d)
+
+
+def memory_estimate(config: PretrainConfig, num_processes: int) -> str:
+    """Return one line: parameters and their copies, views, and what the backward pass needs.
+
+    The last counts the outputs of all convolutions, linear layers and norms, for the images that
+    are in memory at a time. What the loss, its indicators and the libraries take is not in it.
+    """
+    compute, V, side = config.compute, config.num_views, config.augment.size
+    n = config.batch_size // num_processes
+    with torch.device("meta"):
+        model = SelfSupervisedModel(config.model)
+    copies = COPIES[config.optimizer.name]
+    weights = copies * 4 * sum(parameter.numel() for parameter in model.parameters())
+    views = 2 * 4 * V * n * 3 * side**2  # those of a step, and of the next
+    part = -(-n // compute.accumulate)
+    activations = output_bytes(model, [V, part, 3, side, side])
+    if compute.precision in DTYPES:
+        activations //= 2
+    total = weights + views + activations
+    return (
+        f"memory, a rule of thumb: {total / GB:.1f} GB a process, of which {weights / GB:.1f} for "
+        f"weights, gradients and {config.optimizer.name}, {views / GB:.1f} for the views of two "
+        f"steps, {activations / GB:.1f} for {V} views of {part} images of {side} x {side} in "
+        "encoder and projector; the loss and CUDA come on top"
+    )
+
+
+def output_bytes(model: nn.Module, shape: list[int]) -> int:
+    """Return the float32 bytes of all outputs that a backward pass keeps, of a model on `meta`."""
+    total = 0
+
+    def count(_: nn.Module, __: Any, output: Tensor) -> None:
+        nonlocal total
+        total += 4 * output.numel()
+
+    for each in model.modules():
+        if isinstance(each, KEPT):
+            each.register_forward_hook(count)
+    with torch.no_grad():
+        model.eval()(torch.empty(shape, device="meta"))
+    return total

@@ -1,0 +1,64 @@
+"""The estimate of a pretraining's memory, against what a backward pass really keeps."""
+
+import re
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from pretrain.config.pretrain import PretrainConfig
+from pretrain.models import SelfSupervisedModel
+from pretrain.training.memory import memory_estimate, output_bytes
+
+Make = Callable[..., PretrainConfig]
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
+def test_what_is_counted_is_what_a_backward_pass_keeps(tiny: Make, arch: str) -> None:
+    config = tiny(model={"arch": arch, "projector_hidden": 16, "embedding_dim": 4})
+    model = SelfSupervisedModel(config.model).train()
+    weights = {part.untyped_storage().data_ptr() for part in model.state_dict().values()}
+    views = torch.randn(2, 8, 3, 64, 64)
+    kept: dict[int, int] = {}
+
+    def pack(saved: Tensor) -> Tensor:
+        storage = saved.untyped_storage()
+        if storage.data_ptr() not in weights | {views.untyped_storage().data_ptr()}:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
+        output = model(views)
+    assert output[1].requires_grad
+    with torch.device("meta"):
+        ghost = SelfSupervisedModel(config.model)
+    assert output_bytes(ghost, list(views.shape)) == pytest.approx(sum(kept.values()), rel=0.1)
+
+
+def numbers(line: str) -> list[float]:
+    return [float(number) for number in re.findall(r"(\d+\.\d) (?:GB|for)", line)]
+
+
+def test_the_line_says_what_takes_how_much(tiny: Make) -> None:
+    """ResNet-50 and two views of 224 px of 256 images: 23.5 M parameters, 22 MB an image and view
+    as 32-bit numbers at least.
+    """
+    settings = {
+        "model": {"arch": "resnet50"}, "augment": {"size": 224}, "batch_size": 256,
+        "loss": {"name": "w-mse", "sub_batch": 128},
+    }  # fmt: skip
+    state = torch.get_rng_state()
+    line = memory_estimate(tiny(**settings), 1)
+    assert torch.equal(torch.get_rng_state(), state) and "\n" not in line
+    total, weights, views, activations = numbers(line)
+    assert weights == pytest.approx(0.4, abs=0.05)  # Adam: four numbers a parameter
+    assert views == pytest.approx(2 * 2 * 256 * 3 * 224**2 * 4 / 1e9, abs=0.06)
+    assert total == pytest.approx(weights + views + activations, abs=0.15)
+    assert "2 views of 256 images of 224 x 224" in line and "and adam" in line
+    half = numbers(memory_estimate(tiny(**settings, compute={"precision": "bf16"}), 1))
+    assert half[3] == pytest.approx(activations / 2, abs=0.06)
+    tf32 = numbers(memory_estimate(tiny(**settings, compute={"precision": "tf32"}), 1))
+    assert tf32 == [total, weights, views, activations]
+    quarter = numbers(memory_estimate(tiny(**settings), 4))
+    assert quarter[3] == pytest.approx(activations / 4, abs=0.06) and quarter[1] == weights
