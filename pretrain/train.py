@@ -14,7 +14,7 @@ from pretrain.probes import TrainingProbe, probe_kept_states
 from pretrain.runtime.distributed import Processes, joined_processes
 from pretrain.training import Trainer
 from pretrain.training.precision import machine_faults
-from pretrain.views import too_few_images
+from pretrain.views import loader_faults, too_few_images
 
 
 def pretrain(config: PretrainConfig, output_dir: Path) -> dict[str, float]:
@@ -81,9 +81,10 @@ def stage_precision(config: dict[str, Any]) -> str:
 
 
 def check_machine(config: dict[str, Any]) -> list[str]:
-    """Return what this one machine lacks: a GPU for a shorter type, or one that has TF32."""
+    """Return what this one machine lacks: a GPU for a precision, shared memory for workers."""
+    settings = PretrainConfig.model_validate(config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return machine_faults(PretrainConfig.model_validate(config), Processes(device))
+    return machine_faults(settings, Processes(device)) + loader_faults(settings)
 
 
 def check_stage(config: dict[str, Any]) -> list[str]:

@@ -45,6 +45,15 @@ class DataConfig(Section):
         json_schema_extra=left_out("what an image becomes follows from the seed and its place"),
     )
     """processes that read images, of each training process; 0 reads in the training process"""
+    prefetch: int = Field(
+        default=2, ge=1, json_schema_extra=left_out("when images are read, not what they become")
+    )
+    """batches that each of them holds ready, in shared memory (/dev/shm)"""
+
+    @property
+    def prefetch_factor(self) -> int | None:
+        """Return what torch's loader takes: nothing without workers."""
+        return self.prefetch if self.num_workers else None
 
 
 class AugmentConfig(Section):

@@ -135,10 +135,11 @@ class FrozenEncoder:
 
 
 def batches(
-    dataset: LabelledViews, batch_size: int, num_workers: int, order: list[int] | None = None
+    dataset: LabelledViews, batch_size: int, data: DataConfig, order: list[int] | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield batches of images and labels, in the data set's order or in `order`.
 
+    `data` has the workers and how far ahead they read.
     The loader's own generator keeps it from drawing on the process's random state.
 
     Raises:
@@ -148,7 +149,8 @@ def batches(
         dataset,
         batch_size=batch_size,
         sampler=order,
-        num_workers=num_workers,
+        num_workers=data.num_workers,
+        prefetch_factor=data.prefetch_factor,
         generator=torch.Generator(),
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=leave_signals_to_parent,
@@ -161,5 +163,5 @@ def feature_chunks(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield features [n, F] and labels [n] of all images in order, a batch at a time."""
     dataset = LabelledViews(images, central_view(config.image))
-    for pixels, labels in batches(dataset, config.batch_size, config.data.num_workers):
+    for pixels, labels in batches(dataset, config.batch_size, config.data):
         yield frozen_encoder.features(pixels), labels.to(frozen_encoder.device)

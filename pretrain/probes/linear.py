@@ -112,7 +112,7 @@ class AugmentedTraining:
         assert config.augmented_linear is not None
         self.frozen, self.seed = frozen, config.seed
         self.config = config.augmented_linear
-        self.num_workers = config.data.num_workers
+        self.data = config.data
         view = crop_view(config.image.size, self.config)
         self.dataset = LabelledViews(images, view, config.seed)
         width = frozen.features(self.dataset[0][0][None]).shape[1]
@@ -144,8 +144,7 @@ class AugmentedTraining:
         self.dataset.epoch = epoch
         order = epoch_order(len(self.dataset), self.seed, epoch)
         value = math.nan
-        size, workers = self.config.batch_size, self.num_workers
-        for pixels, labels in batches(self.dataset, size, workers, order):
+        for pixels, labels in batches(self.dataset, self.config.batch_size, self.data, order):
             scores = self.classifier(self.frozen.features(pixels))
             loss = F.cross_entropy(scores, labels.to(self.frozen.device))
             self.optimizer.zero_grad(set_to_none=True)

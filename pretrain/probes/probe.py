@@ -18,6 +18,7 @@ from pretrain.config.data import DataConfig
 from pretrain.config.pretrain import ModelConfig
 from pretrain.config.probe import MEASURES, KnnConfig, ProbeConfig, WeightedKnnConfig, named_random
 from pretrain.data.images import unreadable
+from pretrain.data.shared_memory import bytes_ready, shared_memory_faults
 from pretrain.models.backbone_file import (
     BACKBONE,
     InputConvention,
@@ -89,6 +90,8 @@ def run_probe(
     k-NN alone keeps the test features and no others; `linear` keeps those of all training images.
     `state_path` keeps the training on augmented images from epoch to epoch.
     """
+    if faults := loader_faults(config):
+        raise ValueError(*faults)
     backbone.compute_in(config.precision)
     train, test, num_classes = open_sets(config.data)
     queries = joined(feature_chunks(backbone, test, config))
@@ -213,8 +216,17 @@ def check_stage(config: dict[str, Any]) -> list[str]:
 
 
 def check_machine(config: dict[str, Any]) -> list[str]:
-    """Return why this machine cannot compute in the precision that the probe asks for."""
-    return tf32_faults("precision", ProbeConfig.model_validate(config).precision, device())
+    """Return what this machine lacks: a precision that is asked for, shared memory for workers."""
+    settings = ProbeConfig.model_validate(config)
+    return tf32_faults("precision", settings.precision, device()) + loader_faults(settings)
+
+
+def loader_faults(config: ProbeConfig) -> list[str]:
+    """Return why the workers lack memory for the batches that they hold ready, or []."""
+    augmented = config.augmented_linear
+    num_images = max(config.batch_size, augmented.batch_size if augmented else 0)
+    images = num_images * 3 * config.image.size**2
+    return shared_memory_faults(bytes_ready(config.data, images), config.data)
 
 
 def stage_precision(config: dict[str, Any]) -> str:

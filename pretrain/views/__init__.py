@@ -1,5 +1,5 @@
 """Random views of images, in batches."""
 
-from pretrain.views.loader import ShardedViews, ViewLoader, too_few_images
+from pretrain.views.loader import ShardedViews, ViewLoader, loader_faults, too_few_images
 
-__all__ = ["ShardedViews", "ViewLoader", "too_few_images"]
+__all__ = ["ShardedViews", "ViewLoader", "loader_faults", "too_few_images"]

@@ -5,6 +5,7 @@ V views, N images of this process, S side.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +14,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pretrain.config.pretrain import PretrainConfig
+from pretrain.config.probe import ProbeConfig
 from pretrain.data.images import Images, from_workers, open_images
+from pretrain.data.shared_memory import bytes_ready, shared_memory_faults
 from pretrain.runtime.cpu import keep_freed_memory
 from pretrain.runtime.device import beside_the_steps
 from pretrain.runtime.distributed import Processes
@@ -57,6 +60,7 @@ class ViewLoader:
             ViewsDataset(images, config),
             batch_sampler=self.places,
             num_workers=config.data.num_workers,
+            prefetch_factor=config.data.prefetch_factor,
             collate_fn=_as_it_is,
             pin_memory=device.type == "cuda",
             persistent_workers=config.data.num_workers > 0,
@@ -98,6 +102,25 @@ def too_few_images(config: PretrainConfig, num_images: int) -> list[str]:
     ]
 
 
+def loader_faults(config: PretrainConfig, num_local: int = 1, num_processes: int = 1) -> list[str]:
+    """Return why the workers of the `num_local` processes on this machine lack memory, or [].
+
+    A probe on the way has workers of its own, beside the training's in the first process.
+    """
+    augment, share = config.augment, config.batch_size // num_processes
+    bytes_each = 4  # float32, or uint8 and perhaps float32 of noise
+    if augment.colours == "on_device":
+        bytes_each = 1 + 4 * bool(augment.noise_std)
+    batch = config.num_views * share * 3 * augment.size**2 * bytes_each
+    needed = num_local * bytes_ready(config.data, batch)
+    if config.probe is not None:
+        size = config.probe.size or augment.size
+        images = ProbeConfig.model_fields["batch_size"].default * 3 * size**2
+        needed += bytes_ready(config.probe.data or config.data, images)
+    remedy = ", or take augment.colours: on_device" if augment.colours == "in_loader" else ""
+    return shared_memory_faults(needed, config.data, remedy)
+
+
 class ShardedViews:
     """This rank's part of every global batch of the config's images.
 
@@ -105,7 +128,7 @@ class ShardedViews:
     resumed run gets the same; a step's images go to the ranks in rank order.
 
     Raises:
-        ValueError: the images are missing or too few.
+        ValueError: the images are missing or too few, or shared memory is.
     """
 
     def __init__(self, config: PretrainConfig, processes: Processes) -> None:
@@ -113,8 +136,10 @@ class ShardedViews:
         self.processes = processes
         images = open_images(config.data)
         self.num_images = len(images)
-        if faults := too_few_images(config, self.num_images):
-            raise ValueError(*faults)
+        num_local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if processes.size > 1 else 1
+        faults = too_few_images(config, self.num_images)
+        if faults := faults + loader_faults(config, num_local, processes.size):
+            raise ValueError("; ".join(faults))
         self.loader = ViewLoader(config, images, processes.device)
 
     def batches(self, epoch: int, first_step: int) -> Iterator[Tensor]:

@@ -1,6 +1,8 @@
 """Batches of views: the same wherever and by however many workers."""
 
+import shutil
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,7 +11,9 @@ from torch import Tensor
 
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.data.images import open_images
-from pretrain.views import ViewLoader
+from pretrain.runtime.distributed import Processes
+from pretrain.train import check_machine
+from pretrain.views import ShardedViews, ViewLoader, loader_faults
 
 CPU = torch.device("cpu")
 Make = Callable[..., PretrainConfig]
@@ -86,3 +90,55 @@ def test_an_image_that_cannot_be_read_is_one_line(tiny: Make, workers: int) -> N
     assert next(batches).shape[1] == 2
     with pytest.raises(ValueError, match=r"\A\S*07\.png: not a readable image \([^\n]*\)\Z"):
         next(batches)
+
+
+IMAGENET = {"batch_size": 256, "num_views": 2, "loss": {"name": "w-mse", "sub_batch": 128}}
+
+
+def needed(make: Make, **settings: Any) -> float:
+    """Return the GB of shared memory that 16 workers ask for, of which there is none."""
+    config = make(**IMAGENET, **settings)
+    data = config.data.model_copy(update={"num_workers": 16, **settings.get("data", {})})
+    (fault,) = loader_faults(config.model_copy(update={"data": data}))
+    assert ("on_device" in fault) == (config.augment.colours == "in_loader")
+    return float(fault.partition(" GB")[0].rpartition(" ")[2])
+
+
+def test_shared_memory_is_that_of_all_batches_ahead(
+    tiny: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    assert loader_faults(tiny(**IMAGENET)) == []  # no workers
+    views = {"size": 224, "colours": "in_loader"}
+    assert needed(tiny, augment=views) == 9.9
+    assert needed(tiny, augment=views | {"colours": "by_view"}) == 9.9
+    assert needed(tiny, augment=views | {"colours": "on_device"}) == 2.5
+    assert needed(tiny, augment=views | {"colours": "on_device", "noise_std": 0.1}) == 12.3
+    probe = {"every_epochs": 1, "size": 224}
+    assert needed(tiny, augment=views, probe=probe) == 11.1  # 256 images of uint8, beside it
+    config = tiny(**IMAGENET, augment=views)
+    data = config.data.model_copy(update={"num_workers": 4, "prefetch": 3})
+    (fault,) = loader_faults(config.model_copy(update={"data": data}), 2, 4)
+    assert "need 1.8 GB" in fault  # two of four processes here, of a quarter of the batch each
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2 * 10**9))
+    assert loader_faults(config.model_copy(update={"data": data}), 2, 4) == []
+
+
+def test_a_run_says_so_before_it_starts_workers(
+    tiny: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    config = with_colours(tiny, "in_loader", workers=2)
+    with pytest.raises(ValueError, match=r"data\.num_workers 2, which hold data\.prefetch 2"):
+        ShardedViews(config, Processes(CPU))
+    assert check_machine(config.model_dump(mode="json")) == loader_faults(config) != []
+
+
+def test_how_far_workers_read_ahead_changes_no_view(tiny: Make) -> None:
+    config = with_colours(tiny, "in_loader", workers=2)
+    data = config.data.model_copy(update={"prefetch": 7})
+    other = config.model_copy(update={"data": data})
+    assert other.identity() == config.identity()
+    assert ViewLoader(other, open_images(data), CPU).loader.prefetch_factor == 7
+    for pair in zip(*(loaded(each, 0, [*range(8)], 2) for each in (config, other)), strict=True):
+        assert torch.equal(*pair)
