@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
@@ -21,6 +22,7 @@ from pretrain.indicators import centred_indicators
 from pretrain.losses import WhiteningLoss, build_loss
 from pretrain.models import SelfSupervisedModel
 from pretrain.runtime.checkpoint import LAST, save_atomically
+from pretrain.runtime.device import HostCopy
 from pretrain.runtime.distributed import Processes, all_gather_with_grad
 from pretrain.runtime.faults import DivergedError
 from pretrain.runtime.rng import derived_seed, random_states, restore_random_states, seed_process
@@ -34,6 +36,7 @@ from pretrain.training.resume import state_to_resume
 from pretrain.training.schedule import Length, covariance_weight, lr_factor
 from pretrain.views import ShardedViews
 
+STEPS_AHEAD = {"cuda": 1}  # launched before the loss of a step is read; 0 on other devices
 AfterEpoch = Callable[[int | None, nn.Module, StopRequest], dict[str, float]]
 logger = logging.getLogger(__name__)
 
@@ -44,6 +47,16 @@ class Output(NamedTuple):
     loss: Tensor
     encoding: Tensor  # [V, N, F]
     embedding: Tensor  # [V, N, D]
+
+
+class Step(NamedTuple):
+    """A step whose loss and norm of the gradient are on their way, and what a dump has of it."""
+
+    number: int
+    lr: float
+    views: Tensor
+    output: Output
+    health: HostCopy
 
 
 class Trainer:
@@ -83,6 +96,8 @@ class Trainer:
         seed_process(config.seed, processes.rank)
         self.stop = StopRequest()
         self.step = 0
+        self.unread: deque[Step] = deque()
+        self.bad = torch.zeros((), device=processes.device)  # 1 from the first bad step on
 
     @property
     def epoch(self) -> int:
@@ -116,9 +131,10 @@ class Trainer:
                 for views in self._batches():
                     self._set_rates()
                     output = self.gradients(parallel, views)
-                    loss, signal = self._agree(output, views, self.stop.number)
+                    self._watch(output, views)
                     self.update()
                     self.step += 1
+                    loss, signal = self._agree(self.stop.number)
                     report.stepped(self.step, partial(self.metrics, output, loss))
                     self._after_step(report, signal)
                 self._end_training(report)
@@ -149,6 +165,9 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what `state_dict` returned on rank 0."""
         self.model.load_state_dict(state["model"])
+        for group in state["optimizer"]["param_groups"]:
+            if "fused" in group:  # of the device that wrote it
+                group["fused"] = self.optimizer.defaults["fused"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         rank_state = state["ranks"][self.processes.rank]
@@ -200,49 +219,74 @@ class Trainer:
         return Output(torch.stack(losses).sum(), torch.cat(encodings, 1), torch.cat(embeddings, 1))
 
     def update(self) -> None:
-        """Take the optimiser's step; under fp16 not if a scaled gradient overflowed."""
+        """Take the optimiser's step; none from a step on whose loss or gradient is not finite.
+
+        Under fp16 not if a scaled gradient overflowed. A GPU knows by itself: nothing is read.
+        """
+        if self.bad.device.type == "cpu" and bool(self.bad):
+            return
+        self.scaler.unscale_(self.optimizer)
+        if self.scaler.is_enabled():
+            for overflowed in self.scaler._found_inf_per_device(self.optimizer).values():
+                overflowed.copy_(torch.maximum(overflowed, self.bad))
+        elif self.bad.device.type == "cuda":
+            vars(self.optimizer)["found_inf"] = self.bad  # heeded by LARS and by fused kernels
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
-    def _agree(self, output: Output, views: Tensor, signal: int) -> tuple[float, int]:
-        """Return the mean loss over all processes, and a signal that any of them has got.
+    def _watch(self, output: Output, views: Tensor) -> None:
+        """Begin to read the loss and the norm of the gradient.
 
         fp16's gradients may overflow: its scaler leaves such steps out and halves its factor, which
         falls on and on where the gradients themselves are not finite.
         """
-        norm = output.loss.new_zeros(())
         if self.scaler.is_enabled():
-            norm += math.inf if self.scaler.get_scale() < precision.LEAST_SCALE else 0
+            scale = self.scaler.scale(torch.ones_like(output.loss))
+            norm = torch.where(scale < precision.LEAST_SCALE, math.inf, 0.0).to(scale.dtype)
         else:
             grads = [p.grad for p in self.model.parameters() if p.grad is not None]
             norm = torch.nn.utils.get_total_norm(grads).to(output.loss.dtype)
-        rows = self.processes.all_gather(
-            [*torch.stack([output.loss, norm]).tolist(), float(signal)]
-        )
-        losses, norms, signals = (list(column) for column in zip(*rows, strict=True))
-        if not all(map(math.isfinite, losses + norms)):
-            self._stop_diverged(output, views, losses, norms)
-        return sum(losses) / len(losses), int(max(signals))
+        health = torch.stack([output.loss, norm])
+        self.bad = torch.maximum(self.bad, (~health.isfinite()).any().to(self.bad.dtype))
+        lr = float(self.optimizer.param_groups[0]["lr"])
+        self.unread.append(Step(self.step, lr, views, output, HostCopy(health)))
 
-    def _stop_diverged(
-        self, output: Output, views: Tensor, losses: list[float], norms: list[float]
-    ) -> None:
-        rank, lr = self.processes.rank, float(self.optimizer.param_groups[0]["lr"])
+    def _agree(self, signal: int) -> tuple[float, int]:
+        """Return the mean loss over all processes, and a signal that any of them has got.
+
+        A GPU computes the next step while the last one is read, so that the loss is of the step
+        before, or NaN after the first; of this step where it is logged or saved.
+        """
+        at_once = self.config.logs(self.step) or self.step % self.config.checkpoint_every == 0
+        at_once |= self.step_in_epoch == 0 or self.step == self.length.total_steps
+        loss, agreed = math.nan, 0
+        ahead = STEPS_AHEAD.get(self.processes.device.type, 0)
+        while len(self.unread) > (0 if at_once or agreed else ahead):
+            step = self.unread.popleft()
+            rows = self.processes.all_gather([*step.health.tolist(), float(signal)])
+            losses, norms, signals = (list(column) for column in zip(*rows, strict=True))
+            if not all(map(math.isfinite, losses + norms)):
+                self._stop_diverged(step, losses, norms)
+            loss, agreed = sum(losses) / len(losses), max(agreed, int(max(signals)))
+        return loss, agreed
+
+    def _stop_diverged(self, step: Step, losses: list[float], norms: list[float]) -> None:
+        rank = self.processes.rank
         content: dict[str, Any] = {
-            "step": self.step,
-            "lr": lr,
+            "step": step.number,
+            "lr": step.lr,
             "losses": losses,
             "gradient_norms": norms,
-            "views": views,
-            **output._asdict(),
+            "views": step.views,
+            **step.output._asdict(),
             "config": self.config.identity(),
         }
         if rank == 0:
             content["model"] = self.model.state_dict()
         save_atomically(content, dump_path(self.output_dir, rank))
         self.processes.barrier()
-        total = self.length.total_steps
-        raise DivergedError(describe(losses, norms, self.step, total, lr, self.output_dir))
+        total, folder = self.length.total_steps, self.output_dir
+        raise DivergedError(describe(losses, norms, step.number, total, step.lr, folder))
 
     def _after_step(self, report: Report, signal: int) -> None:
         config, at_end = self.config, self.step == self.length.total_steps

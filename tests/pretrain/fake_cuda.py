@@ -48,6 +48,8 @@ class FakeCuda(TorchDispatchMode):
             if target.type == "cpu":
                 return torch.ones(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
         self.calls.append(func.name())
+        if func is aten._fused_sgd_.default:  # in place, and torch has no fake of it
+            return None
         with self.fake:
             return func(*args, **kwargs)
 
@@ -108,6 +110,8 @@ def fake_cuda(patch: pytest.MonkeyPatch, notes: list[str] | None = None) -> Iter
 
     changes: dict[str, Callable[..., Any]] = {
         "_lazy_init": lambda: None,
+        "is_bf16_supported": lambda *_: True,
+        "is_current_stream_capturing": lambda: False,
         "current_stream": lambda *_: stack[-1],
         "Stream": lambda *_: Stream("beside", notes),
         "stream": current,
@@ -115,6 +119,7 @@ def fake_cuda(patch: pytest.MonkeyPatch, notes: list[str] | None = None) -> Iter
     with patch.context() as inside:
         for name, change in changes.items():
             inside.setattr(torch.cuda, name, change)
+        inside.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
         inside.setattr(Tensor, "pin_memory", pinned)
         inside.setattr(nn.Module, "to", moved)
         inside.setattr(

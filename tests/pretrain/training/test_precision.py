@@ -177,13 +177,15 @@ def test_fp16_leaves_out_steps_that_overflow_and_stops_where_all_do(
     first = next(trainer.model.parameters()).grad
     assert first is not None
     first.view(-1)[0] = math.inf
-    trainer._agree(output, views, 0)  # one overflow is nothing to stop for
+    trainer._watch(output, views)
     trainer.update()
+    trainer._agree(0)  # one overflow is nothing to stop for
     assert all(map(torch.equal, trainer.model.parameters(), before))
     assert trainer.scaler.get_scale() == 2**15
     trainer.scaler.load_state_dict(trainer.scaler.state_dict() | {"scale": 2.0**-15})
+    trainer._watch(output, views)
     with pytest.raises(DivergedError, match="norm of the gradient became inf"):
-        trainer._agree(output, views, 0)
+        trainer._agree(0)
 
 
 def test_another_precision_scales_nothing() -> None:
