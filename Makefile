@@ -2,6 +2,7 @@
 # make test    the same environment, and every test this machine can run
 # make test-oldest  the same with the oldest torch and numpy that pyproject.toml allows, in .venv-oldest
 #              (Python 3.11 or 3.12; 5 GB); TESTS="tests/pretrain/losses" for some of the tests
+# make test-bare  both README commands on a bare Debian (bookworm, trixie); root, debootstrap, 7 GB
 # make lint type    what CI checks besides
 # make docs    the documentation site, in build/docs
 # make test-faults  the pipeline killed, starved and damaged, at length; CI runs a short form
@@ -13,7 +14,7 @@ STAMP := $(VENV)/.installed
 OLDEST := .venv-oldest
 TESTS ?=
 
-.PHONY: env demo test test-oldest test-faults lint type check docs
+.PHONY: env demo test test-oldest test-bare test-faults lint type check docs
 .DELETE_ON_ERROR:
 
 env: $(STAMP)
@@ -41,6 +42,9 @@ test: env
 
 test-oldest: $(OLDEST)/.installed
 	@OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n auto --maxprocesses 4 --no-loadscope-reorder $(TESTS)
+
+test-bare:
+	@sh tools/test_bare.sh
 
 lint: env
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
