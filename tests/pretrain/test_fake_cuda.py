@@ -1,0 +1,98 @@
+"""Losses, training steps, colours and probes on CUDA tensors without data: all on one device."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.gpu_check.numerics import AUGMENTATIONS, LOSSES
+from benchmarks.gpu_check.training import VARIANTS, digits_config
+from pretrain.config.data import AugmentConfig
+from pretrain.config.loss import loss_config
+from pretrain.config.probe import LinearConfig
+from pretrain.losses import build_loss
+from pretrain.probes.knn import Neighbours
+from pretrain.probes.linear import fit_linear
+from pretrain.runtime.distributed import Processes
+from pretrain.training import Trainer
+from pretrain.views.batched import RawViews, finish_views
+from pretrain.whitening import whiten
+from tests.fake_cuda import backward, fake_cuda
+from tests.pretrain.image_sets import save_png, some_pixels
+
+
+def loss_of(settings: dict[str, Any], x: Tensor) -> Tensor:
+    loss_fn = build_loss(loss_config(**settings)).to(x.device)
+    loss: Tensor = loss_fn(x, generator=torch.Generator().manual_seed(1))
+    torch.autograd.backward(loss)
+    return loss
+
+
+@pytest.mark.parametrize("title", LOSSES)
+def test_losses(title: str) -> None:
+    settings, shape = LOSSES[title]
+    with fake_cuda() as device:
+        x = torch.randn(shape, device=device, requires_grad=True)
+        loss = loss_of(settings, x)
+        assert loss.device == device and x.grad is not None
+        assert x.grad.device == device and x.grad.shape == x.shape
+
+
+def test_a_tensor_left_on_the_cpu_is_told() -> None:
+    with fake_cuda() as device:
+        layer = torch.nn.Linear(2, 2)
+        with pytest.raises(RuntimeError, match="cuda:0 and cpu"):
+            torch.ones(2, device=device) + torch.ones(2)
+        with pytest.raises(RuntimeError, match="cuda:0"):
+            layer(torch.ones(1, 2, device=device))
+        assert layer.to(device)(torch.ones(1, 2, device=device)).device == device
+
+
+def test_gradients_are_those_of_torch() -> None:
+    x, y = (torch.randn(64, 8, generator=torch.Generator().manual_seed(0)) for _ in range(2))
+    grads = []
+    for engine in (torch.autograd.backward, backward):
+        leaf = x.clone().requires_grad_()
+        engine((whiten(leaf, over="batch", method="zca") * y + leaf.sum(0)).square().sum())
+        grads.append(leaf.grad)
+    torch.testing.assert_close(grads[0], grads[1])
+
+
+@pytest.mark.parametrize("title", sorted(set(VARIANTS) - {"bf16", "fp16"}))  # autocast wants a GPU
+def test_training_steps(title: str, tmp_path: Path) -> None:
+    for number, pixels in enumerate(some_pixels(64, 32)):
+        save_png(tmp_path / "images" / f"{number}.png", pixels)
+    config = digits_config(VARIANTS[title] | {"data": {"root": str(tmp_path / "images")}})
+    V, N, size = config.num_views, config.batch_size, config.augment.size
+    with fake_cuda() as device:
+        trainer = Trainer(config, tmp_path, Processes(device))
+        for _ in range(2):  # the second with the optimiser's state
+            output = trainer.gradients(
+                trainer.model, torch.randn(V, N, 3, size, size, device=device)
+            )
+            trainer.update()
+        devices = {p.grad.device for p in trainer.model.parameters() if p.grad is not None}
+        assert devices == {device} == {output.loss.device, output.embedding.device}
+
+
+@pytest.mark.parametrize(
+    "title", sorted(set(AUGMENTATIONS) - {"noise"})
+)  # CUDA's generator wants a GPU
+def test_colours(title: str) -> None:
+    config = AugmentConfig.model_validate(AUGMENTATIONS[title])
+    with fake_cuda() as device:
+        views = torch.zeros(2, 8, 3, config.size, config.size, dtype=torch.uint8, device=device)
+        finished = finish_views(RawViews(views, torch.ones(2, 8, 10), torch.arange(8)), config)
+        assert finished.device == device and finished.shape == views.shape
+
+
+def test_probes() -> None:
+    with fake_cuda() as device:
+        bank, labels = torch.randn(64, 16, device=device), torch.zeros(64, dtype=int, device=device)
+        search = Neighbours(bank, 5)
+        search.add(bank, labels)
+        assert {found.device for found in search.nearest()} == {device}
+        classifier = fit_linear(bank, labels, 10, LinearConfig(epochs=1), 0)
+        assert classifier(bank).device == device
