@@ -36,6 +36,7 @@ CASES = {
     "Faster R-CNN R50-C4": "voc_faster_rcnn_r50_c4_24k.yaml",
     "Mask R-CNN R50-FPN": "coco_mask_rcnn_r50_fpn_1x.yaml",
 }
+PRECISIONS = ("float32", "fp16", "bf16")
 PARTS = ("data", "forward", "backward", "optimiser")
 DATASET = "benchmark"
 NUM_IMAGES, NUM_BOXES, NUM_CLASSES = 8, 6, 3
@@ -70,11 +71,11 @@ def benchmark_detection(
         register({DATASET: draw_dataset(Path(folder), size)})
         title = f"Fine-tuning, 2 images of {size} px, {machine}"
         for case, file in CASES.items():
-            for amp in (False, True) if on_gpu else (False,):
+            for precision in PRECISIONS if on_gpu else PRECISIONS[:1]:
                 print(f"{case}: {rounds + WARM_UP} steps ..", flush=True)
-                cfg = case_config(file, size, Path(folder), amp=amp, workers=workers)
+                cfg = case_config(file, size, Path(folder), precision=precision, workers=workers)
                 load = f"load {os.getloadavg()[0]:.1f}"
-                table = Table(title=f"{case}{', AMP' if amp else ''}. {title}, {load}; seconds")
+                table = Table(title=f"{case}, {precision}. {title}, {load}; seconds")
                 for column in ("step", *PARTS, "images/s", "trainer adds"):
                     table.add_column(column, justify="right")
                 table.add_row(*row_of(parts_of_a_step(cfg, rounds), cost))
@@ -93,7 +94,7 @@ def trainer_cost_here() -> Cost:
     with tempfile.TemporaryDirectory() as folder:
         register({DATASET: draw_dataset(Path(folder), COST_SIZE)})
         file = CASES["Mask R-CNN R50-FPN"]
-        cfg = case_config(file, COST_SIZE, Path(folder), amp=False, workers=0)
+        cfg = case_config(file, COST_SIZE, Path(folder), precision="float32", workers=0)
         return trainer_cost(cfg, COST_BLOCKS)
 
 
@@ -134,7 +135,7 @@ def parts_of_a_step(cfg: CfgNode, rounds: int) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def case_config(file: str, size: int, folder: Path, *, amp: bool, workers: int) -> CfgNode:
+def case_config(file: str, size: int, folder: Path, *, precision: str, workers: int) -> CfgNode:
     """Return a shipped config at one size, for 2 images on this machine, that learns nothing."""
     cfg = get_cfg()
     cfg.merge_from_other_cfg(CfgNode(CfgNode.load_yaml_with_base(str(CONFIGS / file))))
@@ -148,7 +149,8 @@ def case_config(file: str, size: int, folder: Path, *, amp: bool, workers: int) 
     solver = cfg.SOLVER
     solver.IMS_PER_BATCH, solver.REFERENCE_WORLD_SIZE, solver.BASE_LR = 2, 0, 0.0
     solver.CHECKPOINT_PERIOD = solver.MAX_ITER
-    solver.AMP.ENABLED = amp
+    solver.AMP.ENABLED = precision != "float32"
+    solver.AMP.PRECISION = precision  # which detectron2 0.6 does not know
     cfg.TEST.PRECISE_BN.ENABLED = False
     cfg.OUTPUT_DIR, cfg.SEED = str(folder), 0
     return cfg

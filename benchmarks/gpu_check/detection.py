@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -16,7 +18,8 @@ import torch
 from detectron2.utils.events import EventStorage
 from torch import Tensor
 
-from benchmarks.detection import CASES, DATASET, case_config, draw_dataset
+from benchmarks.detection import CASES, DATASET, PRECISIONS, case_config, draw_dataset
+from benchmarks.gpu_check.numerics import relative
 from benchmarks.gpu_check.results import TINY, Results
 from benchmarks.gpu_check.timing import (
     ON_GPU,
@@ -28,10 +31,10 @@ from benchmarks.gpu_check.timing import (
 )
 from transfer.detection.loader import register
 from transfer.detection.run import memory_estimate
-from transfer.detection.trainer import Trainer, train_in_bfloat16
+from transfer.detection.trainer import Trainer
 
 SIZE, ROUNDS, WARM_UP = (128, 1, 0) if TINY else (800, 12, 3)
-PRECISIONS = ("float32", "fp16", "bf16") if ON_GPU else ("float32",)
+CHECK_SIZE = 128
 BATCHES = (2,) if TINY else (2, 8)
 
 
@@ -40,7 +43,9 @@ def detection(results: Results) -> None:
     logging.getLogger("detectron2").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
         register({DATASET: draw_dataset(Path(folder), SIZE)})
-        for (title, file), precision, batch in product(CASES.items(), PRECISIONS, BATCHES):
+        for (title, file), precision, batch in product(
+            CASES.items(), PRECISIONS if ON_GPU else PRECISIONS[:1], BATCHES
+        ):
             if precision == "fp16" and batch != BATCHES[0]:
                 continue
             row = partial(detector_row, file, precision, batch, Path(folder))
@@ -50,12 +55,9 @@ def detection(results: Results) -> None:
 def detector_row(file: str, precision: str, batch: int, folder: Path) -> dict[str, Any]:
     """Return milliseconds and images/s of a step without the loader's time, and its memory."""
     free_memory()
-    mixed = precision != "float32"
-    cfg = case_config(file, SIZE, folder, amp=mixed, workers=0 if TINY else 8)
+    cfg = case_config(file, SIZE, folder, precision=precision, workers=0 if TINY else 8)
     cfg.SOLVER.IMS_PER_BATCH = batch
     trainer = Trainer(cfg)
-    if precision == "bf16":
-        train_in_bfloat16(trainer.model, cfg.MODEL.DEVICE)
     images = next(iter(trainer.data_loader))
     times = []
     for _ in range(WARM_UP + ROUNDS):
@@ -67,15 +69,15 @@ def detector_row(file: str, precision: str, batch: int, folder: Path) -> dict[st
     ms = statistics.median(times[WARM_UP:])
     row: dict[str, Any] = {"ms": ms, "images/s": batch * 1e3 / ms} | peak_gb()
     row["estimate"] = memory_estimate(cfg, trainer.model, trainer.optimizer, 1)[:70]
-    if batch == BATCHES[0] and not mixed:
+    if batch == BATCHES[0] and precision == "float32":
         row |= inference_row(trainer, images)
     if batch == BATCHES[0] and precision == "bf16":
         row["profile"] = profiled(partial(take_step, trainer, images), 3, 10)
     return row
 
 
-def take_step(trainer: Trainer, images: list[dict[str, Any]]) -> None:
-    """Take a step on the same images."""
+def take_step(trainer: Trainer, images: list[dict[str, Any]]) -> Tensor:
+    """Take a step on the same images; return its loss."""
     with EventStorage():
         with torch.autocast("cuda", enabled=trainer.cfg.SOLVER.AMP.ENABLED):
             loss = sum(trainer.model(images).values())
@@ -83,6 +85,29 @@ def take_step(trainer: Trainer, images: list[dict[str, Any]]) -> None:
         assert isinstance(loss, Tensor)
         torch.autograd.backward(loss)
         trainer.optimizer.step()
+    return loss.detach()
+
+
+def detector_on_device() -> dict[str, Any]:
+    """A Mask R-CNN R50-FPN: its features against the CPU's, and a step's loss, by precision."""
+    file = next(file for title, file in CASES.items() if "FPN" in title)
+    rows: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        register({DATASET: draw_dataset(Path(folder), CHECK_SIZE)})
+        for precision in PRECISIONS if ON_GPU else PRECISIONS[:1]:
+            cfg = case_config(file, CHECK_SIZE, Path(folder), precision=precision, workers=0)
+            trainer = Trainer(cfg)
+            images = next(iter(trainer.data_loader))
+            backbone = trainer.model.backbone
+            x = trainer.model.preprocess_image(images).tensor
+            expected = deepcopy(backbone).cpu()(x.cpu())["p2"]
+            dtype = torch.bfloat16 if precision == "bf16" else torch.float16
+            with torch.autocast("cuda", dtype, enabled=cfg.SOLVER.AMP.ENABLED):
+                features = backbone(x)["p2"]
+            loss = float(take_step(trainer, images))
+            rows[precision] = {"features": relative(features, expected), "loss": loss}
+            assert rows[precision]["features"] < 0.05 and math.isfinite(loss), rows
+    return rows
 
 
 def inference_row(trainer: Trainer, images: list[dict[str, Any]]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu_check import numerics, ranks, training
+from benchmarks.gpu_check import detection, numerics, ranks, training
 from benchmarks.gpu_check.results import Results
 
 CHECKS: tuple[Callable[[], dict[str, Any]], ...] = (
@@ -25,6 +25,7 @@ CHECKS: tuple[Callable[[], dict[str, Any]], ...] = (
     numerics.roi_align_types,
     numerics.nearest_neighbours,
     numerics.encoder,
+    detection.detector_on_device,
     training.loader,
     training.trainer_variants,
     training.host_reads,

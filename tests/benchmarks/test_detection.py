@@ -19,7 +19,7 @@ from transfer.detection.loader import register
 
 def small_case(folder: Path, size: int) -> CfgNode:
     register({DATASET: draw_dataset(folder, size)})
-    return case_config(CASES["Mask R-CNN R50-FPN"], size, folder, amp=False, workers=0)
+    return case_config(CASES["Mask R-CNN R50-FPN"], size, folder, precision="float32", workers=0)
 
 
 def test_all_images_are_one(tmp_path: Path) -> None:

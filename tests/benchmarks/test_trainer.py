@@ -31,7 +31,7 @@ from transfer.detection.loader import register
 
 def small_case(folder: Path, size: int) -> CfgNode:
     register({DATASET: draw_dataset(folder, size)})
-    return case_config(CASES["Mask R-CNN R50-FPN"], size, folder, amp=False, workers=0)
+    return case_config(CASES["Mask R-CNN R50-FPN"], size, folder, precision="float32", workers=0)
 
 
 def test_both_loops_train_alike_and_give_the_signals_back(tmp_path: Path) -> None:
