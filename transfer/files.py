@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import hashlib
 import json
 import os
@@ -47,6 +48,22 @@ def locked_folder(folder: Path) -> Iterator[Callable[[], None]]:
         yield lock
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Keep Python from looking for cycles in a block that makes millions of objects without any.
+
+    It walks all objects again and again as their number grows: of JSON of COCO's size it takes two
+    thirds of the time to read it.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def write_json(path: Path, content: Any) -> None:

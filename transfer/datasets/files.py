@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from transfer.config.data import CocoData, VocData
 from transfer.datasets.findings import IMAGE_SUFFIXES, is_whole, path_fault, read_text
-from transfer.files import sha256_of
+from transfer.files import no_collection, sha256_of
 
 Id = int | str
+BEFORE_LIST = re.compile(r"[ \t\n\r]*:[ \t\n\r]*(?=\[)")
 
 
 def index_file(data: CocoData | VocData) -> Path:
@@ -66,10 +70,14 @@ def coco_images(annotations: bytes) -> list[tuple[Id, str]]:
     What it refuses is left out, so that a damaged file has none.
     """
     try:
-        content = json.loads(annotations.decode("utf-8"))
+        with no_collection():
+            text = annotations.decode("utf-8")
+            entries: Any = list_under(text, "images") if text.rstrip().endswith("}") else None
+            if entries is None:
+                content = json.loads(text)
+                entries = content.get("images") if isinstance(content, dict) else None
     except (ValueError, RecursionError):
         return []
-    entries = content.get("images") if isinstance(content, dict) else None
     images: dict[Id, str] = {}
     for entry in entries if isinstance(entries, list) else ():
         if isinstance(entry, dict) and path_fault(entry.get("file_name")) is None:
@@ -77,6 +85,43 @@ def coco_images(annotations: bytes) -> list[tuple[Id, str]]:
             if is_whole(number) or isinstance(number, str):
                 images.setdefault(number, str(entry["file_name"]))
     return list(images.items())
+
+
+def coco_classes(path: Path) -> list[str] | None:
+    """Return the class names of COCO's annotation file in detectron2's order, that of their ids.
+
+    None where reading the whole file has to tell them.
+    """
+    with no_collection():
+        entries = list_under(read_text(path), "categories")
+    names: dict[int, str] = {}
+    for entry in entries or ():
+        number, name = (entry.get("id"), entry.get("name")) if isinstance(entry, dict) else (0, 0)
+        if not is_whole(number) or not isinstance(name, str) or number in names:
+            return None
+        names[number] = name
+    return [names[number] for number in sorted(names)] or None
+
+
+def list_under(text: str, key: str) -> list[Any] | None:
+    """Return the list under a key of the outermost object of a JSON text, and decode little else.
+
+    Nearly all of COCO's file are its annotations. A key that stands once in the text, plainly and
+    before a list, is the outermost object's if what comes before it, or else what follows its list,
+    is the rest of one. None where only the whole text can tell.
+    """
+    mark = f'"{key}"'
+    at = text.find(mark)
+    value = BEFORE_LIST.match(text, at + len(mark))
+    if at < 0 or value is None or text.find(mark, at + 1) >= 0:
+        return None
+    try:
+        entries, end = json.JSONDecoder().raw_decode(text, value.end())
+        is_at_start = at < len(text) - end
+        around = json.loads(text[:at] + '"":0}' if is_at_start else '{"":0' + text[end:])
+    except (ValueError, RecursionError):
+        return None
+    return entries if isinstance(around, dict) else None
 
 
 def part_ids(ids: Iterable[Id], fraction: float, seed: int) -> set[Id]:
@@ -103,13 +148,15 @@ def content_digest(data: CocoData | VocData) -> str:
     )
     annotations, root = [index_file(data)], image_root(data)
     if isinstance(data, CocoData):
-        images = [root / name for _, name in coco_images(data.annotations.read_bytes())]
+        names = [name for _, name in coco_images(data.annotations.read_bytes())]
+        images = [os.path.join(root, name) for name in names]  # noqa: PTH118  (a Path each is slow)
     else:
         names = split_names(data)
         annotations += [data.root / "Annotations" / f"{name}.xml" for name in names]
-        images = [files[0] for files in image_files(root, names).values()]
+        images = [str(files[0]) for files in image_files(root, names).values()]
     for path in annotations:
         digest.update(f"{sha256_of(path)}\n".encode())
-    for path in images:
-        digest.update(f"{path.name} {path.stat().st_size}\n".encode(errors="surrogateescape"))
+    for image in images:
+        line = f"{os.path.basename(image)} {os.stat(image).st_size}\n"  # noqa: PTH116, PTH119
+        digest.update(line.encode(errors="surrogateescape"))
     return digest.hexdigest()

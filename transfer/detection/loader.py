@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, count, islice
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -32,9 +33,9 @@ from detectron2.utils import comm
 from torch.utils.data import IterableDataset, get_worker_info
 
 from transfer.config.data import CocoData, VocData
-from transfer.datasets.files import image_files, part_ids, split_names
+from transfer.datasets.files import coco_classes, image_files, part_ids, split_names
 from transfer.datasets.voc import objects_of, read_annotation
-from transfer.files import one_line
+from transfer.files import no_collection, one_line
 
 Record = dict[str, Any]
 Batch = list[tuple[int, int]]  # (position in the order of all images, index of the image)
@@ -112,13 +113,19 @@ def restore_numpy_names() -> None:
 
 def class_names(name: str) -> list[str]:
     """Return the class names of a registered set; reads the annotations where needed."""
-    if MetadataCatalog.get(name).get("thing_classes") is None:
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("thing_classes") is None:
+        is_coco = metadata.get("evaluator_type") == "coco"
+        if is_coco and (names := coco_classes(Path(metadata.json_file))):
+            return names
         DatasetCatalog.get(name)
     return list(MetadataCatalog.get(name).thing_classes)
 
 
 def category_ids(name: str) -> dict[int, int]:
     """Return which class (from 0) each category of a set's predictions is."""
+    if MetadataCatalog.get(name).get("thing_classes") is None:
+        DatasetCatalog.get(name)
     names = class_names(name)
     ids = MetadataCatalog.get(name).get("thing_dataset_id_to_contiguous_id")
     return dict(ids) if ids else {index: index for index in range(len(names))}
@@ -273,13 +280,17 @@ class SeededLoader:
 
 def build_loader(cfg: CfgNode) -> SeededLoader:
     """Return the loader of a config's training sets, in the order that its SEED decides."""
-    records = get_detection_dataset_dicts(
-        cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-    )
     grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING
+    with no_collection():
+        records = get_detection_dataset_dicts(
+            cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+        )
+        packed = DatasetFromList(records, copy=False)
+        is_wide = [record["width"] > record["height"] for record in records] if grouped else None
+        del records
     return SeededLoader(
-        DatasetFromList(records, copy=False),
-        [record["width"] > record["height"] for record in records] if grouped else None,
+        packed,
+        is_wide,
         ImageMapper(cfg, is_train=True),
         derived_seed("train", cfg.SEED),
         cfg.SOLVER.IMS_PER_BATCH,

@@ -8,11 +8,13 @@ import pytest
 
 from transfer.config.data import CocoData, VocData
 from transfer.datasets.files import (
+    coco_classes,
     coco_images,
     content_digest,
     image_files,
     image_root,
     index_file,
+    list_under,
     part_ids,
     split_names,
 )
@@ -59,6 +61,57 @@ def test_images_of_coco_are_those_the_check_accepts() -> None:
     assert coco_images(content) == [(2, "b/2.jpg"), ("x", "x.jpg")]
     for broken in (b"", b"{", b"\xff", b"[]", b"[" * 100_000, b'{"images": {}}'):
         assert coco_images(broken) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"a": [1, {"b": "x"}], "info": {}}', [1, {"b": "x"}]),
+        ('{"info": {"b": [0]}, "a" :\n [2], "rest": [[]]}', [2]),
+        ('{"long": "long enough to be no start", "a": [3]}', [3]),
+        ('{"a": []}', []),
+        ('{"info": {"a": [1]}}', None),
+        ('{"info": {"a": [1]}, "long": "so that the start is shorter"}', None),
+        ('[{"a": [1]}]', None),
+        ('{"a": [1], "a": [2]}', None),
+        ('{"a": [1], "b": "a"}', None),
+        ('{"\\u0061": [1]}', None),
+        ('{"b": "\\"a\\": [1]"}', None),
+        ('{"a": {"b": [1]}}', None),
+        ('{"a": [1}', None),
+        ('{"b": [1]}', None),
+        ("", None),
+    ],
+)
+def test_a_list_is_read_where_it_can_only_be_the_outermost_objects(
+    text: str, expected: list[object] | None
+) -> None:
+    assert list_under(text, "a") == expected
+    if expected is not None:
+        assert json.loads(text)["a"] == expected
+
+
+def test_images_are_read_by_their_key_as_from_the_whole_text() -> None:
+    entries = [{"id": 3, "file_name": "3.jpg"}]
+    annotations = [{"id": number, "image_id": 3} for number in range(9)]
+    plain = {"images": entries, "annotations": annotations, "categories": []}
+    nested = {"info": {"images": [7]}, **plain}
+    for content in (plain, dict(reversed(plain.items())), nested):
+        assert coco_images(json.dumps(content).encode()) == [(3, "3.jpg")]
+    assert coco_images(json.dumps(plain).encode()[:-1]) == []
+
+
+def test_classes_are_in_the_order_of_their_ids(tmp_path: Path) -> None:
+    path = tmp_path / "set.json"
+
+    def classes(*entries: object) -> list[str] | None:
+        path.write_text(json.dumps({"images": [], "categories": entries}), encoding="utf-8")
+        return coco_classes(path)
+
+    one, two = {"id": 9, "name": "one"}, {"id": 4, "name": "two"}
+    assert classes(one, two) == ["two", "one"]
+    for odd in ([one, one], [7], [{"id": "1", "name": "x"}], [{"id": 1}], []):
+        assert classes(*odd) is None
 
 
 def test_a_part_lies_within_a_larger_one_whatever_the_order() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy
 import pytest
 from detectron2.config import get_cfg
-from detectron2.data import DatasetCatalog, DatasetMapper
+from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data.datasets import load_voc_instances
 
 from tests.transfer.detection.detections import boxes_of
@@ -69,6 +69,17 @@ def test_aliases_come_back_only_for_the_build_that_needs_them(
 def test_categories_of_predictions_and_their_classes(coco: CocoData, voc: VocData) -> None:
     register({"hand_coco": coco, "hand_voc": voc})
     assert category_ids("hand_coco") == {7: 0} and category_ids("hand_voc") == {0: 0}
+
+
+def test_classes_of_coco_are_known_before_its_records_are_read(
+    digits: dict[str, CocoData | VocData], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register({"unread": digits["digits_coco_val"]})
+    with monkeypatch.context() as patch:
+        patch.setattr(type(DatasetCatalog), "get", lambda _, name: pytest.fail(f"{name} is read"))
+        before = class_names("unread")
+    DatasetCatalog.get("unread")
+    assert before == MetadataCatalog.get("unread").thing_classes
 
 
 def test_vocs_records_are_detectron2s(digits: dict[str, CocoData | VocData]) -> None:
