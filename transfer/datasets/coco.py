@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from transfer.config.data import CocoData
-from transfer.datasets.files import Id, part_ids
+from transfer.datasets.files import Entries, Id, part_ids
 from transfer.datasets.findings import (
     Edges,
     Finding,
@@ -29,8 +29,10 @@ from transfer.datasets.findings import (
     share_of,
     shown,
 )
+from transfer.files import no_collection
 
 KEYS = ("images", "annotations", "categories")
+ID_KEYS = ("id", "image_id", "category_id")
 OBJECT = "wanted an object of keys"
 MAX_SIDE = 1_000_000
 ROUNDING = 1.05  # of an area against its box's
@@ -121,16 +123,15 @@ def check_coco(data: CocoData, findings: Findings) -> Iterator[Finding]:
     """Yield what is wrong with the annotations; count them and the images in `findings`."""
     path = data.annotations
     try:
-        images, annotations, categories = _lists(path)
+        images, annotations, categories, ids = _lists(path)
     except ValueError as error:
         yield "unreadable annotation files", f"{path}: {error}"
         return
-    yield from _decimal_ids(path, {"images": images, "categories": categories,
-                                   "annotations": annotations})  # fmt: skip
+    yield from _decimal_ids(path, images, categories, ids)
     known = Known(findings.needs)
     yield from _images(path, images, known)
     yield from _categories(path, categories, known)
-    yield from _annotation_ids(path, annotations, findings.needs)
+    yield from _annotation_ids(path, ids.counts, findings.needs)
     used: Collection[Id] = known.files.keys()
     if data.fraction is not None:
         used = part_ids(known.files, data.fraction, data.subset_seed)
@@ -155,7 +156,7 @@ def check_coco(data: CocoData, findings: Findings) -> Iterator[Finding]:
 
 
 def _annotations(
-    path: Path, annotations: list[Any], known: Known, counts: Counts, findings: Findings
+    path: Path, annotations: Iterable[Any], known: Known, counts: Counts, findings: Findings
 ) -> Iterator[Finding]:
     """Yield what is wrong with each annotation; count those of the images that are used."""
     for index, entry in enumerate(annotations):
@@ -163,6 +164,7 @@ def _annotations(
         if not isinstance(entry, dict):
             yield "entries that are no objects", f"{where} is {shown(entry)}, {OBJECT}"
             continue
+        made_whole(entry)
         if known.is_id(entry.get("id")):
             where = f"{path}: annotation {entry['id']}"
         image, category = entry.get("image_id"), entry.get("category_id")
@@ -201,38 +203,81 @@ def _sizes(path: Path, counts: Counts) -> Iterator[Finding]:
         yield "areas that boxes contradict", line
 
 
-def _lists(path: Path) -> list[list[Any]]:
-    """Return the file's images, annotations and categories.
+def _lists(path: Path) -> tuple[list[Any], list[Any] | Entries, list[Any], AnnotationIds]:
+    """Return the file's images, annotations and categories, and the ids of the annotations.
+
+    Of a file of COCO's size the annotations are four times as large in memory as on the disk, so
+    they are decoded as they are walked.
 
     Raises:
         ValueError: it is not COCO's layout.
     """
     try:
-        content = json.loads(read_text(path))
+        text, ids = read_text(path), AnnotationIds()
+        try:
+            entries = Entries(text, "annotations", ids.see)
+            content: Any = entries.around | {"annotations": entries}
+        except (ValueError, RecursionError):  # whatever is wrong, reading it whole says it
+            ids = AnnotationIds()
+            with no_collection():
+                content = json.loads(text)
+            for index, entry in enumerate(_list_in(content, "annotations") or ()):
+                ids.see(index, entry)
     except FileNotFoundError:
         raise ValueError("no such file; wanted COCO's annotation file") from None
     except (ValueError, OSError, RecursionError) as error:
         raise ValueError(f"not JSON ({error}); wanted COCO's annotation file") from None
-    lists: list[Any] = [content.get(key) for key in KEYS] if isinstance(content, dict) else [None]
-    if all(isinstance(entries, list) for entries in lists) and lists[0] and lists[2]:
-        return lists
+    images, annotations, categories = (_list_in(content, key) for key in KEYS)
+    if images and annotations is not None and categories:
+        return list(images), annotations, list(categories), ids
     raise ValueError(
         f"not COCO's layout; wanted lists {', '.join(KEYS)}, the first and last not empty"
     )
 
 
-def _decimal_ids(path: Path, lists: dict[str, list[Any]]) -> Iterator[Finding]:
-    """Yield that ids have a decimal point; they are made whole here, so that no line follows."""
-    decimal: list[str] = []
-    for what, entries in lists.items():
-        keys = ("id", "image_id", "category_id") if what == "annotations" else ("id",)
-        for index, entry in enumerate(entries):
-            for key in keys if isinstance(entry, dict) else ():
-                value = entry.get(key)
-                if isinstance(value, float) and is_number(value) and value.is_integer():
-                    entry[key] = int(value)
-                    decimal.append(f"{what}[{index}] has {key} {value}")
-    if decimal:
+def _list_in(content: Any, key: str) -> list[Any] | Entries | None:
+    entries = content.get(key) if isinstance(content, dict) else None
+    return entries if isinstance(entries, list | Entries) else None
+
+
+@dataclass
+class AnnotationIds:
+    """Ids of all annotations by how often they are there, and which have a decimal point."""
+
+    counts: Counter[Id] = field(default_factory=Counter)
+    decimal: list[str] = field(default_factory=list)
+
+    def see(self, index: int, entry: Any) -> None:
+        """Count an annotation's id as it is made whole."""
+        if isinstance(entry, dict):
+            self.decimal += [f"annotations[{index}] has {fault}" for fault in made_whole(entry)]
+            number = entry.get("id")
+            if is_whole(number) or isinstance(number, str):
+                self.counts[number] += 1
+
+
+def made_whole(entry: dict[str, Any], keys: Sequence[str] = ID_KEYS) -> list[str]:
+    """Make an entry's ids with a decimal point whole, so that no line follows; name them."""
+    decimal = []
+    for key in keys:
+        value = entry.get(key)
+        if type(value) is float and is_number(value) and value.is_integer():
+            entry[key] = int(value)
+            decimal.append(f"{key} {value}")
+    return decimal
+
+
+def _decimal_ids(
+    path: Path, images: list[Any], categories: list[Any], ids: AnnotationIds
+) -> Iterator[Finding]:
+    """Yield that ids have a decimal point."""
+    decimal = [
+        f"{what}[{index}] has {fault}"
+        for what, entries in (("images", images), ("categories", categories))
+        for index, entry in enumerate(entries) if isinstance(entry, dict)
+        for fault in made_whole(entry, ("id",))
+    ]  # fmt: skip
+    if decimal := decimal + ids.decimal:
         line = (
             f"{path}: {number_of(len(decimal), 'id', 'has', 'have')} a decimal point ({decimal[0]}"
         )
@@ -303,13 +348,11 @@ def _categories(path: Path, categories: list[Any], known: Known) -> Iterator[Fin
         yield kind, f"{path}: ids of categories are numbers and texts, wanted one of the two"
 
 
-def _annotation_ids(path: Path, annotations: list[Any], needs: Needs) -> Iterator[Finding]:
+def _annotation_ids(path: Path, counts: Counter[Id], needs: Needs) -> Iterator[Finding]:
     """Yield ids that COCO's evaluation takes for "no match", or for one another.
 
     Training asks only that they differ.
     """
-    ids = [entry.get("id") for entry in annotations if isinstance(entry, dict)]
-    counts = Counter(number for number in ids if is_whole(number) or isinstance(number, str))
     why = "detectron2 wants ids that differ"
     if needs.evaluated:
         why = "COCO's evaluation counts right detections as wrong unless ids are different whole "

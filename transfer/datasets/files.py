@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from transfer.datasets.findings import IMAGE_SUFFIXES, is_whole, path_fault, rea
 from transfer.files import no_collection, sha256_of
 
 Id = int | str
+SPACE = re.compile(r"[ \t\n\r]*")
+AFTER_ENTRY = re.compile(r"[ \t\n\r]*([,\]])[ \t\n\r]*")
 BEFORE_LIST = re.compile(r"[ \t\n\r]*:[ \t\n\r]*(?=\[)")
 
 
@@ -122,6 +124,58 @@ def list_under(text: str, key: str) -> list[Any] | None:
     except (ValueError, RecursionError):
         return None
     return entries if isinstance(around, dict) else None
+
+
+class Entries:
+    """A list in a JSON text, decoded anew whenever it is walked, one entry in memory at a time.
+
+    `around` is the text's outermost object with an empty list in its place. `see` is called with
+    the entries and their indices as they are walked for the first time.
+
+    Raises:
+        ValueError: that cannot be told without decoding the whole text, which may be no JSON.
+    """
+
+    def __init__(self, text: str, key: str, see: Callable[[int, Any], None]) -> None:
+        mark = f'"{key}"'
+        at = text.find(mark)
+        value = BEFORE_LIST.match(text, at + len(mark))
+        if at < 0 or value is None or text.find(mark, at + 1) >= 0:
+            raise ValueError(f"{mark} is not there once, before a list")
+        self.text, self.start, self.count = text, value.end(), 0
+        end = self.start
+        for entry, end in self._walk():  # noqa: B007  (the last one's counts)
+            see(self.count, entry)
+            self.count += 1
+        close = text.index("]", end) + 1
+        self.around = json.loads(text[: self.start] + "[]" + text[close:])
+        if not isinstance(self.around, dict) or self.around.get(key) != []:
+            raise ValueError(f"{mark} is none of the outermost object's keys")
+
+    def __iter__(self) -> Iterator[Any]:
+        return (entry for entry, _ in self._walk())
+
+    def __len__(self) -> int:
+        return self.count
+
+    def _walk(self) -> Iterator[tuple[Any, int]]:
+        decode = json.JSONDecoder().raw_decode
+        at = self.start + 1
+        if empty := AFTER_ENTRY.match(self.text, at):
+            if empty[1] == "]":
+                return
+            raise ValueError("a comma before the first entry")
+        first = SPACE.match(self.text, at)
+        at = first.end() if first else at
+        while True:
+            entry, at = decode(self.text, at)
+            yield entry, at
+            after = AFTER_ENTRY.match(self.text, at)
+            if after is None:
+                raise ValueError("no comma or bracket after an entry")
+            if after[1] == "]":
+                return
+            at = after.end()
 
 
 def part_ids(ids: Iterable[Id], fraction: float, seed: int) -> set[Id]:

@@ -8,6 +8,7 @@ import pytest
 
 from transfer.config.data import CocoData, VocData
 from transfer.datasets.files import (
+    Entries,
     coco_classes,
     coco_images,
     content_digest,
@@ -89,6 +90,34 @@ def test_a_list_is_read_where_it_can_only_be_the_outermost_objects(
     assert list_under(text, "a") == expected
     if expected is not None:
         assert json.loads(text)["a"] == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"a": [1, {"b": [2]} , "x"], "b": 3}', [1, {"b": [2]}, "x"]),
+        ('{"b": {}, "a":[ ] }', []),
+        ('{"b": 1,\n "a" : [\n [1]\n]}', [[1]]),
+    ],
+)
+def test_entries_are_decoded_whenever_they_are_walked(text: str, expected: list[object]) -> None:
+    seen: list[tuple[int, object]] = []
+    entries = Entries(text, "a", lambda *each: seen.append(each))
+    assert list(entries) == list(entries) == expected == [entry for _, entry in seen]
+    assert len(entries) == len(expected) and [index for index, _ in seen] == [*range(len(seen))]
+    assert entries.around == json.loads(text) | {"a": []}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a": [1], "a": [2]}', '{"b": {"a": [1]}}', '[{"a": [1]}]', '{"a": [1] 2}', "",
+        '{"a": [,]}', '{"a": [1', '{"a": [1 2]}', '{"a": {}}', '{"a": [1]} 2', '{"a": [1,]}',
+    ],
+)  # fmt: skip
+def test_entries_that_only_the_whole_text_can_tell_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"\w"):
+        Entries(text, "a", lambda *_: None)
 
 
 def test_images_are_read_by_their_key_as_from_the_whole_text() -> None:
