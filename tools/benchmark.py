@@ -1,6 +1,4 @@
-"""Print how fast a part of the package is: `python tools/benchmark.py whitening`."""
-
-from __future__ import annotations
+"""Print how fast a part of the package is; an example: python tools/benchmark.py whitening."""
 
 import argparse
 import importlib
@@ -8,6 +6,9 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/pretrain.py hides pretrain
+from pipeline.commands.command_line import need_packages
+
+need_packages()
 # name: (module, options, summary), for benchmark_<name>; an option with a + takes several numbers
 BENCHMARKS = {
     "commands": ("command_lines", ("rounds", "stages"), "CPU seconds until a command answers"),
@@ -39,9 +40,7 @@ OPTIONS = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Read the arguments and run one benchmark; return 0."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog="example: python tools/benchmark.py loader --workers 2"
-    )
+    parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="name", required=True)
     for name, (_, options, summary) in BENCHMARKS.items():
         command = commands.add_parser(name, help=summary, argument_default=argparse.SUPPRESS)

@@ -12,6 +12,9 @@ import warnings
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from pipeline.commands.command_line import config_among, need_packages
+
+need_packages()
 
 from pipeline.plan.data_sets import chosen_sets, recipe_faults
 from transfer.datasets.check import print_reports
@@ -24,13 +27,16 @@ def main() -> int:
     epilog = "example: python tools/check_data.py voc_2007_test --decode all"
     parser = argparse.ArgumentParser(description=__doc__, epilog=epilog)
     parser.add_argument("names", nargs="*", help="sets; default: the config's, or all there are")
-    parser.add_argument("--config-file", type=Path, help="a pipeline config that names sets")
+    named = "a pipeline config that names sets; the flag is optional"
+    parser.add_argument("--config-file", type=Path, help=named)
     decode = "decode images: of sets up to 2,000 or measured on (auto), all, none; in parallel"
     parser.add_argument("--decode", choices=("auto", "all", "none"), default="auto", help=decode)
     splits = "write ImageSets/Main/{trainval,test}.txt of VOC's layout from its Annotations"
     parser.add_argument("--make-splits", nargs=2, metavar=("SEED", "ROOT"), help=splits)
     arguments = parser.parse_args()
     names, config_file = arguments.names, arguments.config_file
+    if config_file is None:
+        config_file, names = config_among(names)
     try:
         if arguments.make_splits:
             seed, root = arguments.make_splits

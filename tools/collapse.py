@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/pretrain.py hides pretrain
+from pipeline.commands.command_line import need_packages
+
+need_packages()
 
 from pretrain.config.loss import Method
 

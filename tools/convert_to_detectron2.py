@@ -1,14 +1,15 @@
 """Convert a ResNet checkpoint to detectron2 weights, and prove that nothing was lost."""
 
-from __future__ import annotations
-
-import argparse
 import signal
 import sys
 import warnings
+from argparse import ArgumentParser, BooleanOptionalAction
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/pretrain.py hides pretrain
+from pipeline.commands.command_line import leave_if_missing, need_packages
+
+need_packages()
 from transfer.checkpoints.families import FORMATS
 from transfer.checkpoints.other_files import check_present
 from transfer.config.convert import check_places, stated_input
@@ -18,7 +19,7 @@ from transfer.files import one_line
 def main(arguments: list[str] | None = None) -> int:
     """Return 0 when OUTPUT and its companion .json are written, 2 when the input is refused."""
     example = "example: python tools/convert_to_detectron2.py runs/cw-rgp/backbone.pth cw-rgp.pkl"
-    parser = argparse.ArgumentParser(description=__doc__, epilog=example)
+    parser = ArgumentParser(description=__doc__, epilog=example)
     parser.add_argument("input", type=Path, metavar="INPUT", help="checkpoint file")
     parser.add_argument("output", type=Path, metavar="OUTPUT.pkl", help="detectron2 weights")
     parser.add_argument("--format", help=f"family, where not recognised: {', '.join(FORMATS)}")
@@ -27,8 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     fed.add_argument("--input-order", type=str.upper, choices=("RGB", "BGR"))
     for name in ("--pixel-mean", "--pixel-std"):
         fed.add_argument(name, type=float, nargs=3, help="of pixels from 0 to 255")
-    fed.add_argument("--stride-in-1x1", action=argparse.BooleanOptionalAction, default=None,
-                     help="bottlenecks halve their map in the 1x1, as Caffe2's")  # fmt: skip
+    fed.add_argument("--stride-in-1x1", action=BooleanOptionalAction, help="maps halve in the 1x1")
     options = parser.parse_args(arguments)
     warnings.simplefilter("ignore", FutureWarning)  # fvcore's, at import
     try:
@@ -45,8 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         line, code = "stopped by Ctrl-C", 130
     except Exception as error:  # noqa: BLE001  (an untrusted file found a gap: still one line)
-        is_known = isinstance(error, ValueError | OSError)
-        what = error if is_known else f"{options.input}: unexpected {type(error).__name__}: {error}"
+        leave_if_missing(error)
+        what = error if isinstance(error, ValueError | OSError) else f"{options.input}: {error!r}"
         line, code = one_line(what)[:370], 2
     print(f"convert_to_detectron2: {line}", file=sys.stderr)
     return code

@@ -4,18 +4,18 @@ Run again, it goes on where it stopped; `make_digits.py` writes the data it need
 python tools/digits_knn.py --methods w-mse-2 --seeds 0 --steps 100
 """
 
-from __future__ import annotations
-
 import argparse
 import logging
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/pretrain.py hides pretrain
-from pydantic import ValidationError
+from pipeline.commands.command_line import need_packages
+
+need_packages()
 from rich.console import Console
 
-from pipeline.config.yaml_files import apply_overrides, faults_of, load_yaml
+from pipeline.config.yaml_files import apply_overrides, load_yaml, validated
 from pretrain.config.probe import ProbeConfig
 from pretrain.data.splits import check_splits
 from pretrain.runtime.files import write_json
@@ -42,16 +42,15 @@ def main(arguments: list[str] | None = None) -> int:
         recipes = {key: load_yaml(CONFIGS / file) | {"num_views": views} | steps
                    for key, (file, views) in METHODS.items() if key in options.methods}  # fmt: skip
         content = apply_overrides(load_yaml(CONFIGS / "probe_digits.yaml"), ["linear=null"])
-        probe = ProbeConfig.model_validate(content)
+        probe = validated(ProbeConfig, content, "probe_digits.yaml")
         check_splits(probe.data, ("train", "test"))
         from examples.digits_knn import run_study, study_table  # noqa: PLC0415  (imports torch)
 
         results = run_study(recipes, probe, options.seeds, options.output_dir)
         write_json({"steps": options.steps, "results": results}, options.output_dir / "knn.json")
         Console().print(study_table(results))
-    except (ValidationError, ValueError, OSError) as error:
-        lines = faults_of(error, "recipe") if isinstance(error, ValidationError) else [str(error)]
-        print("\n".join(f"digits_knn: {line}" for line in lines), file=sys.stderr)
+    except (ValueError, OSError) as error:
+        print("\n".join(f"digits_knn: {line}" for line in str(error).splitlines()), file=sys.stderr)
         return 2
     return 0
 

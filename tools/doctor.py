@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/pretrain.py hides pretrain
+from pipeline.commands.command_line import need_packages
+
+need_packages()
 
 from pipeline.commands.doctor import Finding, as_json, examine, healthy, table
 from transfer.detectron2_wheel.install import probe

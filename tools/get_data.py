@@ -11,6 +11,9 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/pretrain.py hides pretrain
+from pipeline.commands.command_line import need_packages
+
+need_packages()
 
 from rich.console import Console
 

@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/pretrain.py hides pretrain
+from pipeline.commands.command_line import add_config, need_packages, parsed
 
-from pydantic import ValidationError
-
-from pipeline.config.yaml_files import apply_overrides, faults_of, load_yaml
+need_packages()
+from pipeline.config.kinds import load_config
+from pipeline.config.yaml_files import apply_overrides, validated
+from pipeline.plan.place import PRETRAINING, folder_fault
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.data.splits import check_start
 from pretrain.runtime.faults import DivergedError, tell_fault, tell_stopped
@@ -28,22 +30,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", type=Path, required=True, help="pretraining config (YAML)")
+    add_config(parser, "pretraining")
     parser.add_argument("--output-dir", type=Path, required=True, help="folder of this run")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
-    options = parser.parse_intermixed_args(arguments)
+    options = parsed(parser, arguments)
     first = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(level=logging.INFO if first else logging.ERROR, format="%(message)s")
     try:
-        content = apply_overrides(load_yaml(options.config_file), options.overrides)
-        config = PretrainConfig.model_validate(content)
+        content = load_config(options.config_file, "pretraining config")
+        content = apply_overrides(content, options.overrides)
+        config = validated(PretrainConfig, content, str(options.config_file))
+        if fault := folder_fault(options.output_dir, PRETRAINING, "--output-dir"):
+            raise ValueError(fault)
         check_start(config, num_processes=int(os.environ.get("WORLD_SIZE", "1")))
         from pretrain.train import pretrain  # noqa: PLC0415  (imports torch)
 
         metrics = pretrain(config, options.output_dir)
-    except ValidationError as error:
-        tell_fault("\n".join(faults_of(error, str(options.config_file), PretrainConfig)))
-        return 2
     except (ValueError, OSError, DivergedError) as error:
         tell_fault(f"pretrain: {error}")
         return 1 if isinstance(error, DivergedError) else 2

@@ -17,6 +17,9 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/pretrain.py hides pretrain
+from pipeline.commands.command_line import add_config, need_packages, parsed
+
+need_packages()
 from pipeline.commands.main import NAMES, Options, execute, init
 
 EXAMPLE = """example:
@@ -34,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("command", choices=NAMES)
-    parser.add_argument("--config-file", type=Path, help="pipeline config (YAML)")
+    add_config(parser, "pipeline")
     parser.add_argument("--executor", choices=["local", "slurm"], help="where stages run (local)")
     parser.add_argument("--watch", action="store_true", help="status: again every 10 s to the end")
     parser.add_argument("--json", dest="as_json", action="store_true", help="status: for machines")
@@ -47,10 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--yes", action="store_true", help="clean: remove what it prints")
     parser.add_argument("--outdated", action="store_true", help="cancel: only such jobs")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="changes to the config, such as seeds=[0]"
-    )
-    given = vars(parser.parse_intermixed_args(arguments))
+    given = vars(parsed(parser, arguments, optional=True))  # `report A B` has none
     command, config_file, overrides = map(given.pop, ("command", "config_file", "overrides"))
     given["only"] = tuple(given["only"] or ())
     return execute(command, config_file, overrides, Options(**given))

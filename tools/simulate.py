@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/pretrain.py hides pretrain
+from pipeline.commands.command_line import add_config, need_packages, parsed
+
+need_packages()
 
 from pipeline.commands.simulate import read_rates, summary
 from pipeline.plan.build import load_plan
@@ -21,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", type=Path, required=True, help="pipeline config (YAML)")
+    add_config(parser, "pipeline")
     parser.add_argument(
         "--rates",
         type=Path,
@@ -32,8 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--gpus", type=int, nargs="+", default=[8, 64, 512], help="cluster sizes (default 8 64 512)"
     )
     parser.add_argument("--price-per-gpu-hour", type=float, help="adds what the GPU hours cost")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
-    options = parser.parse_intermixed_args(arguments)
+    options = parsed(parser, arguments)
     try:
         plan = load_plan(options.config_file, options.overrides, on_paper=True)
         rates = read_rates(options.rates)

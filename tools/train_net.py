@@ -4,16 +4,19 @@ Without a GPU it runs on the CPU. Fewer GPUs than SOLVER.REFERENCE_WORLD_SIZE me
 and learning rate and more iterations; the values used are printed and kept in OUTPUT_DIR.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from argparse import Namespace
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from pipeline.config.yaml_files import load_yaml
+from pipeline.commands.command_line import need_packages
+
+need_packages()
+from pipeline.config.kinds import load_config
+from pipeline.plan.place import FINE_TUNING, folder_fault
 from transfer.config.command_line import argument_parser, merged_config, parsed, weights_place_fault
 from transfer.config.data import known_datasets
 from transfer.config.finetune import defaults
@@ -21,14 +24,11 @@ from transfer.datasets.check import task_faults
 from transfer.datasets.files import index_file
 from transfer.datasets.findings import Needs
 
-
-def load(path: str) -> dict[str, object]:
-    """Return a config file with its `_BASE_`, and nothing in it executed."""
-    return load_yaml(Path(path))
+load = partial(load_config, kind="detectron2 config")  # with its `_BASE_`, and nothing executed
 
 
-def early_faults(options: Namespace) -> list[str]:
-    """Return what the command line is refused for before torch is imported: wrong keys, no file."""
+def check_early(options: Namespace) -> None:
+    """Raise ValueError for what needs no torch to be refused: wrong keys, no file."""
     with suppress(FileNotFoundError):  # without detectron2; its import says so
         config = options.config_file, options.opts or [], load, options.optimizer
         cfg = merged_config(defaults().clone(), *config)
@@ -36,8 +36,10 @@ def early_faults(options: Namespace) -> list[str]:
         sets = {name: known_datasets()[name] for name in names if name in known_datasets()}
         missing = {name: (data, Needs(evaluated=name in cfg.DATASETS.TEST, masks=False))
                    for name, data in sets.items() if not index_file(data).is_file()}  # fmt: skip
-        return [*filter(None, [weights_place_fault(cfg.MODEL.WEIGHTS)]), *task_faults(missing)]
-    return []
+        place = folder_fault(Path(cfg.OUTPUT_DIR), FINE_TUNING, "OUTPUT_DIR")
+        faults = [*filter(None, [weights_place_fault(cfg.MODEL.WEIGHTS), place])]
+        if faults := [*faults, *task_faults(missing)]:
+            raise ValueError("\n".join(faults))
 
 
 def main() -> int:
@@ -45,11 +47,9 @@ def main() -> int:
     if "TORCHELASTIC_RUN_ID" not in os.environ:  # whose processes have to agree who speaks
         options = parsed(argument_parser(__doc__), sys.argv[1:])
         try:
-            faults = early_faults(options)
+            check_early(options)
         except (ValueError, OSError) as error:
-            faults = [str(error)]
-        if faults:
-            print("train_net: " + "\n".join(faults), file=sys.stderr)
+            print(f"train_net: {error}", file=sys.stderr)
             return 2
     from transfer.detection.cli import main as train  # noqa: PLC0415  (imports torch)
 

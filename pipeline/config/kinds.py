@@ -34,14 +34,14 @@ TAKEN_BY: dict[Kind, str] = {
 }
 
 
-def load_config(path: Path, kind: Kind, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def load_config(path: Path | str, kind: Kind, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Return the mapping in a config file and its bases, with changes that another config asks for.
 
     Raises:
         ValueError: it cannot be read, it is of another kind, or an override cannot be applied;
             every line names the file.
     """
-    content = load_yaml(path)
+    content = load_yaml(Path(path))
     if (other := kind_of(content, kind)) != kind:
         raise ValueError(f"{path}: is a {other}, wanted a {kind}; {TAKEN_BY[other]}")
     return apply_overrides(content, overrides, f"{path}: ")

@@ -26,10 +26,10 @@ def run_folders(root: Path) -> list[Path]:
     return sorted(path for path in folders if RUN_FOLDER.fullmatch(path.name) and path.is_dir())
 
 
-def folder_fault(folder: Path, wanted: str) -> str | None:
+def folder_fault(folder: Path, wanted: str, key: str) -> str | None:
     """Return that a folder is one of another kind of run than `wanted`, and what shows it, or None.
 
-    Two kinds in one folder would each take the other's files for theirs.
+    `key` is what names the folder. Two kinds in one would each take the other's files for theirs.
     """
     marks = [(kind, name) for kind, names in MARKS.items() for name in names]
     shown = [(kind, name) for kind, name in marks if (folder / name).is_file()][:1]
@@ -39,14 +39,14 @@ def folder_fault(folder: Path, wanted: str) -> str | None:
     if not shown or wanted in dict(shown):
         return None
     kind, name = shown[0]
-    return f"{folder}: is the folder of a {kind} ({name} lies there), wanted a new one"
+    return f"{folder}: is the folder of a {kind} ({name} lies there); give another {key}"
 
 
 def place_faults(config: PipelineConfig) -> list[str]:
     """Return why a pipeline's runs cannot lie where `output_dir` and `name` say."""
     root, parent = config.root, config.output_dir
-    if fault := folder_fault(root, PIPELINE):
-        return [f"{fault}; give another `name` or `output_dir`"]
+    if fault := folder_fault(root, PIPELINE, "`name` or `output_dir`"):
+        return [fault]
     if run_folders(parent) and not _is_of_pipeline(root):
         return [
             f"output_dir: {parent} is itself the folder of a pipeline's runs, wanted the one in "

@@ -4,6 +4,7 @@ Most run in this process, so that torch is imported once; what a process adds is
 """
 
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -60,6 +61,76 @@ def test_help_works_everywhere_and_scripts_are_thin(script: str, run_here: Run) 
     assert answer.returncode == 0 and answer.stdout.startswith("usage:"), answer.stderr
     assert "example" in answer.stdout.lower()
     assert len((ROOT / "tools" / script).read_text("utf-8").splitlines()) <= 60
+
+
+@pytest.mark.parametrize("script", sorted({*SCRIPTS} - {"doctor.py", "install_detectron2.py"}))
+def test_without_its_packages_a_script_says_what_makes_them(script: str, tmp_path: Path) -> None:
+    """`-S` leaves out the environment's packages; a benchmark imports them when it begins."""
+    words = [sys.executable, "-S", str(ROOT / "tools" / script)]
+    words += {"benchmark.py": ["whitening"], "convert_to_detectron2.py": ["a.pth", "a.pkl"]}.get(
+        script, []
+    )
+    bare = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    answer = subprocess.run(
+        words, capture_output=True, text=True, cwd=tmp_path, check=False, env=bare
+    )
+    assert (answer.returncode, answer.stdout) == (2, "")
+    (line,) = answer.stderr.splitlines()
+    assert line.startswith(f"{Path(script).stem}: No module named '")
+    assert "; `make env` makes the environment" in line and ".venv/bin/activate" in line
+
+
+WITH_CONFIG = {  # what stands before and behind the config
+    "run_pipeline.py": (("plan",), ("seeds=[0]",)),
+    "pretrain.py": ((), ("--output-dir", "out", "max_steps=1")),
+    "probe.py": (("random:resnet18",), ("linear=null",)),
+    "simulate.py": (("seeds=[0]",), ("--gpus", "8")),
+    "check_data.py": ((), ("--decode", "none")),
+    "train_net.py": ((), ("--num-gpus", "1", "OUTPUT_DIR", "out")),
+}
+
+
+@pytest.mark.parametrize("script", WITH_CONFIG)
+def test_a_config_is_taken_without_its_flag_and_one_of_another_kind_is_one_line(
+    script: str, run_here: Run, tmp_path: Path
+) -> None:
+    before, behind = WITH_CONFIG[script]
+    other = "pretrain/probe_digits.yaml" if script != "probe.py" else "transfer/digits_base.yaml"
+    lines = []
+    for flag in ((), ("--config-file",)):
+        answer = run_here(script, *before, *flag, "absent.yaml", *behind)
+        assert answer.returncode == 2
+        lines.append(answer.stderr.splitlines()[-1])
+        assert "absent.yaml: no such config file" in lines[-1]
+        answer = run_here(script, *before, *flag, str(ROOT / "configs" / other), *behind)
+        (line,) = [each for each in answer.stderr.splitlines() if script[:-3] in each]
+        lines.append(line)
+        kind = "detectron2" if script == "probe.py" else "probe"
+        assert f"{other}: is a {kind} config, wanted a " in line and " takes it, and " in line
+        assert answer.returncode == 2 and not list(tmp_path.iterdir())
+    assert lines[:2] == lines[2:]
+
+
+@pytest.mark.parametrize("script", ["pretrain.py", "probe.py", "simulate.py"])
+def test_a_config_that_is_missing_is_asked_for(script: str, run_here: Run) -> None:
+    before, behind = WITH_CONFIG[script]
+    answer = run_here(script, *before, *behind)
+    assert answer.returncode == 2
+    assert answer.stderr.endswith("error: the config is missing: --config-file FILE.yaml\n")
+
+
+def test_pretrain_and_train_net_leave_a_pipelines_folder_alone(
+    run_here: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "runs" / "mine" / "configs.json").touch()
+    fault = "runs/mine: is the folder of a pipeline (configs.json lies there); give another"
+    config = str(ROOT / "configs" / "pretrain" / "digits_w_mse.yaml")
+    answer = run_here("pretrain.py", config, "--output-dir", "runs/mine")
+    assert (answer.returncode, answer.stderr) == (2, f"pretrain: {fault} --output-dir\n")
+    config = str(ROOT / "configs" / "transfer" / "digits_faster_rcnn_voc.yaml")
+    answer = run_here("train_net.py", config, "OUTPUT_DIR", "runs/mine")
+    assert answer.returncode == 2 and f"train_net: {fault} OUTPUT_DIR\n" in answer.stderr
 
 
 def test_convert_writes_weights_and_says_what_was_proved(tmp_path: Path) -> None:

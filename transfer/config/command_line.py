@@ -54,7 +54,10 @@ def argument_parser(description: str | None = None) -> argparse.ArgumentParser:
 
 
 def parsed(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
-    """Return the options, those behind a `KEY VALUE` too, which argparse takes for a key."""
+    """Return the options, those behind a `KEY VALUE` too, which argparse takes for a key.
+
+    A config may stand before the first key without its flag.
+    """
     pairs: list[str] = []
     while True:
         options = parser.parse_args(arguments)
@@ -62,6 +65,8 @@ def parsed(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Na
         at = next((place for place, word in enumerate(rest) if word.startswith("--")), None)
         if at is None:
             options.opts = pairs + rest
+            if not options.config_file and "".join(options.opts[:1]).endswith((".yaml", ".yml")):
+                options.config_file = options.opts.pop(0)
             return options
         pairs += rest[:at]
         arguments = arguments[: len(arguments) - len(rest)] + rest[at:]

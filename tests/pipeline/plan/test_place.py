@@ -40,26 +40,29 @@ def write(path: Path) -> None:
 def test_a_folder_of_another_kind_of_run_is_told(
     tmp_path: Path, file: str, kind: str | None
 ) -> None:
-    assert folder_fault(tmp_path, PIPELINE) is None and folder_fault(tmp_path / "no", "x") is None
+    assert (
+        folder_fault(tmp_path, PIPELINE, "K") is None
+        and folder_fault(tmp_path / "no", "x", "K") is None
+    )
     write(tmp_path / file)
     for wanted in (PIPELINE, PRETRAINING, FINE_TUNING):
-        fault = folder_fault(tmp_path, wanted)
+        fault = folder_fault(tmp_path, wanted, "K")
         if kind in (None, wanted):
             assert fault is None
         else:
             place = RUN if file.startswith(RUN) else file
             assert fault == (
-                f"{tmp_path}: is the folder of a {kind} ({place} lies there), wanted a new one"
+                f"{tmp_path}: is the folder of a {kind} ({place} lies there); give another K"
             )
 
 
 def test_files_that_several_kinds_have_are_of_the_one_that_has_all(tmp_path: Path) -> None:
     for name in ("metrics.jsonl", "effective_config.yaml"):  # as fine-tuning writes them
         write(tmp_path / name)
-    assert folder_fault(tmp_path, FINE_TUNING) is None
-    assert folder_fault(tmp_path, PRETRAINING) is not None
+    assert folder_fault(tmp_path, FINE_TUNING, "K") is None
+    assert folder_fault(tmp_path, PRETRAINING, "K") is not None
     write(tmp_path / RUN / "config.json")  # of two kinds already: each goes on
-    assert folder_fault(tmp_path, FINE_TUNING) is folder_fault(tmp_path, PIPELINE) is None
+    assert folder_fault(tmp_path, FINE_TUNING, "K") is folder_fault(tmp_path, PIPELINE, "K") is None
 
 
 @pytest.mark.parametrize("command", ["run", "plan", "status", "logs", "report", "cancel", "clean"])
@@ -69,8 +72,8 @@ def test_a_pipeline_refuses_the_folder_of_a_pretraining(
     write(Path("runs/tiny/last.pth"))
     assert execute(command, CONFIG, ONLY_RANDOM) == 2
     assert capsys.readouterr().err == (
-        "run_pipeline: runs/tiny: is the folder of a pretraining (last.pth lies there), wanted a "
-        "new one; give another `name` or `output_dir`\n"
+        "run_pipeline: runs/tiny: is the folder of a pretraining (last.pth lies there); give "
+        "another `name` or `output_dir`\n"
     )
     assert [path.name for path in Path("runs/tiny").iterdir()] == ["last.pth"]
 

@@ -142,6 +142,17 @@ def test_options_may_stand_behind_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     assert options.opts == ["OUTPUT_DIR", "a", "SEED", "1", "OUTPUT_DIR", "b", "SEED", "2"]
 
 
+def test_a_config_may_stand_without_its_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(cli, "execute", lambda options, _: seen.append(options) or {})
+    for line in (["a.yaml", "--resume", "SEED", "1"], ["--resume", "a.yaml", "SEED", "1"]):
+        assert main(arguments=line) == 0
+        assert seen[-1].resume and seen[-1].config_file == "a.yaml"
+        assert seen[-1].opts == ["SEED", "1"]
+    assert main(arguments=["--config-file", "a.yaml", "b.yaml", "1"]) == 0  # a key, to be refused
+    assert seen[-1].config_file == "a.yaml" and seen[-1].opts == ["b.yaml", "1"]
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_torchrun_is_told_that_processes_are_started_otherwise(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: int

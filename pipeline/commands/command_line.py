@@ -1,0 +1,91 @@
+"""Command lines of `tools/`: the config among their words, and packages that are not installed.
+
+Only the standard library is imported, so that this can be where nothing else is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+CODE = ("pipeline", "pretrain", "transfer", "benchmarks", "examples")
+PYTHON = (3, 11)
+REMEDY = (
+    "`make env` makes the environment, once, and `. .venv/bin/activate` enters it, in every new "
+    "terminal"
+)
+
+
+def need_packages() -> None:
+    """From here on an error of an import ends the program in one line that says what to do.
+
+    All scripts begin with this, since most import their packages before anything else. What is
+    imported later, for one command alone, is told in the same words.
+    """
+    sys.excepthook = _tell
+    if sys.version_info < PYTHON:
+        _leave(f"Python {sys.version_info[0]}.{sys.version_info[1]}, wanted 3.11 or newer")
+
+
+def _tell(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """Print an error that nobody caught: a package's in one line, a bug of ours as Python does."""
+    leave_if_missing(error)
+    sys.__excepthook__(kind, error, traceback)
+
+
+def leave_if_missing(error: BaseException) -> None:
+    """End the program with exit code 2 if an error is that of a package which is not installed."""
+    name = (error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""
+    if name and name not in CODE:
+        _leave(" ".join(str(error).split()))
+
+
+def _leave(why: str) -> None:
+    script = Path(sys.argv[0]).stem
+    print(f"{script}: {why} (by {sys.executable}); {REMEDY}", file=sys.stderr, flush=True)
+    sys.exit(2)
+
+
+def add_config(parser: argparse.ArgumentParser, kind: str) -> None:
+    """Add the config and the changes to it to a command line."""
+    parser.add_argument(
+        "--config-file", type=Path, help=f"{kind} config (YAML); the flag is optional"
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="changes to the config, such as seed=1; key+=value adds to a list",
+    )
+
+
+def parsed(
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None, *, optional: bool = False
+) -> argparse.Namespace:
+    """Return the options; a config is taken without its flag, where it stands first of the words.
+
+    Ends the program with exit code 2, as argparse does, without a config that is not `optional`.
+    """
+    options = parser.parse_intermixed_args(arguments)
+    if options.config_file is None:
+        options.config_file, options.overrides = config_among(options.overrides)
+    if options.config_file is None and not optional:
+        parser.error("the config is missing: --config-file FILE.yaml")
+    return options
+
+
+def config_among(words: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """Return the config among words, the first that is the name of a file, and the other words.
+
+    Example:
+        >>> config_among(["seeds=[0]", "tasks.0.config=a.yaml", "my/plan.yaml"])
+        (PosixPath('my/plan.yaml'), ['seeds=[0]', 'tasks.0.config=a.yaml'])
+    """
+    for place, word in enumerate(words):
+        is_yaml = word.endswith((".yaml", ".yml")) and "=" not in word
+        if is_yaml or Path(word).is_file():
+            return Path(word), [*words[:place], *words[place + 1 :]]
+    return None, list(words)
