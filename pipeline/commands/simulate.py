@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, model_validator
 
@@ -25,6 +25,7 @@ from pipeline.stages.stage import STAGE_KINDS, Stage
 from pretrain.config.data import DataConfig
 from pretrain.data.splits import FOLDER_FORMATS
 from transfer.config.data import DetectionData
+from transfer.config.finetune import FLOAT32, OWN_KEYS, flat
 
 COUNTED = ", or put the set where the plan has it, to be counted"
 VIEW_PX, IMAGES, NUM_GPUS, SHORT_SIDE_PX = 224, 16, 8, 800  # what the rates are of
@@ -38,6 +39,7 @@ class Rates(BaseModel):
 
     file: Path  # where they are from, for messages
     hardware: str
+    precision: Literal["float32", "tf32"]  # that training was timed in
     sources: tuple[str, ...]
     views_per_s_per_gpu: dict[str, PositiveFloat]  # pretraining at 224 pixels, by architecture
     num_images: dict[str, PositiveInt]  # of sets that are not where the plan has them
@@ -343,24 +345,39 @@ def summary(plan: Plan, rates: Rates, gpu_counts: Iterable[int], price: float | 
         *_table(["GPUs", "wall time, days", "GPUs at work", "what limits it", *of_all], ends),
         "",
         *(f"- {name}: {words}" for name, words in sorted(numbers.used.items())),
-        *other_sizes(plan),
+        *other_conditions(plan, rates),
         *(f"- {source}" for source in rates.sources),
     ]
     return "\n".join(lines)
 
 
-def other_sizes(plan: Plan) -> list[str]:
-    """Return a line for every size of images, other than the rates', that tasks are trained on."""
-    tasks: dict[int, list[str]] = {}
+def other_conditions(plan: Plan, rates: Rates) -> list[str]:
+    """Return a line for every size of images and precision, other than the rates', of training."""
+    sizes: dict[int, list[str]] = {}
+    precisions: dict[str, list[str]] = {}
     for stage in plan.stages:
+        if stage.kind == "pretrain":
+            precisions.setdefault(stage.settings["compute"]["precision"], []).append(stage.name)
         if stage.task is not None:
+            keys = flat(stage.settings["detectron2"])
+            half = str(keys.get("SOLVER.AMP.ENABLED", False)).lower() == "true"
+            precision = "fp16" if half else str(keys.get(FLOAT32, OWN_KEYS[FLOAT32]))
+            precisions.setdefault(precision, []).append(stage.task)
             side = whole(stage.settings["detectron2"], "INPUT.MIN_SIZE_TRAIN")
-            tasks.setdefault(side, []).append(stage.task)
-    return [
-        f"- {', '.join(dict.fromkeys(names))}: images of {side} pixels, the rates are of "
-        f"{SHORT_SIDE_PX}: it takes {'less' if side < SHORT_SIDE_PX else 'more'} than this"
-        for side, names in tasks.items()
+            sizes.setdefault(side, []).append(stage.task)
+    told = [
+        (names, f"images of {side} pixels, the rates are of {SHORT_SIDE_PX}", side < SHORT_SIDE_PX)
+        for side, names in sizes.items()
         if side != SHORT_SIDE_PX
+    ] + [
+        (names, f"in {precision}, the rates are of {rates.precision}", precision != "float32")
+        for precision, names in precisions.items()
+        if precision != rates.precision
+    ]
+    return [
+        f"- {', '.join(dict.fromkeys(names))}: {what}: it takes {'less' if less else 'more'} than "
+        "this"
+        for names, what, less in told
     ]
 
 

@@ -260,6 +260,27 @@ def test_another_size_of_images_than_the_rates_is_said(project: Path) -> None:
     assert "images of" not in summary(load_plan(FULL, [], on_paper=True), read_rates(RATES), (8,))
 
 
+def test_another_precision_than_the_rates_is_said(project: Path) -> None:
+    """float32 takes more than tf32, and everything else less than float32."""
+    rates = {gpu: read_rates(PLANS / f"rates_{gpu}.yaml") for gpu in ("v100", "h100")}
+    changes = [
+        "tasks.0.overrides=[MODEL.PRECISION=tf32]",
+        "tasks.1.overrides=[SOLVER.AMP.ENABLED=True]",
+    ]
+    changes.append("backbones.1.overrides=[compute.precision=tf32]")
+    plan = load_plan(project / "configs" / "tiny.yaml", changes, on_paper=True)
+    lines = {gpu: summary(plan, rates[gpu], (1,)).splitlines() for gpu in rates}
+    told = {gpu: [line for line in lines[gpu] if ", the rates are of" in line] for gpu in rates}
+    assert told["v100"] == [
+        "- coco, pretrain/a: in tf32, the rates are of float32: it takes less than this",
+        "- voc: in fp16, the rates are of float32: it takes less than this",
+    ]
+    assert told["h100"] == [
+        "- voc: in fp16, the rates are of tf32: it takes less than this",
+        "- pretrain/b: in float32, the rates are of tf32: it takes more than this",
+    ]
+
+
 SIZES = ("128", "[640,1000]")
 
 
