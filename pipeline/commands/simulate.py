@@ -229,6 +229,7 @@ def _finetune_hours(settings: dict[str, Any], gpus: int, numbers: Numbers) -> fl
         whole(config, key) for key in ("SOLVER.MAX_ITER", "SOLVER.IMS_PER_BATCH")
     )
     train_s = num_images * images_s * NUM_GPUS / min(gpus, NUM_GPUS)
+    whole(config, "INPUT.MIN_SIZE_TRAIN")  # of which a line says more; its fault is told here
     sets = {name: DETECTION.validate_python(data) for name, data in settings["datasets"].items()}
     num_tests = sum(numbers.images(name, sets[name]) for name in config["DATASETS"]["TEST"])
     return float(train_s + num_tests * numbers.of("s_per_test_image") / gpus) / 3600

@@ -243,11 +243,12 @@ def test_a_stem_that_halves_less_costs_by_the_area_of_its_maps(
     assert jobs_of(plan)["pretrain/a"].hours == pytest.approx(hours)
 
 
+@pytest.mark.parametrize("key", ["SOLVER.MAX_ITER", "SOLVER.IMS_PER_BATCH", "INPUT.MIN_SIZE_TRAIN"])
 @pytest.mark.parametrize("value", ["0", "abc", "1.5", "true"])
-def test_a_number_of_a_task_that_is_none_is_named(project: Path, value: str) -> None:
-    change = [f"tasks.0.overrides=[SOLVER.MAX_ITER={value}]"]
+def test_a_number_of_a_task_that_is_none_is_named(project: Path, key: str, value: str) -> None:
+    change = [f"tasks.0.overrides=[{key}={value}]"]
     plan = load_plan(project / "configs" / "tiny.yaml", change, on_paper=True)
-    with pytest.raises(ValueError, match=r"coco.yaml: SOLVER.MAX_ITER is .*, wanted a whole"):
+    with pytest.raises(ValueError, match=rf"coco.yaml: {key} is .*, wanted a whole number above 0"):
         jobs_of(plan)
 
 
