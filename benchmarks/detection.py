@@ -36,7 +36,7 @@ CASES = {
     "Faster R-CNN R50-C4": "voc_faster_rcnn_r50_c4_24k.yaml",
     "Mask R-CNN R50-FPN": "coco_mask_rcnn_r50_fpn_1x.yaml",
 }
-PRECISIONS = ("float32", "fp16", "bf16")
+PRECISIONS = ("float32", "tf32", "fp16", "bf16")
 PARTS = ("data", "forward", "backward", "optimiser")
 DATASET = "benchmark"
 NUM_IMAGES, NUM_BOXES, NUM_CLASSES = 8, 6, 3
@@ -149,8 +149,9 @@ def case_config(file: str, size: int, folder: Path, *, precision: str, workers: 
     solver = cfg.SOLVER
     solver.IMS_PER_BATCH, solver.REFERENCE_WORLD_SIZE, solver.BASE_LR = 2, 0, 0.0
     solver.CHECKPOINT_PERIOD = solver.MAX_ITER
-    solver.AMP.ENABLED = precision != "float32"
-    solver.AMP.PRECISION = precision  # which detectron2 0.6 does not know
+    solver.AMP.ENABLED = precision in ("fp16", "bf16")
+    solver.AMP.PRECISION = precision  # which detectron2 0.6 does not know, nor this:
+    cfg.MODEL.PRECISION = "tf32" if precision == "tf32" else "float32"
     cfg.TEST.PRECISE_BN.ENABLED = False
     cfg.OUTPUT_DIR, cfg.SEED = str(folder), 0
     return cfg

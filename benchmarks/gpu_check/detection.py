@@ -46,7 +46,7 @@ def detection(results: Results) -> None:
         for (title, file), precision, batch in product(
             CASES.items(), PRECISIONS if ON_GPU else PRECISIONS[:1], BATCHES
         ):
-            if precision == "fp16" and batch != BATCHES[0]:
+            if precision in ("tf32", "fp16") and batch != BATCHES[0]:
                 continue
             row = partial(detector_row, file, precision, batch, Path(folder))
             results.measure(f"{title}, {precision}, {batch} images", row, 10)

@@ -37,7 +37,7 @@ from transfer.datasets.files import content_digest
 from transfer.detection.cfg import batch_fault, notes_before_start
 from transfer.detection.evaluation import as_json, flat_metrics
 from transfer.detection.loader import register
-from transfer.detection.precision import precision_of, set_tf32
+from transfer.detection.precision import precision_of
 from transfer.detection.trainer import (
     EXIT_INTERRUPTED,
     METRICS,
@@ -205,11 +205,7 @@ def _taken(path: Path) -> Any:
 
 
 def run_detector(run: Run) -> Metrics:
-    """Evaluate or train, as the run says.
-
-    Float32 of this process is IEEE's from here on, or TF32 where MODEL.PRECISION says so.
-    """
-    set_tf32(run.cfg.MODEL.PRECISION == "tf32")
+    """Evaluate or train, as the run says."""
     return evaluate(run) if run.eval_only else train(run)
 
 

@@ -35,6 +35,7 @@ from transfer.detection.loader import (
     build_loader,
     derived_seed,
 )
+from transfer.detection.precision import set_tf32
 from transfer.files import one_line
 
 METRICS = "metrics.jsonl"
@@ -221,7 +222,11 @@ class Trainer(DefaultTrainer):  # type: ignore[misc]
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """Return the model; what no loss can reach is not trained."""
+        """Return the model; what no loss can reach is not trained.
+
+        Float32 of this process is IEEE's from here on, or TF32 where MODEL.PRECISION says so.
+        """
+        set_tf32(cfg.MODEL.get("PRECISION") == "tf32")
         model: nn.Module = super().build_model(cfg)
         freeze_unread_outputs(cfg, model)
         pool_from_exact_boxes(model)

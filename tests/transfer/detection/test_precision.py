@@ -8,10 +8,9 @@ import torch
 from detectron2.config import CfgNode
 
 from transfer.config.finetune import signed_keys
-from transfer.detection import run as run_module
 from transfer.detection.cli import read_config
 from transfer.detection.precision import precision_faults, precision_of, set_tf32
-from transfer.detection.run import Run, run_detector
+from transfer.detection.trainer import Trainer
 
 CONFIG = Path(__file__).resolve().parents[3] / "configs/transfer/digits_faster_rcnn_voc.yaml"
 
@@ -61,23 +60,14 @@ def test_tf32_is_refused_where_there_is_none(a100: None, monkeypatch: pytest.Mon
     assert fault.startswith("MODEL.PRECISION tf32: Tesla V100 has none")
 
 
-@pytest.mark.parametrize(("precision", "setting"), [("float32", "ieee"), ("tf32", "tf32")])
-def test_a_run_sets_what_float32_means(
-    precision: str, setting: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[tuple[bool, bool]] = []
-
-    def note(_: Run) -> dict[str, float]:
-        switches = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-        seen.append(switches)
-        return {}
-
-    monkeypatch.setattr(run_module, "train", note)
-    monkeypatch.setattr(run_module, "evaluate", note)
+@pytest.mark.parametrize("precision", ["float32", "tf32"])
+def test_a_detector_sets_what_float32_means(precision: str) -> None:
+    """Whether it is trained or evaluated: both build it here."""
     set_tf32(precision != "tf32")
-    for eval_only in (False, True):
-        run_detector(Run(cfg_with("MODEL.PRECISION", precision), {}, eval_only=eval_only))
-    assert seen == [(setting == "tf32",) * 2] * 2
+    with torch.device("meta"):
+        Trainer.build_model(cfg_with("MODEL.PRECISION", precision, device="meta"))
+    switches = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    assert switches == (precision == "tf32",) * 2
 
 
 def test_it_is_part_of_the_identity_where_it_is_not_float32() -> None:
