@@ -159,7 +159,8 @@ class AugmentedTraining:
         """Return what must be equal between a kept state and the training that goes on from it."""
         weights = sum(float(p.double().sum()) for p in self.frozen.encoder.parameters())
         data = (len(self.dataset), self.classifier.out_features, self.seed)
-        return repr((self.config.model_dump(), data, f"{weights:.9g}"))
+        made_in = ("tf32",) if self.frozen.tf32 else ()
+        return repr((self.config.model_dump(), data, f"{weights:.9g}", *made_in))
 
     def _resume(self, path: Path | None) -> int:
         """Take up the state in `path`, if there is one; return how many epochs are done."""

@@ -93,6 +93,10 @@ def test_an_interrupted_classifier_goes_on_and_ends_the_same(
         stopped.run(tmp_path / "state.pth")
     again = AugmentedTraining(mean_colour, train, 3, config).run(tmp_path / "state.pth")
     assert torch.equal(again.weight, whole.weight) and torch.equal(again.bias, whole.bias)
+    mean_colour.tf32 = True
+    with pytest.raises(ValueError, match="is of another probe or backbone"):
+        AugmentedTraining(mean_colour, train, 3, config).run(tmp_path / "state.pth")
+    mean_colour.tf32 = False
     other = colours(augmented_linear=short | {"epochs": 4})
     with pytest.raises(ValueError, match="is of another probe or backbone"):
         AugmentedTraining(mean_colour, train, 3, other).run(tmp_path / "state.pth")
