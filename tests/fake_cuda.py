@@ -28,6 +28,8 @@ ANSWERS: Mapping[Callable[..., Any], Any] = {
 
 class _Answers(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.pin_memory:  # which asks for the driver
+            return args[0]
         return ANSWERS[func] if func in ANSWERS else func(*args, **(kwargs or {}))
 
 
