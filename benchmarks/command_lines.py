@@ -34,6 +34,7 @@ REFUSED: dict[str, tuple[tuple[str, ...], ...]] = {
                                  ("nosuch.pth", "out.pkl", "--format", "nosuch")),
     "digits_knn.py": (("--methods", "nosuch"), ()),
     "doctor.py": (("--nosuch",),),
+    "get_data.py": (("--nosuch",), ("nosuch",)),
     "install_detectron2.py": (("--nosuch",), ("--archive", "nosuch.tar.gz")),
     "make_digits.py": (("--nosuch",),),
     "pretrain.py": (("--nosuch",), ("--config-file", "nosuch.yaml", "--output-dir", "out"),
