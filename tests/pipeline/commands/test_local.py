@@ -55,7 +55,7 @@ def test_status_and_report_of_finished_runs_need_no_data(
     before = results.read_text("utf-8")
     shutil.rmtree("data")
     monkeypatch.setattr(finetune, "find_spec", lambda _: None)
-    finetune._defaults.cache_clear()
+    finetune.defaults.cache_clear()
     capsys.readouterr()
     assert execute("status", CONFIG, [], Options(as_json=True)) == 0
     told = capsys.readouterr()
