@@ -73,6 +73,7 @@ def test_what_was_clean_is_asked_once_and_its_notes_are_told_again(
     asked: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("notes.txt").write_text("/a.json: annotation 1: no width", encoding="utf-8")
+    KEPT.parent.mkdir(parents=True)  # `plan` says whether it is there
     assert plan() == 0
     first = capsys.readouterr().out
     assert plan() == 0
