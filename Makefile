@@ -3,6 +3,8 @@
 # make test-oldest  the same with the oldest torch and numpy that pyproject.toml allows, in .venv-oldest
 #              (Python 3.11 or 3.12; 5 GB); TESTS="tests/pretrain/losses" for some of the tests
 # make test-bare  both README commands on a bare Debian (bookworm, trixie); root, debootstrap, 7 GB
+# make gpu-wheels  with network, for a machine without: what make gpu-check needs, in .whl
+# make gpu-check  is this GPU machine sound, and how fast is it: one page, and JSON, in MINUTES (8)
 # make lint type    what CI checks besides
 # make docs    the documentation site, in build/docs
 # make test-faults  the pipeline killed, starved and damaged, at length; CI runs a short form
@@ -13,8 +15,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OLDEST := .venv-oldest
 TESTS ?=
+MINUTES ?= 8
 
-.PHONY: env demo test test-oldest test-bare test-faults lint type check docs
+.PHONY: env demo test test-oldest test-bare gpu-wheels gpu-check test-faults lint type check docs
 .DELETE_ON_ERROR:
 
 env: $(STAMP)
@@ -45,6 +48,13 @@ test-oldest: $(OLDEST)/.installed
 
 test-bare:
 	@sh tools/test_bare.sh
+
+gpu-wheels: env
+	@sh benchmarks/gpu_check/prepare.sh
+
+# Without `env`: it uses the environment that is there, or the machine's own torch and .whl
+gpu-check:
+	@bash benchmarks/gpu_check/check.sh --minutes "$(MINUTES)"
 
 lint: env
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -18,12 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.gpu_check.results import ROOT, TINY, WORK
 
 OUT = Path(os.environ.get("OUT", WORK.parent / "gpu-check-out"))
 SCALE = float(os.environ.get("GPU_CHECK_SCALE", "1"))  # of the limits, for a slow machine
 BEGIN = float(os.environ.get("GPU_CHECK_BEGIN", time.time()))
 LEAST_SECONDS, RESERVE = 12, 6  # to begin a part with; for the files at the end
+PAGE_LINES, PAGE_WIDTH = 5, 160  # of a part; summary.txt has 60
 GRACE = 6.0  # seconds between the two signals
 
 
@@ -152,12 +155,14 @@ def write(parts: list[Part]) -> None:
                 archive.add(path, path.name)
 
 
-def summary(results: dict[str, dict[str, Any]]) -> str:
-    """Return the results as text, at most 60 lines a part."""
-    text = []
+def summary(results: dict[str, dict[str, Any]], lines: int = 60) -> str:
+    """Return the results as text: a line for each part, then its numbers, at most `lines` each."""
+    wrong = [name for name, entry in results.items() if entry["status"] != "ok"]
+    text = [f"{len(results) - len(wrong)} of {len(results)} parts right"]
+    text[0] += f"; not: {', '.join(wrong)}" if wrong else ""
     for name, entry in results.items():
         text.append(f"== {name}: {entry['status']}, {entry['seconds']} s")
-        text += [f"  {line}" for line in lines_of(entry.get("result", {}))[:60]]
+        text += [f"  {line}" for line in lines_of(entry.get("result", {}))[:lines]]
     return "\n".join(text) + "\n"
 
 
@@ -206,22 +211,26 @@ def run(groups: list[list[Part]], end: float) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the check and print its summary; return 0 when all parts are right, else 1."""
+    """Run the check and print a page; return 0 if all parts are right, 2 without a GPU, else 1."""
     names = [part.name for group in GROUPS for part in group]
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--budget", type=float, default=490, metavar="S", help="seconds for all")
+    parser.add_argument("--minutes", type=float, default=8, metavar="M", help="for all parts")
     parser.add_argument("--parts", nargs="+", choices=names, default=names, help="only these")
     parser.add_argument("--serial", action="store_true", help="one part after the other")
     options = parser.parse_args(arguments)
+    if not (TINY or torch.cuda.is_available()):
+        print("gpu-check: torch sees no GPU; GPU_CHECK_TINY=1 makes a dry run", file=sys.stderr)
+        return 2
     for folder in (WORK, OUT):
         folder.mkdir(parents=True, exist_ok=True)
     chosen = {names[0], *options.parts}  # the first makes the images of the others
     groups = [[part for part in group if part.name in chosen] for group in GROUPS]
     if options.serial:
         groups = [[part] for group in groups for part in group]
-    all_right = run(groups, BEGIN + options.budget)
-    print((OUT / "summary.txt").read_text(encoding="utf-8")[-11000:])
-    print(f"whole check {time.time() - BEGIN:.0f} s")
+    all_right = run(groups, BEGIN + 60 * options.minutes)
+    results = json.loads((OUT / "results.json").read_text(encoding="utf-8"))
+    print(*(line[:PAGE_WIDTH] for line in summary(results, PAGE_LINES).splitlines()), sep="\n")
+    print(f"whole check {time.time() - BEGIN:.0f} s; all of it: {OUT / 'results.json'}")
     return 0 if all_right else 1
 
 

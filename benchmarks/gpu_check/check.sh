@@ -1,6 +1,6 @@
 #!/bin/bash
 # On a machine with a GPU, in a checkout with .whl (prepare.sh makes it):
-#     bash benchmarks/gpu_check/check.sh [--budget S] [--parts NAME ..] [--serial]
+#     bash benchmarks/gpu_check/check.sh [--minutes M] [--parts NAME ..] [--serial]
 # Writes summary.txt, results.json and logs.tar.gz to $OUT. PYTHON: an interpreter with torch.
 set -u
 begin=$(date +%s)
@@ -10,13 +10,18 @@ temporary=${TMPDIR:-/tmp}
 export OUT GPU_CHECK_WORK PYTHONUNBUFFERED=1 GPU_CHECK_BEGIN="$begin"
 mkdir -p "$OUT" "$GPU_CHECK_WORK"
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
-if [ -z "${GPU_CHECK_NO_INSTALL:-}" ]; then
+if ls .whl/*.whl >/dev/null 2>&1 && [ -z "${GPU_CHECK_NO_INSTALL:-}" ]; then
     site=$GPU_CHECK_WORK/site
     "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade \
-        --target "$site" .whl/*.whl 2>&1 | tail -5
+        --target "$site" .whl/*.whl >"$GPU_CHECK_WORK/install.log" 2>&1 ||
+        { tail -n 5 "$GPU_CHECK_WORK/install.log" >&2; exit 2; }
     export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}"
 fi
 "$python" -c "import torch, pydantic, detectron2, fvcore, pycocotools
-print('torch', torch.__version__, 'cuda', torch.cuda.is_available())" || exit 1
+print('torch', torch.__version__, 'cuda', torch.cuda.is_available())" 2>"$GPU_CHECK_WORK/import.log" || {
+    echo "gpu-check: $python: $(tail -n 1 "$GPU_CHECK_WORK/import.log"); run make env here, or" \
+        "make gpu-wheels where there is network and bring .whl along" >&2
+    exit 2
+}
 echo "ready after $(($(date +%s) - begin)) s"
 exec "$python" -m benchmarks.gpu_check.check "$@"

@@ -21,6 +21,7 @@ from pretrain.models import SelfSupervisedModel
 from pretrain.probes.knn import Neighbours, accuracy
 from pretrain.probes.linear import fit_linear
 from pretrain.probes.probe import measure_knn
+from pretrain.runtime.tf32 import set_tf32
 from pretrain.views.batched import RawViews, finish_views
 from pretrain.views.parameters import draw_view
 
@@ -135,8 +136,6 @@ def precision_switches() -> dict[str, Any]:
         "value": plain,
         "of bf16 embeddings": half,
         "cudnn allow_tf32": str(torch.backends.cudnn.allow_tf32),
-        "matmul fp32_precision": torch.backends.cuda.matmul.fp32_precision,
-        "conv fp32_precision": torch.backends.cudnn.conv.fp32_precision,  # type: ignore[attr-defined]
     }
 
 
@@ -179,15 +178,10 @@ def encoder() -> dict[str, Any]:
     x = torch.randn(2, 16, 3, 64, 64, generator=seeded(0))
     expected = encoder_outputs(x)
     names = ("encoding", "embedding", "gradient")
-    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    before = convolutions.fp32_precision
     rows: dict[str, dict[str, float]] = {}
-    for title, precision in {"cuda ieee": "ieee", "cuda as set": before}.items():
-        convolutions.fp32_precision = precision
-        try:
-            outputs = encoder_outputs(x.to(DEVICE))
-        finally:
-            convolutions.fp32_precision = before
+    for title, allowed in {"cuda tf32": True, "cuda ieee": False}.items():
+        set_tf32(allowed)
+        outputs = encoder_outputs(x.to(DEVICE))
         rows[title] = {
             name: relative(*pair) for name, *pair in zip(names, outputs, expected, strict=True)
         }

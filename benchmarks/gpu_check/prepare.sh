@@ -52,4 +52,4 @@ PY
 number=$(ls .whl/*.whl | wc -l)
 [ "$number" -eq 15 ] || { echo "prepare: $number wheels in .whl instead of 15"; ls .whl; exit 1; }
 du -sh .whl
-echo 'next, on a machine with a GPU: bash benchmarks/gpu_check/check.sh (at most 9 minutes)'
+echo 'next, on the machine with a GPU, in a copy of this checkout with .whl: make gpu-check (8 minutes)'

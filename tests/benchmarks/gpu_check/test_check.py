@@ -39,6 +39,7 @@ def part(name: str, code: str, limit: float = 60.0) -> Part:
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(check, "WORK", tmp_path / "work")
     monkeypatch.setattr(check, "OUT", tmp_path / "out")
+    monkeypatch.setattr(check, "TINY", True)
     return tmp_path
 
 
@@ -68,6 +69,31 @@ def test_a_failed_part_is_told_and_the_others_run(
     assert "== second: exit 3" in capsys.readouterr().out
     with tarfile.open(folders / "out" / "logs.tar.gz") as archive:
         assert {"first.log", "second.log", "third.json"} <= set(archive.getnames())
+
+
+def test_without_a_gpu_it_says_so(
+    folders: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(check, "TINY", False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main([]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "gpu-check: torch sees no GPU; GPU_CHECK_TINY=1 makes a dry run"
+    assert not (folders / "out").exists()
+
+
+def test_what_is_printed_is_a_page(
+    folders: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(check, "BEGIN", check.time.time())
+    content = {str(number): [{"a": "b" * 299}, number] for number in range(99)}
+    many = f"import sys; open(sys.argv[2], 'w').write({json.dumps(content)!r})"
+    monkeypatch.setattr(check, "GROUPS", ((part("long", many),),))
+    assert main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "1 of 1 parts right" and len(lines) == 1 + 1 + 1 + 5 + 1
+    assert max(map(len, lines[:-1])) == 160
+    assert len((folders / "out" / "summary.txt").read_text().splitlines()) == 62
 
 
 def test_chosen_parts_run_after_the_first(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +131,7 @@ def test_a_part_at_its_limit_is_stopped_with_its_children(
 
 def test_no_part_begins_without_time(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check, "GROUPS", ((part("late", RIGHT),),))
-    assert main(["--budget", "-1000000000"]) == 1
+    assert main(["--minutes", "-100000000"]) == 1
     assert results_in(folders)["late"] == {"status": "no time left", "seconds": 0.0}
 
 
@@ -126,8 +152,12 @@ def test_nested_results_as_text() -> None:
     ]
     assert lines_of([flat, "text"]) == ["ms 1.235, ok True", "text"]
     entry = {"status": "ok", "seconds": 2.0, "result": {str(n): [flat] for n in range(99)}}
-    assert len(summary({"long": entry}).splitlines()) == 61
-    assert summary({"new": {"status": "ok", "seconds": 0.1}}) == "== new: ok, 0.1 s\n  none\n"
+    assert len(summary({"long": entry}).splitlines()) == 62
+    assert summary({"new": {"status": "ok", "seconds": 0.1}}) == (
+        "1 of 1 parts right\n== new: ok, 0.1 s\n  none\n"
+    )
+    late = {"new": {"status": "ok", "seconds": 1}, "old": {"status": "exit 1", "seconds": 2}}
+    assert summary(late).startswith("1 of 2 parts right; not: old\n")
 
 
 @pytest.mark.parametrize("name", PARTS)
