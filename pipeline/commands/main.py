@@ -14,17 +14,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 
-from pipeline.commands.status import show_log, show_status
-from pipeline.executors.slurm.ledger import LEDGER
-from pipeline.plan.build import load_plan
-from pipeline.plan.place import nothing_begun
-from pipeline.plan.plan import Plan, other_configs
 from pipeline.stages.provenance import code_state
 from pipeline.stages.run_folder import LockedError
+
+if TYPE_CHECKING:
+    from pipeline.plan.plan import Plan
 
 MODULES = {name: f"pipeline.commands.{name}" for name in ("local", "slurm", "clean")}
 FUNCTIONS = {
@@ -148,6 +146,11 @@ def _plan_of(
     if config_file is None:
         or_two = " (or two runs' folders to compare)" if command == "report" else ""
         raise ValueError(f"{command}: --config-file is missing{or_two}")
+    from pipeline.executors.slurm.ledger import LEDGER  # noqa: PLC0415  (--help needs none)
+    from pipeline.plan.build import load_plan  # noqa: PLC0415
+    from pipeline.plan.place import nothing_begun  # noqa: PLC0415
+    from pipeline.plan.plan import other_configs  # noqa: PLC0415
+
     plan = load_plan(config_file, overrides, recorded=command in SHOW)
     sys.stderr.writelines(f"run_pipeline: {line}\n" for line in plan.notes)
     if command == "status":  # it says so itself
@@ -163,10 +166,11 @@ def _plan_of(
 
 def action_of(command: str, options: Options) -> Callable[[Plan, Console], int]:
     """Return what carries a command out, given the executor and the other options."""
+    status: Any = importlib.import_module("pipeline.commands.status")
     if command == "status":
-        return partial(show_status, watch=options.watch, as_json=options.as_json)
+        return partial(status.show_status, watch=options.watch, as_json=options.as_json)
     if command == "logs":
-        return partial(show_log, name=options.stage)
+        return partial(status.show_log, name=options.stage)
     executor = ONLY.get(command, options.executor or "local")
     keywords: dict[str, Any] = {}
     for name, (wanted, words) in GO_WITH.items():
