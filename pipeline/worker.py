@@ -263,8 +263,10 @@ def _answer(job: dict[str, Any]) -> dict[str, Any]:
     except ImportError as error:
         return {"faults": [f"{job['module']} cannot be imported: {error}; run make env"]}
     faults = list(module.check_stage(job["settings"]))
+    if not faults and hasattr(module, "check_inputs"):
+        faults += module.check_inputs(job["settings"], job["inputs"])
     if job["here"] and hasattr(module, "check_machine"):
-        faults += module.check_machine(job["settings"])
+        faults += module.check_machine(job["settings"], job["num_processes"])
     answer: dict[str, Any] = {"faults": faults}
     if not faults and hasattr(module, "demanded_keys"):
         answer["demands"] = module.demanded_keys(job["settings"])

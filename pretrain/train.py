@@ -11,7 +11,7 @@ from pretrain.config.pretrain import PretrainConfig
 from pretrain.data.images import open_images, unreadable
 from pretrain.models import BACKBONE, save_backbone
 from pretrain.probes import TrainingProbe, probe_kept_states
-from pretrain.runtime.distributed import Processes, joined_processes
+from pretrain.runtime.distributed import joined_processes
 from pretrain.training import Trainer
 from pretrain.training.precision import machine_faults
 from pretrain.views import loader_faults, too_few_images
@@ -80,11 +80,12 @@ def stage_precision(config: dict[str, Any]) -> str:
     return PretrainConfig.model_validate(config).compute.precision
 
 
-def check_machine(config: dict[str, Any]) -> list[str]:
-    """Return what this one machine lacks: a GPU for a precision, shared memory for workers."""
+def check_machine(config: dict[str, Any], num_processes: int = 1) -> list[str]:
+    """Return what this one machine lacks for so many processes: a GPU, shared memory."""
     settings = PretrainConfig.model_validate(config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return machine_faults(settings, Processes(device)) + loader_faults(settings)
+    faults = machine_faults(settings, num_processes, device)
+    return faults + loader_faults(settings, num_processes, num_processes)
 
 
 def check_stage(config: dict[str, Any]) -> list[str]:

@@ -20,6 +20,7 @@ TORCH_FREE = {
     "transfer.config.convert",
     "transfer.config.data",
     "transfer.config.finetune",
+    "transfer.config.recipe",
     "transfer.datasets.files",
     "transfer.datasets.findings",
     "transfer.files",

@@ -11,19 +11,18 @@ import torch
 from detectron2.data import DatasetCatalog
 
 from transfer.config.finetune import FinetuneConfig
+from transfer.config.recipe import config_faults
 from transfer.detection import Run, build_cfg, run_detector
 from transfer.detection.cfg import (
-    build_faults,
     check_companion,
     class_faults,
-    config_faults,
     data_faults,
     notes_before_start,
-    recipe_faults,
 )
 from transfer.detection.loader import category_ids, class_names, register
 from transfer.detection.pictures import write_pictures
 from transfer.detection.precision import precision_faults, precision_of
+from transfer.detection.rehearsal import build_faults, weights_faults
 from transfer.detection.run import machines_of, repair_last_checkpoint, run_on
 
 
@@ -68,25 +67,37 @@ def finetune(config: FinetuneConfig, weights: Path | None, output_dir: Path) -> 
         (1, True)
     """
     machines = machines_of(config.num_gpus, config.num_nodes)
+    refuse(check_recipe(config))
     register(config.datasets)
     cfg = build_cfg(config, weights, output_dir)
+    faults = class_faults(cfg) + precision_faults(cfg) + gpu_faults(config)
     if weights is not None:
         check_companion(cfg, weights)
-    if faults := class_faults(cfg) + precision_faults(cfg):
-        raise ValueError("; ".join(faults))
+        faults += weights_faults(cfg)
+    refuse(faults)
     if machines.node == 0:
         repair_last_checkpoint(output_dir)
     run = Run(cfg, dict(config.datasets), config.optimizer)
     metrics = run_on(machines, run_detector, (run,), output_dir)
     if machines.node == 0:
-        test_set = cfg.DATASETS.TEST[0]
-        with redirect_stdout(io.StringIO()):
-            records = DatasetCatalog.get(test_set)
-        names, ids = class_names(test_set), category_ids(test_set)
-        write_pictures(records, names, ids, output_dir, config.num_pictures)
-        for path in output_dir.glob("model_[0-9]*.pth"):
-            path.unlink()
+        _finish(cfg.DATASETS.TEST[0], config.num_pictures, output_dir)
     return metrics
+
+
+def _finish(test_set: str, num_pictures: int, output_dir: Path) -> None:
+    """Draw pictures of the result; drop the checkpoints that only a resumed run needs."""
+    with redirect_stdout(io.StringIO()):
+        records = DatasetCatalog.get(test_set)
+    names, ids = class_names(test_set), category_ids(test_set)
+    write_pictures(records, names, ids, output_dir, num_pictures)
+    for path in output_dir.glob("model_[0-9]*.pth"):
+        path.unlink()
+
+
+def refuse(faults: list[str]) -> None:
+    """Raise ValueError with the faults, if there are any."""
+    if faults:
+        raise ValueError("; ".join(faults))
 
 
 def run_stage(
@@ -123,7 +134,7 @@ def strip_state(path: Path, target: Path | None) -> int:
 
 
 def check_stage(config: dict[str, Any]) -> list[str]:
-    """Return what would stop the run: keys unknown to detectron2, faults in the data."""
+    """Return what would stop the run: faults in the recipe, then in the data."""
     settings = FinetuneConfig.model_validate(config)
     if faults := check_recipe(settings):
         return faults
@@ -134,13 +145,16 @@ def check_stage(config: dict[str, Any]) -> list[str]:
 
 def check_recipe(settings: FinetuneConfig) -> list[str]:
     """Return what would stop the run whatever is in its data."""
-    if faults := config_faults(settings):
-        return faults
-    cfg = build_cfg(settings, None, Path())
-    num_processes = settings.num_gpus * settings.num_nodes
-    return build_faults(cfg, settings.optimizer) + recipe_faults(
-        cfg, settings.datasets, num_processes
+    return config_faults(settings) or build_faults(
+        build_cfg(settings, None, Path()), settings.optimizer
     )
+
+
+def check_inputs(config: dict[str, Any], inputs: list[list[str]]) -> list[str]:
+    """Return what of its weights a detector would lose; `inputs` has the roles of each stage's."""
+    if all("weights" not in roles for roles in inputs):
+        return []
+    return weights_faults(build_cfg(FinetuneConfig.model_validate(config), None, Path()))
 
 
 def check_classes(settings: FinetuneConfig) -> list[str]:
@@ -163,16 +177,24 @@ def stage_precision(config: dict[str, Any]) -> str:
     return precision_of(build_cfg(FinetuneConfig.model_validate(config), None, Path()))
 
 
-def check_machine(config: dict[str, Any]) -> list[str]:
-    """Return what this one machine lacks: GPUs that are asked for, and for a precision."""
+def check_machine(config: dict[str, Any], num_processes: int = 1) -> list[str]:
+    """Return what this one machine lacks: GPUs that are asked for, and for a precision.
+
+    The task's own keys say how many processes there are.
+    """
+    del num_processes
     settings = FinetuneConfig.model_validate(config)
-    num_gpus = torch.cuda.device_count()
     faults = [] if config_faults(settings) else precision_faults(build_cfg(settings, None, Path()))
-    if settings.num_nodes == 1 and settings.num_gpus in range(1, max(num_gpus, 1) + 1):
-        return faults
+    return faults + gpu_faults(settings, num_nodes=settings.num_nodes)
+
+
+def gpu_faults(config: FinetuneConfig, num_nodes: int = 1) -> list[str]:
+    """Return that a machine has too few GPUs for a task, or that it takes several machines."""
+    num_gpus = torch.cuda.device_count()
+    if num_nodes == 1 and config.num_gpus <= max(num_gpus, 1):
+        return []
     return [
-        *faults,
-        f"a task asks for num_gpus {settings.num_gpus} on num_nodes {settings.num_nodes}, but this "
-        f"is one machine with {num_gpus} GPUs; lower them in the task (results then are others), "
-        "or run with --executor slurm",
+        f"a task asks for num_gpus {config.num_gpus} on num_nodes {config.num_nodes}, but this is "
+        f"one machine with {num_gpus} GPUs; lower them in the task (results then are others), or "
+        "run with --executor slurm"
     ]

@@ -16,6 +16,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 from pipeline.executors.gpus import visible_gpus
 from pipeline.plan.compatibility import misfits
 from pipeline.plan.data_identity import PUBLISHED, content_read, copies_in_test
+from pipeline.plan.overrides import told_by_config
 from pipeline.plan.plan import Plan
 from pipeline.stages.files import read_json, write_text
 from pipeline.stages.provenance import PACKAGES, version_of, with_this_code
@@ -139,6 +141,7 @@ def check_before_start(
         settings = stage.settings | ({"seed": 0} if stage.seed is not None else {})
         job = {"kind": stage.kind, "settings": settings, "here": here}
         job["module"] = STAGE_KINDS[stage.kind].module
+        job["num_processes"] = stage.identity.get(WORLD_SIZE, 1)
         job["content"] = {key: stage.identity.get(key) for key in (DATA, CHECKPOINT)}
         text = json.dumps(job, sort_keys=True)  # seeds and backbones share one check
         jobs.setdefault(text, job | {"inputs": []})
@@ -146,9 +149,10 @@ def check_before_start(
             jobs[text]["inputs"].append(roles)
         askers.setdefault(text, []).append(stage)
     answers = dict(zip(jobs, _answers(plan, list(jobs.values()), trust_kept), strict=True))
-    faults = [_named(askers[text][0], line) for text in jobs for line in answers[text].faults]
+    told = partial(told_by_config, plan.config_file, plan.config)
+    faults = [told(askers[text][0], line) for text in jobs for line in answers[text].faults]
     of_stage = {stage.name: answers[text] for text in jobs for stage in askers[text]}
-    faults += [line for stage in waiting for line in _misfits(stage, of_stage)]
+    faults += [told(stage, line) for stage in waiting for line in _misfits(stage, of_stage)]
     copies = _copies(waiting)
     faults += [line for line, is_published in copies.items() if not is_published]
     if here and any(WORLD_SIZE in stage.identity for stage in waiting):
@@ -156,7 +160,7 @@ def check_before_start(
     if faults:
         raise ValueError("\n".join(dict.fromkeys(faults)))
     said = [line for each in answers.values() for line in each.notes] + list(copies)
-    said += [_named(askers[text][0], line) for text in jobs for line in answers[text].remarks]
+    said += [told(askers[text][0], line) for text in jobs for line in answers[text].remarks]
     notes = list(dict.fromkeys(NOTE + line for line in said))
     hidden = len(notes) - MAX_NOTES
     more = [f"{NOTE}{hidden} more; tools/check_data.py shows them all"] if hidden > 0 else []
@@ -186,12 +190,6 @@ def _copies(stages: list[Stage]) -> dict[str, bool]:
             if line := copies_in_test(data, stage.identity[DATA]):
                 lines[line] = data.name in PUBLISHED
     return lines
-
-
-def _named(stage: Stage, fault: str) -> str:
-    """Return a fault; one that begins with no file (their paths are absolute) is of the config."""
-    of_file = not stage.source or Path(fault.partition(": ")[0]).is_absolute()
-    return fault if of_file else f"{stage.source}: {fault}"
 
 
 def _answers(plan: Plan, jobs: list[dict[str, Any]], trust_kept: bool) -> list[Answer]:

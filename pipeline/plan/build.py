@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +24,7 @@ from pipeline.plan.data_identity import (
     set_content,
 )
 from pipeline.plan.data_sets import unknown_set
+from pipeline.plan.overrides import blamed, mentioned
 from pipeline.plan.place import place_faults
 from pipeline.plan.plan import Plan, share_folders
 from pipeline.plan.recorded import MISSING, as_recorded
@@ -34,6 +35,7 @@ from pretrain.config.probe import ProbeConfig
 from transfer.config.convert import ConvertConfig
 from transfer.config.data import DetectionData, known_datasets
 from transfer.config.finetune import FinetuneConfig, optimizer_fault, signed_keys
+from transfer.config.recipe import config_faults
 
 Config = TypeVar("Config", bound=BaseModel)
 Value = TypeVar("Value")
@@ -81,9 +83,14 @@ def load_plan(
             content, config_file
         )
         raise ValueError("\n".join(lines)) from None
-    scope = _Scope(config, config_file.parent, on_paper, recorded)
+    scope = _Scope(config, config_file, on_paper, recorded)
     scope.attempt(lambda: references_of(config, config_file))
     scope.faults.extend([] if on_paper else place_faults(config))
+    scope.faults.extend(
+        f"{config_file}: output_dir: {part} is no folder, and results go below it"
+        for part in (config.root, *config.root.parents)
+        if part.exists() and not part.is_dir()
+    )
     stages = _build_stages(scope)
     if scope.faults:
         raise ValueError("\n".join(dict.fromkeys(scope.faults)))
@@ -116,27 +123,32 @@ def _faults_in_named_files(content: dict[str, Any], config_file: Path) -> list[s
             sound["datasets"][name] = adapter.validate_python(entry)
     config = PipelineConfig.model_construct(name="unchecked", seeds=(0,), num_pictures=1, **sound)
     unread = frozenset(declared) - sound["datasets"].keys()
-    scope = _Scope(config, config_file.parent, unread_datasets=unread)
+    scope = _Scope(config, config_file, unread_datasets=unread)
     _build_stages(scope)
     return list(dict.fromkeys(scope.faults))
 
 
 @dataclass(frozen=True)
 class _Scope:
-    """The config that stages are built from, its folder, and what is known so far.
+    """The config that stages are built from, its file, and what is known so far.
 
     `unread_datasets` are those whose own section is broken. `identities` of data are taken once for
     all stages; with `recorded` what cannot be read is `missing`.
     """
 
     config: PipelineConfig
-    folder: Path
+    config_file: Path
     on_paper: bool = False
     recorded: bool = False
     unread_datasets: frozenset[str] = frozenset()
     faults: list[str] = field(default_factory=list)
     identities: dict[Hashable, Identity | None] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
+
+    @property
+    def folder(self) -> Path:
+        """Return the folder that configs are named relative to."""
+        return self.config_file.parent
 
     def attempt(self, action: Callable[[], Value]) -> Value | None:
         """Return the action's value, or keep its ValueError as a fault and return None."""
@@ -168,12 +180,36 @@ class _Scope:
         splits = SPLITS[kind]
         return self.data_identity((data, splits), lambda: image_identity(data, splits))
 
+    def blaming(
+        self,
+        path: Path,
+        what: str,
+        overrides: tuple[str, ...],
+        action: Callable[[_Scope, tuple[str, ...]], Value],
+    ) -> Value:
+        """Return what the action makes of a config file; faults are kept, each by who has it."""
+
+        def faults_with(some: tuple[str, ...]) -> list[str]:
+            scope = replace(self, faults=[], missing=[])
+            action(scope, some)
+            return scope.faults
+
+        inner = replace(self, faults=[])
+        value = action(inner, overrides)
+        place = f"{self.config_file}: {what}"
+        self.faults.extend(blamed(inner.faults, str(path), place, overrides, faults_with))
+        return value
+
     def read(
-        self, path: Path, overrides: tuple[str, ...], model: type[Config], kind: Kind
+        self, path: Path, kind: Kind, what: str, overrides: tuple[str, ...], model: type[Config]
     ) -> Config | None:
         """Return the config in a file, or None with its faults kept."""
         path = self.folder / path
-        return self.attempt(lambda: validated(model, load_config(path, kind, overrides), str(path)))
+
+        def load(scope: _Scope, some: tuple[str, ...]) -> Config | None:
+            return scope.attempt(lambda: validated(model, load_config(path, kind, some), str(path)))
+
+        return self.blaming(path, what, overrides, load)
 
 
 def _build_stages(scope: _Scope) -> list[Stage]:
@@ -184,9 +220,9 @@ def _build_stages(scope: _Scope) -> list[Stage]:
     for backbone in config.backbones:
         before: list[Stage] = []
         if backbone.pretrain is not None:
-            recipe = scope.read(
-                backbone.pretrain, backbone.overrides, PretrainConfig, "pretraining config"
-            )
+            path, what = backbone.pretrain, f"backbone {backbone.name}"
+            kind: Kind = "pretraining config"
+            recipe = scope.read(path, kind, what, backbone.overrides, PretrainConfig)
             if recipe is not None:
                 before.append(_pretrain_stage(scope, backbone, recipe, tasks))
                 if tasks:
@@ -219,17 +255,18 @@ def _pretrain_stage(
     assert backbone.pretrain is not None
     path = scope.folder / backbone.pretrain
     num_ranks = scope.config.resources.of("pretrain").num_processes("pretrain")
-    scope.faults.extend(
-        f"{path}: backbone {backbone.name} on {num_ranks} GPUs (resources.pretrain): {fault}"
-        for fault in recipe.faults_on(num_ranks)
-    )
     data = scope.images(recipe.data, "pretrain")
-    if tasks and (fault := stem_fault(recipe)):
-        scope.faults.append(f"{path}: backbone {backbone.name}: {fault}")
+    place = f"{scope.config_file}: backbone {backbone.name}"
+    faults = [f" on {num_ranks} GPUs (resources.pretrain): {fault}"
+              for fault in recipe.faults_on(num_ranks)]  # fmt: skip
+    faults += [f": {fault}"] if tasks and (fault := stem_fault(recipe)) else []
+    lines = (f"backbone {backbone.name}{fault}" for fault in faults)
+    scope.faults.extend(mentioned(line, str(path), place, backbone.overrides) for line in lines)
     for task, resolved in tasks:
-        where = f"{scope.folder / task.config}: does not fit backbone {backbone.name}"
-        faults = disagreements(demands_of(recipe), resolved[0].detectron2) if resolved else []
-        scope.faults.extend(f"{where}: {fault}" for fault in faults)
+        where, place = str(scope.folder / task.config), f"{scope.config_file}: task {task.name}"
+        for fault in disagreements(demands_of(recipe), resolved[0].detectron2) if resolved else []:
+            line = f"does not fit backbone {backbone.name}: {fault}"
+            scope.faults.append(mentioned(line, where, place, task.overrides))
     settings = _absolute(recipe.model_dump(mode="json"), "data", "root")
     return Stage(
         kind="pretrain",
@@ -272,7 +309,8 @@ def _digest(checkpoint: Path, backbone: str) -> Any:
 
 def _read_probe(scope: _Scope, probe: ProbeEntry) -> Probe | None:
     """Return the config and what of it can change a result."""
-    config = scope.read(probe.config, probe.overrides, ProbeConfig, "probe config")
+    what = f"probe {probe.name}"
+    config = scope.read(probe.config, "probe config", what, probe.overrides, ProbeConfig)
     if config is None:
         return None
     if config.random_arch is None and any(entry.random for entry in scope.config.backbones):
@@ -307,10 +345,19 @@ def _probe_stage(
 def _read_task(scope: _Scope, task: TaskConfig) -> Task | None:
     """Return the config and what of it, but for the seed, can change a result."""
     path = scope.folder / task.config
-    content = scope.attempt(lambda: load_config(path, "detectron2 config", task.overrides))
+
+    def read(scope: _Scope, overrides: tuple[str, ...]) -> Task | None:
+        return _read_changed_task(scope, task, overrides)
+
+    return scope.blaming(path, f"task {task.name}", task.overrides, read)
+
+
+def _read_changed_task(scope: _Scope, task: TaskConfig, overrides: tuple[str, ...]) -> Task | None:
+    path = scope.folder / task.config
+    content = scope.attempt(lambda: load_config(path, "detectron2 config", overrides))
     if content is None:
         return None
-    fault = optimizer_fault(load_yaml(path), content, task.optimizer, task.overrides)
+    fault = optimizer_fault(load_yaml(path), content, task.optimizer, overrides)
     scope.faults.extend([f"{path}: task {task.name}: {fault}"] if fault else [])
     known = known_datasets() | dict(scope.config.datasets)
     datasets: dict[str, DetectionData] = {}
@@ -343,11 +390,13 @@ def _read_task(scope: _Scope, task: TaskConfig) -> Task | None:
 def _task_identity(config: FinetuneConfig, where: str, scope: _Scope) -> Identity:
     """Return the identity of a task: its detectron2 config resolved, its sets left to `by_use`.
 
-    A config that detectron2 refuses enters as it is written: the check before the start refuses it.
+    Of results that are only shown, a config that is refused enters as it is written.
     """
     identity = identity_of(config)
     del identity["datasets"]
+    faults: list[str] = []
     try:
+        faults = [] if scope.recorded else config_faults(config)
         identity["detectron2"] = signed_keys(config.detectron2, config.optimizer)
     except ValueError:
         pass
@@ -360,6 +409,8 @@ def _task_identity(config: FinetuneConfig, where: str, scope: _Scope) -> Identit
                 f"{where}: detectron2 is not installed, and its defaults are part of what a "
                 "fine-tuning is known by; run make env, or tools/install_detectron2.py"
             ) from None
+    if faults:
+        raise ValueError("\n".join(f"{where}: {fault}" for fault in faults))
     return identity
 
 

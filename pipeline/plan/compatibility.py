@@ -37,7 +37,10 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.ROI_HEADS.NAME": "Res5ROIHeads",
     "SOLVER.IMS_PER_BATCH": 16,
     "SOLVER.MAX_ITER": 40_000,
+    "SOLVER.REFERENCE_WORLD_SIZE": 0,
     "TEST.DETECTIONS_PER_IMAGE": 100,
+    "TEST.PRECISE_BN.ENABLED": False,
+    "TEST.PRECISE_BN.NUM_ITER": 200,
 }
 STATED_AS = {  # in the `input` of a backbone
     "INPUT.FORMAT": "order",
@@ -70,7 +73,7 @@ def misfits(stage: Stage, demands: dict[str, Any]) -> list[str]:
 
     What was taken from a checkpoint or its family, its user can state otherwise.
     """
-    where = f"{stage.source}: does not fit backbone {stage.backbone}"
+    where = f"does not fit backbone {stage.backbone}"
     of_weights = stage.inputs["weights"].settings
     stated = of_weights.get("input") or {}
     lines = []

@@ -79,16 +79,17 @@ class StageKind:
     """What all stages of one name share.
 
     `module` offers `run_stage(config, inputs, output_dir) -> metrics` and
-    `check_stage(config) -> faults`; where it needs more than any machine has
-    `check_machine(config) -> faults`; for what stops nothing `stage_notes(config, roles of the
-    inputs of each stage) -> remarks`; where it computes in several precisions
-    `stage_precision(config) -> words` for the provenance; and where its result is known beforehand
-    to demand keys of a detectron2 config `demanded_keys(config) -> values by key`. `version` is
-    raised by hand when a change of code changes results. `outputs` are patterns below the run
-    folder; each must match, and `result` is the file that the next stage reads. `reads` are the
-    outputs of its inputs that a stage of this kind reads, their `result` where it is empty.
-    `state_in` is an output that also holds a state to go on from: `strip_state(path, target) ->
-    bytes of the state` of `module` writes it without.
+    `check_stage(config) -> faults`; where it can refuse what it is given `check_inputs(config,
+    roles of the inputs of each stage) -> faults`; where it needs more than any machine has
+    `check_machine(config, number of processes) -> faults`; for what stops nothing
+    `stage_notes(config, roles of the inputs of each stage) -> remarks`; where it computes in
+    several precisions `stage_precision(config) -> words` for the provenance; and where its result
+    is known beforehand to demand keys of a detectron2 config `demanded_keys(config) -> values by
+    key`. `version` is raised by hand when a change of code changes results. `outputs` are patterns
+    below the run folder; each must match, and `result` is the file that the next stage reads.
+    `reads` are the outputs of its inputs that a stage of this kind reads, their `result` where it
+    is empty. `state_in` is an output that also holds a state to go on from: `strip_state(path,
+    target) -> bytes of the state` of `module` writes it without.
     """
 
     module: str

@@ -94,6 +94,8 @@ def run_probe(
         raise ValueError(*faults)
     backbone.compute_in(config.precision)
     train, test, num_classes = open_sets(config.data)
+    if faults := too_few_neighbours(config, len(train)):
+        raise ValueError("; ".join(faults))
     queries = joined(feature_chunks(backbone, test, config))
     bank: Chunks = feature_chunks(backbone, train, config)
     metrics: dict[str, float] = {}
@@ -113,6 +115,15 @@ def run_probe(
             scores = accuracy(classifier(queries[0]), queries[1])
         metrics |= _named("augmented_linear", scores)
     return metrics
+
+
+def too_few_neighbours(config: ProbeConfig, num_images: int) -> list[str]:
+    """Return which measure wants more neighbours than there are training images."""
+    return [
+        f"{config.data.root}: {num_images} images are fewer than {name}.k = {entry.k}"
+        for name, entry in (("knn", config.knn), ("weighted_knn", config.weighted_knn))
+        if entry is not None and entry.k > num_images
+    ]
 
 
 def joined(chunks: Chunks) -> tuple[Tensor, Tensor]:
@@ -207,16 +218,16 @@ def check_stage(config: dict[str, Any]) -> list[str]:
         train, test, _ = open_sets(settings.data)
     except ValueError as error:
         return [str(error)]
-    faults = [
-        f"{settings.data.root}: {len(train)} images are fewer than {name}.k = {entry.k}"
-        for name, entry in (("knn", settings.knn), ("weighted_knn", settings.weighted_knn))
-        if entry is not None and entry.k > len(train)
-    ]
+    faults = too_few_neighbours(settings, len(train))
     return faults + unreadable(train.images) + unreadable(test.images)
 
 
-def check_machine(config: dict[str, Any]) -> list[str]:
-    """Return what this machine lacks: a precision that is asked for, shared memory for workers."""
+def check_machine(config: dict[str, Any], num_processes: int = 1) -> list[str]:
+    """Return what this machine lacks: a precision that is asked for, shared memory for workers.
+
+    A probe is one process.
+    """
+    del num_processes
     settings = ProbeConfig.model_validate(config)
     return tf32_faults("precision", settings.precision, device()) + loader_faults(settings)
 

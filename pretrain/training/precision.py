@@ -21,20 +21,20 @@ LEAST_SCALE = 2.0**-14  # of fp16's loss: 30 steps in a row have overflowed
 logger = logging.getLogger(__name__)
 
 
-def machine_faults(config: PretrainConfig, processes: Processes) -> list[str]:
-    """Return why these processes and their devices cannot run the config, one line each."""
+def machine_faults(config: PretrainConfig, num_processes: int, device: torch.device) -> list[str]:
+    """Return why so many processes on such devices cannot run the config, one line each."""
     compute = config.compute
-    faults = split_faults(config.batch_size, config.loss, processes.size, compute.accumulate)
-    faults += tf32_faults("compute.precision", compute.precision, processes.device)
+    faults = split_faults(config.batch_size, config.loss, num_processes, compute.accumulate)
+    faults += tf32_faults("compute.precision", compute.precision, device)
     if config.probe is not None:
-        faults += tf32_faults("probe.precision", config.probe.precision, processes.device)
-    on_cpu = processes.device.type == "cpu"
+        faults += tf32_faults("probe.precision", config.probe.precision, device)
+    on_cpu = device.type == "cpu"
     if compute.precision == "fp16" and on_cpu:
         faults.append("compute.precision fp16 needs a GPU; use float32 here")
-    if compute.sync_batchnorm and on_cpu and processes.size > 1:
+    if compute.sync_batchnorm and on_cpu and num_processes > 1:
         faults.append(
             f"compute.sync_batchnorm needs GPUs (torch's SyncBatchNorm has no CPU version), got "
-            f"{processes.size} CPU processes; start a single process, which normalises over the "
+            f"{num_processes} CPU processes; start a single process, which normalises over the "
             "whole batch, or set it to false"
         )
     return faults

@@ -76,7 +76,7 @@ class Trainer:
         processes: Processes,
         after_epoch: AfterEpoch | None = None,
     ) -> None:
-        if faults := precision.machine_faults(config, processes):
+        if faults := precision.machine_faults(config, processes.size, processes.device):
             raise ValueError("; ".join(faults))
         precision.warn_of_slowness(config.compute, processes.device)
         self.config = config

@@ -22,8 +22,7 @@ from tests.faults import malformed, tiny
 from tests.scripts import load_script
 from tests.source import ROOT
 from transfer import finetune
-from transfer.detection import cfg as cfg_module
-from transfer.detection import cli
+from transfer.detection import cli, rehearsal
 
 TOOLS = ROOT / "tools"
 CONFIG = ["--config-file"]
@@ -89,7 +88,7 @@ def build_faults(cfg: CfgNode, optimizer: str) -> list[str]:
     """Build the model of each config once."""
     key = (cfg.dump(), optimizer)
     if key not in BUILT:
-        BUILT[key] = cfg_module.build_faults(cfg, optimizer)
+        BUILT[key] = rehearsal.build_faults(cfg, optimizer)
     return list(BUILT[key])
 
 

@@ -70,7 +70,7 @@ def stage_precision(config: dict) -> str:
     return "bf16"
 
 
-def check_machine(config: dict) -> list[str]:
+def check_machine(config: dict, num_processes: int) -> list[str]:
     path = Path("machine.txt")
     return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 

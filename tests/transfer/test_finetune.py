@@ -289,7 +289,7 @@ def test_weights_that_do_not_reach_the_model_are_an_error(
 
 @pytest.mark.slow
 def test_divergence_ends_in_one_line_with_a_hint(root: Path, tmp_path: Path) -> None:
-    clip = {"CLIP_GRADIENTS": {"ENABLED": False}, "BASE_LR": 1e9, "MAX_ITER": 6}
+    clip = {"CLIP_GRADIENTS": {"ENABLED": False}, "BASE_LR": 1e6, "MAX_ITER": 6}
     with pytest.raises(ValueError, match=r"diverged at iteration \d of 6 .*SOLVER\.BASE_LR"):
         finetune(task(root, "faster_rcnn_voc", SOLVER=clip), None, tmp_path)
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from yacs.config import CfgNode
 
 from transfer.config.finetune import Optimizer, named_optimizer, optimizer_fault
-from transfer.files import did_you_mean, one_line
+from transfer.config.recipe import unknown_keys
+from transfer.files import one_line
 
 EXAMPLE = """example:
   python tools/train_net.py --config-file configs/transfer/voc_faster_rcnn_r50_c4_24k.yaml \\
@@ -70,19 +70,6 @@ def parsed(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Na
             return options
         pairs += rest[:at]
         arguments = arguments[: len(arguments) - len(rest)] + rest[at:]
-
-
-def unknown_keys(content: dict[str, Any], cfg: CfgNode, prefix: str = "") -> Iterator[str]:
-    """Yield one line for each key of `content` that the config has not, or has as a section."""
-    for key, value in content.items():
-        if key not in cfg:
-            hint = did_you_mean(str(key).upper(), map(str, cfg), prefix.__add__)
-            yield f"{prefix}{key}: detectron2 has no such key{hint and f';{hint}'}"
-        elif isinstance(cfg[key], CfgNode):
-            if isinstance(value, dict):
-                yield from unknown_keys(value, cfg[key], f"{prefix}{key}.")
-            else:
-                yield f"{prefix}{key}: got {value!r}, wanted a section of keys"
 
 
 def merged_config(

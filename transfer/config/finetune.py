@@ -8,7 +8,6 @@ file, and merged by yacs, whose rules detectron2's are.
 from __future__ import annotations
 
 import ast
-import copy
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.util import find_spec
@@ -270,7 +269,7 @@ def signed_keys(content: dict[str, Any], optimizer: str) -> Keys:
         ValueError: detectron2 refuses the config.
         FileNotFoundError: detectron2 is not installed.
     """
-    cfg = copy.deepcopy(defaults())
+    cfg: CfgNode = defaults().clone()
     plain = flat(cfg)
     try:
         cfg.merge_from_other_cfg(CfgNode(content))
@@ -338,14 +337,15 @@ def defaults() -> CfgNode:
 def _like(default: Any, value: Any) -> Any:
     """Return a value as JSON has it, whole numbers among fractions as the default's fractions."""
     if isinstance(value, list | tuple):
-        leaves = _leaves(default)
-        fractions = bool(leaves) and all(isinstance(leaf, float) for leaf in leaves)
+        like = leaves(default)
+        fractions = bool(like) and all(isinstance(leaf, float) for leaf in like)
         return [_like(1.0 if fractions else None, entry) for entry in value]
     whole = isinstance(value, int) and not isinstance(value, bool)
     return float(value) if whole and isinstance(default, float) else value
 
 
-def _leaves(value: Any) -> list[Any]:
+def leaves(value: Any) -> list[Any]:
+    """Return what a list, and lists in it, hold besides lists and None; a value by itself."""
     if isinstance(value, list | tuple):
-        return [leaf for entry in value for leaf in _leaves(entry)]
+        return [leaf for entry in value for leaf in leaves(entry)]
     return [] if value is None else [value]

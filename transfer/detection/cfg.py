@@ -5,74 +5,31 @@ from __future__ import annotations
 import json
 import logging
 import math
-import warnings
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import DatasetMapper
 from detectron2.layers import ShapeSpec, get_norm
-from detectron2.modeling import ROI_HEADS_REGISTRY, build_model
+from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.roi_heads import Res5ROIHeads
 from torch import Tensor, nn
 
-from transfer.config.command_line import unknown_keys, weights_place_fault
+from transfer.config.command_line import weights_place_fault
 from transfer.config.data import (
     KNOWN_DATASETS,
     MAX_DETECTIONS,
-    CocoData,
     DetectionData,
     VocData,
 )
-from transfer.config.finetune import FLOAT32, PRECISION, FinetuneConfig, with_own_keys
+from transfer.config.finetune import FinetuneConfig, with_own_keys
+from transfer.config.recipe import value_at
 from transfer.datasets.check import task_faults
 from transfer.datasets.findings import MAX_CLASSES, Needs, few, number_of
 from transfer.detection.loader import class_names
-from transfer.detection.trainer import TRAINERS
 from transfer.files import one_line, sha256_of
 
-OURS = ("SEED", "OUTPUT_DIR", "MODEL.WEIGHTS")
-# what loader and evaluation of this project do not do
-ONLY = {
-    "MODEL.KEYPOINT_ON": False,
-    "MODEL.LOAD_PROPOSALS": False,
-    "DATALOADER.SAMPLER_TRAIN": "TrainingSampler",
-    "TEST.AUG.ENABLED": False,
-}
-CHOICES = {FLOAT32: ("float32", "tf32"), PRECISION: ("fp16", "bf16")}
-# Numbers that detectron2 would take and do nothing sensible with: key -> smallest, largest.
-LIMITS: dict[str, tuple[float, float]] = {
-    "SOLVER.BASE_LR": (1e-12, 1e6),
-    "SOLVER.MAX_ITER": (1, 1e9),
-    "SOLVER.IMS_PER_BATCH": (1, 1e6),
-    "SOLVER.REFERENCE_WORLD_SIZE": (0, 1e6),
-    "SOLVER.CHECKPOINT_PERIOD": (1, 1e9),
-    "SOLVER.WARMUP_ITERS": (0, 1e9),
-    "SOLVER.WARMUP_FACTOR": (0, 1),
-    "SOLVER.MOMENTUM": (0, 1),
-    "SOLVER.GAMMA": (0, 1),
-    "SOLVER.WEIGHT_DECAY": (0, 1e6),
-    "SOLVER.WEIGHT_DECAY_NORM": (0, 1e6),
-    "MODEL.ROI_HEADS.NUM_CLASSES": (1, 1e5),
-    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": (1, 1e6),
-    "MODEL.ROI_HEADS.POSITIVE_FRACTION": (0, 1),
-    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": (0, 1),
-    "MODEL.ROI_HEADS.NMS_THRESH_TEST": (0, 1),
-    "MODEL.RPN.BATCH_SIZE_PER_IMAGE": (1, 1e6),
-    "MODEL.RPN.NMS_THRESH": (0, 1),
-    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": (1, 1e6),
-    "MODEL.RPN.PRE_NMS_TOPK_TEST": (1, 1e6),
-    "MODEL.RPN.POST_NMS_TOPK_TRAIN": (1, 1e6),
-    "MODEL.RPN.POST_NMS_TOPK_TEST": (1, 1e6),
-    "INPUT.MIN_SIZE_TEST": (0, 1e5),
-    "INPUT.MAX_SIZE_TRAIN": (1, 1e5),
-    "INPUT.MAX_SIZE_TEST": (1, 1e5),
-    "TEST.DETECTIONS_PER_IMAGE": (1, 1e5),
-    "DATALOADER.NUM_WORKERS": (0, 1e4),
-}
 logger = logging.getLogger(__name__)
 
 if "Res5ROIHeadsExtraNorm" not in ROI_HEADS_REGISTRY:
@@ -97,32 +54,6 @@ def default_cfg() -> CfgNode:
     return with_own_keys(get_cfg())
 
 
-def value_at(config: dict[str, Any], key: str) -> Any:
-    """Return the value of `SECTION.KEY`, None where there is none."""
-    node: Any = config
-    for part in key.split("."):
-        node = node.get(part) if isinstance(node, dict) else None
-    return node
-
-
-def config_faults(config: FinetuneConfig) -> list[str]:
-    """Return one line for each key that detectron2 lacks, misuses, or that the run itself sets."""
-    faults = list(unknown_keys(config.detectron2, default_cfg()))
-    for key in OURS:
-        value = value_at(config.detectron2, key)
-        if value not in (None, ""):
-            faults.append(
-                f"{key} is {value!r}, but the pipeline sets it; remove it from the config"
-            )
-    if faults:
-        return faults
-    try:
-        build_cfg(config, None, Path())
-    except ValueError as error:
-        return [str(error)]
-    return []
-
-
 def build_cfg(config: FinetuneConfig, weights: Path | None, output_dir: Path) -> CfgNode:
     """Return detectron2's config: defaults, the task's keys, and where to run.
 
@@ -143,25 +74,7 @@ def build_cfg(config: FinetuneConfig, weights: Path | None, output_dir: Path) ->
 
 
 def for_this_machine(cfg: CfgNode) -> CfgNode:
-    """Return the config, on the CPU where there is no GPU.
-
-    Raises:
-        ValueError: it asks for what is not offered here.
-    """
-    faults = [
-        f"{key} is {value_at(cfg, key)!r}, wanted {offered!r}"
-        for key, offered in ONLY.items()
-        if value_at(cfg, key) != offered
-    ]
-    faults += [
-        f"{key} is {value_at(cfg, key)!r}, wanted one of {', '.join(choices)}"
-        for key, choices in CHOICES.items()
-        if value_at(cfg, key) not in choices
-    ]
-    if len(cfg.DATASETS.TEST) != 1:
-        faults.append(f"DATASETS.TEST is {list(cfg.DATASETS.TEST)}, wanted one data set")
-    if faults:
-        raise ValueError("; ".join(faults))
+    """Return the config, on the CPU where there is no GPU."""
     if not torch.cuda.is_available() and cfg.MODEL.DEVICE != "cpu":
         logger.warning("no CUDA device: running on the CPU")
         cfg.MODEL.DEVICE = "cpu"
@@ -202,63 +115,6 @@ def agree(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def build_faults(cfg: CfgNode, optimizer: str = "sgd") -> list[str]:
-    """Return one line for each number out of its range, or one for what cannot be built.
-
-    The detector is built without memory for its weights.
-    """
-    faults = [
-        f"{key} is {value_at(cfg, key)}, wanted {low:g} to {high:g}"
-        for key, (low, high) in LIMITS.items()
-        if not low <= value_at(cfg, key) <= high
-    ]
-    steps, sizes = list(cfg.SOLVER.STEPS), list(cfg.INPUT.MIN_SIZE_TRAIN)
-    if steps != sorted(steps) or any(step < 0 for step in steps):
-        faults.append(f"SOLVER.STEPS is {steps}, wanted iterations in rising order")
-    if not sizes or any(not 0 < size <= 1e5 for size in sizes):
-        faults.append(f"INPUT.MIN_SIZE_TRAIN is {sizes}, wanted sizes from 1 to 1e+05 pixels")
-    if faults:
-        return faults
-    bare: Any = cfg.clone()
-    bare.defrost()
-    bare.MODEL.DEVICE = "meta"
-    trainer = TRAINERS[optimizer]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            DatasetMapper(bare, is_train=True)
-            with torch.device("meta"):
-                model = build_model(bare)
-                trainer.build_lr_scheduler(bare, trainer.build_optimizer(bare, model))
-    except Exception as error:  # noqa: BLE001  (detectron2 raises many types for a wrong value)
-        reason = one_line(f"{type(error).__name__}: {error}")[:300]
-        return [f"no detector can be built from this config: {reason}"]
-    return []
-
-
-def recipe_faults(
-    cfg: CfgNode, datasets: Mapping[str, DetectionData], num_processes: int
-) -> list[str]:
-    """Return a line for each value that the number of processes or the evaluation contradicts."""
-    faults = [fault] if (fault := batch_fault(cfg, num_processes)) else []
-    faults += [
-        f"DATASETS.TRAIN lists {name} {count} times, wanted sets that differ"
-        for name, count in Counter(cfg.DATASETS.TRAIN).items()
-        if count > 1
-    ]
-    kept, name = cfg.TEST.DETECTIONS_PER_IMAGE, cfg.DATASETS.TEST[0]
-    data = datasets.get(name)
-    if isinstance(data, CocoData) and data.fraction is not None:  # AP is of the whole file
-        faults.append(f"{name}: a part of a set is for training; DATASETS.TEST wants a whole one")
-    if kept > MAX_DETECTIONS and not isinstance(data, VocData):
-        faults.append(
-            f"TEST.DETECTIONS_PER_IMAGE is {kept}, but {name} is measured by COCO's AP, which is "
-            f"published for {MAX_DETECTIONS} an image and leaves out what one class has beyond "
-            f"them; set it to {MAX_DETECTIONS} or less"
-        )
-    return faults
-
-
 def notes_before_start(
     cfg: CfgNode, datasets: Mapping[str, DetectionData], *, has_weights: bool
 ) -> list[str]:
@@ -285,22 +141,6 @@ def notes_before_start(
             "takes the area under the curve"
         )
     return notes
-
-
-def batch_fault(cfg: CfgNode, num_processes: int) -> str | None:
-    """Return why the images of a step cannot be dealt to the processes, or None."""
-    images, reference = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE
-    parts = reference or num_processes
-    if images % parts == 0:
-        return None
-    fault = f"SOLVER.IMS_PER_BATCH is {images}, wanted a multiple of {parts}"
-    remedy = f"set SOLVER.IMS_PER_BATCH to {images + -images % parts}"
-    if not reference:
-        return f"{fault}, the number of processes; {remedy}, or start another number of them"
-    if images % num_processes == 0:
-        unscaled = f"trains with {images} images a step on {num_processes} process(es)"
-        remedy += f", or SOLVER.REFERENCE_WORLD_SIZE to 0, which {unscaled}"
-    return f"{fault}, SOLVER.REFERENCE_WORLD_SIZE (the GPUs it is meant for); {remedy}"
 
 
 def data_faults(

@@ -19,19 +19,19 @@ from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
 from transfer.config.command_line import Loader, argument_parser, merged_config, parsed
 from transfer.config.data import DetectionData, known_datasets
+from transfer.config.recipe import recipe_faults, value_faults
 from transfer.detection.cfg import (
-    build_faults,
     check_companion,
     class_faults,
     data_faults,
     default_cfg,
     for_this_machine,
-    recipe_faults,
     weights_fault,
 )
 from transfer.detection.evaluation import as_json
 from transfer.detection.loader import register
 from transfer.detection.precision import precision_faults
+from transfer.detection.rehearsal import build_faults
 from transfer.detection.resume import evaluation_faults, resume_faults, weights_ignored
 from transfer.detection.run import (
     Machines,
@@ -105,9 +105,10 @@ def execute(options: argparse.Namespace, load: Loader) -> dict[str, float]:
         ValueError: something in the config, the weights or the data has to be fixed first.
     """
     machines = machines_for(options)
-    cfg = for_this_machine(
-        read_config(options.config_file, options.opts or [], load, options.optimizer)
-    )
+    cfg = read_config(options.config_file, options.opts or [], load, options.optimizer)
+    if faults := value_faults(cfg):
+        raise ValueError("\n".join(f"{options.config_file}: {fault}" for fault in faults))
+    cfg = for_this_machine(cfg)
     datasets = named_datasets(cfg)
     optimizer = cfg.SOLVER.OPTIMIZER
     faults = build_faults(cfg, optimizer)

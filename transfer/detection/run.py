@@ -17,7 +17,7 @@ import os
 import pickle
 import re
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,9 @@ from torch.multiprocessing.spawn import ProcessExitedException
 
 from transfer.config.data import DetectionData
 from transfer.config.finetune import Optimizer
+from transfer.config.recipe import batch_fault
 from transfer.datasets.files import content_digest
-from transfer.detection.cfg import batch_fault, notes_before_start
+from transfer.detection.cfg import notes_before_start
 from transfer.detection.evaluation import as_json, flat_metrics
 from transfer.detection.loader import register
 from transfer.detection.precision import precision_of
@@ -395,18 +396,34 @@ def check_loaded(model: nn.Module, weights: Path, *, whole: bool = False) -> Non
             if name not in state or not torch.equal(state[name].cpu(), value)
         ]
         names = set(content)
+    if fault := unfilled_fault(state, lost, names, whole=whole):
+        raise ValueError(f"{weights}: {fault}")
+
+
+def unfilled_fault(
+    state: Iterable[str], lost: Sequence[str], names: Collection[str], *, whole: bool = False
+) -> str | None:
+    """Return which entries of a file are lost, or which parameters it leaves random; None if none.
+
+    Args:
+        state: the names of all that the model holds.
+        lost: entries of the file that the model does not hold.
+        names: what the file fills, by the model's names.
+        whole: heads have to be filled too.
+    """
     if lost:
-        raise ValueError(f"{weights}: {len(lost)} entries were not loaded: {', '.join(lost)}")
+        return f"{len(lost)} entries were not loaded: {', '.join(lost)}"
     allowed = FROM_CONFIG if whole else (*FROM_CONFIG, *NEW_PARAMETERS)
     random = [name for name in state if name not in names and not name.startswith(allowed)]
     if not any(name.endswith(COUNTER) for name in names):
         random = [name for name in random if not name.endswith(COUNTER)]
-    if random:
-        raise ValueError(
-            f"{weights}: has nothing for {len(random)} parameters: {', '.join(random)}; only "
-            f"{'' if whole else ', '.join(NEW_PARAMETERS) + ' and '}{', '.join(FROM_CONFIG)} "
-            "may start without it"
-        )
+    if not random:
+        return None
+    return (
+        f"has nothing for {len(random)} parameters: {', '.join(random)}; only "
+        f"{'' if whole else ', '.join(NEW_PARAMETERS) + ' and '}{', '.join(FROM_CONFIG)} "
+        "may start without it"
+    )
 
 
 def memory_estimate(cfg: CfgNode, model: nn.Module, optimizer: Any, world_size: int) -> str:

@@ -66,16 +66,17 @@ def test_accumulated_gradients_of_channel_whitening_are_those_of_the_whole(
 
 
 def test_what_this_machine_cannot_do_is_refused(tiny: Make) -> None:
-    two = TwoProcesses(torch.device("cpu"))
-    assert precision.machine_faults(tiny(), CPU) == []
-    assert precision.machine_faults(tiny(compute={"sync_batchnorm": True}), CPU) == []
-    (fault,) = precision.machine_faults(tiny(compute={"sync_batchnorm": True}), two)
+    cpu, synchronised = torch.device("cpu"), tiny(compute={"sync_batchnorm": True})
+    assert precision.machine_faults(tiny(), 1, cpu) == []
+    assert precision.machine_faults(synchronised, 1, cpu) == []
+    (fault,) = precision.machine_faults(synchronised, 2, cpu)
     assert fault.startswith("compute.sync_batchnorm needs GPUs") and "got 2 CPU processes" in fault
-    (fault,) = precision.machine_faults(tiny(compute={"precision": "fp16"}), CPU)
+    (fault,) = precision.machine_faults(tiny(compute={"precision": "fp16"}), 1, cpu)
     assert fault == "compute.precision fp16 needs a GPU; use float32 here"
-    (fault,) = precision.machine_faults(tiny(compute={"precision": "tf32"}), CPU)
+    (fault,) = precision.machine_faults(tiny(compute={"precision": "tf32"}), 1, cpu)
     assert fault == "compute.precision tf32 needs a GPU; use float32 here"
-    (fault,) = precision.machine_faults(tiny(probe={"every_epochs": 1, "precision": "tf32"}), CPU)
+    probed = tiny(probe={"every_epochs": 1, "precision": "tf32"})
+    (fault,) = precision.machine_faults(probed, 1, cpu)
     assert fault == "probe.precision tf32 needs a GPU; use float32 here"
 
 

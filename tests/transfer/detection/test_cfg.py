@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 
 from transfer.config.data import KNOWN_DATASETS, CocoData, VocData
+from transfer.config.recipe import batch_fault, recipe_faults
 from transfer.detection.cfg import (
-    batch_fault,
     check_companion,
     data_faults,
     notes_before_start,
-    recipe_faults,
 )
 from transfer.detection.cli import read_config
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from transfer.config.data import KNOWN_DATASETS
 from transfer.config.finetune import FinetuneConfig
-from transfer.detection.cfg import config_faults, value_at
+from transfer.config.recipe import config_faults, value_at
 from transfer.detection.cli import read_config
 from transfer.detection.run import memory_estimate
 
