@@ -13,6 +13,7 @@ from pipeline.executors.local import Progress, late_probe_lines, measure_late_pr
 from pipeline.executors.preflight import check_before_start
 from pipeline.executors.slurm.ledger import LEDGER
 from pipeline.executors.slurm.states import read_standings
+from pipeline.plan.length import length_lines
 from pipeline.plan.plan import Plan, select
 from pipeline.report.collect import MADE_FROM, all_states, collect, report_dir
 from pipeline.report.remarks import other_origins, read_manifests
@@ -89,6 +90,8 @@ def show_plan(plan: Plan, console: Console) -> int:
         status = states[stage.name].status
         table.add_row(stage.name, stage.signature, needs, Text(status, STYLES.get(status, "")))
     console.print(table)
+    for line in length_lines(plan.stages):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     tell(console, shared_lines(plan.stages, states))
     tell(console, changed_lines(plan.stages, states))
     tell(console, takeover_lines(plan.distinct, states))

@@ -29,6 +29,7 @@ from pipeline.executors.slurm.sbatch import (
 )
 from pipeline.executors.slurm.states import outdated_tasks, read_standings
 from pipeline.executors.slurm.submit import accepted_groups, cancel_jobs, settle, submit
+from pipeline.plan.length import length_lines
 from pipeline.plan.plan import Plan
 from pipeline.report.collect import all_states
 from pipeline.report.remarks import other_origins, read_manifests
@@ -135,6 +136,8 @@ def show_plan(plan: Plan, console: Console) -> int:
             group.name, str(group.num_tasks), escape(needs), size, limit, hours, estimate.source
         )
     console.print(table)
+    for line in length_lines(plan.stages):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     tell(console, shared_lines(plan.stages, states))
     tell(console, changed_lines(plan.stages, states))
     tell(console, takeover_lines(plan.distinct, states))

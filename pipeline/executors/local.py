@@ -248,7 +248,7 @@ class Progress:
         if entry is None:
             return
         step, total = entry.get("step", 0), entry.get("max_steps")
-        note = "  ".join(
+        note = "training  " + "  ".join(
             f"{key} {entry[key]:.4g}"
             for key in ("loss", "total_loss", "lr", "images_per_s", "bbox/AP")
             if isinstance(entry.get(key), int | float)

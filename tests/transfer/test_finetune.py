@@ -163,16 +163,18 @@ def test_precise_norms_and_evaluations_say_how_far_they_are_and_change_nothing(
 ) -> None:
     test = {"EVAL_PERIOD": 2, "PRECISE_BN": {"ENABLED": True, "NUM_ITER": 2}}
     config = task(root, "faster_rcnn_voc", TEST=test)
+    monkeypatch.setattr(trainer_module, "TELL_EVERY_S", 3600)
     silent = finetune(config, root / "backbone.pkl", tmp_path / "silent")
     monkeypatch.setattr(trainer_module, "TELL_EVERY_S", -1)
     assert finetune(config, root / "backbone.pkl", tmp_path / "telling") == silent
     assert_equal_runs(tmp_path / "silent", tmp_path / "telling")
     lines = logged(tmp_path / "telling")
     said = [(line["step"], line["doing"]) for line in lines if "doing" in line]
-    norms = ["precise BatchNorm 1/2"]  # behind the last one nothing is asked for
-    images = [f"evaluating {done}/6" for done in range(1, 7)]
+    norms = ["precise BatchNorm 0/2", "precise BatchNorm 1/2"]  # the last batch asks for no more
+    images = [f"evaluating {done}/6" for done in range(7)]
     assert said == [(step, doing) for step in (2, 3) for doing in (*norms, *images)]
-    assert not any("doing" in line for line in logged(tmp_path / "silent"))
+    begun = [line["doing"] for line in logged(tmp_path / "silent") if "doing" in line]
+    assert begun == 2 * [norms[0], images[0]]
 
 
 def test_the_example_runs_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,8 +75,9 @@ class MetricsWriter(EventWriter):  # type: ignore[misc]
 class LongPass:
     """Batches of a pass beside training, which says every ten seconds how far it is.
 
-    In the log, and within a training as a line of `path` that has no metric: `doing` is what goes
-    on, "evaluating 1,200/4,952". `num_each` batches or images, of all processes, come at a time.
+    In the log, and within a training as a line of `path` that has no metric, one at its beginning
+    too: `doing` is what goes on, "evaluating 1,200/4,952". `num_each` batches or images, of all
+    processes, come at a time.
     """
 
     batches: Any
@@ -96,18 +97,19 @@ class LongPass:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Any]:
-        """Yield the batches."""
+        """Yield the batches; within a training its file is told at once that a pass begins."""
         last = time.monotonic()
+        self._note(f"{self.what} 0/{self.total:,}")
         for number, batch in enumerate(self.batches, start=1):
             yield batch
             if time.monotonic() - last > TELL_EVERY_S and comm.is_main_process():
                 last = time.monotonic()
                 done = min(number * self.num_each, self.total)
-                self._tell(f"{self.what} {done:,}/{self.total:,}")
+                logger.info("%s", doing := f"{self.what} {done:,}/{self.total:,}")
+                self._note(doing)
 
-    def _tell(self, doing: str) -> None:
-        logger.info("%s", doing)
-        if self.step is not None:
+    def _note(self, doing: str) -> None:
+        if self.step is not None and comm.is_main_process():
             entry = {"step": self.step, "max_steps": self.max_steps, "doing": doing}
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")

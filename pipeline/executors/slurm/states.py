@@ -12,6 +12,7 @@ from pipeline.config.schema import REPORT
 from pipeline.executors.slurm.job_states import ADVICE, is_held
 from pipeline.executors.slurm.ledger import LEDGER, Submission, latest_tasks, read_ledger
 from pipeline.executors.slurm.queue import JobRow, SlurmError, read_accounting, read_queue
+from pipeline.plan.length import length_of
 from pipeline.plan.plan import Plan
 from pipeline.stages.files import last_json_line, read_json, tail
 from pipeline.stages.provenance import attempts_at
@@ -89,6 +90,8 @@ def read_standings(plan: Plan) -> tuple[dict[str, Standing], list[str]]:
     for stage in plan.stages:
         task = tasks[stage.name]
         standing = judge(stage, states[stage.name], task, rows, accounts)
+        if standing.status != "failed" and not standing.metric:
+            standing = replace(standing, metric=length_of(stage))  # to be run
         if task and standing.job_id:
             standing = _with_log_of_slurm(plan.config.root, stage, standing, task[0])
         if standing.status not in ("done", "running"):
@@ -271,6 +274,7 @@ def metric_text(entry: Mapping[str, Any]) -> str:
     words = []
     if entry.get("max_steps"):
         words.append(f"step {entry.get('step', 0):.0f}/{entry['max_steps']:.0f}")
+        words += [] if "doing" in entry else ["training"]
     for name in SHOWN_METRICS:
         if isinstance(entry.get(name), int | float):
             words.append(f"{name} {entry[name]:.4g}")

@@ -34,7 +34,8 @@ def test_status_as_json_and_the_table_agree(fake, capsys: pytest.CaptureFixture[
     )
     assert content["counts"] == {"running": 1, "queued": len(content["stages"]) - 1}
     console = Console(width=200, record=True, quiet=True)
-    assert states.read_standings(plan_of())[0]["pretrain/a"].metric == "step 10/40  loss 0.5"
+    shown = states.read_standings(plan_of())[0]["pretrain/a"].metric
+    assert shown == "step 10/40  training  loss 0.5"
     slurm.show_plan(plan_of(), console)
 
 

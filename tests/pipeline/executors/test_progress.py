@@ -32,7 +32,7 @@ def test_what_goes_on_beside_training_is_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local, "LINE_EVERY_S", -1)
-    assert "step 30 of 40  total_loss 1.5  lr 0.1" in shown(TRAINING, tmp_path)
+    assert "step 30 of 40  training  total_loss 1.5  lr 0.1" in shown(TRAINING, tmp_path)
     assert "step 30 of 40  evaluating 1,200/4,952" in shown(EVALUATING, tmp_path)
-    assert metric_text(TRAINING) == "step 30/40  total_loss 1.5"
+    assert metric_text(TRAINING) == "step 30/40  training  total_loss 1.5"
     assert metric_text(EVALUATING) == "step 30/40  evaluating 1,200/4,952"

@@ -81,18 +81,20 @@ def test_a_pass_beside_training_says_how_far_it_is(
         with EventStorage():  # as precise BatchNorm opens one of its own
             assert len(batches) == 3 and list(batches) == [["a"], ["b"], ["c"]]
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    said = [f"evaluating {done}/2,005" for done in ("1,000", "2,000", "2,005")]
+    said = [f"evaluating {done}/2,005" for done in ("0", "1,000", "2,000", "2,005")]
     assert lines == [{"step": 12, "max_steps": 40, "doing": doing} for doing in said]
-    assert [record.getMessage() for record in caplog.records] == said
+    assert [record.getMessage() for record in caplog.records] == said[1:]
     assert evaluations(path) == []
 
 
-def test_a_short_pass_and_one_without_training_write_nothing(
+def test_a_short_pass_says_that_it_begins_and_one_without_training_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "metrics.jsonl"
     with EventStorage(0):
         assert list(LongPass([1, 2], "evaluating", 2, path, 40)) == [1, 2]
+    assert json.loads(path.read_text(encoding="utf-8"))["doing"] == "evaluating 0/2"
+    path.unlink()
     monkeypatch.setattr(trainer_module, "TELL_EVERY_S", -1)
     assert list(LongPass([1, 2], "evaluating", 2, path, 40)) == [1, 2]
     assert not path.exists()
