@@ -9,6 +9,7 @@ from pathlib import Path
 from pipeline.config.schema import BackboneConfig, PipelineConfig, ProbeEntry, TaskConfig
 from pipeline.stages.stage import Stage
 
+KEY = re.compile(r"\b[A-Z]\w*(\.[A-Z][A-Z0-9_]*)+\b")  # of detectron2
 OVERRIDE = "override "  # what a fault of an override that is none begins with
 
 
@@ -42,7 +43,10 @@ def blamed(
 
 
 def mentioned(fault: str, where: str, place: str, overrides: Iterable[str]) -> str:
-    """Return a fault by the overrides whose key or name it mentions, else by file and overrides."""
+    """Return a fault by the overrides whose key or name it mentions, else by the file.
+
+    Where it mentions no key at all, with all overrides.
+    """
     overrides = tuple(overrides)
 
     def is_mentioned(override: str) -> bool:
@@ -51,8 +55,10 @@ def mentioned(fault: str, where: str, place: str, overrides: Iterable[str]) -> s
         return any(re.search(rf"(?<![\w.]){re.escape(word)}(?!\w)", fault) for word in words)
 
     to_blame = [override for override in overrides if is_mentioned(override)]
-    if to_blame or not overrides:
-        return _told(fault, place, to_blame) if to_blame else f"{where}: {fault}"
+    if to_blame:
+        return _told(fault, place, to_blame)
+    if not overrides or KEY.search(fault):
+        return f"{where}: {fault}"
     return f"{where} (with {OVERRIDE}{', '.join(overrides)}): {fault}"
 
 

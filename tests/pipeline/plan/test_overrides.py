@@ -33,7 +33,8 @@ def test_a_fault_that_goes_without_an_override_is_its_own() -> None:
         ("SOLVER.MAX_ITER is 0, wanted 1", f"{PLACE}: override SOLVER.MAX_ITER=0: {{}}"),
         ("KeyError: 'XX'", f"{PLACE}: override MODEL.NORM=XX: {{}}"),
         ("no box", "a.yaml (with override SOLVER.MAX_ITER=0, MODEL.NORM=XX): {}"),
-        ("SOLVER.MAX_ITERS is 0", "a.yaml (with override SOLVER.MAX_ITER=0, MODEL.NORM=XX): {}"),
+        ("SOLVER.MAX_ITERS is 0", "a.yaml: {}"),
+        ("MODEL.RESNETS.DEPTH is 18, wanted 50", "a.yaml: {}"),
     ],
 )
 def test_an_override_is_named_where_its_key_or_word_is(fault: str, told: str) -> None:
