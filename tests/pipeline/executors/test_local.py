@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.executors import local
 from pipeline.executors.preflight import check_before_start
 from pipeline.plan.plan import select
 from pipeline.stages.run_folder import FAILURE, LOG, MANIFEST, State
@@ -87,3 +88,15 @@ def test_children_import_the_code_that_started_them(
     assert {state.status for state in run(plan).values()} == {"done"}
     log = (plan.stages[0].run_dir / LOG).read_text("utf-8")
     assert "another checkout" not in log
+
+
+@pytest.mark.parametrize("others", [{}, {"GLIBC_TUNABLES": "glibc.malloc.check=1"}])
+def test_a_worker_keeps_freed_memory_unless_the_user_tunes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: dict[str, str]
+) -> None:
+    given: dict[str, str] = {}
+    monkeypatch.setattr(local.subprocess, "Popen", lambda *_, env, **__: given.update(env))
+    local.start_worker(tmp_path, others, 0)
+    kept = "glibc.malloc.hugetlb=1:glibc.malloc.trim_threshold=268435456:glibc.malloc."
+    tuned = kept + "mmap_threshold=268435456"
+    assert given["GLIBC_TUNABLES"] == others.get("GLIBC_TUNABLES", tuned)
