@@ -5,6 +5,8 @@ V views, N images, S side. The images are drawn noise of the size and weight of 
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 import statistics
 import tempfile
@@ -28,6 +30,7 @@ from pretrain.data.images import ImageArrays, ImageFiles, Images, open_images
 from pretrain.views import ViewLoader
 
 BATCH = 16
+BATCHES_PER_WORKER = 4  # in a pass, which begins and ends with nothing loaded
 JITTER = (0.4, 0.4, 0.4, 0.1)
 SMALL = {"jitter": JITTER, "grayscale": 0.1, "colours_before_crop": True}
 
@@ -134,7 +137,7 @@ def loader_rates(
         configs = {way: loader_config(case, way, workers, Path(folder)) for way in ways}
         passes = {"PIL": plain_pass(images, configs[ways[0]])}
         for way, config in configs.items():
-            passes[way] = _own_pass(images, config)
+            passes[way] = own_pass(images, config)
         seconds: dict[str, list[float]] = {name: [] for name in passes}
         for round_ in range(rounds + 1):  # the first starts the workers
             for name, run in passes.items():
@@ -239,15 +242,21 @@ class _PilBlur:
         return image.filter(ImageFilter.GaussianBlur(radius))
 
 
+def pass_batches(num_images: int, workers: int) -> list[list[int]]:
+    """Return the images of each batch of a pass: all of them, around again for many workers."""
+    indices = itertools.cycle(range(num_images))
+    number = max(math.ceil(num_images / BATCH), BATCHES_PER_WORKER * workers)
+    return [list(itertools.islice(indices, BATCH)) for _ in range(number)]
+
+
 def plain_pass(images: Images, config: PretrainConfig) -> Callable[[int], Iterator[int]]:
-    """Return a function that loads all images through PIL and yields the views of each batch."""
+    """Return a function that loads a pass through PIL and yields the views of each batch."""
     workers = config.data.num_workers
     loader = DataLoader(
         PlainViews(images, plain_view(config.augment), config.num_views),
-        batch_size=BATCH,
+        batch_sampler=pass_batches(len(images), workers),
         num_workers=workers,
         persistent_workers=workers > 0,
-        shuffle=True,
         generator=torch.Generator(),
     )
 
@@ -258,13 +267,13 @@ def plain_pass(images: Images, config: PretrainConfig) -> Callable[[int], Iterat
     return run
 
 
-def _own_pass(images: Images, config: PretrainConfig) -> Callable[[int], Iterator[int]]:
+def own_pass(images: Images, config: PretrainConfig) -> Callable[[int], Iterator[int]]:
+    """Return what `plain_pass` returns, through this package."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loader = ViewLoader(config, images, device)
+    batches = pass_batches(len(images), config.data.num_workers)
 
     def run(epoch: int) -> Iterator[int]:
-        order = range(len(images))
-        batches = [[*order[start : start + BATCH]] for start in order[::BATCH]]
         for views in loader.batches(epoch, batches):
             yield views.shape[0] * views.shape[1]
         if device.type == "cuda":

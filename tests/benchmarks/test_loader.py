@@ -8,11 +8,16 @@ import torch
 from PIL import Image
 
 from benchmarks.loader import (
+    BATCH,
+    BATCHES_PER_WORKER,
     LOADER_CASES,
     PlainViews,
     drawn_images,
     loader_config,
     loader_rates,
+    own_pass,
+    pass_batches,
+    plain_pass,
     plain_view,
 )
 from pretrain.config.data import AugmentConfig
@@ -30,6 +35,22 @@ def test_every_way_loads_all_views(jpeg: bool) -> None:
     rates = loader_rates(case, ("by_view", "in_loader"), rounds=1, workers=0)
     assert set(rates) == {"PIL", "by_view", "in_loader"}
     assert all(rate > 0 for rate in rates.values())
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2, 16, 48])
+@pytest.mark.parametrize("num_images", [6, 64, 320])
+def test_a_pass_keeps_every_worker_busy(num_images: int, workers: int) -> None:
+    batches = pass_batches(num_images, workers)
+    assert len(batches) >= workers * BATCHES_PER_WORKER
+    assert all(len(batch) == BATCH for batch in batches)
+    assert {index for batch in batches for index in batch} == set(range(num_images))
+
+
+def test_both_sides_load_the_same_number_of_views(tmp_path: Path) -> None:
+    images = drawn_images(TINY, tmp_path)
+    config = loader_config(TINY, "in_loader", 1, tmp_path)
+    for one_pass in (plain_pass(images, config), own_pass(images, config)):
+        assert sum(one_pass(0)) == 2 * BATCH * BATCHES_PER_WORKER
 
 
 @pytest.mark.parametrize("before_crop", [True, False])
