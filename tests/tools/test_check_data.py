@@ -1,23 +1,20 @@
 """tools/check_data.py as a person runs it: sound, broken and unknown sets."""
 
 import json
-import os
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.tools.conftest import Run
 
 
-def run(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "tools" / "check_data.py"), *arguments]
-    environment = os.environ | {"DETECTRON2_DATASETS": str(cwd / "sets")}
-    return subprocess.run(
-        command, capture_output=True, text=True, cwd=cwd, check=False, env=environment
-    )
+@pytest.fixture
+def run(run_here: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Return what runs the script in the folder of `own`, with no other sets around."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "sets"))
+    return partial(run_here, "check_data.py")
 
 
 @pytest.fixture
@@ -73,25 +70,25 @@ def change(folder: Path, old: str, new: str) -> None:
     (folder / "labels.json").write_text(text.replace(old, new, 1), encoding="utf-8")
 
 
-def test_sets_of_ones_own_by_paths_and_class_names(own: Path) -> None:
-    answer = run(own, "--config-file", "plan.yaml", "--decode", "all")
+def test_sets_of_ones_own_by_paths_and_class_names(own: Path, run: Run) -> None:
+    answer = run("--config-file", "plan.yaml", "--decode", "all")
     assert answer.returncode == 2
     # yard is trained on, so half a pixel is fine there; but it has no masks
     assert "garden: 3 images (3 decoded), 3 objects: sound" in answer.stdout
     assert "yard: 3 images (3 decoded), 3 objects: NOT sound" in answer.stdout
     assert answer.stderr.count("\n") == 1 and "MODEL.MASK_ON asks for them" in answer.stderr
-    sound = run(own, "garden", "--config-file", "plan.yaml", "--decode", "none")
+    sound = run("garden", "--config-file", "plan.yaml", "--decode", "none")
     assert (sound.returncode, sound.stderr) == (0, "") and "(0 decoded)" in sound.stdout
 
 
-def test_faults_and_notes_of_a_set(own: Path) -> None:
+def test_faults_and_notes_of_a_set(own: Path, run: Run) -> None:
     change(own, '"bbox": [1, 1, 8, 8]', '"bbox": [1, 1, 0, 8]')
-    answer = run(own, "garden", "--config-file", "plan.yaml")
+    answer = run("garden", "--config-file", "plan.yaml")
     assert answer.returncode == 2 and "annotation 1: bbox [1, 1, 0, 8]" in answer.stderr
     text = (own / "task.yaml").read_text("utf-8")
     text = text.replace("TRAIN: [yard], TEST: [garden]", "TRAIN: [garden], TEST: [yard]")
     (own / "task.yaml").write_text(text, encoding="utf-8")
-    answer = run(own, "garden", "--config-file", "plan.yaml")
+    answer = run("garden", "--config-file", "plan.yaml")
     assert (answer.returncode, answer.stderr) == (0, "")
     assert "garden: note: " in answer.stdout and "bbox [1, 1, 0, 8]" in answer.stdout
 
@@ -110,59 +107,59 @@ def test_faults_and_notes_of_a_set(own: Path) -> None:
     ],
 )
 def test_what_is_not_there_is_one_line_and_exit_2(
-    own: Path, arguments: tuple[str, ...], expected: str
+    own: Path, run: Run, arguments: tuple[str, ...], expected: str
 ) -> None:
-    answer = run(own, *arguments)
+    answer = run(*arguments)
     assert answer.returncode == 2 and expected in answer.stderr, answer.stderr
     assert "Traceback" not in answer.stderr
 
 
-def test_a_task_that_names_an_unknown_set(own: Path) -> None:
+def test_a_task_that_names_an_unknown_set(own: Path, run: Run) -> None:
     (own / "task.yaml").write_text("DATASETS: {TRAIN: [x], TEST: 3}\n", encoding="utf-8")
-    answer = run(own, "--config-file", "plan.yaml")
+    answer = run("--config-file", "plan.yaml")
     assert answer.returncode == 2
     assert "unknown data set 'x'" in answer.stderr and "DATASETS.TEST: wanted" in answer.stderr
 
 
-def test_splits_of_vocs_layout_are_made_once(own: Path) -> None:
+def test_splits_of_vocs_layout_are_made_once(own: Path, run: Run) -> None:
     text = (own / "my yard" / "Annotations" / "y0.xml").read_text(encoding="utf-8")
     for index in range(3, 10):
         path = own / "my yard" / "Annotations" / f"y{index}.xml"
         path.write_text(text, encoding="utf-8")
-    answer = run(own, "--make-splits", "0", "my yard")
+    answer = run("--make-splits", "0", "my yard")
     assert answer.returncode == 0
     assert answer.stdout == (
         "my yard/ImageSets/Main/trainval.txt: 8 images\nmy yard/ImageSets/Main/test.txt: 2 images\n"
     )
-    again = run(own, "--make-splits", "0", "my yard")
+    again = run("--make-splits", "0", "my yard")
     assert again.returncode == 2 and "already there; nothing is overwritten" in again.stderr
 
 
-def test_a_task_that_trains_on_its_test_images(own: Path) -> None:
+def test_a_task_that_trains_on_its_test_images(own: Path, run: Run) -> None:
     (own / "task.yaml").write_text("DATASETS: {TRAIN: [garden], TEST: [garden]}\n", "utf-8")
-    answer = run(own, "--config-file", "plan.yaml")
+    answer = run("--config-file", "plan.yaml")
     assert answer.returncode == 2
     assert "garden: 3 images (3 decoded), 3 objects: NOT sound" in answer.stdout
     assert "3 of 3 images are trained on too, in garden (" in answer.stderr
 
 
-def test_a_leak_from_a_set_that_is_not_named(own: Path) -> None:
+def test_a_leak_from_a_set_that_is_not_named(own: Path, run: Run) -> None:
     for index in range(3):  # the same images, in yard under another name
         path = own / "my yard" / "JPEGImages" / f"y{index}.jpg"
         path.unlink()
         path.with_suffix(".png").symlink_to(own / "photos" / f"p{index}.png")
     for name in ("garden", "yard"):
-        answer = run(own, name, "--config-file", "plan.yaml")
+        answer = run(name, "--config-file", "plan.yaml")
         assert answer.returncode == 2 and answer.stdout.startswith(f"{name}: 3 images")
         assert f"{name}: {own}/labels.json: 3 of 3 images are trained on too, in yard (photos" in (
             answer.stderr
         )
 
 
-def test_a_configs_recipes_are_asked_what_plan_asks(own: Path) -> None:
+def test_a_configs_recipes_are_asked_what_plan_asks(own: Path, run: Run) -> None:
     text = "DATASETS: {TRAIN: [yard, yard], TEST: [garden]}\nTEST: {DETECTIONS_PER_IMAGE: 300}\n"
     (own / "task.yaml").write_text(text + "SOLVER: {IMS_PER_BATCH: 2, REFERENCE_WORLD_SIZE: 8}\n")
-    answer = run(own, "--config-file", "plan.yaml")
+    answer = run("--config-file", "plan.yaml")
     assert answer.returncode == 2 and "NOT sound" not in answer.stdout
     batch, twice, detections = answer.stderr.splitlines()
     assert "task.yaml: task t: SOLVER.IMS_PER_BATCH is 2, wanted a multiple of 8" in batch
@@ -171,13 +168,13 @@ def test_a_configs_recipes_are_asked_what_plan_asks(own: Path) -> None:
         "task.yaml: task t: TEST.DETECTIONS_PER_IMAGE is 300, but garden is measured" in detections
     )
     (own / "task.yaml").write_text("DATASETS: {TRAIN: [yard], TEST: [garden]}\n", "utf-8")
-    answer = run(own, "--config-file", "plan.yaml")
+    answer = run("--config-file", "plan.yaml")
     classes, order = answer.stderr.splitlines()
     assert "task.yaml: task t: MODEL.ROI_HEADS.NUM_CLASSES is 80, but garden has 1" in classes
     assert "yard and garden do not have the same classes in one order" in order
 
 
-def test_the_seed_of_splits_is_a_number(own: Path) -> None:
-    answer = run(own, "--make-splits", "x", "my yard")
+def test_the_seed_of_splits_is_a_number(own: Path, run: Run) -> None:
+    answer = run("--make-splits", "x", "my yard")
     assert (answer.returncode, answer.stdout) == (2, "")
     assert answer.stderr == "check_data: the seed of --make-splits is 'x', wanted a whole number\n"

@@ -5,10 +5,8 @@ Most run in this process, so that torch is imported once; what a process adds is
 
 import json
 import os
-import runpy
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,37 +14,15 @@ import torch
 import torchvision
 from PIL import Image
 
+from tests.tools.conftest import Answer, Run
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted(path.name for path in (ROOT / "tools").glob("*.py"))
-
-
-Answer = subprocess.CompletedProcess[str]
-Run = Callable[..., Answer]
 
 
 def run(script: str, *arguments: str, cwd: Path = ROOT) -> Answer:
     command = [sys.executable, str(ROOT / "tools" / script), *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
-
-
-@pytest.fixture
-def run_here(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Run:
-    """Return `run` in an empty folder without a process of its own."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(script: str, *arguments: str) -> Answer:
-        path = ROOT / "tools" / script
-        monkeypatch.setattr(sys, "argv", [str(path), *arguments])
-        monkeypatch.setattr(sys, "path", [str(path.parent), *sys.path])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
-            runpy.run_path(str(path), run_name="__main__")
-        code = left.value.code
-        return subprocess.CompletedProcess(sys.argv, int(code or 0), *capsys.readouterr())
-
-    return call
 
 
 @pytest.mark.parametrize("script", ["run_pipeline.py", "pretrain.py", "convert_to_detectron2.py"])
@@ -133,9 +109,9 @@ def test_pretrain_and_train_net_leave_a_pipelines_folder_alone(
     assert answer.returncode == 2 and f"train_net: {fault} OUTPUT_DIR\n" in answer.stderr
 
 
-def test_convert_writes_weights_and_says_what_was_proved(tmp_path: Path) -> None:
+def test_convert_writes_weights_and_says_what_was_proved(run_here: Run, tmp_path: Path) -> None:
     torch.save(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "r18.pth")
-    answer = run("convert_to_detectron2.py", "r18.pth", "out/r18.pkl", cwd=tmp_path)
+    answer = run_here("convert_to_detectron2.py", "r18.pth", "out/r18.pkl")
     assert answer.returncode == 0, answer.stderr
     assert "resnet18, 120 entries, format torchvision; largest relative" in answer.stdout
     assert json.loads((tmp_path / "out" / "r18.json").read_text("utf-8"))["arch"] == "resnet18"
