@@ -1,11 +1,13 @@
 """Every command and config in the documentation: run, or marked with what it needs.
 
 A block ```sh or ```python is run in a copy of the project with embedded data, a block ```diff is
-applied to it. A comment on the line before says otherwise: `<!-- needs: ... -->` what the machine
-would have to have (then only its commands are checked to exist), `<!-- file: ... -->` the file that
-the block is. A block ```yaml must be a config that this version accepts.
+applied to it; Python blocks in a row share a process, which imports torch once, but no names. A
+comment on the line before says otherwise: `<!-- needs: ... -->` what the machine would have to have
+(then only its commands are checked to exist), `<!-- file: ... -->` the file that the block is. A
+block ```yaml must be a config that this version accepts.
 """
 
+import itertools
 import os
 import re
 import shutil
@@ -32,9 +34,10 @@ FENCE = re.compile(
     r"^(?P<indent> *)```(?P<language>\w*)\n(?P<body>.*?)^ *```$",
     re.MULTILINE | re.DOTALL,
 )
+EACH = "import runpy, sys; [runpy.run_path(path, run_name='__main__') for path in sys.argv[1:]]"
 RUN = {
     "sh": ["bash", "-euo", "pipefail"],
-    "python": ["python"],
+    "python": ["python", "-c", EACH],
     "diff": ["git", "apply"],
 }
 
@@ -49,6 +52,10 @@ class Block:
     @property
     def is_run(self) -> bool:
         return self.needs is None and self.language in ("sh", "python", "diff")
+
+    @property
+    def is_of_python(self) -> bool:
+        return self.is_run and self.file is None and self.language == "python"
 
     @property
     def config(self) -> dict[str, Any]:
@@ -142,14 +149,20 @@ def test_documents_name_different_runs() -> None:
 def test_commands_run(path: Path, sandbox: Path) -> None:
     path_of = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     env = {**os.environ, "PATH": path_of, "TMPDIR": str(sandbox)}
-    for block in blocks(path):
+    steps = [block for block in blocks(path) if block.is_run or block.file is not None]
+    for _, group in itertools.groupby(steps, lambda each: each.is_of_python or id(each)):
+        block, *others = group
         if block.file is not None:
             (sandbox / block.file).parent.mkdir(parents=True, exist_ok=True)
             (sandbox / block.file).write_text(block.body, "utf-8")
-        elif block.is_run:
-            (sandbox / "block").write_text(block.body, "utf-8")
-            answer = subprocess.run(
-                [*RUN[block.language], "block"],
-                cwd=sandbox, env=env, capture_output=True, text=True, check=False,
-            )  # fmt: skip
-            assert answer.returncode == 0, f"{block.body}\n{answer.stdout}\n{answer.stderr}"
+            continue
+        names = []
+        for number, each in enumerate([block, *others]):
+            names.append(f"block-{number}")
+            (sandbox / names[-1]).write_text(each.body, "utf-8")
+        answer = subprocess.run(
+            [*RUN[block.language], *names],
+            cwd=sandbox, env=env, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        said = f"{answer.stdout}\n{answer.stderr}"
+        assert answer.returncode == 0, "\n".join(each.body for each in [block, *others]) + said
