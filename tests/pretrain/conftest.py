@@ -1,5 +1,6 @@
 """Small configs, images and embeddings that the tests of pretraining start from."""
 
+import multiprocessing
 import runpy
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,10 @@ from pretrain.config.probe import ProbeConfig
 from pretrain.models import encoder
 from pretrain.whitening.inverse_sqrt import _METHODS, NewtonSchulz
 
+# A process of the fork server has these; a spawned one imports them for five seconds.
+multiprocessing.set_forkserver_preload(
+    ["torch", "torchvision", "torch.utils.tensorboard", "torch.distributed", "rich"]
+)
 COLOURS = {"red": (220, 30, 30), "green": (30, 220, 30), "blue": (30, 30, 220)}
 
 

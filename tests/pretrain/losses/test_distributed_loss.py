@@ -147,6 +147,11 @@ def free_port():
         return s.getsockname()[1]
 
 
+def run(function, world, *more):
+    arguments = (world, free_port(), *more)
+    mp.start_processes(function, args=arguments, nprocs=world, start_method="forkserver")
+
+
 @pytest.mark.parametrize("world", [2, 4])
 def test_several_processes_equal_one_in_value_and_gradient(world):
     expected = {
@@ -156,7 +161,7 @@ def test_several_processes_equal_one_in_value_and_gradient(world):
     for name in ("w-mse", "groups"):
         expected[f"{name}, drawn"] = drawn_loss(images(), name, 0)
         assert not torch.isclose(expected[f"{name}, drawn"], drawn_loss(images(), name, 1))
-    mp.spawn(compare_with_one_process, args=(world, free_port(), expected), nprocs=world)
+    run(compare_with_one_process, world, expected)
 
 
 def gather_by_hand(number, world, port):
@@ -173,7 +178,7 @@ def gather_by_hand(number, world, port):
 
 
 def test_gather_by_hand():
-    mp.spawn(gather_by_hand, args=(2, free_port()), nprocs=2)
+    run(gather_by_hand, 2)
 
 
 def test_without_a_process_group_there_is_one_process():

@@ -22,7 +22,6 @@ from pretrain.runtime.signals import EXIT_INTERRUPTED
 Make = Callable[..., PretrainConfig]
 Strike = tuple[int, str, int, str]
 CHILD = Path(__file__).parents[1] / "child.py"
-SLOW_IMPORTS = ["torch", "torchvision", "torch.utils.tensorboard", "torch.distributed", "rich"]
 CW_RGP = {
     "loss": {"name": "cw-rgp", "sub_batch": 4, "groups": 2},
     "model": {"arch": "resnet18", "projector_hidden": 16, "embedding_dim": 32},
@@ -54,7 +53,6 @@ def job_of(config: PretrainConfig, folder: Path, *strikes: Strike) -> dict[str, 
 def run(config: PretrainConfig, folder: Path, *strikes: Strike, world: int = 1) -> list[int | None]:
     """Train in `world` processes; return their exit codes, negative for a signal."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(SLOW_IMPORTS)
     job, port, processes = job_of(config, folder, *strikes), free_port(), []
     for rank in range(world):
         own = {"JOB": job | {"env": environment(rank, world, port)}}
