@@ -134,7 +134,7 @@ def read_image(path: Path) -> Tensor:
     """
     try:
         with Image.open(path, formats=FORMATS) as image:
-            pixels: Tensor = pil_to_tensor(image.convert("RGB"))
+            pixels: Tensor = pil_to_tensor(image if image.mode == "RGB" else image.convert("RGB"))
             return pixels
     except Exception as error:  # noqa: BLE001  (decoders raise many types for damage)
         raise ValueError(f"{path}: not a readable image ({one_line(error)})") from None

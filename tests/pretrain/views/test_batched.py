@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pretrain.config.data import AugmentConfig
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.data.images import open_images
+from pretrain.views import batched
 from pretrain.views.batched import RawViews, cut_view, cut_views, finish_views
 from pretrain.views.parameters import ViewParams
 from pretrain.views.per_image import build_view
@@ -34,6 +36,35 @@ def test_a_draw_cuts_turns_and_mirrors() -> None:
     assert torch.equal(cut_view(image, mirrored, config), image[:, 1:5, 3:7].flip(-1))
     turned = ViewParams(180.0, top=0, left=0, height=4, width=4, flip=False, colour=())
     assert torch.equal(cut_view(image, turned, config), image.flip(-1, -2)[:, :4, :4])
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("size", [7, 32, 100])
+def test_pixels_beside_each_other_in_memory_give_the_same_bytes(
+    interpolation: str, size: int
+) -> None:
+    chance = torch.Generator().manual_seed(size)
+    planes = torch.randint(0, 256, (3, 61, 83), dtype=torch.uint8, generator=chance)
+    pixels = planes.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    config = AugmentConfig.model_validate({"size": size, "interpolation": interpolation})
+    for box in ((0, 0, 61, 83), (3, 10, 40, 33), (60, 82, 1, 1), (0, 5, 2, 70)):
+        top, left, height, width = box
+        part = planes[None, :, top : top + height, left : left + width].contiguous()
+        want = F.interpolate(part, (size, size), mode=interpolation, antialias=True)[0]
+        for image in (planes, pixels):
+            assert torch.equal(cut_view(image, ViewParams(0.0, *box, False, ()), config), want)
+
+
+@pytest.mark.parametrize("before_crop", [False, True])
+def test_a_worker_fills_the_memory_that_it_sends(
+    tiny: Make, before_crop: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = with_colours(tiny, "in_loader", colours_before_crop=before_crop)
+    raw = cut_views(open_images(config.data), [(0, 5)], 2, 0, config.augment)
+    alone = finish_views(raw, config.augment)
+    monkeypatch.setattr(batched, "get_worker_info", lambda: "a worker's")
+    shared = finish_views(raw, config.augment)
+    assert shared.is_shared() and not alone.is_shared() and torch.equal(shared, alone)
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
