@@ -174,7 +174,9 @@ def check_accepted(
         asked = (group.kind, group.resources.model_dump_json())
         if asked not in largest or largest[asked].num_tasks < group.num_tasks:
             largest[asked] = group
-    nodes = parse_nodes(call(["sinfo", "--noheader", "--exact", f"--format={NODE_FORMAT}"]))
+    nodes = parse_nodes(
+        call(["sinfo", "--noheader", "--all", "--exact", f"--format={NODE_FORMAT}"])
+    )
     faults = []
     for whole in largest.values():
         most = whole.num_tasks if room is None else max(1, room - 1)

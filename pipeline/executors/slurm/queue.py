@@ -13,6 +13,7 @@ from pipeline.executors.slurm.job_states import PHASES, Phase, phase_of
 
 CALL_TIMEOUT_S = 60
 MAX_ARGUMENT = 100_000  # Linux takes 131,072 bytes for one argument
+SQUEUE = ("squeue", "--noheader", "--all")  # also jobs in partitions that a site hides from users
 
 
 class SlurmError(ValueError):
@@ -67,6 +68,7 @@ def call(
             command,
             capture_output=True,
             text=True,
+            errors="replace",  # in the names that others gave their jobs
             timeout=timeout_s,
             check=False,
             env=client_environment(os.environ) if environment is None else environment,
@@ -110,13 +112,13 @@ def count_jobs(user: str = "") -> int:
     Raises:
         SlurmError: squeue failed.
     """
-    command = ["squeue", "--noheader", "--array", "--format=%i"]
+    command = [*SQUEUE, "--array", "--format=%i"]
     command.append(f"--user={user}" if user else "--states=all")
     return len(call(command).split())
 
 
 def _squeue(option: str, values: set[str]) -> list[JobRow]:
-    command = ["squeue", "--noheader", "--array", "--states=all", "--format=%i|%j|%T|%N|%M|%L|%r"]
+    command = [*SQUEUE, "--array", "--states=all", "--format=%i|%T|%N|%M|%L|%r|%j"]
     listed = ",".join(sorted(values))
     if len(listed) < MAX_ARGUMENT:
         command.append(f"--{option}={listed}")
@@ -137,20 +139,23 @@ def read_accounting(job_ids: Iterable[str]) -> dict[str, JobRow]:
     jobs = sorted({job_id.partition("_")[0] for job_id in job_ids})
     if not jobs:
         return {}
-    columns = "--format=JobID,JobName,State,NodeList,Elapsed"
+    columns = "--format=JobID,State,NodeList,Elapsed"
     command = ["sacct", "--noheader", "--parsable2", "--allocations", columns]
     rows = parse_rows(call([*command, f"--jobs={','.join(jobs)}"]))
     return {row.job_id: row for row in rows}
 
 
 def parse_rows(text: str) -> list[JobRow]:
-    """Return the rows of sacct's `id|name|state|node|elapsed`; squeue adds `|left|reason`."""
+    """Return the rows of sacct's `id|state|node|elapsed`; squeue adds `|left|reason|name`.
+
+    The name comes last: its owner may have put anything into it.
+    """
     rows = []
     for line in text.splitlines():
         parts = line.strip().split("|", 6)
-        if len(parts) not in (5, 7) or "." in parts[0]:  # `12.batch` is a step of job 12
+        if len(parts) not in (4, 7) or "." in parts[0]:  # `12.batch` is a step of job 12
             continue
-        job, name, state, node, elapsed, left, reason = (*parts, "", "")[:7]
+        job, state, node, elapsed, left, reason, name = (*parts, "", "", "")[:7]
         word = state.split()[0] if state else ""  # `CANCELLED by 1000`
         node = "" if node == "None assigned" else node
         times = parse_time(elapsed), parse_time(left)

@@ -23,7 +23,7 @@ from submitit.slurm.slurm import SlurmJobEnvironment
 
 from pipeline.executors.local import start_worker
 from pipeline.executors.slurm.plan_file import read_plan
-from pipeline.executors.slurm.queue import SlurmError, call
+from pipeline.executors.slurm.queue import SQUEUE, SlurmError, call
 from pipeline.report.write import make_report
 from pipeline.stages.files import append_json_line, read_json, write_json
 from pipeline.stages.run_folder import (
@@ -180,7 +180,7 @@ class StageJob:
         refusal: SlurmError | None = None
         while time.monotonic() < deadline:
             try:
-                state = call(["squeue", "--noheader", f"--jobs={job_id}", "--format=%T"]).strip()
+                state = call([*SQUEUE, f"--jobs={job_id}", "--format=%T"]).strip()
                 if state not in ("RUNNING", ""):
                     return
                 if refusal is not None:

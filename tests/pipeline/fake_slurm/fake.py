@@ -49,22 +49,20 @@ def sbatch(words: list[str], jobs: dict) -> str:
 def squeue(words: list[str], jobs: dict) -> str:
     options = dict(word.partition("=")[::2] for word in words)
     names, ids = (set(filter(None, options.get(o, "").split(","))) for o in ("--name", "--jobs"))
-    if "SQUEUE_PARTITION" in os.environ:
-        return ""  # a partition without jobs
+    if "SQUEUE_PARTITION" in os.environ or "--all" not in words:
+        return ""  # a partition without jobs; those of a hidden one are shown on demand alone
     known = {key: job for key, job in jobs.items() if not job.get("purged")}
     if len(ids) == 1 and not any(key.partition("_")[0] in ids for key in known):
         raise SystemExit("slurm_load_jobs error: Invalid job id specified")
     return "\n".join(
-        f"{key}|{job['name']}|{job['state']}|{job['node']}|1:05|58:55|{job['reason']}"
+        f"{key}|{job['state']}|{job['node']}|1:05|58:55|{job['reason']}|{job['name']}"
         for key, job in known.items()
         if (not names or job["name"] in names) and (not ids or key.partition("_")[0] in ids)
     )
 
 
 def sacct(words: list[str], jobs: dict) -> str:
-    return "\n".join(
-        f"{key}|{job['name']}|{job['state']}|{job['node']}|00:01:05" for key, job in jobs.items()
-    )
+    return "\n".join(f"{key}|{job['state']}|{job['node']}|00:01:05" for key, job in jobs.items())
 
 
 def scancel(words: list[str], jobs: dict) -> str:

@@ -14,13 +14,15 @@ def test_ids_and_times_of_slurm() -> None:
 
 
 def test_rows_of_squeue_and_sacct() -> None:
-    (row, *more) = parse_rows("5_[1-2%1]|x|PENDING||0:00|1:00:00|Dependency\nnoise\n")
+    (row, *more) = parse_rows("5_[1-2%1]|PENDING||0:00|1:00:00|Dependency|x\nnoise\n")
     assert (row.job_id, more[0].job_id, row.is_queued, row.left_s) == ("5_1", "5_2", True, 3600)
-    (never,) = parse_rows("6|x|PENDING||0:00|1:00|DependencyNeverSatisfied")
+    (never,) = parse_rows("6|PENDING||0:00|1:00|DependencyNeverSatisfied|x")
     assert not never.is_active
+    (renamed,) = parse_rows("9|RUNNING|n1|0:10|1:00|None|best|FAILED|run\nsecond line|of the name")
+    assert (renamed.state, renamed.node, renamed.name) == ("RUNNING", "n1", "best|FAILED|run")
     rows = parse_rows(
-        "7|x|CANCELLED by 1000|None assigned|00:00:00\n7.batch|batch|FAILED|n1|00:00:01\n"
-        "8_[0-1]|y|OUT_OF_MEMORY|n[1-2]|1-00:00:00"
+        "7|CANCELLED by 1000|None assigned|00:00:00\n7.batch|FAILED|n1|00:00:01\n"
+        "8_[0-1]|OUT_OF_MEMORY|n[1-2]|1-00:00:00"
     )
     assert [(row.job_id, row.state, row.node) for row in rows] == [
         ("7", "CANCELLED", ""),
