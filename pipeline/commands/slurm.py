@@ -20,6 +20,7 @@ from pipeline.executors.slurm.environment import environment_lines
 from pipeline.executors.slurm.gpu_hours import gpu_hours
 from pipeline.executors.slurm.ledger import LEDGER, Submission, close_submissions
 from pipeline.executors.slurm.limits import max_array_here
+from pipeline.executors.slurm.plan_file import PLAN, is_report_of
 from pipeline.executors.slurm.queue import JobRow, SlurmError, read_queue
 from pipeline.executors.slurm.sbatch import (
     dependency_words,
@@ -61,13 +62,15 @@ def run(plan: Plan, console: Console, replace: bool = False) -> int:
         )
         console.print(f"{plan.config.name}: {len(plan.distinct)} stages, {summary}")
         tell(console, notes)
+        reports = [entry for entry in ledger if entry.kind == REPORT]
         if counts["done"] == len(plan.distinct):
+            _clear(plan, reports, rows, set())  # else one of an earlier plan may come after it
             make_report(plan)
             show_report(plan, console)
             return 0
-        reports = [entry for entry in ledger if entry.kind == REPORT]
-        has_report = any(_is_active(rows.get(entry.job_id)) for entry in reports)
-        if not waiting and has_report:
+        folder = plan.config.root / LEDGER
+        current = [e for e in reports if is_report_of(plan, folder / e.token / PLAN)]
+        if not waiting and any(_is_active(rows.get(entry.job_id)) for entry in current):
             console.print("nothing to submit; everything that is left is in the queue")
             return 0
         states = {name: State(standing.status) for name, standing in standings.items()}

@@ -30,7 +30,7 @@ from pipeline.executors.slurm.ledger import (
     write_submission,
 )
 from pipeline.executors.slurm.limits import check_accepted, fitting, read_limits
-from pipeline.executors.slurm.plan_file import write_plan
+from pipeline.executors.slurm.plan_file import PLAN, write_plan
 from pipeline.executors.slurm.queue import (
     JobRow,
     SlurmError,
@@ -144,8 +144,8 @@ def submit(plan: Plan, groups: Sequence[JobGroup]) -> Iterator[tuple[JobGroup, S
             StageJob(str(stage.run_dir.absolute())) for stage in group.stages
         ]
         if group.kind == REPORT:
-            write_plan(plan, folder / "plan.json")
-            calls = [ReportJob(str(folder / "plan.json"))]
+            write_plan(plan, folder / PLAN)
+            calls = [ReportJob(str(folder / PLAN))]
         try:
             job_id = _sbatch(text, calls, group, submission, folder)
         except SlurmError as error:

@@ -120,13 +120,27 @@ def test_a_lost_report_is_submitted_again(fake, capsys: pytest.CaptureFixture[st
     assert run() == 0 and "sbatch" not in fake.calls
 
 
+def test_a_report_that_waits_is_one_of_the_plan_as_it_is_now(fake) -> None:
+    def reports() -> list[str]:
+        return [job["state"] for job in fake.jobs.values() if "report" in job["name"]]
+
+    run()
+    assert run("resources.default.timeout_min=7") == 0 and reports() == ["PENDING"]
+    fewer = 'backbones=[{"name": "a", "pretrain": "a.yaml"}]'
+    assert run(fewer) == 0 and reports() == ["CANCELLED", "PENDING"]
+    assert run(fewer) == 0 and reports() == ["CANCELLED", "PENDING"]
+    work(fake, fewer)
+    assert run() == 0 and reports()[-1] == "PENDING"  # for a and b again
+    assert run(fewer) == 0 and set(reports()) == {"CANCELLED"}  # all of a is done: made here
+
+
 @pytest.mark.parametrize("name", ["SQUEUE_PARTITION", "SQUEUE_USERS", "SCANCEL_STATE"])
 def test_a_users_filters_hide_no_job(fake, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "urgent")
     run()
     assert {standing.status for standing in standings_of().values()} == {"queued"}
     for job in fake.jobs:
-        fake.set_state(job, name="renamed by its owner")
+        fake.set_state(job, name="renamed | by its owner")
     fake.calls  # noqa: B018
     assert run() == 0 and "sbatch" not in fake.calls
     assert execute("cancel", CONFIG, ["seeds=[0]"]) == 0
@@ -177,7 +191,7 @@ def test_two_names_of_one_recipe_are_one_job_also_when_one_is_new(fake) -> None:
     assert run(one) == 0
     num_jobs = fake.calls.count("sbatch")
     assert {standing.status for standing in standings_of(twins).values()} == {"queued"}
-    assert run(twins) == 0 and "sbatch" not in fake.calls
+    assert run(twins) == 0 and fake.calls.count("sbatch") == 1  # a report with both names
     assert num_jobs == 4  # pretraining, conversion, both tasks, the report
     assert work(fake, one) == [
         "pretrain/a", "convert/a", "finetune/a--coco--seed0", "finetune/a--voc--seed0",
