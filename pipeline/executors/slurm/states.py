@@ -77,8 +77,8 @@ def read_standings(plan: Plan) -> tuple[dict[str, Standing], list[str]]:
     gone = [
         entry.task_id(index)
         for name, (entry, index) in ((name, task) for name, task in tasks.items() if task)
-        if rows is not None and not entry.over and states[name].status in ("missing", "running")
-        and entry.task_id(index) not in rows
+        if rows is not None and entry.job_id and not entry.over
+        and states[name].status in ("missing", "running") and entry.task_id(index) not in rows
     ]  # fmt: skip
     accounts: dict[str, JobRow] = {}
     if gone:
@@ -101,7 +101,25 @@ def read_standings(plan: Plan) -> tuple[dict[str, Standing], list[str]]:
                     standing = replace(standing, status="failed", reason=reason, log=broken.log)
                     break
         standings[stage.name] = standing
+    if rows is not None:
+        notes += report_lines(ledger, rows, standings)
     return standings, notes
+
+
+def report_lines(
+    ledger: Iterable[Submission], rows: Mapping[str, JobRow], standings: Mapping[str, Standing]
+) -> list[str]:
+    """Return the line that says that no report will come, if that is so."""
+    entries = [entry for entry in ledger if entry.kind == REPORT and not entry.over]
+    row = rows.get(entries[-1].job_id) if entries else None
+    if row is not None and not row.is_over:
+        return []
+    if row is not None and row.phase == "failed":
+        return [f"the report's job {row.job_id} ended as {row.state}; run makes it again"]
+    at_work = [each for each in standings.values() if each.status in ("queued", "running")]
+    if at_work and at_work[0].job_id:
+        return ["the queue has no report of what is at work there; run submits one"]
+    return []
 
 
 def outdated_tasks(

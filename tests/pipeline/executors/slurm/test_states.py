@@ -5,6 +5,9 @@ import time
 
 import pytest
 
+from pipeline.config.schema import Resources
+from pipeline.executors.slurm.arrays import JobGroup
+from pipeline.executors.slurm.ledger import new_submission, write_submission
 from pipeline.executors.slurm.states import judge, read_standings
 from pipeline.stages.run_folder import HEARTBEAT
 from tests.pipeline.slurm_runs import plan_of, run, standings_of, work
@@ -49,6 +52,27 @@ def test_a_preempted_job_and_an_unknown_state_are_no_waiting(fake) -> None:
     assert "A_STATE_OF_TOMORROW, which is not known here" in str(
         standings_of()["pretrain/a"].reason
     )
+
+
+def test_a_report_that_will_not_come_is_said(fake) -> None:
+    run()
+    (report,) = (job for job, row in fake.jobs.items() if "report" in row["name"])
+    assert read_standings(plan_of())[1] == []
+    fake.set_state(report, state="CANCELLED")
+    said = [f"the report's job {report} ended as CANCELLED; run makes it again"]
+    assert read_standings(plan_of())[1] == said
+    fake.set_state(report, purged=True)
+    assert "the queue has no report" in read_standings(plan_of())[1][0]
+    assert run() == 0 and read_standings(plan_of())[1] == []
+
+
+def test_a_submission_that_never_got_a_job_is_not_looked_for(fake) -> None:
+    plan = plan_of()
+    group = JobGroup("pretrain", "pretrain", plan.stages[:1], Resources())
+    write_submission(plan.config.root, new_submission(group, plan.config.name, 1))
+    standings, _ = read_standings(plan)
+    assert standings[plan.stages[0].name].reason == "its submission was not completed"
+    assert "sacct" not in fake.calls
 
 
 def test_what_has_to_be_released_is_said(fake) -> None:
