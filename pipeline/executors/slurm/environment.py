@@ -51,8 +51,10 @@ def sbatch_environment(outer: Mapping[str, str], options: Iterable[str]) -> dict
 
 def overruled(outer: Mapping[str, str], options: Iterable[str]) -> list[str]:
     """Return the SBATCH_* variables that do not count, because config or plan say it."""
+    options = {OPTION_OF.get(name.upper().replace("-", "_"), name) for name in options}
     decided = {*options, *SET_BY.keys() - MAY_BE_OPEN, "export"}
-    return [name for name in _of_sbatch(outer) if _option(name) in decided]
+    names = [name for name in _of_sbatch(outer) if _option(name) in decided]
+    return sorted({*names, *(_of_gpus(outer) if "gpus-per-node" in options else ())})
 
 
 def environment_lines(outer: Mapping[str, str], options: Iterable[str]) -> list[str]:
@@ -68,8 +70,13 @@ def environment_lines(outer: Mapping[str, str], options: Iterable[str]) -> list[
 
 def asks_for_gpus(outer: Mapping[str, str]) -> bool:
     """Return whether a variable that counts asks for GPUs, such as SBATCH_GRES."""
+    return bool(_of_gpus(outer))
+
+
+def _of_gpus(outer: Mapping[str, str]) -> list[str]:
+    """Return the variables that ask for GPUs in other words than the key `gpus`."""
     names = [name for name in _of_sbatch(outer) if _option(name) in CONFLICTS["gpus"]]
-    return any("gpu" in f"{name}={outer[name]}".lower() for name in names)
+    return [name for name in names if "gpu" in f"{name}={outer[name]}".lower()]
 
 
 def _of_sbatch(outer: Mapping[str, str]) -> list[str]:

@@ -48,6 +48,14 @@ def test_the_config_counts_and_what_it_leaves_open_the_user_says() -> None:
     assert sbatch_environment(USER, OPTIONS) == KEPT
 
 
+def test_other_words_for_what_the_config_says_do_not_count_beside_it() -> None:
+    user = {"SBATCH_GRES": "gpu:8", "SBATCH_GPUS_PER_TASK": "8", "SBATCH_MEM_PER_NODE": "9G"}
+    assert sbatch_environment(user, ["gpus-per-node", "mem-per-cpu"]) == {}
+    assert sbatch_environment({"SBATCH_GRES": "lustre:1"}, ["gpus-per-node"]) != {}
+    assert sbatch_environment(user, ["time"]) == user
+    assert "SBATCH_GRES (resources says)" in environment_lines(user, ["gpus-per-node"])[1]
+
+
 def test_it_is_the_same_inside_an_allocation() -> None:
     job = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURMD_NODENAME": "n1", "RANK": "0"}
     assert sbatch_environment(USER | job, OPTIONS) == KEPT
