@@ -18,17 +18,18 @@ HOLD_BACK = (
     "os.execv(sys.argv[1], sys.argv[1:])"
 )
 # Asked to end before the stage has taken over: there is nothing to save, only to wait again.
-PUT_BACK = """job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
-job=${job:-$SLURM_JOB_ID}
+# The variables have names that `setup` hardly gives to its own.
+PUT_BACK = """stage_job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+stage_job=${stage_job:-$SLURM_JOB_ID}
 put_back() {
-    scontrol --oneliner show job "$job" | grep -q " JobState=RUNNING " || exit 1
-    scontrol requeue "$job" && sleep 60
+    scontrol --oneliner show job "$stage_job" | grep -q " JobState=RUNNING " || exit 1
+    scontrol requeue "$stage_job" && sleep 60
     exit 1
 }
 trap put_back TERM USR2"""
-WAIT_FOR_FOLDER = """for _ in $(seq 60); do [ -d "$folder" ] && break; sleep 5; done
-[ -d "$folder" ] || [ "${SLURM_RESTART_COUNT:-0}" -ge 10 ] || put_back
-exec >>"$folder/batch-$job.log" 2>&1"""
+WAIT_FOR_FOLDER = """for _ in $(seq 60); do [ -d "$stage_folder" ] && break; sleep 5; done
+[ -d "$stage_folder" ] || [ "${SLURM_RESTART_COUNT:-0}" -ge 10 ] || put_back
+exec >>"$stage_folder/batch-$stage_job.log" 2>&1"""
 TAKEN_OVER = """cd -- "$SLURM_SUBMIT_DIR" || exit 1  # whatever the lines above did
 trap : TERM USR2  # the stage hears them itself
 # Ended by one of them all the same, the stage had not even begun to hear.
@@ -100,7 +101,7 @@ def setup_lines(setup: tuple[str, ...], folder: Path, code: Path) -> list[str]:
     """Return the shell lines before the command: the folder, the code, then the user's `setup`."""
     return [
         PUT_BACK,
-        f"folder={shlex.quote(str(folder))}",
+        f"stage_folder={shlex.quote(str(folder))}",
         WAIT_FOR_FOLDER,
         f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}",
         "export PYTHONSAFEPATH=1  # the folder it starts from may hold newer code",

@@ -39,19 +39,19 @@ GOLDEN = """#!/bin/bash
 #SBATCH --time=600
 
 # setup
-job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
-job=${job:-$SLURM_JOB_ID}
+stage_job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+stage_job=${stage_job:-$SLURM_JOB_ID}
 put_back() {
-    scontrol --oneliner show job "$job" | grep -q " JobState=RUNNING " || exit 1
-    scontrol requeue "$job" && sleep 60
+    scontrol --oneliner show job "$stage_job" | grep -q " JobState=RUNNING " || exit 1
+    scontrol requeue "$stage_job" && sleep 60
     exit 1
 }
 trap put_back TERM USR2
-folder='/a b/it'"'"'s
+stage_folder='/a b/it'"'"'s
 here'
-for _ in $(seq 60); do [ -d "$folder" ] && break; sleep 5; done
-[ -d "$folder" ] || [ "${SLURM_RESTART_COUNT:-0}" -ge 10 ] || put_back
-exec >>"$folder/batch-$job.log" 2>&1
+for _ in $(seq 60); do [ -d "$stage_folder" ] && break; sleep 5; done
+[ -d "$stage_folder" ] || [ "${SLURM_RESTART_COUNT:-0}" -ge 10 ] || put_back
+exec >>"$stage_folder/batch-$stage_job.log" 2>&1
 export PYTHONPATH=/code${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONSAFEPATH=1  # the folder it starts from may hold newer code
 module load cuda
