@@ -66,7 +66,7 @@ def _read(plan: Plan) -> tuple[dict[str, Standing], list[str]]:
                 why = one_line(read_json(folder / FAILURE)["reason"])
                 reason = f"the latest attempt failed: {why} (log: {folder / LOG}); {_since(stage)}"
                 standings[stage.name] = replace(standing, reason=reason, log=str(folder / LOG))
-    if all(standing.status == "missing" for standing in standings.values()):
+    if not any(stage.run_dir.exists() for stage in plan.stages):
         where = nothing_begun(plan.config) or others_runs(plan.config.root)
         notes = [*([where] if where else []), *notes]
     return standings, notes

@@ -69,9 +69,11 @@ def test_without_a_queue_nothing_is_submitted(fake, capsys: pytest.CaptureFixtur
     assert "Unable to contact slurm controller" in capsys.readouterr().err
 
 
-def test_cancel_leaves_nothing_and_run_goes_on(fake) -> None:
+def test_cancel_leaves_nothing_and_run_goes_on(fake, capsys) -> None:
     run()
     assert execute("cancel", CONFIG, ["seeds=[0]"]) == 0
+    assert execute("status", CONFIG, ["seeds=[0]"]) == 0
+    assert "holds no run of this plan" not in capsys.readouterr().out
     assert {job["state"] for job in fake.jobs.values()} == {"CANCELLED"}
     standings = standings_of()
     assert {standing.status for standing in standings.values()} == {"missing"}
