@@ -32,6 +32,7 @@ COLUMNS = ("backbone", "stage", "state", "job", "node", "gpus", "elapsed", "left
 STAGE_WIDTH = 28  # so wide is the column of names at least, where names are that long
 MAX_ROWS = 60
 MAX_REASONS = 20
+MAX_NAMED = 5  # stages on a line that they share
 PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
 
 
@@ -182,26 +183,35 @@ def matrix(plan: Plan, standings: dict[str, Standing]) -> Table:
 def _reasons(standings: dict[str, Standing]) -> list[Text]:
     """Return one line for every reason; the log's end where a stage failed by itself.
 
-    Stages that need the same failed one share a line.
+    Stages that need the same failed one, or wait for the same reason, share a line.
     """
     lines = []
     failed = [each for each in standings.values() if each.status == "failed"]
     causes = [each for each in failed if not str(each.reason).startswith("needs ")]
     rest = [each for each in failed if each not in causes] if len(failed) <= MAX_REASONS else []
     for each in causes[:MAX_REASONS]:
-        lines.append(Text(f"{each.stage}: {each.reason} (log: {each.log})", style="red"))
+        log = f" (log: {each.log})" if Path(each.log).is_file() else ""
+        lines.append(Text(f"{each.stage}: {each.reason}{log}", style="red"))
         tail = last_lines(Path(each.log), LOG_LINES)
         lines += [Text(f"    {line}", style="dim") for line in tail]
     because: dict[str, list[str]] = {}
     for each in rest:
         because.setdefault(str(each.reason), []).append(each.stage)
-    lines += [Text(f"{', '.join(names)}: {why}", style="red") for why, names in because.items()]
+    lines += [Text(_line(names, why), style="red") for why, names in because.items()]
     if hidden := len(failed) - min(len(causes), MAX_REASONS) - len(rest):
         lines.append(Text(f"and {hidden} more, with --json", style="red"))
     told = ("missing", "running")
-    waiting = [each for each in standings.values() if each.status in told and each.reason]
-    lines += [Text(f"{each.stage}: {each.reason}") for each in waiting[:MAX_REASONS]]
+    waiting: dict[str, list[str]] = {}
+    for each in standings.values():
+        if each.status in told and each.reason:
+            waiting.setdefault(each.reason, []).append(each.stage)
+    lines += [Text(_line(names, why)) for why, names in list(waiting.items())[:MAX_REASONS]]
     return lines
+
+
+def _line(names: list[str], why: str) -> str:
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return f"{', '.join(names[:MAX_NAMED])}{more}: {why}"
 
 
 def status_json(plan: Plan, standings: dict[str, Standing], notes: list[str]) -> dict[str, object]:

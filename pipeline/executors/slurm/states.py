@@ -234,7 +234,10 @@ def _silent_s(stage: Stage, row: JobRow) -> float:
 
 
 def _with_log_of_slurm(root: Path, stage: Stage, standing: Standing, entry: Submission) -> Standing:
-    """Return the standing with SLURM's own output for a log, where the job wrote no other."""
+    """Return the standing with SLURM's own output for a log, where the job wrote no other.
+
+    A job that never started wrote none at all, and there is none to see.
+    """
     if standing.status not in ("failed", "running"):
         return standing
     if (last_json_line(stage.run_dir / JOBS, 4096) or {}).get("job") == standing.job_id:
@@ -245,6 +248,8 @@ def _with_log_of_slurm(root: Path, stage: Stage, standing: Standing, entry: Subm
         if path.exists() and path.stat().st_size > 0:
             reason = standing.reason and standing.reason.replace(standing.log, str(path))
             return replace(standing, log=str(path), reason=reason)
+    if standing.reason and not Path(standing.log).exists():
+        return replace(standing, reason=standing.reason.replace(f"; see {standing.log}", ""))
     return standing
 
 

@@ -58,6 +58,24 @@ def test_the_table_names_stages_in_full_and_failures_once(fake) -> None:
     )
 
 
+def test_what_stages_share_is_one_line_and_no_log_is_named_that_is_not_there(fake) -> None:
+    fake.refuse("finetune-b")
+    assert run("seeds=[0,1]") == 2
+    plan = plan_of("seeds=[0,1]")
+    console = Console(width=80, record=True, file=io.StringIO())
+    assert show_status(plan, console) == 0
+    said = [line for line in console.export_text().splitlines() if "taken back" in line]
+    assert len(said) == 1 and " more: taken back: sbatch refused finetune-b: " in said[0]
+    fake.refuse("nothing")
+    run("seeds=[0,1]")
+    job = standings_of("seeds=[0,1]")["pretrain/a"].job_id
+    fake.set_state(job, state="DEADLINE")
+    console = Console(width=200, record=True, file=io.StringIO())
+    assert show_status(plan, console) == 1
+    (line,) = (each for each in console.export_text().splitlines() if "DEADLINE" in each[:60])
+    assert line.startswith(f"pretrain/a: job {job} ended as DEADLINE") and "log.txt" not in line
+
+
 def test_logs_are_found_by_the_name_of_the_stage(fake, capsys: pytest.CaptureFixture[str]) -> None:
     run()
     pretrain = next(entry for entry in plan_of().stages if entry.name == "pretrain/a")
