@@ -120,7 +120,24 @@ def build_optimizer(
     kind, settings = kinds[config.name]
     groups = parameter_groups(model, config)
     optimizer = kind(groups, lr=0.0, weight_decay=config.weight_decay, **settings)
+    optimizer.register_step_pre_hook(match_strides)
     if config.name == "sgd" and fused and config.momentum:
         for parameter in model.parameters():  # else left without a value if step 1 is left out
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
+
+
+def match_strides(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Lay out gradients and state in memory as their weights are; a hook before each step.
+
+    Fused kernels need it: on a GPU they raise, on a CPU they pair other elements. Compiled models
+    have other gradients, and a state may come from a run with another `channels_last`.
+    """
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            if weight.grad is not None and weight.grad.stride() != weight.stride():
+                weight.grad = torch.empty_like(weight).copy_(weight.grad)
+            state = optimizer.state.get(weight, {})
+            for name, value in state.items():
+                if value.shape == weight.shape and value.stride() != weight.stride():
+                    state[name] = torch.empty_like(weight).copy_(value)

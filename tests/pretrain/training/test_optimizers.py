@@ -1,5 +1,6 @@
 """LARS against the paper's formula by hand, and who gets weight decay."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -131,6 +132,33 @@ def test_a_bad_step_is_left_out_on_the_device(name: str, first: bool) -> None:
             optimizer.found_inf = found_inf
             optimizer.step()
     assert all(map(torch.equal, models[0].parameters(), models[1].parameters()))
+
+
+@pytest.mark.parametrize("name", ["adam", "lars", "sgd"])
+def test_gradients_and_state_of_another_memory_layout_give_the_same_step(name: str) -> None:
+    config = OptimizerConfig.model_validate({"name": name, "lr": 0.1, "weight_decay": 0.1})
+    plain = nn.Conv2d(3, 4, 3)
+    moved = copy.deepcopy(plain).to(memory_format=torch.channels_last)
+    grads = [torch.randn(4, 3, 3, 3) for _ in range(2)]
+    first, same, other = (
+        build_optimizer(model, config, fused=True) for model in (plain, plain, moved)
+    )
+
+    def step(model: nn.Conv2d, optimizer: Any, grad: torch.Tensor) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = 0.1
+        model.weight.grad, model.bias.grad = grad.clone(), grad[:, 0, 0, 0].clone()
+        optimizer.step()
+
+    step(plain, first, grads[0])
+    moved.load_state_dict(plain.state_dict())
+    for optimizer in (same, other):
+        optimizer.load_state_dict(copy.deepcopy(first.state_dict()))
+    step(plain, same, grads[1])
+    step(moved, other, grads[1])
+    assert moved.weight.stride() != plain.weight.stride()
+    torch.testing.assert_close(moved.weight, plain.weight)
+    torch.testing.assert_close(moved.bias, plain.bias)
 
 
 def test_on_a_cpu_torchs_optimisers_stay_as_they_are() -> None:
