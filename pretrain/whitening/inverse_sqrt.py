@@ -5,8 +5,8 @@ Legend: B matrices in the batch, k variables that are whitened, n observations.
 Every exact method finds W with W S Wᵀ = I for a symmetric positive definite S [B, k, k]. A matrix
 that is singular to working precision gets a ridge relative to its scale, `RIDGE * trace / k` (1 for
 a zero matrix), and is counted. Its neighbours in the batch keep their exact values. The ridge is a
-constant for the derivative. By matrix products (`newton`, and ZCA on a GPU) a matrix within a few
-times of singular gets one too. A non-finite matrix has W = NaN.
+constant for the derivative. A GPU, whose ZCA is by matrix products, estimates what is singular, to
+a factor of 1.5 at most. A non-finite matrix has W = NaN.
 
 With A the centred variables [B, k, n], S = scale A Aᵀ + const and Y = W A, the exact methods share
 one derivative:
@@ -31,6 +31,7 @@ from torch import Tensor
 
 from pretrain.runtime.cpu import on_one_core
 from pretrain.whitening.newton_schulz import (
+    condition_bound,
     inverse_sqrt_by_matmul,
     iter_norm_weight,
     lyapunov_by_matmul,
@@ -223,15 +224,25 @@ class NewtonSchulz(Symmetric):
 
     @classmethod
     def of(cls, covariance: Tensor) -> NewtonSchulz:
-        """Return S^(-1/2) of `covariance` [B, k, k]; what does not converge counts as singular."""
-        tolerance = _tolerance(covariance)
-        weight, converged = inverse_sqrt_by_matmul(covariance, tolerance)
-        singular = ~converged
-        if _any(singular):
-            finite, broken = _without_non_finite(covariance)
-            repaired, _ = inverse_sqrt_by_matmul(_add_ridge(finite, singular), tolerance)
-            weight = _spoil(torch.where(converged[:, None, None], weight, repaired), broken)
-        return cls(singular.sum(), weight)
+        """Return S^(-1/2) of `covariance` [B, k, k]; what does not converge is done exactly."""
+        weight, converged = inverse_sqrt_by_matmul(covariance, _tolerance(covariance))
+        if bool(converged.all()):
+            return cls(converged.new_zeros((), dtype=torch.int64), weight)
+        hard = (~converged).nonzero().squeeze(-1)
+        exact = ZCA.of(covariance[hard])
+        return cls(exact.num_regularized, weight.index_copy(0, hard, exact.weight))
+
+    @classmethod
+    def of_unread(cls, covariance: Tensor) -> NewtonSchulz:
+        """Return S^(-1/2) of `covariance` [B, k, k], of which no value is read: a GPU's way."""
+        finite, broken = _without_non_finite(covariance)
+        tolerance, size = _tolerance(covariance), covariance.shape[-1]
+        weight, _ = inverse_sqrt_by_matmul(finite, tolerance / size**0.25)
+        singular = ~(condition_bound(finite, weight) * tolerance < 1.0)
+        repaired, _ = inverse_sqrt_by_matmul(_add_ridge(finite, singular), tolerance)
+        weight = torch.where(singular[:, None, None], repaired, weight)
+        count = singular.sum() if broken is None else (singular | broken).sum()
+        return cls(count, _spoil(weight, broken))
 
     def symmetric_part(self, product: Tensor) -> Tensor:
         """Return X with W X + X W = W M + Mᵀ W, by matrix products."""
@@ -287,8 +298,9 @@ def inverse_sqrt(covariance: Tensor, settings: WhiteningSettings) -> InverseSqrt
     """
     if settings.newton_iterations is not None:
         return IterNorm.of(covariance, settings.newton_iterations)
-    by_matmul = settings.method == "zca" and covariance.device.type != "cpu"
-    return _METHODS["newton" if by_matmul else settings.method](covariance)
+    if settings.method in ("newton", "zca") and covariance.device.type != "cpu":
+        return NewtonSchulz.of_unread(covariance)
+    return _METHODS[settings.method](covariance)
 
 
 def _times(matrix: Tensor, variables: Tensor) -> Tensor:

@@ -30,12 +30,18 @@ def _schedule(dtype: torch.dtype, tolerance: float) -> list[float]:
     return [*scaling_schedule(tolerance**0.5, 0.1 * torch.finfo(dtype).eps ** 0.5), 1.0]
 
 
-def _spectral_bound(matrix: Tensor) -> Tensor:
-    """Return an upper bound [B, 1, 1] of the largest eigenvalue, at most k^(1/4) too large."""
-    scale = matrix.abs().amax((-2, -1), keepdim=True).clamp(min=torch.finfo(matrix.dtype).tiny)
-    square = matrix / scale
-    square = square @ square
-    bound: Tensor = scale * torch.linalg.matrix_norm(square, keepdim=True).sqrt()
+def _spectral_bound(matrix: Tensor, num_squarings: int = 1) -> Tensor:
+    """Return an upper bound [B, 1, 1] of the largest eigenvalue of symmetric matrices.
+
+    At most k^(1/4) too large for one squaring s, k^(1/2^(s+1)) for s.
+    """
+    tiny = torch.finfo(matrix.dtype).tiny
+    bound = matrix.abs().amax((-2, -1), keepdim=True).clamp(min=tiny)
+    power = matrix / bound
+    for number in range(1, num_squarings + 1):
+        power = power @ power
+        norm = torch.linalg.matrix_norm(power, keepdim=True)
+        power, bound = power / norm, bound * norm ** (0.5**number)
     return bound
 
 
@@ -59,6 +65,16 @@ def inverse_sqrt_by_matmul(covariance: Tensor, tolerance: float) -> tuple[Tensor
     size = covariance.shape[-1]
     error = residual.square().sum((-2, -1)) / size
     return root, error <= 9.0 * torch.finfo(covariance.dtype).eps
+
+
+def condition_bound(covariance: Tensor, root: Tensor) -> Tensor:
+    """Return an upper bound [B] of largest / smallest eigenvalue, at most k^(1/16) too large.
+
+    `root` is S^(-1/2). From `inverse_sqrt_by_matmul` it need not have converged: the smaller an
+    eigenvalue of S is, the larger is that of `root`.
+    """
+    bound = _spectral_bound(covariance, 4) * _spectral_bound(root, 4).square()
+    return bound[:, 0, 0]
 
 
 def lyapunov_by_matmul(matrix: Tensor, right: Tensor) -> Tensor:

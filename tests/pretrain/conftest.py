@@ -99,4 +99,4 @@ def embeddings() -> Callable[..., torch.Tensor]:
 @pytest.fixture
 def zca_by_matmul(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let ZCA take the way it takes on a GPU, by matrix products alone."""
-    monkeypatch.setitem(_METHODS, "zca", NewtonSchulz.of)
+    monkeypatch.setitem(_METHODS, "zca", NewtonSchulz.of_unread)
