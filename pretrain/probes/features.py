@@ -126,7 +126,8 @@ class FrozenEncoder:
         """
         set_tf32(self.tf32)
         try:
-            features: Tensor = self.encoder(self.normalise(images)).flatten(1).float()
+            # not as compiled for training: in this mode and size it would be compiled anew
+            features: Tensor = self.encoder.forward(self.normalise(images)).flatten(1).float()
         finally:
             set_tf32(False)
         if not bool(torch.isfinite(features).all()):

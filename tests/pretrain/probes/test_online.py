@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch._dynamo.testing import CompileCounter
 
 from pretrain.config.pretrain import PretrainConfig, TrainingProbeConfig
 from pretrain.models import BACKBONE, SelfSupervisedModel
@@ -35,6 +36,17 @@ def labelled(tmp_path: Path) -> dict[str, object]:
                 noise = int(torch.randint(-30, 31, (), generator=generator))
                 Image.new("RGB", (32, 32), (level + noise,) * 3).save(folder / f"{index}.png")
     return {"name": "levels", "root": tmp_path / "labelled", "format": "imagefolder"}
+
+
+def test_a_compiled_encoder_is_measured_as_it_is(
+    tiny: Callable[..., PretrainConfig], labelled: dict[str, object]
+) -> None:
+    config, compiler = tiny(probe={"every_epochs": 1, "data": labelled, "k": 3}), CompileCounter()
+    assert config.probe is not None
+    encoder = SelfSupervisedModel(config.model).encoder
+    encoder.compile(backend=compiler)
+    TrainingProbe(config, config.probe).measure(encoder, StopRequest())
+    assert compiler.frame_count == 0
 
 
 def test_every_image_votes_or_an_even_part_of_them(labelled: dict[str, object]) -> None:
@@ -70,7 +82,8 @@ def test_a_probe_in_float32_leaves_a_training_its_tf32(
     config = tiny(probe=settings, compute={"precision": "tf32"})
     assert config.probe is not None
     model, seen = SelfSupervisedModel(config.model), set()
-    model.encoder.register_forward_hook(lambda *_: seen.add(torch.backends.cuda.matmul.allow_tf32))
+    first = next(model.encoder.children())
+    first.register_forward_hook(lambda *_: seen.add(torch.backends.cuda.matmul.allow_tf32))
     set_tf32(True)
     try:
         TrainingProbe(config, config.probe).measure(model.encoder, StopRequest())
