@@ -31,7 +31,7 @@ def memory_estimate(config: PretrainConfig, num_processes: int) -> str:
         model = SelfSupervisedModel(config.model)
     copies = COPIES[config.optimizer.name]
     weights = copies * 4 * sum(parameter.numel() for parameter in model.parameters())
-    views = 2 * 4 * V * n * 3 * side**2  # those of a step, and of the next
+    views = 3 * 4 * V * n * 3 * side**2  # of a step, the next, and the last, which is read late
     part = -(-n // compute.accumulate)
     activations = output_bytes(model, [V, part, 3, side, side])
     if compute.precision in DTYPES:
@@ -39,7 +39,7 @@ def memory_estimate(config: PretrainConfig, num_processes: int) -> str:
     total = weights + views + activations
     return (
         f"memory, a rule of thumb: {total / GB:.1f} GB a process, of which {weights / GB:.1f} for "
-        f"weights, gradients and {config.optimizer.name}, {views / GB:.1f} for the views of two "
+        f"weights, gradients and {config.optimizer.name}, {views / GB:.1f} for the views of three "
         f"steps, {activations / GB:.1f} for {V} views of {part} images of {side} x {side} in "
         "encoder and projector; the loss and CUDA come on top"
     )
