@@ -13,7 +13,8 @@ from pipeline.stages.provenance import VISIBLE_GPUS, with_this_code
 from pipeline.stages.stage import Stage
 
 ON_GPUS = ("pretrain", "probe", "finetune")
-DRIVERS = (Path("/proc/driver/nvidia"), Path("/dev/dxg"))  # of Linux, and of Linux in Windows
+# of Linux, of a container that hides /proc, and of Linux in Windows
+DRIVERS = (Path("/proc/driver/nvidia"), Path("/dev/nvidiactl"), Path("/dev/dxg"))
 COUNT = "import torch; print(torch.cuda.device_count())"
 
 
