@@ -8,7 +8,7 @@ import io
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO as OriginalCOCO  # noqa: N811  (upstream's spelling)
 from pycocotools.cocoeval import COCOeval
 
+from benchmarks.rows import Table, print_rows
 from transfer.detection.evaluation import COCO_METRICS, Task, coco_ap
 
 WIDTH, HEIGHT = 640, 480
@@ -25,20 +26,23 @@ Entry = dict[str, Any]
 
 def benchmark_evaluation(
     *, images: int = 5_000, detections: int = 100, mask_images: int = 250, rounds: int = 1
-) -> None:
+) -> list[Table]:
     """Print seconds of both evaluators on the same synthetic sets, and their ratio."""
-    print(f"{'task':<6}{'images':>8}{'detections':>12}{'pycocotools':>13}{'ours':>9}{'ratio':>8}")
+    columns = ("task", "images", "detections", "pycocotools s:.2f", "ours s:.2f", "ratio:.1f")
     cases: tuple[tuple[Task, int], ...] = (("bbox", images), ("segm", mask_images))
+    title = f"COCO's AP on drawn sets, median of {rounds}"
+    return [print_rows(title, columns, _rows(cases, detections, rounds))]
+
+
+def _rows(
+    cases: Iterable[tuple[Task, int]], detections: int, rounds: int
+) -> Iterator[tuple[Any, ...]]:
     for task, num_images in cases:
         truth, results = synthetic_set(num_images, detections, masks=task == "segm")
         seconds = [compared(truth, results, task) for _ in range(rounds)]
         theirs, ours = (statistics.median(side) for side in zip(*seconds, strict=True))
         ratio = statistics.median(their_s / our_s for their_s, our_s in seconds)
-        print(
-            f"{task:<6}{num_images:>8}{len(results):>12}"
-            f"{theirs:>11.2f} s{ours:>7.2f} s{ratio:>8.1f}",
-            flush=True,
-        )
+        yield task, num_images, len(results), theirs, ours, ratio
 
 
 def compared(truth: Entry, results: list[Entry], task: Task) -> tuple[float, float]:

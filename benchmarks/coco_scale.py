@@ -17,7 +17,7 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks.rows import print_rows
+from benchmarks.rows import Table, print_rows
 from pipeline.plan.build import load_plan
 from pipeline.stages.content_index import SETTLED_S
 from pipeline.stages.run_folder import prepare
@@ -30,7 +30,7 @@ SIZES = ((640, 480), (640, 427), (480, 640), (500, 500))
 NUM_CORNERS, NUM_SHAPES = 24, 4096
 
 
-def benchmark_scale(*, images: int = 118_287, objects: int = 860_001) -> None:
+def benchmark_scale(*, images: int = 118_287, objects: int = 860_001) -> list[Table]:
     """Print what it takes to check a set of that size, to plan with it, and to start on it."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -38,10 +38,11 @@ def benchmark_scale(*, images: int = 118_287, objects: int = 860_001) -> None:
         write_set(root, "test", 50, 400)
         size = (root / "train.json").stat().st_size / 1e6
         title = f"{images:,} images, {objects:,} polygons, {size:.0f} MB of JSON"
-        print_rows(title, ("what", "seconds", "of CPU", "MB"), _rows(root))
+        columns = ("what", "seconds:.1f", "CPU s:.1f", "MB at most:.0f")
+        return [print_rows(title, columns, _rows(root))]
 
 
-def _rows(root: Path) -> Iterator[tuple[str, ...]]:
+def _rows(root: Path) -> Iterator[tuple[Any, ...]]:
     content = {
         "name": "scale",
         "output_dir": str(root / "runs"),
@@ -67,7 +68,7 @@ def _rows(root: Path) -> Iterator[tuple[str, ...]]:
         yield what, *measured(root, words)
 
 
-def measured(root: Path, words: Sequence[str]) -> tuple[str, ...]:
+def measured(root: Path, words: Sequence[str]) -> tuple[float, float, float]:
     """Return the seconds, the CPU seconds and the MB at most of a Python process in `root`."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(root / "cache")}
     started = time.perf_counter()
@@ -82,7 +83,7 @@ def measured(root: Path, words: Sequence[str]) -> tuple[str, ...]:
             raise RuntimeError(f"{' '.join(words)}: {said.read()[-2000:]}")
     seconds = time.perf_counter() - started
     cpu = used.ru_utime + used.ru_stime
-    return f"{seconds:.1f}", f"{cpu:.1f}", f"{used.ru_maxrss / 1024:.0f}"
+    return seconds, cpu, used.ru_maxrss / 1024
 
 
 def start(run_dir: Path) -> None:

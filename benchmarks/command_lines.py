@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.rows import print_rows
+from benchmarks.rows import Table, print_rows
 from pipeline.plan.build import load_plan
 from pipeline.stages.files import read_json, write_json
 from pipeline.stages.provenance import origin, provenance
@@ -57,27 +57,29 @@ REFUSED: dict[str, tuple[tuple[str, ...], ...]] = {
 }  # fmt: skip
 
 
-def benchmark_commands(*, stages: int = 200, rounds: int = 3) -> None:
+def benchmark_commands(*, stages: int = 200, rounds: int = 3) -> list[Table]:
     """Print for each script the dearest of its answers, then `status` of a plan that is done."""
     with tempfile.TemporaryDirectory() as folder:
-        columns = ("command", "CPU s")
-        print_rows("answers that need no torch", columns, _refused_rows(Path(folder), rounds))
+        columns = ("command", "CPU s:.2f")
+        answers = print_rows(
+            "answers that need no torch", columns, _refused_rows(Path(folder), rounds)
+        )
         config = finished_plan(Path(folder), stages)
         words = ("run_pipeline.py", "status", "--config-file", str(config))
-        row = f"status of {stages} finished stages", _cpu_text(Path(folder), [words], rounds)
-        print_rows("a large plan", columns, [row])
+        row = f"status of {stages} finished stages", dearest_s(Path(folder), [words], rounds)
+        return [answers, print_rows("a large plan", columns, [row])]
 
 
-def _refused_rows(folder: Path, rounds: int) -> Iterator[tuple[str, str]]:
+def _refused_rows(folder: Path, rounds: int) -> Iterator[tuple[str, float]]:
     for script, answers in REFUSED.items():
-        yield f"{script} --help", _cpu_text(folder, [(script, "--help")], rounds)
+        yield f"{script} --help", dearest_s(folder, [(script, "--help")], rounds)
         commands = [(script, *words) for words in answers]
-        yield f"{script}, {len(commands)} refusals", _cpu_text(folder, commands, rounds)
+        yield f"{script}, {len(commands)} refusals", dearest_s(folder, commands, rounds)
 
 
-def _cpu_text(folder: Path, commands: Sequence[Sequence[str]], rounds: int) -> str:
+def dearest_s(folder: Path, commands: Sequence[Sequence[str]], rounds: int) -> float:
     """Return the CPU seconds of the dearest command, each at its best of several rounds."""
-    return f"{max(min(cpu_s(folder, words) for _ in range(rounds)) for words in commands):.2f}"
+    return max(min(cpu_s(folder, words) for _ in range(rounds)) for words in commands)
 
 
 def cpu_s(folder: Path, command: Sequence[str]) -> float:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import logging
 import os
-import platform
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,10 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.utils.events import EventStorage
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
+from benchmarks.device import best_device, device_name, wait_for
+from benchmarks.rows import Table, print_rows
 from benchmarks.trainer import WRITE_PERIOD, Cost, trainer_cost
 from transfer.config.data import CocoData
 from transfer.detection.loader import register
@@ -41,6 +42,11 @@ PARTS = ("data", "forward", "backward", "optimiser")
 DATASET = "benchmark"
 NUM_IMAGES, NUM_BOXES, NUM_CLASSES = 8, 6, 3
 WARM_UP = 1
+COLUMNS = (
+    "case", "step:.3f", *(f"{part}:.3f" for part in PARTS), "images/s:.2f", "trainer adds %:.3f",
+)  # fmt: skip
+BATCH = 2
+SIZES = {"cpu": 128, "cuda": 800}  # pixels
 ROUNDS = {"cpu": 3, "cuda": 20}
 CPU_PROPOSALS = 16
 COST_SIZE, COST_BLOCKS = 32, 100
@@ -49,7 +55,7 @@ SHARE = 0.02  # of a step, that the trainer may add
 
 def benchmark_detection(
     *, rounds: int | None = None, threads: int | None = None, workers: int = 0
-) -> None:
+) -> list[Table]:
     """Print seconds per iteration, by part, and what the trainer adds to detectron2's plain loop.
 
     The latter is measured without a detector, in milliseconds, and told as a part of each step.
@@ -60,33 +66,38 @@ def benchmark_detection(
     quiet.setLevel(logging.INFO)
     quiet.propagate = False
     quiet.addHandler(logging.NullHandler())
-    on_gpu = torch.cuda.is_available()
-    size = 800 if on_gpu else 128
-    rounds = rounds or ROUNDS["cuda" if on_gpu else "cpu"]
-    name = torch.cuda.get_device_name() if on_gpu else platform.machine()
+    device = best_device()
+    size = SIZES[device.type]
+    rounds = rounds or ROUNDS[device.type]
+    name = device_name(device)
     machine = f"{name}, {torch.get_num_threads()} threads"
     cost = trainer_cost_here()
     print(cost_line(cost, machine), flush=True)
+    loops = Table("loops without a detector", {"device": name}, [cost.numbers()])
+
+    def rows(folder: Path) -> Iterator[list[Any]]:
+        register({DATASET: draw_dataset(folder, size)})
+        precisions = PRECISIONS if device.type == "cuda" else PRECISIONS[:1]
+        for (case, file), precision in product(CASES.items(), precisions):
+            cfg = case_config(file, size, folder, precision=precision, workers=workers)
+            yield [f"{case}, {precision}", *row_of(parts_of_a_step(cfg, rounds), cost)]
+
     with tempfile.TemporaryDirectory() as folder:
-        register({DATASET: draw_dataset(Path(folder), size)})
-        title = f"Fine-tuning, 2 images of {size} px, {machine}"
-        for case, file in CASES.items():
-            for precision in PRECISIONS if on_gpu else PRECISIONS[:1]:
-                print(f"{case}: {rounds + WARM_UP} steps ..", flush=True)
-                cfg = case_config(file, size, Path(folder), precision=precision, workers=workers)
-                load = f"load {os.getloadavg()[0]:.1f}"
-                table = Table(title=f"{case}, {precision}. {title}, {load}; seconds")
-                for column in ("step", *PARTS, "images/s", "trainer adds"):
-                    table.add_column(column, justify="right")
-                table.add_row(*row_of(parts_of_a_step(cfg, rounds), cost))
-                Console().print(table)
+        table = print_rows(
+            f"Fine-tuning, {BATCH} images of {size} px, seconds, {machine}, "
+            f"load {os.getloadavg()[0]:.1f}, median of {rounds}",
+            COLUMNS,
+            rows(Path(folder)),
+            device=name,
+            size=size,
+        )
+    return [loops, table]
 
 
-def row_of(parts: dict[str, float], cost: Cost) -> list[str]:
-    """Return a row of the table; 2 images a step."""
+def row_of(parts: dict[str, float], cost: Cost) -> list[float]:
+    """Return the numbers of a row."""
     step = sum(parts.values())
-    seconds = [f"{value:.3f}" for value in (step, *(parts[name] for name in PARTS))]
-    return [*seconds, f"{2 / step:.2f}", f"{cost.added / step / 10:.3f} %"]
+    return [step, *(parts[name] for name in PARTS), BATCH / step, cost.added / step / 10]
 
 
 def trainer_cost_here() -> Cost:
@@ -147,7 +158,7 @@ def case_config(file: str, size: int, folder: Path, *, precision: str, workers: 
     cfg.DATALOADER.NUM_WORKERS = workers
     cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.RANDOM_FLIP = (size,), "none"
     solver = cfg.SOLVER
-    solver.IMS_PER_BATCH, solver.REFERENCE_WORLD_SIZE, solver.BASE_LR = 2, 0, 0.0
+    solver.IMS_PER_BATCH, solver.REFERENCE_WORLD_SIZE, solver.BASE_LR = BATCH, 0, 0.0
     solver.CHECKPOINT_PERIOD = solver.MAX_ITER
     solver.AMP.ENABLED = precision in ("fp16", "bf16")
     solver.AMP.PRECISION = precision  # which detectron2 0.6 does not know, nor this:
@@ -187,6 +198,5 @@ def draw_dataset(folder: Path, size: int) -> CocoData:
 
 def _now() -> float:
     """Return the time when everything begun is done."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    wait_for(best_device())
     return time.perf_counter()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from benchmarks.rows import print_rows
+from benchmarks.rows import Table, print_rows
 from examples.digits.build import Sizes, build_digits
 from pipeline.config.yaml_files import load_yaml
 from transfer.config.data import KNOWN_DATASETS
@@ -81,7 +81,7 @@ class Clock:
         return timed
 
 
-def benchmark_finetuning(*, steps: int = 200) -> None:
+def benchmark_finetuning(*, steps: int = 200) -> list[Table]:
     """Print the parts of a fine-tuning from converted weights, the dearest first."""
     clock = Clock()
     with tempfile.TemporaryDirectory() as name:
@@ -98,9 +98,9 @@ def benchmark_finetuning(*, steps: int = 200) -> None:
             pass
     whole = sum(clock.seconds.values())
     rows = sorted(clock.seconds.items(), key=lambda row: -row[1])
-    table = [(part, f"{cpu:.2f}", f"{cpu / whole:.1%}") for part, cpu in rows]
+    table = [(part, cpu, cpu / whole) for part, cpu in [*rows, ("all", whole)]]
     title = f"{TASK.name}, {steps} iterations"
-    print_rows(title, ("part", "CPU s", "share"), [*table, ("all", f"{whole:.2f}", "100.0%")])
+    return [print_rows(title, ("part", "CPU s:.2f", "share:.1%"), table)]
 
 
 def _config(folder: Path, steps: int) -> FinetuneConfig:

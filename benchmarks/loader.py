@@ -23,7 +23,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from benchmarks.rows import print_rows
+from benchmarks.device import best_device, device_name, wait_for
+from benchmarks.rows import Table, print_rows
 from pretrain.config.data import AugmentConfig
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.data.images import ImageArrays, ImageFiles, Images, open_images
@@ -31,6 +32,7 @@ from pretrain.views import ViewLoader
 
 BATCH = 16
 BATCHES_PER_WORKER = 4  # in a pass, which begins and ends with nothing loaded
+RATIOS = ("in_loader/PIL:.2f", "on_device/PIL:.2f")
 JITTER = (0.4, 0.4, 0.4, 0.1)
 SMALL = {"jitter": JITTER, "grayscale": 0.1, "colours_before_crop": True}
 
@@ -106,26 +108,29 @@ LOADER_CASES = (
 )
 
 
-def benchmark_loader(*, rounds: int = 3, workers: int = 2) -> None:
+def benchmark_loader(*, rounds: int = 3, workers: int = 2) -> list[Table]:
     """Print views per second of every case: PIL, this package's ways, and the ratio to PIL.
 
     `on_device` changes the colours on the GPU, or without one in the main process.
     """
     ways = ("by_view", "in_loader", "on_device")
 
-    def rows() -> Iterator[list[str]]:
+    def rows() -> Iterator[list[Any]]:
         for case in LOADER_CASES:
             rates = loader_rates(case, ways, rounds, workers)
-            cells = [f"{rates[name]:,.0f}" for name in ("PIL", *ways)]
-            ratios = [f"{rates[name] / rates['PIL']:.2f}x" for name in ways[1:]]
-            yield [case.title, *cells, *ratios]
+            cells = [rates[name] for name in ("PIL", *ways)]
+            yield [case.title, *cells, *(rates[name] / rates["PIL"] for name in ways[1:])]
 
-    print_rows(
-        f"Loader, views/s, {workers} workers, {os.cpu_count()} cores, "
+    name = device_name(best_device())
+    table = print_rows(
+        f"Loader, views/s, {name}, {workers} workers, {len(os.sched_getaffinity(0))} cores, "
         f"load {os.getloadavg()[0]:.1f}, median of {rounds}",
-        ("case", "PIL", *ways, "in_loader/PIL", "on_device/PIL"),
+        ("case", *(f"{name}:,.0f" for name in ("PIL", *ways)), *RATIOS),
         rows(),
+        device=name,
+        cores=len(os.sched_getaffinity(0)),
     )
+    return [table]
 
 
 def loader_rates(
@@ -269,14 +274,13 @@ def plain_pass(images: Images, config: PretrainConfig) -> Callable[[int], Iterat
 
 def own_pass(images: Images, config: PretrainConfig) -> Callable[[int], Iterator[int]]:
     """Return what `plain_pass` returns, through this package."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     loader = ViewLoader(config, images, device)
     batches = pass_batches(len(images), config.data.num_workers)
 
     def run(epoch: int) -> Iterator[int]:
         for views in loader.batches(epoch, batches):
             yield views.shape[0] * views.shape[1]
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait_for(device)
 
     return run

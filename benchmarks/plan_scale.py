@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
-from benchmarks.rows import print_rows
+from benchmarks.rows import Table, print_rows
 from pipeline.config.yaml_files import load_yaml
 from pipeline.plan.build import load_plan
 from pipeline.stages.content_index import BLOCK, SETTLED_S, Level, file_digests
@@ -21,14 +21,17 @@ IMAGE_BYTES = 110_000  # of an image of ImageNet on average
 XML = "<annotation><object><name>cat</name></object></annotation>"
 
 
-def benchmark_plan(*, images: int = 120_000, voc_images: int = 5_000, rounds: int = 1) -> None:
+def benchmark_plan(
+    *, images: int = 120_000, voc_images: int = 5_000, rounds: int = 1
+) -> list[Table]:
     """Print seconds to plan the full comparison on small generated files, and rates of reading."""
     with tempfile.TemporaryDirectory() as folder, generated(Path(folder), images, voc_images):
         time.sleep(SETTLED_S)  # what was written just now is read again
         title = f"plan {CONFIG.name}: {images:,} images of COCO, {voc_images:,} of VOC"
-        print_rows(title, ("index", "seconds"), _plan_rows(rounds))
+        plans = print_rows(title, ("index", "seconds:.2f"), _plan_rows(rounds))
         title = f"digests of 2,000 files of {IMAGE_BYTES // 1000} kB"
-        print_rows(title, ("level", "files/s", "MB/s", "known files/s"), _rate_rows(Path(folder)))
+        columns = ("level", "files/s:,.0f", "MB/s:,.0f", "known files/s:,.0f")
+        return [plans, print_rows(title, columns, _rate_rows(Path(folder)))]
 
 
 @contextlib.contextmanager
@@ -60,14 +63,14 @@ def generated(root: Path, images: int, voc_images: int) -> Iterator[None]:
         yield
 
 
-def _plan_rows(rounds: int) -> Iterator[tuple[str, str]]:
+def _plan_rows(rounds: int) -> Iterator[tuple[str, float]]:
     for name in ("empty", *["warm"] * rounds):
         started = time.perf_counter()
         load_plan(CONFIG, [])
-        yield name, f"{time.perf_counter() - started:.2f}"
+        yield name, time.perf_counter() - started
 
 
-def _rate_rows(root: Path) -> Iterator[tuple[str, ...]]:
+def _rate_rows(root: Path) -> Iterator[tuple[str, float, float, float]]:
     names = [f"{number}.jpg" for number in range(2_000)]
     for name in names:
         _write(root / "large" / name, name.encode() + os.urandom(IMAGE_BYTES))
@@ -80,7 +83,7 @@ def _rate_rows(root: Path) -> Iterator[tuple[str, ...]]:
             file_digests(root / "large", names, level)
             rates.append(len(names) / (time.perf_counter() - started))
         num_bytes = IMAGE_BYTES if level == "content" else 2 * BLOCK
-        yield level, *(f"{x:,.0f}" for x in (rates[0], num_bytes * rates[0] / 1e6, rates[1]))
+        yield level, rates[0], num_bytes * rates[0] / 1e6, rates[1]
 
 
 def _write(path: Path, content: bytes) -> None:

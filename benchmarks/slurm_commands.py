@@ -21,7 +21,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.rows import print_rows
+from benchmarks.rows import Table, print_rows
 from pipeline.commands.main import Options, action_of
 from pipeline.config.schema import PipelineConfig
 from pipeline.executors.slurm import queue
@@ -33,15 +33,16 @@ TASKS, SEEDS = 3, 3
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def benchmark_slurm(*, stages: int = 220, dry_stages: int = 5_000) -> None:
+def benchmark_slurm(*, stages: int = 220, dry_stages: int = 5_000) -> list[Table]:
     """Print a row for each command, its start included; the larger plan is only planned."""
     with tempfile.TemporaryDirectory() as folder:
         small = [measured(name, stages, Path(folder)) for name in COMMANDS]
         rows = [*small, measured("plan", dry_stages, Path(folder) / "dry")]
-    print_rows("commands of a plan on SLURM", ("command", "seconds", "of CPU", "MB", "calls"), rows)
+    columns = ("command", "seconds:.1f", "CPU s:.1f", "MB at most:.0f", "calls")
+    return [print_rows("commands of a plan on SLURM", columns, rows)]
 
 
-def measured(command: str, num_stages: int, folder: Path) -> tuple[str, ...]:
+def measured(command: str, num_stages: int, folder: Path) -> tuple[str, float, float, float, str]:
     """Return the row of one command, run as a process of its own in `folder`."""
     folder.mkdir(exist_ok=True)
     words = [sys.executable, "-m", "benchmarks.slurm_commands", command, str(num_stages)]
@@ -54,8 +55,7 @@ def measured(command: str, num_stages: int, folder: Path) -> tuple[str, ...]:
     said = json.loads(child.stdout.splitlines()[-1])
     calls = ", ".join(f"{count} {name}" for name, count in sorted(said["calls"].items()))
     name = f"{command} of {said['stages']} stages"
-    numbers = f"{seconds:.1f}", f"{_cpu_s() - before:.1f}", f"{said['peak_mb']:.0f}"
-    return name, *numbers, f"  {calls or 'none'}"
+    return name, seconds, _cpu_s() - before, said["peak_mb"], calls or "none"
 
 
 def _cpu_s() -> float:

@@ -6,7 +6,6 @@ V views, N images, S side.
 from __future__ import annotations
 
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -19,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.device import best_device, device_name, wait_for
 from benchmarks.loader import LoaderCase, drawn_images, loader_config
-from benchmarks.rows import print_rows
+from benchmarks.rows import Table, print_rows
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.data.images import Images
 from pretrain.losses import build_loss
@@ -64,7 +64,7 @@ GPU_CASES = (
 )
 
 
-def benchmark_step(*, rounds: int = 3, threads: int | None = None, workers: int = 0) -> None:
+def benchmark_step(*, rounds: int = 3, threads: int | None = None, workers: int = 0) -> list[Table]:
     """Print the milliseconds of each part of a step, and the whole step's views per second.
 
     `data` is the wait for the next batch and the colours; the other parts count their forward and
@@ -72,23 +72,24 @@ def benchmark_step(*, rounds: int = 3, threads: int | None = None, workers: int 
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
+    device = best_device()
+    name = device_name(device)
 
-    def rows() -> Iterator[list[str]]:
+    def rows() -> Iterator[list[Any]]:
         for case in GPU_CASES if device.type == "cuda" else CPU_CASES:
             ms = step_ms(case, rounds, workers, device)
             whole = sum(ms.values())
-            cells = [f"{ms[part]:.1f} ({ms[part] / whole:.0%})" for part in PARTS]
             rate = case.batch * case.images.num_views / whole * 1e3
-            yield [case.title, *cells, f"{whole:.0f}", f"{rate:,.0f}"]
+            yield [case.title, *ms.values(), whole, rate]
 
-    print_rows(
+    table = print_rows(
         f"A training step, ms, float32, {name}, {torch.get_num_threads()} threads, "
         f"{workers} workers, load {os.getloadavg()[0]:.1f}, median of {rounds}",
-        ("case", *PARTS, "whole", "views/s"),
+        ("case", *(f"{part}:.1f" for part in PARTS), "whole:.1f", "views/s:,.0f"),
         rows(),
+        device=name,
     )
+    return [table]
 
 
 def step_ms(case: StepCase, rounds: int, workers: int, device: torch.device) -> dict[str, float]:
@@ -156,8 +157,7 @@ class _Steps:
     def _timed(self, spent: dict[str, float], part: str) -> Iterator[None]:
         begin = time.perf_counter()
         yield
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        wait_for(self.device)
         spent[part] += time.perf_counter() - begin
 
     @staticmethod

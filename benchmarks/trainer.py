@@ -74,6 +74,16 @@ class Cost:
         first, third = self.quartiles
         return math.sqrt(math.pi / 2 / len(self.differences)) * (third - first) / 1.349
 
+    def numbers(self) -> dict[str, float]:
+        """Return them for a table."""
+        return {
+            "plain ms": self.plain,
+            "added ms": self.added,
+            "first quartile ms": self.quartiles[0],
+            "third quartile ms": self.quartiles[1],
+            "standard error ms": self.standard_error,
+        }
+
     def least_step(self, share: float) -> float:
         """Return the milliseconds of a step of which the added and two errors are this share."""
         return max(0.0, self.added + 2 * self.standard_error) / share

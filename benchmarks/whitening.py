@@ -6,21 +6,19 @@ Legend: V views, N batch, D embedding dimension, G groups, n sub-batch.
 from __future__ import annotations
 
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
+from benchmarks.device import device_name, peak_mb, wait_for
 from benchmarks.published_loops import plain_loss
+from benchmarks.rows import Table, print_rows
 from pretrain.config.loss import LossConfig
 from pretrain.losses import build_loss
 
@@ -89,96 +87,47 @@ def interleaved_ms(steps: dict[str, Step], rounds: int, device: torch.device) ->
     for _ in range(rounds + 1):
         for name, step in steps.items():
             step()
-            _wait_for(device)
+            wait_for(device)
             begin = time.perf_counter()
             step()
-            _wait_for(device)
+            wait_for(device)
             times[name].append(1e3 * (time.perf_counter() - begin))
     return {name: statistics.median(values[1:]) for name, values in times.items()}
 
 
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def peak_mb(step: Step, device: torch.device) -> float:
-    """Return by how much `step` raises memory at its highest, in MB (on a CPU: resident memory)."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        step()
-        torch.cuda.synchronize(device)
-        return (torch.cuda.max_memory_allocated(device) - before) / 1e6
-    return _allocated_peak_mb(step)
-
-
-def _allocated_peak_mb(step: Step) -> float:
-    """Return the highest sum of CPU tensors alive at once during `step`, from the profiler.
-
-    It sees what the calling thread allocates, so the step runs on one thread. There is one cycle:
-    `acc_events` only keeps some releases of torch from warning of a next one.
-    """
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with (
-            _silent_stderr(),
-            torch.profiler.profile(
-                activities=activities, profile_memory=True, acc_events=True
-            ) as profile,
-        ):
-            step()
-    finally:
-        torch.set_num_threads(num_threads)
-    current = highest = 0
-    for event in profile.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            current += event.nbytes()
-            highest = max(highest, current)
-    return highest / 1e6
-
-
-@contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """Drop what libraries write to the standard error stream: the profiler is talkative."""
-    kept = os.dup(2)
-    try:
-        with Path(os.devnull).open("wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-
-
-def benchmark_whitening(*, rounds: int = 15, threads: Sequence[int] = ()) -> None:
+def benchmark_whitening(*, rounds: int = 15, threads: Sequence[int] = ()) -> list[Table]:
     """Print forward and backward of every case against the plain loop.
 
     One table for each number of CPU `threads` (torch's own unless given) and one for a GPU. Also
     prints the load, as the numbers mean little on a busy machine.
     """
-    before = torch.get_num_threads()
+    before, tables = torch.get_num_threads(), []
     try:
         for number in threads or (before,):
             torch.set_num_threads(number)
-            Console().print(_whitening_table(torch.device("cpu"), platform.machine(), rounds))
+            tables.append(_whitening_table(torch.device("cpu"), rounds))
     finally:
         torch.set_num_threads(before)
     if torch.cuda.is_available():
-        name = torch.cuda.get_device_name()
-        Console().print(_whitening_table(torch.device("cuda"), name, rounds))
+        tables.append(_whitening_table(torch.device("cuda"), rounds))
+    return tables
 
 
-def _whitening_table(device: torch.device, name: str, rounds: int) -> Table:
-    table = Table(
-        title=f"Whitening losses, forward + backward, float32, {name}, "
-        f"{torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}"
+def _whitening_table(device: torch.device, rounds: int) -> Table:
+    name, threads = device_name(device), torch.get_num_threads()
+    columns = ("case", "plain ms:.1f", "ours ms:.1f", "ratio:.1f", "plain peak MB:.1f",
+               "ours peak MB:.1f")  # fmt: skip
+    return print_rows(
+        f"Whitening losses, forward + backward, float32, {name}, {threads} threads, "
+        f"load {os.getloadavg()[0]:.1f}",
+        columns,
+        _whitening_rows(device, rounds),
+        device=name,
+        threads=threads,
     )
-    for column in ("case", "plain ms", "ours ms", "ratio", "plain peak MB", "ours peak MB"):
-        table.add_column(column, justify="left" if column == "case" else "right")
+
+
+def _whitening_rows(device: torch.device, rounds: int) -> Iterator[tuple[Any, ...]]:
     for case in WHITENING_CASES:
         x = case.embeddings(device).requires_grad_()
         steps: dict[str, Step] = {
@@ -187,15 +136,7 @@ def _whitening_table(device: torch.device, name: str, rounds: int) -> Table:
         }
         ms = interleaved_ms(steps, rounds, device)
         peaks = {key: peak_mb(step, device) for key, step in steps.items()}
-        table.add_row(
-            case.title,
-            f"{ms['plain']:.1f}",
-            f"{ms['ours']:.1f}",
-            f"{ms['plain'] / ms['ours']:.1f}x",
-            f"{peaks['plain']:.1f}",
-            f"{peaks['ours']:.1f}",
-        )
-    return table
+        yield case.title, *ms.values(), ms["plain"] / ms["ours"], *peaks.values()
 
 
 def forward_backward(loss: Callable[[Tensor], Tensor], x: Tensor) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.device import peak_mb
 from benchmarks.gpu_check.results import TINY, Results
 from benchmarks.gpu_check.timing import DEVICE, ON_GPU, milliseconds, profiled
 from benchmarks.published_loops import plain_loss
@@ -21,7 +22,6 @@ from benchmarks.whitening import (
     WhiteningCase,
     forward_backward,
     interleaved_ms,
-    peak_mb,
 )
 from pretrain.losses import build_loss
 from pretrain.whitening.newton_schulz import inverse_sqrt_by_matmul, lyapunov_by_matmul

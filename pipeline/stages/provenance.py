@@ -81,10 +81,14 @@ def origin() -> dict[str, Any]:
 
 def provenance(attempt: dict[str, Any], run_dir: Path) -> dict[str, Any]:
     """Return what made a result: this attempt, the hardware, and all attempts so far."""
+    return attempt | {"attempts": attempts_at(run_dir) or [attempt]} | hardware()
+
+
+def hardware() -> dict[str, Any]:
+    """Return the machine that this process runs on, and its GPUs if torch was imported."""
     torch = sys.modules.get("torch")  # the stage imported it if it needed it
     num_gpus = torch.cuda.device_count() if torch is not None and torch.cuda.is_available() else 0
-    return attempt | {
-        "attempts": attempts_at(run_dir) or [attempt],
+    return {
         "host": platform.node(),
         "system": platform.platform(),
         "cpu": _cpu_model(),

@@ -102,4 +102,5 @@ def test_the_cost_in_words_and_as_a_part_of_a_step() -> None:
     assert all(part in line for part in ("10.00 ms", "adds 3.00 ms", "2 % of every step of 275 ms"))
     assert Cost(10.0, (-5.0, -5.0, -5.0)).least_step(0.02) == 0
     row = row_of({"data": 0.1, "forward": 0.1, "backward": 0.2, "optimiser": 0.1}, cost)
-    assert row == ["0.500", "0.100", "0.100", "0.200", "0.100", "4.00", "0.600 %"]
+    assert row == pytest.approx([0.5, 0.1, 0.1, 0.2, 0.1, 4.0, 0.6])
+    assert list(cost.numbers().values()) == [10.0, 3.0, 1.5, 4.5, cost.standard_error]

@@ -1,6 +1,5 @@
-"""The table of losses: sizes, turns between steps, peak memory, threads."""
+"""The table of losses: sizes, turns between steps, threads."""
 
-import pytest
 import torch
 
 from benchmarks.whitening import (
@@ -8,10 +7,8 @@ from benchmarks.whitening import (
     WhiteningCase,
     benchmark_whitening,
     interleaved_ms,
-    peak_mb,
 )
 from pretrain.config.loss import LossConfig
-from pretrain.losses import build_loss
 
 CPU = torch.device("cpu")
 
@@ -39,41 +36,3 @@ def test_steps_take_turns_and_each_follows_one_of_its_own():
     steps = {name: (lambda name=name: calls.append(name)) for name in ("a", "b")}
     assert set(interleaved_ms(steps, 3, CPU)) == {"a", "b"}
     assert calls == ["a", "a", "b", "b"] * 4
-
-
-def test_peak_memory_counts_what_is_alive_at_once():
-    def two_then_one():
-        a = torch.ones(1_000_000)  # 4 MB
-        b = a + 1
-        del a
-        return b + 1
-
-    assert peak_mb(two_then_one, CPU) == pytest.approx(8.0, abs=0.1)
-
-
-def test_peak_memory_does_not_depend_on_the_threads():
-    x = WHITENING_CASES[2].embeddings(CPU).requires_grad_()
-    loss = build_loss(WHITENING_CASES[2].config)
-    torch.autograd.backward(loss(x))  # what is allocated once is there before the measurement
-    before = torch.get_num_threads()
-    peaks = []
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            peaks.append(peak_mb(lambda: torch.autograd.backward(loss(x)), CPU))
-            assert torch.get_num_threads() == threads
-    finally:
-        torch.set_num_threads(before)
-    assert peaks[1] == pytest.approx(peaks[0], rel=0.01)
-    assert peaks[0] > 3 * x.numel() * 4 / 1e6
-
-
-def test_a_step_that_fails_leaves_the_number_of_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        with pytest.raises(ZeroDivisionError):
-            peak_mb(lambda: 1 / 0, CPU)
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
