@@ -94,12 +94,11 @@ def read_standings(plan: Plan) -> tuple[dict[str, Standing], list[str]]:
             standing = replace(standing, metric=length_of(stage))  # to be run
         if task and standing.job_id:
             standing = _with_log_of_slurm(plan.config.root, stage, standing, task[0])
-        if standing.status not in ("done", "running"):
-            for broken in (standings[source.name] for source in stage.inputs.values()):
-                if broken.status == "failed":
-                    reason = f"needs {broken.stage}, which failed: {broken.reason}"
-                    standing = replace(standing, status="failed", reason=reason, log=broken.log)
-                    break
+        sources = [standings[source.name] for source in stage.inputs.values()]
+        broken = next((source for source in sources if source.status == "failed"), None)
+        if broken is not None and standing.status not in ("done", "running"):
+            reason = f"needs {broken.stage}, which failed: {broken.reason}"
+            standing = replace(standing, status="failed", reason=reason, log=broken.log)
         standings[stage.name] = standing
     if rows is not None:
         notes += report_lines(ledger, rows, standings)
