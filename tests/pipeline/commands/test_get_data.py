@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import shutil
 import signal
 import subprocess
@@ -161,7 +162,10 @@ def test_every_set_is_taken_by_its_readers(get, monkeypatch, capsys) -> None:
     Path("plan.yaml").write_text(json.dumps(plan), encoding="utf-8")
     arguments = ["check_data", *sets, "--config-file", "plan.yaml", "--decode", "all"]
     monkeypatch.setattr(sys, "argv", arguments)
-    assert load_script("check_data").main() == 0
+    try:
+        assert load_script("check_data").main() == 0
+    finally:
+        logging.disable(logging.NOTSET)  # which the script sets for its process
     assert capsys.readouterr().out.count(": sound") == 5
 
 
