@@ -126,7 +126,10 @@ def type_faults(content: dict[str, Any], cfg: CfgNode) -> Iterator[str]:
             merged = value_at(cfg, key)
             kinds = {_kind(leaf) for leaf in leaves(default)}
             if isinstance(merged, list | tuple):
-                fits = not kinds or {_kind(leaf) for leaf in leaves(merged)} <= kinds
+                fits = not kinds or (
+                    {_kind(leaf) for leaf in leaves(merged)} <= kinds
+                    and _has_lists(merged) <= _has_lists(default)
+                )
             else:
                 fits = default is None or merged is not None
         except (KeyError, ValueError, AssertionError, AttributeError, TypeError):
@@ -139,6 +142,10 @@ def type_faults(content: dict[str, Any], cfg: CfgNode) -> Iterator[str]:
 
 def _kind(leaf: Any) -> type:
     return float if isinstance(leaf, int) and not isinstance(leaf, bool) else type(leaf)
+
+
+def _has_lists(value: Any) -> bool:
+    return any(isinstance(entry, list | tuple) for entry in value)
 
 
 def value_faults(cfg: CfgNode) -> list[str]:

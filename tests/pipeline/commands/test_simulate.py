@@ -3,7 +3,7 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -11,6 +11,7 @@ from pipeline.commands.simulate import Job, Numbers, detector, read_rates, simul
 from pipeline.commands.simulate import jobs_of as jobs_with
 from pipeline.plan.build import load_plan
 from pipeline.plan.plan import Plan
+from transfer.config import finetune, recipe
 
 ROOT = Path(__file__).resolve().parents[3]
 PLANS = ROOT / "configs" / "pipeline"
@@ -245,11 +246,22 @@ def test_a_stem_that_halves_less_costs_by_the_area_of_its_maps(
 
 @pytest.mark.parametrize("key", ["SOLVER.MAX_ITER", "SOLVER.IMS_PER_BATCH", "INPUT.MIN_SIZE_TRAIN"])
 @pytest.mark.parametrize("value", ["0", "abc", "1.5", "true"])
-def test_a_number_of_a_task_that_is_none_is_named(project: Path, key: str, value: str) -> None:
-    change = [f"tasks.0.overrides=[{key}={value}]"]
-    plan = load_plan(project / "configs" / "tiny.yaml", change, on_paper=True)
+def test_a_number_of_a_task_that_is_none_is_named(
+    project: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: str
+) -> None:
+    """By the override, or, where there is no detectron2 to say of which type it is, by the file."""
+    config, change = project / "configs" / "tiny.yaml", f"{key}={value}"
+    with pytest.raises(ValueError, match=rf"tiny.yaml: task coco: override {change}: {key} is "):
+        load_plan(config, [f"tasks.0.overrides=[{change}]"], on_paper=True)
+    for module in (finetune, recipe):
+        monkeypatch.setattr(module, "defaults", not_installed)
+    plan = load_plan(config, [f"tasks.0.overrides=[{change}]"], on_paper=True)
     with pytest.raises(ValueError, match=rf"coco.yaml: {key} is .*, wanted a whole number above 0"):
         jobs_of(plan)
+
+
+def not_installed() -> NoReturn:
+    raise FileNotFoundError("detectron2 is not installed")
 
 
 def test_another_size_of_images_than_the_rates_is_said(project: Path) -> None:
@@ -282,7 +294,7 @@ def test_another_precision_than_the_rates_is_said(project: Path) -> None:
     ]
 
 
-SIZES = ("128", "[640,1000]")
+SIZES = ("[128]", "[640,1000]")
 
 
 def test_a_plan_on_paper_still_finds_faults_of_its_configs() -> None:

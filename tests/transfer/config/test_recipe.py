@@ -38,6 +38,7 @@ def test_detectron2s_defaults_have_no_fault() -> None:
         ({"NESTEROV": "perhaps"}, "SOLVER.NESTEROV is 'perhaps', wanted true or false, such as"),
         ({"STEPS": 3}, "SOLVER.STEPS is 3, wanted a list, such as [30000]"),
         ({"STEPS": ["a"]}, "SOLVER.STEPS is ['a'], wanted a list, such as [30000]"),
+        ({"STEPS": [[3]]}, "SOLVER.STEPS is [[3]], wanted a list, such as [30000]"),
         ({"LR_SCHEDULER_NAME": 3}, "SOLVER.LR_SCHEDULER_NAME is 3, wanted text, such as"),
         ({"MAX_ITR": 3}, "SOLVER.MAX_ITR: detectron2 has no such key; did you mean SOLVER.MAX_IT"),
         ({"MAX_ITER": {"a": 1}}, "SOLVER.MAX_ITER"),
