@@ -9,6 +9,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 HERE = Path(__file__).resolve().parent
 SLURM = "tests/slurm/"
+LONGEST = "tests/slurm/test_survival.py"  # it takes as long as SLURM's other files together
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -18,16 +19,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Return a process for each core and one for SLURM's tests, which mostly wait."""
-    return len(os.sched_getaffinity(0)) + 1
+    """Return a process for each core and two for SLURM's tests, which mostly wait."""
+    return len(os.sched_getaffinity(0)) + 2
 
 
 class _ByFile(LoadScopeScheduling):
-    """Keeps a file's tests, and all that share the one SLURM, in one process."""
+    """Keeps a file's tests in one process, and SLURM's in two, each of which starts one."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return SLURM if file.startswith(SLURM) else file
+        return SLURM if file.startswith(SLURM) and file != LONGEST else file
 
 
 @pytest.hookimpl(optionalhook=True)
