@@ -1,5 +1,6 @@
 """The order of the suite and its shares among processes (`pytest -n`)."""
 
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,12 @@ LONGEST = "tests/slurm/test_survival.py"  # it takes as long as SLURM's other fi
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the tests on SLURM first: they take longest and use little of the processor."""
     items.sort(key=lambda item: not item.path.is_relative_to(HERE / "slurm"))
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector from going through modules and tests again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)
