@@ -69,6 +69,10 @@ class AugmentConfig(Section):
     With `colours_before_crop` jitter and grayscale come first and see the whole image, as in the
     code of W-MSE and CW-RGP for small images, in the loader's workers wherever the rest is done;
     else they follow crop and flip. Blur and noise come last in both.
+
+    `decoding: reduced` decodes a JPEG at a half, a quarter or an eighth of its sides where every
+    crop that is drawn of it stays at least `size` pixels wide and high; a crop then takes whole
+    pixels of the reduced image, rounded down. Other images are decoded in full.
     """
 
     colours: Literal["by_view", "in_loader", "on_device"] = "in_loader"
@@ -76,6 +80,11 @@ class AugmentConfig(Section):
     or one view after the other (slow)"""
     colours_before_crop: bool = Field(default=False, json_schema_extra=IDENTITY_IF_GIVEN)
     """jitter and grayscale see the whole image"""
+    decoding: Literal["full", "reduced"] = Field(
+        default="full", json_schema_extra=IDENTITY_IF_GIVEN
+    )
+    """`reduced`: large JPEGs are decoded at a part of their size, which is faster and leaves out
+    details that the views do not show; not with colours `by_view`"""
     size: Side = 224
     """side of a view, pixels"""
     crop_scale: Range = (0.2, 1.0)
@@ -112,6 +121,11 @@ class AugmentConfig(Section):
         faults += range_faults("crop_ratio", self.crop_ratio)
         if self.blur_probability:
             faults += range_faults("blur_sigma", self.blur_sigma)
+        if self.decoding == "reduced" and self.colours == "by_view":
+            faults.append(
+                "decoding: reduced has no effect with colours by_view, which draws after it has "
+                "decoded; take colours in_loader or on_device"
+            )
         if self.jitter[3] > 0.5:
             faults.append(f"jitter: hue {self.jitter[3]:g}, wanted 0 to 0.5")
         if faults:

@@ -6,7 +6,7 @@ H height, W width; pixels are uint8 RGB.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF")  # whatever the suffix; EPS would start a program
 FULL_CHECK_LIMIT = 20_000
 Batch = TypeVar("Batch")
+Reduction = Callable[[int, int], int]  # height and width of an image to a power of two
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +63,14 @@ class ImageFiles:
             ValueError: it is not a whole image.
         """
         return read_image(self.path(index))
+
+    def read_reduced(self, index: int, reduction: Reduction) -> tuple[Tensor, int]:
+        """Return image `index` as `decode_image` does.
+
+        Raises:
+            ValueError: it is not a whole image.
+        """
+        return decode_image(self.path(index), reduction)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,10 +141,27 @@ def read_image(path: Path) -> Tensor:
     Raises:
         ValueError: the file is not a whole image.
     """
+    return decode_image(path, lambda _height, _width: 1)[0]
+
+
+def decode_image(path: Path, reduction: Reduction) -> tuple[Tensor, int]:
+    """Return the image as uint8 RGB with each side divided by a factor, and the factor.
+
+    That of a JPEG is `reduction(H, W)`, 1, 2, 4 or 8: its decoder leaves out the details, and what
+    remains of the sides is rounded up. That of other files is 1.
+
+    Raises:
+        ValueError: the file is not a whole image.
+    """
     try:
         with Image.open(path, formats=FORMATS) as image:
+            width, height = image.size
+            factor = reduction(height, width)
+            if factor > 1:
+                image.draft(None, (width // factor, height // factor))
+                factor = factor if image.size != (width, height) else 1
             pixels: Tensor = pil_to_tensor(image if image.mode == "RGB" else image.convert("RGB"))
-            return pixels
+            return pixels, factor
     except Exception as error:  # noqa: BLE001  (decoders raise many types for damage)
         raise ValueError(f"{path}: not a readable image ({one_line(error)})") from None
 

@@ -17,11 +17,17 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import rotate
 
 from pretrain.config.data import AugmentConfig
-from pretrain.data.images import Images
+from pretrain.data.images import ImageArrays, Images
 from pretrain.runtime.device import to_device
 from pretrain.runtime.rng import derived_seed
 from pretrain.views.colour import blur, jitter_and_gray
-from pretrain.views.parameters import NUM_COLUMNS, ViewParams, draw_view
+from pretrain.views.parameters import (
+    NUM_COLUMNS,
+    ViewParams,
+    draw_view,
+    reduced,
+    reduction,
+)
 
 CPU_VALUES = 2**17  # changed at once on a CPU: small enough for its caches
 
@@ -49,29 +55,57 @@ def cut_views(
     views = torch.empty(num_views, len(chosen), 3, config.size, config.size, dtype=torch.uint8)
     rows = torch.empty(num_views, len(chosen), NUM_COLUMNS)
     noise = torch.empty(views.shape) if config.noise_std else None
+    params: list[list[ViewParams]] = []  # of the images read so far
+
+    def read(place: tuple[int, int]) -> Tensor:
+        image_seed = derived_seed(seed, *place, 3)
+        image, drawn = read_and_draw(images, place[1], num_views, image_seed, config)
+        if noise is not None:
+            generator = torch.Generator().manual_seed(image_seed)
+            part = noise[:, len(params)]
+            part.copy_(torch.randn(part.shape, generator=generator))
+        rows[:, len(params)] = torch.tensor([view.colour for view in drawn])
+        params.append(drawn)
+        return image
+
     start = 0
-    for pixels in in_groups(images.read(index) for _, index in chosen):
+    for pixels in in_groups(map(read, chosen)):
         group = range(start, start + len(pixels))
-        height, width = pixels.shape[2:]
-        params: list[list[ViewParams]] = []
-        for n in group:
-            image_seed = derived_seed(seed, *chosen[n], 3)
-            chance = Random(image_seed)
-            params.append([draw_view(chance, height, width, config) for _ in range(num_views)])
-            rows[:, n] = torch.tensor([view.colour for view in params[-1]])
-            if noise is not None:
-                generator = torch.Generator().manual_seed(image_seed)
-                noise[:, n] = torch.randn(noise[:, n].shape, generator=generator)
         for v in range(num_views):
             coloured = pixels
             if config.colours_before_crop:
                 whole = pixels.contiguous() / 255
                 changed = jitter_and_gray(whole, rows[v, group.start : group.stop])
                 coloured = changed.mul_(255).round_().to(torch.uint8)
-            for n, image, view in zip(group, coloured, params, strict=True):
-                views[v, n] = cut_view(image, view[v], config)
+            for n, image in zip(group, coloured, strict=True):
+                views[v, n] = cut_view(image, params[n][v], config)
         start = group.stop
     return RawViews(views, rows, noise)
+
+
+def read_and_draw(
+    images: Images, index: int, num_views: int, image_seed: int, config: AugmentConfig
+) -> tuple[Tensor, list[ViewParams]]:
+    """Return image `index`, reduced if its views allow and the config asks for it, and its views.
+
+    What is drawn is the same, reduced or not; the views' boxes are in pixels of what is returned.
+    """
+
+    def draw(height: int, width: int) -> list[ViewParams]:
+        chance = Random(image_seed)
+        return [draw_view(chance, height, width, config) for _ in range(num_views)]
+
+    if config.decoding == "full" or isinstance(images, ImageArrays):
+        image = images.read(index)
+        return image, draw(*image.shape[1:])
+    drawn: list[ViewParams] = []
+
+    def factor_for(height: int, width: int) -> int:
+        drawn[:] = draw(height, width)
+        return reduction(drawn, config.size)
+
+    image, factor = images.read_reduced(index, factor_for)
+    return image, [reduced(view, factor) for view in drawn]
 
 
 def in_groups(images: Iterable[Tensor]) -> Iterator[Tensor]:

@@ -8,7 +8,7 @@ microseconds, so that colours can be changed for many views at once, wherever th
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from pretrain.config.data import AugmentConfig
@@ -40,6 +40,18 @@ def draw_view(chance: Random, height: int, width: int, config: AugmentConfig) ->
     box = draw_crop(chance, height, width, config)
     flip = chance.random() < config.flip
     return ViewParams(angle, *box, flip, draw_colour(chance, config))
+
+
+def reduction(views: list[ViewParams], size: int) -> int:
+    """Return the largest of 8, 4, 2 and 1 that leaves every crop `size` pixels or more."""
+    least = min(side for view in views for side in (view.height, view.width))
+    return next((factor for factor in (8, 4, 2) if least // factor >= size), 1)
+
+
+def reduced(view: ViewParams, factor: int) -> ViewParams:
+    """Return `view` in whole pixels of the image that is reduced by `factor`, rounded down."""
+    box = {name: getattr(view, name) // factor for name in ("top", "left", "height", "width")}
+    return replace(view, **box)
 
 
 def draw_crop(

@@ -46,6 +46,9 @@ def test_a_setting_that_came_later_is_identity_only_where_it_is_not_its_default(
     for before in (False, True):
         augment = tiny(augment={"colours_before_crop": before}).identity()["augment"]
         assert ("colours_before_crop" in augment) == before
+    for decoding in ("full", "reduced"):
+        augment = tiny(augment={"decoding": decoding}).identity()["augment"]
+        assert ("decoding" in augment) == (decoding == "reduced")
 
 
 def test_yes_and_no_are_no_numbers_and_unknown_keys_are_refused() -> None:

@@ -28,6 +28,13 @@ def test_the_blurs_kernel_is_an_odd_tenth_of_the_view() -> None:
     assert [AugmentConfig(size=size).blur_kernel for size in (8, 32, 224)] == [3, 5, 23]
 
 
+def test_reduced_decoding_is_refused_where_views_are_drawn_after_it() -> None:
+    for colours in ("in_loader", "on_device"):
+        AugmentConfig.model_validate({"decoding": "reduced", "colours": colours})
+    with pytest.raises(ValidationError, match=r"decoding: reduced has no effect with colours by_v"):
+        AugmentConfig.model_validate({"decoding": "reduced", "colours": "by_view"})
+
+
 def test_formats_are_those_of_the_splits() -> None:
     with pytest.raises(ValidationError, match="'folder', 'imagefolder', 'cifar10'"):
         DataConfig.model_validate({"name": "x", "root": "x", "format": "lmdb"})

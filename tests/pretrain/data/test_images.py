@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from pretrain.data.images import Images, open_images, read_image, unreadable
+from pretrain.data.images import Images, decode_image, open_images, read_image, unreadable
 from tests.pretrain import image_sets
 from tests.pretrain.image_sets import data
 
@@ -145,3 +145,41 @@ def test_hostile_files_are_named_and_start_no_program(tmp_path: Path) -> None:
         assert image.format == "EPS"
     with pytest.raises(ValueError, match=r"b\.jpg: not a readable image \(cannot identify"):
         read_image(path)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_is_decoded_at_a_part_of_its_sides(
+    tmp_path: Path, mode: str, progressive: bool
+) -> None:
+    ramp = np.linspace(0, 255, 203)[:, None, None] * np.ones((1, 101, 3))
+    path = tmp_path / "a.jpg"
+    Image.fromarray(ramp.astype(np.uint8)).convert(mode).save(path, progressive=progressive)
+    whole = read_image(path)
+    for factor, shape in ((1, (203, 101)), (2, (102, 51)), (4, (51, 26)), (8, (26, 13))):
+        asked = []
+        pixels, applied = decode_image(path, lambda *size, f=factor, a=asked: a.append(size) or f)
+        assert asked == [(203, 101)] and applied == factor and pixels.shape == (3, *shape)
+        height, width = (side // factor * factor for side in whole.shape[1:])
+        blocks = whole[:, :height, :width].double().unfold(1, factor, factor)
+        means = blocks.unfold(2, factor, factor).mean((3, 4))
+        same = pixels[:, : means.shape[1], : means.shape[2]]
+        assert float((same - means).abs().max()) < 3  # a pixel is the mean of those it stands for
+
+
+def test_other_images_are_decoded_in_full_and_damage_is_told_as_ever(tmp_path: Path) -> None:
+    pixels = image_sets.some_pixels(1, 40)[0]
+    for suffix in ("png", "bmp", "gif", "webp"):
+        image_sets.save_png(tmp_path / "a.png", pixels)
+        path = tmp_path / f"b.{suffix}"
+        with Image.open(tmp_path / "a.png") as image:
+            image.save(path)
+        decoded, factor = decode_image(path, lambda height, width: 4)
+        assert factor == 1 and np.array_equal(decoded, read_image(path))
+    with Image.open(tmp_path / "a.png") as image:
+        image.resize((400, 400)).save(tmp_path / "c.jpg")
+    whole = (tmp_path / "c.jpg").read_bytes()
+    (tmp_path / "c.jpg").write_bytes(whole[: len(whole) // 2])
+    for factor in (1, 2, 8):
+        with pytest.raises(ValueError, match=r"c\.jpg: not a readable image \(.*truncated"):
+            decode_image(tmp_path / "c.jpg", lambda height, width, f=factor: f)

@@ -1,17 +1,20 @@
 """Views with colours changed in batches: the same wherever and by however many workers."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
+from sklearn.datasets import load_sample_image
 from torch import Tensor
 
 from pretrain.config.data import AugmentConfig
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.data.images import open_images
-from pretrain.views import batched
+from pretrain.views import ViewLoader, batched
 from pretrain.views.batched import RawViews, cut_view, cut_views, finish_views
 from pretrain.views.parameters import ViewParams
 from pretrain.views.per_image import build_view
@@ -126,3 +129,75 @@ def test_a_gpu_takes_the_noise_that_the_loader_drew_in_one_launch(
             assert not gpu.waits
             calls.append(gpu.calls)
     assert calls[1] == [*calls[0], "aten::mul.Tensor", "aten::addcmul_"]
+
+
+PLAIN = {"jitter_probability": 0.0, "grayscale": 0.0, "noise_std": 0.0, "blur_probability": 0.0}
+
+
+@pytest.fixture
+def photographs(tiny: Make) -> Make:
+    """Return `tiny` with two photographs of 640x427, and one of them as PNG."""
+
+    def make(**augment: Any) -> PretrainConfig:
+        config = with_colours(tiny, "in_loader", **PLAIN, **augment)
+        for path in config.data.root.iterdir():
+            path.unlink()
+        for name in ("china", "flower"):
+            image = Image.fromarray(load_sample_image(f"{name}.jpg"))
+            image.save(config.data.root / f"{name}.jpg", quality=92)
+        image.save(config.data.root / "z.png")
+        return config
+
+    return make
+
+
+@pytest.mark.parametrize(("size", "factor"), [(224, 1), (96, 2), (48, 4), (24, 8)])
+@pytest.mark.parametrize("before_crop", [False, True])
+def test_reduced_views_show_what_the_full_ones_do(
+    photographs: Make, size: int, factor: int, before_crop: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = photographs(size=size, crop_scale=(0.25, 1.0), colours_before_crop=before_crop)
+    images, shapes = open_images(config.data), set()
+    chosen = [(epoch, n) for epoch in range(10) for n in range(3)]
+    drawn = cut_views(images, chosen, 3, 0, config.augment)
+    decoded = [images.read(n) for _, n in chosen for _ in range(3)]  # the order in which all is cut
+    want: list[Tensor] = []
+
+    def beside(image: Tensor, params: ViewParams, augment: AugmentConfig) -> Tensor:
+        whole, smaller = decoded[len(want)], image.shape[1] < 427
+        shapes.add(image.shape[1:])
+        assert not smaller or min(params.height, params.width) >= size
+        times = factor if smaller else 1
+        names = ("top", "left", "height", "width")
+        same = replace(params, **{name: getattr(params, name) * times for name in names})
+        want.append(cut_view(whole, same, augment))
+        return cut_view(image, params, augment)
+
+    monkeypatch.setattr(batched, "cut_view", beside)
+    monkeypatch.setattr(batched, "CPU_VALUES", 1)  # one image after the other
+    augment = config.augment.model_copy(update={"decoding": "reduced"})
+    reduced = cut_views(images, chosen, 3, 0, augment)
+    assert shapes == {(427, 640), (-(-427 // factor), -(-640 // factor))}
+    assert torch.equal(drawn.rows, reduced.rows)
+    assert torch.equal(drawn.views[:, 2::3], reduced.views[:, 2::3])  # a PNG
+    there = reduced.views.transpose(0, 1).flatten(0, 1).double()
+    far = (there - torch.stack(want)).abs().mean((1, 2, 3)).view(-1, 3, 3)
+    assert float(far[:, 2].max()) == 0.0 and float(far.max()) < 4
+    assert float(far[:, :2].mean()) < 1.5 and (factor == 1) == (float(far.max()) == 0)
+
+
+def test_reduced_views_are_the_same_in_workers_and_on_the_device(photographs: Make) -> None:
+    config = photographs(size=32, decoding="reduced")
+    images = open_images(config.data)
+    batches = []
+    for colours, workers in (("in_loader", 0), ("on_device", 0), ("in_loader", 2)):
+        augment = config.augment.model_copy(update={"colours": colours})
+        data = config.data.model_copy(update={"num_workers": workers})
+        changed = config.model_copy(update={"augment": augment, "data": data})
+        loader = ViewLoader(changed, images, torch.device("cpu"))
+        batches.append(torch.cat(list(loader.batches(4, [[2, 0], [1]])), dim=1))
+    full = config.augment.model_copy(update={"decoding": "full"})
+    other = finish_views(cut_views(images, [(4, 2), (4, 0), (4, 1)], 3, config.seed, full), full)
+    assert torch.equal(batches[0], batches[1]) and torch.equal(batches[0], batches[2])
+    assert torch.equal(batches[0][:, 0], other[:, 0])
+    assert not torch.equal(batches[0][:, 1], other[:, 1])

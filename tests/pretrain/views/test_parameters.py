@@ -18,6 +18,8 @@ from pretrain.views.parameters import (
     draw_colour,
     draw_crop,
     draw_view,
+    reduced,
+    reduction,
 )
 
 NO_OP = (*NEUTRAL, -1.0, -1.0, -1.0, -1.0, 0.0, 0.0)
@@ -74,3 +76,25 @@ def test_an_op_without_strength_is_never_drawn_and_factors_stay_above_zero() -> 
     assert set(rows[:, ORDER].flatten().tolist()) == {-1.0, 0.0, 1.0}
     assert 0 <= float(rows[:, 0].min()) < 0.02 and float(rows[:, 0].max()) > 2.4
     assert bool((rows[:, HUE] == 0).all())
+
+
+@pytest.mark.parametrize("size", [1, 24, 96, 224])
+def test_no_crop_of_a_reduced_image_is_smaller_than_a_view(size: int) -> None:
+    factors = set()
+    for seed in range(400):
+        chance = Random(seed)
+        height, width = (chance.randrange(size, 25 * size + 9) for _ in range(2))
+        views = [draw_view(chance, height, width, AugmentConfig(size=size)) for _ in range(3)]
+        factor = reduction(views, size)
+        factors.add(factor)
+        smaller = [reduced(view, factor) for view in views]
+        least = min(min(view.height, view.width) for view in smaller)
+        assert factor == 1 or least >= size
+        assert factor == 8 or min(min(v.height, v.width) for v in views) // (2 * factor) < size
+        for view, box in zip(views, smaller, strict=True):
+            assert box.top + box.height <= height // factor  # whole pixels that the image has
+            assert box.left + box.width <= width // factor
+            for side in ("top", "left", "height", "width"):
+                assert 0 <= getattr(view, side) - factor * getattr(box, side) < factor
+            assert (view.angle, view.flip, view.colour) == (box.angle, box.flip, box.colour)
+    assert factors == {1, 2, 4, 8}
