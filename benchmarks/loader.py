@@ -1,4 +1,4 @@
-"""Views per second of the loader against a plain PIL pipeline of the same recipe.
+"""Views of the loader a second, and a second of CPU, against a plain PIL pipeline of the recipe.
 
 V views, N images, S side. The images are drawn noise of the size and weight of real ones.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import multiprocessing
 import os
 import statistics
 import tempfile
@@ -32,7 +33,6 @@ from pretrain.views import ViewLoader
 
 BATCH = 16
 BATCHES_PER_WORKER = 4  # in a pass, which begins and ends with nothing loaded
-RATIOS = ("in_loader/PIL:.2f", "on_device/PIL:.2f")
 JITTER = (0.4, 0.4, 0.4, 0.1)
 SMALL = {"jitter": JITTER, "grayscale": 0.1, "colours_before_crop": True}
 
@@ -49,6 +49,7 @@ class LoaderCase:
     augment: dict[str, Any]
 
 
+MOCO = {"size": 224, "jitter": JITTER, "grayscale": 0.2, "blur_probability": 0.5}
 LOADER_CASES = (
     LoaderCase(
         "ImageNet, MoCo v2's views, 500x375 JPEG -> 4 x 224",
@@ -56,7 +57,15 @@ LOADER_CASES = (
         jpeg=True,
         num_images=64,
         num_views=4,
-        augment={"size": 224, "jitter": JITTER, "grayscale": 0.2, "blur_probability": 0.5},
+        augment=MOCO,
+    ),
+    LoaderCase(
+        "photos, the same views, 1600x1200 JPEG -> 4 x 224",
+        image_size=(1600, 1200),
+        jpeg=True,
+        num_images=16,
+        num_views=4,
+        augment=MOCO,
     ),
     LoaderCase(
         "as above without blur, 2 x 224",
@@ -111,57 +120,90 @@ LOADER_CASES = (
 def benchmark_loader(*, rounds: int = 3, workers: int = 2) -> list[Table]:
     """Print views per second of every case: PIL, this package's ways, and the ratio to PIL.
 
-    `on_device` changes the colours on the GPU, or without one in the main process.
+    `on_device` changes the colours on the GPU, or without one in the main process; `reduced` is
+    `in_loader` with reduced decoding, for JPEGs. A second table counts the user and system seconds
+    of all processes, which others on the machine change less than the clock.
     """
-    ways = ("by_view", "in_loader", "on_device")
+    ways = ("by_view", "in_loader", "on_device", "reduced")
+    cpu_rows: list[list[Any]] = []
 
     def rows() -> Iterator[list[Any]]:
         for case in LOADER_CASES:
-            rates = loader_rates(case, ways, rounds, workers)
-            cells = [rates[name] for name in ("PIL", *ways)]
-            yield [case.title, *cells, *(rates[name] / rates["PIL"] for name in ways[1:])]
+            usable = ways if case.jpeg else ways[:-1]
+            clock, cpu = loader_rates(case, usable, rounds, workers)
+            cpu_rows.append(_cells(case.title, cpu, ways))
+            yield _cells(case.title, clock, ways)
 
+    names = ("PIL", *ways)
+    columns = ("case", *(f"{name}:,.0f" for name in names), *(f"{way}/PIL:.2f" for way in ways[1:]))
     name = device_name(best_device())
-    table = print_rows(
-        f"Loader, views/s, {name}, {workers} workers, {len(os.sched_getaffinity(0))} cores, "
+    about = {"device": name, "cores": len(os.sched_getaffinity(0))}
+    clock_table = print_rows(
+        f"Loader, views/s, {name}, {workers} workers, {about['cores']} cores, "
         f"load {os.getloadavg()[0]:.1f}, median of {rounds}",
-        ("case", *(f"{name}:,.0f" for name in ("PIL", *ways)), *RATIOS),
+        columns,
         rows(),
-        device=name,
-        cores=len(os.sched_getaffinity(0)),
+        **about,
     )
-    return [table]
+    return [clock_table, print_rows("views a second of CPU", columns, cpu_rows, **about)]
+
+
+def _cells(title: str, rates: dict[str, float], ways: tuple[str, ...]) -> list[Any]:
+    """Return a row: each rate, and those of all but the first way over PIL's."""
+    ratios = [rates[way] / rates["PIL"] if way in rates else None for way in ways[1:]]
+    return [title, *(rates.get(name) for name in ("PIL", *ways)), *ratios]
 
 
 def loader_rates(
     case: LoaderCase, ways: tuple[str, ...], rounds: int, workers: int
-) -> dict[str, float]:
-    """Return the median views per second of PIL and of each way, timed in turns."""
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the median views of PIL and of each way, timed in turns: a second, and one of CPU."""
     with tempfile.TemporaryDirectory() as folder:
         images = drawn_images(case, Path(folder))
         configs = {way: loader_config(case, way, workers, Path(folder)) for way in ways}
         passes = {"PIL": plain_pass(images, configs[ways[0]])}
         for way, config in configs.items():
             passes[way] = own_pass(images, config)
-        seconds: dict[str, list[float]] = {name: [] for name in passes}
+        seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in passes}
         for round_ in range(rounds + 1):  # the first starts the workers
             for name, run in passes.items():
-                begin = time.perf_counter()
+                begin, begin_cpu = time.perf_counter(), cpu_seconds()
                 num_views = sum(run(round_))
                 if round_:
-                    seconds[name].append((time.perf_counter() - begin) / num_views)
-    return {name: 1 / statistics.median(values) for name, values in seconds.items()}
+                    cpu = cpu_seconds() - begin_cpu
+                    seconds[name].append(
+                        ((time.perf_counter() - begin) / num_views, cpu / num_views)
+                    )
+        del passes, run  # ends the workers
+    clock, cpu_rates = (
+        {name: 1 / statistics.median(pair[kind] for pair in seconds[name]) for name in seconds}
+        for kind in (0, 1)
+    )
+    return clock, cpu_rates
+
+
+def cpu_seconds() -> float:
+    """Return user and system seconds of this process and of its workers, which live on."""
+    seconds = time.process_time()
+    for worker in multiprocessing.active_children():
+        fields = Path(f"/proc/{worker.pid}/stat").read_text(encoding="utf-8").rpartition(") ")[2]
+        user, system = fields.split()[11:13]
+        seconds += (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+    return seconds
 
 
 def loader_config(
     case: LoaderCase, way: str, workers: int, root: Path, **changes: Any
 ) -> PretrainConfig:
     """Return a config whose data and augmentation are the case's, with `changes`."""
+    colours = {"colours": way}
+    if way == "reduced":
+        colours = {"colours": "in_loader", "decoding": "reduced"}
     return PretrainConfig.model_validate(
         {
             "method": "none",
             "data": {"name": "drawn", "root": root, "num_workers": workers},
-            "augment": {**case.augment, "colours": way},
+            "augment": {**case.augment, **colours},
             "loss": {"name": "none"},
             "optimizer": {"lr": 0.1},
             "num_views": case.num_views,

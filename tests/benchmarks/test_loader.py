@@ -1,6 +1,8 @@
 """The loader's benchmark: the same recipe on both sides, and cases that are valid."""
 
 import dataclasses
+import multiprocessing
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from benchmarks.loader import (
     BATCHES_PER_WORKER,
     LOADER_CASES,
     PlainViews,
+    cpu_seconds,
     drawn_images,
     loader_config,
     loader_rates,
@@ -32,9 +35,23 @@ TINY = dataclasses.replace(
 @pytest.mark.parametrize("jpeg", [True, False])
 def test_every_way_loads_all_views(jpeg: bool) -> None:
     case = dataclasses.replace(TINY, jpeg=jpeg)
-    rates = loader_rates(case, ("by_view", "in_loader"), rounds=1, workers=0)
-    assert set(rates) == {"PIL", "by_view", "in_loader"}
-    assert all(rate > 0 for rate in rates.values())
+    ways = ("by_view", "in_loader", "reduced")
+    for rates in loader_rates(case, ways, rounds=1, workers=0):
+        assert set(rates) == {"PIL", *ways}
+        assert all(rate > 0 for rate in rates.values())
+
+
+def test_the_workers_cpu_seconds_count() -> None:
+    before = cpu_seconds()
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        burnt = pool.apply(burn, (0.3,))
+        assert 0.2 < burnt <= cpu_seconds() - before + 0.05
+
+
+def burn(seconds: float) -> float:
+    while time.process_time() < seconds:
+        pass
+    return time.process_time()
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2, 16, 48])
