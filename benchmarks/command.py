@@ -20,7 +20,8 @@ BENCHMARKS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "commands": ("command_lines", ("rounds", "stages"), "CPU seconds until a command answers"),
     "whitening": ("whitening", ("rounds", "threads+"), "whitening losses against a plain loop"),
     "loader": ("loader", ("rounds", "workers"), "views per second against a plain PIL pipeline"),
-    "step": ("step", ("rounds", "threads", "workers"), "what a training step spends where"),
+    "step": ("step", ("rounds", "threads", "workers", "precision", "channels_last", "compile"),
+             "what a training step spends where, and its peak memory"),
     "detection": ("detection", ("rounds", "threads", "workers"), "an iteration of fine-tuning"),
     "evaluation": ("coco_evaluation", ("rounds", "images", "detections", "mask_images"),
                    "COCO's AP by faster-coco-eval against pycocotools"),
@@ -60,6 +61,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "steps": {"help": "iterations of the fine-tuning (default 200)"},
     "threads": {"help": "CPU threads of the main process"},
     "threads+": {"nargs": "+", "help": "CPU threads of the main process, a table for each number"},
+    "precision": {
+        "choices": ("float32", "tf32", "bf16", "fp16"),
+        "help": "as compute.precision (float32)",
+    },
+    "channels_last": {"action": "store_true", "help": "as compute.channels_last"},
+    "compile": {"action": "store_true", "help": "as compute.compile"},
     "workers": {"type": natural, "help": "processes of the loader"},
 }
 

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 
 def best_device() -> torch.device:
@@ -25,6 +27,15 @@ def wait_for(device: torch.device) -> None:
     """Wait until everything begun on the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def tensors_mb(model: nn.Module, optimizer: Optimizer) -> float:
+    """Return the MB of weights, buffers, gradients and the optimiser's state."""
+    tensors = [*model.parameters(), *model.buffers()]
+    tensors += [p.grad for p in model.parameters() if p.grad is not None]
+    for state in optimizer.state.values():
+        tensors += [value for value in state.values() if isinstance(value, Tensor)]
+    return sum(tensor.nbytes for tensor in tensors) / 1e6
 
 
 def peak_mb(step: Callable[[], object], device: torch.device) -> float:

@@ -18,18 +18,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.device import best_device, device_name, wait_for
+from benchmarks.device import best_device, device_name, peak_mb, tensors_mb, wait_for
 from benchmarks.loader import LoaderCase, drawn_images, loader_config
 from benchmarks.rows import Table, print_rows
 from pretrain.config.pretrain import PretrainConfig
-from pretrain.data.images import Images
 from pretrain.losses import build_loss
 from pretrain.models import SelfSupervisedModel
+from pretrain.runtime.distributed import Processes
+from pretrain.training import precision as computing
 from pretrain.training.optimizers import build_optimizer
 from pretrain.views import ViewLoader
 
-PARTS = ("data", "encoder", "projector", "loss", "optimizer")
-WARM_UP_STEPS = 1
+PARTS = ("encoder", "projector", "loss", "optimizer")
+COLUMNS = (
+    "case", "data:.1f", *(f"{part}:.1f" for part in PARTS), "whole:.1f", "views/s:,.0f",
+    "peak MB:,.0f",
+)  # fmt: skip
+WARM_UP = {"cpu": 1, "cuda": 3}  # steps
+Row = dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -64,45 +70,105 @@ GPU_CASES = (
 )
 
 
-def benchmark_step(*, rounds: int = 3, threads: int | None = None, workers: int = 0) -> list[Table]:
-    """Print the milliseconds of each part of a step, and the whole step's views per second.
+def benchmark_step(
+    *,
+    rounds: int = 3,
+    threads: int | None = None,
+    workers: int = 0,
+    precision: str = "float32",
+    channels_last: bool = False,
+    compile: bool = False,
+) -> list[Table]:
+    """Print a step's milliseconds, views per second and peak memory, on views that are there.
 
-    `data` is the wait for the next batch and the colours; the other parts count their forward and
-    their backward pass.
+    A second row has the same step fed by the loader, once what it had ready is used up: `data` is
+    the wait for a batch. Parts count their forward and their backward pass.
+
+    Raises:
+        ValueError: this machine has not the precision.
     """
     if threads is not None:
         torch.set_num_threads(threads)
     device = best_device()
-    name = device_name(device)
+    cases = GPU_CASES if device.type == "cuda" else CPU_CASES
+    compute = {"precision": precision, "channels_last": channels_last, "compile": compile}
+    config = step_config(cases[0], 0, Path(), compute)
+    if faults := computing.machine_faults(config, Processes(device)):
+        raise ValueError("; ".join(faults))
+    computing.warn_of_slowness(config.compute, device)
 
     def rows() -> Iterator[list[Any]]:
-        for case in GPU_CASES if device.type == "cuda" else CPU_CASES:
-            ms = step_ms(case, rounds, workers, device)
-            whole = sum(ms.values())
-            rate = case.batch * case.images.num_views / whole * 1e3
-            yield [case.title, *ms.values(), whole, rate]
+        names = [column.partition(":")[0] for column in COLUMNS[1:]]
+        for case in cases:
+            for title, row in step_rows(case, rounds, workers, device, compute).items():
+                yield [title, *(row.get(name) for name in names)]
 
+    name, ways = device_name(device), [key for key in ("channels_last", "compile") if compute[key]]
     table = print_rows(
-        f"A training step, ms, float32, {name}, {torch.get_num_threads()} threads, "
-        f"{workers} workers, load {os.getloadavg()[0]:.1f}, median of {rounds}",
-        ("case", *(f"{part}:.1f" for part in PARTS), "whole:.1f", "views/s:,.0f"),
+        f"A training step, ms, {', '.join([precision, *ways, name])}, {torch.get_num_threads()} "
+        f"threads, {workers} workers, load {os.getloadavg()[0]:.1f}, {rounds} rounds",
+        COLUMNS,
         rows(),
         device=name,
+        threads=torch.get_num_threads(),
     )
     return [table]
 
 
-def step_ms(case: StepCase, rounds: int, workers: int, device: torch.device) -> dict[str, float]:
-    """Return the median milliseconds of each part over `rounds` steps after one to warm up."""
+def step_rows(
+    case: StepCase, rounds: int, workers: int, device: torch.device, compute: dict[str, Any]
+) -> dict[str, Row]:
+    """Return the row of a case on views that are on the device, and that of the loader's views."""
     with tempfile.TemporaryDirectory() as folder:
-        config = step_config(case, workers, Path(folder))
-        steps = _Steps(config, drawn_images(case.images, Path(folder)), device)
-        for _ in range(rounds + WARM_UP_STEPS):
-            steps.take()
-    return {part: 1e3 * statistics.median(steps.seconds[part][WARM_UP_STEPS:]) for part in PARTS}
+        config = step_config(case, workers, Path(folder), compute)
+        images = drawn_images(case.images, Path(folder))
+        ready = workers * config.data.prefetch + 1  # one more is copied ahead
+        warm_up = WARM_UP[device.type] + ready
+        timed = rounds * max(1, workers)  # batches come by as many as there are workers
+        batch = [index % len(images) for index in range(case.batch)]
+        batches = [batch] * (1 + warm_up + timed)  # one epoch: at its end all wait
+        loaded = ViewLoader(config, images, device).batches(0, batches)
+        steps = Steps(config, device)
+        num_views = case.batch * config.num_views
+        return {
+            case.title: _steady(steps, next(loaded), rounds, num_views),
+            f"{case.title}, loaded": _loaded(steps, loaded, (warm_up, timed), num_views),
+        }
 
 
-def step_config(case: StepCase, workers: int, root: Path) -> PretrainConfig:
+def _steady(steps: Steps, views: Tensor, rounds: int, num_views: int) -> Row:
+    for _ in range(WARM_UP[steps.device.type]):
+        steps.take(views)
+        steps.take_apart(views)
+    apart = [steps.take_apart(views) for _ in range(rounds)]
+    whole = statistics.median(steps.take(views) for _ in range(rounds))
+    there = tensors_mb(steps.model, steps.optimizer) + views.nbytes / 1e6
+    return {
+        **{part: 1e3 * statistics.median(seconds[part] for seconds in apart) for part in PARTS},
+        "whole": 1e3 * whole,
+        "views/s": num_views / whole,
+        "peak MB": there + peak_mb(lambda: steps.take(views), steps.device),
+    }
+
+
+def _loaded(steps: Steps, views: Iterator[Tensor], numbers: tuple[int, int], num_views: int) -> Row:
+    """Return the mean over the second number of steps, after as many as the first to warm up."""
+    warm_up, timed = numbers
+    for _ in range(warm_up):
+        steps.take(next(views))
+    waits, begin = 0.0, time.perf_counter()
+    for _ in range(timed):
+        asked = time.perf_counter()
+        batch = next(views)
+        waits += time.perf_counter() - asked
+        steps.take(batch)
+    whole = (time.perf_counter() - begin) / timed
+    return {"data": 1e3 * waits / timed, "whole": 1e3 * whole, "views/s": num_views / whole}
+
+
+def step_config(
+    case: StepCase, workers: int, root: Path, compute: dict[str, Any]
+) -> PretrainConfig:
     """Return the whole config of a case."""
     names = ("arch", "embedding_dim")
     return loader_config(
@@ -115,43 +181,57 @@ def step_config(case: StepCase, workers: int, root: Path) -> PretrainConfig:
         loss=case.config["loss"],
         optimizer={"lr": 1e-3},
         batch_size=case.batch,
+        compute=compute,
     )
 
 
-class _Steps:
-    """Training steps cut at the encoding and at the embedding, so that each part is timed alone."""
+class Steps:
+    """Training steps computed as the config says, whole or in parts that are timed alone."""
 
-    def __init__(self, config: PretrainConfig, images: Images, device: torch.device) -> None:
-        self.device = device
-        self.model = SelfSupervisedModel(config.model).to(device).train()
+    def __init__(self, config: PretrainConfig, device: torch.device) -> None:
+        self.device, self.compute = device, config.compute
+        self.model = SelfSupervisedModel(config.model).train()
+        computing.prepare(self.model, config.compute, Processes(device))
         self.loss = build_loss(config.loss).to(device)
         self.optimizer = build_optimizer(self.model, config.optimizer)
-        self.batches = self._endless(ViewLoader(config, images, device), len(images), config)
-        self.seconds: dict[str, list[float]] = {part: [] for part in PARTS}
+        self.scaler = computing.grad_scaler(config.compute, device)
 
-    def take(self) -> None:
-        """Take one step and keep how long each part took."""
+    def take(self, views: Tensor) -> float:
+        """Take a step; return its seconds."""
+        spent = {"step": 0.0}
+        with self._timed(spent, "step"):
+            self.optimizer.zero_grad(set_to_none=True)
+            with computing.autocast(self.compute, self.device):
+                _, embedding = self.model(views)
+            self.scaler.scale(self.loss(embedding)).backward()
+            self._update()
+        return spent["step"]
+
+    def take_apart(self, views: Tensor) -> dict[str, float]:
+        """Take a step that is cut at the encoding and at the embedding; return seconds by part."""
         spent = dict.fromkeys(PARTS, 0.0)
-        with self._timed(spent, "data"):
-            views = next(self.batches)
+        autocast = computing.autocast(self.compute, self.device)
         self.optimizer.zero_grad(set_to_none=True)
-        with self._timed(spent, "encoder"):
+        with self._timed(spent, "encoder"), autocast:
             encoding = torch.stack([self.model.encoder(view) for view in views])
         cut_encoding = encoding.detach().requires_grad_()
-        with self._timed(spent, "projector"):
+        with self._timed(spent, "projector"), autocast:
             embedding = self.model.projector(cut_encoding.flatten(0, 1))
         cut_embedding = embedding.detach().requires_grad_()
         with self._timed(spent, "loss"):
             loss = self.loss(cut_embedding.unflatten(0, views.shape[:2]))
-            torch.autograd.backward(loss)
+            self.scaler.scale(loss).backward()
         with self._timed(spent, "projector"):
             torch.autograd.backward(embedding, cut_embedding.grad)
         with self._timed(spent, "encoder"):
             torch.autograd.backward(encoding, cut_encoding.grad)
         with self._timed(spent, "optimizer"):
-            self.optimizer.step()
-        for part, seconds in spent.items():
-            self.seconds[part].append(seconds)
+            self._update()
+        return spent
+
+    def _update(self) -> None:
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
 
     @contextmanager
     def _timed(self, spent: dict[str, float], part: str) -> Iterator[None]:
@@ -159,12 +239,3 @@ class _Steps:
         yield
         wait_for(self.device)
         spent[part] += time.perf_counter() - begin
-
-    @staticmethod
-    def _endless(loader: ViewLoader, num_images: int, config: PretrainConfig) -> Iterator[Tensor]:
-        size = config.batch_size
-        batch = [index % num_images for index in range(size)]
-        epoch = 0
-        while True:
-            yield from loader.batches(epoch, [batch] * 16)
-            epoch += 1

@@ -10,7 +10,15 @@ from typing import Any
 
 import pytest
 
-from benchmarks import coco_scale, command_lines, loader, plan_scale, slurm_commands, whitening
+from benchmarks import (
+    coco_scale,
+    command_lines,
+    loader,
+    plan_scale,
+    slurm_commands,
+    step,
+    whitening,
+)
 from benchmarks.command import BENCHMARKS, main, parser
 from benchmarks.whitening import WhiteningCase
 from pretrain.config.loss import LossConfig
@@ -66,6 +74,18 @@ def test_loader(measured: Measured, monkeypatch: pytest.MonkeyPatch) -> None:
     (row,) = table["rows"]
     assert row["in_loader/PIL"] == pytest.approx(row["in_loader"] / row["PIL"])
     assert table["about"]["device"]
+
+
+def test_step(measured: Measured, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {"arch": "resnet18", "embedding_dim": 4, "loss": {"name": "w-mse", "sub_batch": 8}}
+    images = dataclasses.replace(IMAGES, augment={"size": 32, "colours": "on_device"})
+    case = step.StepCase("small", images, 8, config)
+    monkeypatch.setattr(step, "CPU_CASES", (case,))
+    monkeypatch.setattr(step, "GPU_CASES", (case,))
+    (table,) = measured("step", "--rounds", "1", "--channels-last")
+    steady, loaded = table["rows"]
+    assert steady["peak MB"] > 100 and loaded["case"] == "small, loaded"
+    assert steady["data"] is None and loaded["data"] > 0
 
 
 def test_evaluation(measured: Measured) -> None:

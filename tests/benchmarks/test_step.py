@@ -1,28 +1,117 @@
-"""The step's benchmark: every part counted, and cases that are valid."""
+"""The step's benchmark: every part counted, steady data, each way to compute, valid cases."""
 
 import dataclasses
+import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from benchmarks import step
+from benchmarks.command import main
+from benchmarks.device import tensors_mb
 from benchmarks.loader import LOADER_CASES
-from benchmarks.step import CPU_CASES, GPU_CASES, PARTS, step_config, step_ms
+from benchmarks.step import CPU_CASES, GPU_CASES, PARTS, WARM_UP, Steps, step_config, step_rows
 
-TINY = dataclasses.replace(LOADER_CASES[0], image_size=(60, 45), num_images=6, num_views=2)
+IMAGES = dataclasses.replace(
+    LOADER_CASES[0], image_size=(60, 45), num_images=6, num_views=2,
+    augment={"size": 32, "colours": "on_device"},
+)  # fmt: skip
+SMALL = {"arch": "resnet18", "embedding_dim": 4, "loss": {"name": "w-mse", "sub_batch": 8}}
+TINY = dataclasses.replace(CPU_CASES[0], title="tiny", images=IMAGES, batch=8, config=SMALL)
+CPU = torch.device("cpu")
 
 
-def test_a_step_is_the_sum_of_its_parts() -> None:
-    images = dataclasses.replace(TINY, augment={"size": 32, "colours": "on_device"})
-    config = {
-        "arch": "resnet18", "embedding_dim": 4, "loss": {"name": "w-mse", "sub_batch": 8},
-    }  # fmt: skip
-    case = dataclasses.replace(CPU_CASES[0], images=images, batch=8, config=config)
-    ms = step_ms(case, rounds=1, workers=0, device=torch.device("cpu"))
-    assert tuple(ms) == PARTS
-    assert all(value > 0 for value in ms.values())
-    assert ms["encoder"] > ms["projector"]
+def test_a_step_has_its_parts_and_its_memory_and_one_row_of_the_loader() -> None:
+    rows = step_rows(TINY, rounds=1, workers=0, device=CPU, compute={})
+    assert list(rows) == ["tiny", "tiny, loaded"]
+    steady, loaded = rows.values()
+    assert steady.keys() == {*PARTS, "whole", "views/s", "peak MB"}
+    assert steady["encoder"] > steady["projector"] > 0 and steady["loss"] > 0
+    assert steady["views/s"] == pytest.approx(16e3 / steady["whole"])
+    assert steady["peak MB"] > 4 * 45  # R18 in float32: weights, gradients, two moments of Adam
+    assert 0 < loaded["data"] < loaded["whole"]
+
+
+def test_a_cut_step_computes_what_a_whole_one_does(tmp_path: Path) -> None:
+    config = step_config(TINY, 0, tmp_path, {})
+    views = torch.randn(2, 8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    grads = []
+    for name in ("take", "take_apart"):
+        torch.manual_seed(0)
+        steps = Steps(config, CPU)
+        torch.manual_seed(1)  # of the sub-batches
+        getattr(steps, name)(views)
+        grads.append([p.grad for p in steps.model.parameters()])
+    for whole, cut in zip(*grads, strict=True):
+        torch.testing.assert_close(cut, whole)
+
+
+def test_the_queue_of_the_workers_is_used_up_before_the_clock_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    taken: list[torch.Tensor] = []
+
+    class Counted(Steps):
+        def take(self, views: torch.Tensor) -> float:
+            taken.append(views)
+            return 1.0
+
+        def take_apart(self, views: torch.Tensor) -> dict[str, float]:
+            return dict.fromkeys(PARTS, 1.0)
+
+    monkeypatch.setattr(step, "Steps", Counted)
+    step_rows(TINY, rounds=2, workers=1, device=CPU, compute={})
+    steady = [views for views in taken if views is taken[0]]
+    assert len(steady) == WARM_UP["cpu"] + 2 + 1  # one more for its memory
+    assert len(taken) - len(steady) == WARM_UP["cpu"] + 1 * 2 + 1 + 2 * 1
+
+
+def test_the_options_reach_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step, "CPU_CASES", (TINY,))
+    monkeypatch.setattr(step, "GPU_CASES", (TINY,))
+    asked: list[dict[str, Any]] = []
+
+    def rows(*arguments: Any) -> dict[str, step.Row]:
+        asked.append(arguments[-1])
+        return {"tiny": {"whole": 2.0, "peak MB": 3.0}}
+
+    monkeypatch.setattr(step, "step_rows", rows)
+    path = tmp_path / "step.json"
+    words = ["step", "--precision", "bf16", "--channels-last", "--compile", "--json", str(path)]
+    assert main(words) == 0
+    assert asked == [{"precision": "bf16", "channels_last": True, "compile": True}]
+    content = json.loads(path.read_text(encoding="utf-8"))
+    assert content["options"] == {"rounds": 3, "threads": None, "workers": 0, **asked[0]}
+    (table,) = content["tables"]
+    (row,) = table["rows"]
+    assert (row["whole"], row["peak MB"], row["data"]) == (2.0, 3.0, None)
+    assert "bf16, channels_last, compile" in table["title"] and table["about"]["device"]
+
+
+@pytest.mark.parametrize("precision", ["fp16", "tf32"])
+def test_a_precision_that_the_machine_has_not_is_one_line(
+    precision: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(step, "best_device", lambda: CPU)
+    assert main(["step", "--precision", precision]) == 2
+    answer = capsys.readouterr()
+    said = f"benchmark: compute.precision {precision} needs a GPU; use float32 here\n"
+    assert (answer.out, answer.err) == ("", said)
+
+
+def test_bf16_in_channels_last_takes_steps(tmp_path: Path) -> None:
+    compute = {"precision": "bf16", "channels_last": True}
+    steps = Steps(step_config(TINY, 0, tmp_path, compute), CPU)
+    views = torch.randn(2, 8, 3, 32, 32)
+    assert steps.take(views) > 0 and steps.take_apart(views).keys() == {*PARTS}
+    weight = steps.model.encoder.layer1[0].conv1.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    model = steps.model
+    assert tensors_mb(model, steps.optimizer) == pytest.approx(4 * 47.4, rel=0.05)
 
 
 @pytest.mark.parametrize("case", [*CPU_CASES, *GPU_CASES], ids=lambda case: case.title)
 def test_step_cases_are_valid(case, tmp_path) -> None:  # type: ignore[no-untyped-def]
-    assert step_config(case, 0, tmp_path).batch_size == case.batch
+    assert step_config(case, 0, tmp_path, {}).batch_size == case.batch
