@@ -1,7 +1,7 @@
 """Timings of fine-tuning; `tools/benchmark.py detection` prints them.
 
-On a GPU at 800 pixels with and without AMP, on a CPU at 128 pixels and with 16 instead of 512
-proposals an image. All images are copies of one, unflipped, and the learning rate is 0: every step
+On a GPU at 800 pixels with and without AMP, on a CPU at 128 pixels and with 16 proposals
+an image. All images are copies of one, unflipped, and the learning rate is 0: every step
 is the same work.
 """
 
@@ -13,8 +13,9 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
-from itertools import product
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from detectron2.utils.events import EventStorage
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.device import best_device, device_name, wait_for
+from benchmarks.device import best_device, device_name, peak_mb, tensors_mb, wait_for
 from benchmarks.rows import Table, print_rows
 from benchmarks.trainer import WRITE_PERIOD, Cost, trainer_cost
 from transfer.config.data import CocoData
@@ -44,6 +45,7 @@ NUM_IMAGES, NUM_BOXES, NUM_CLASSES = 8, 6, 3
 WARM_UP = 1
 COLUMNS = (
     "case", "step:.3f", *(f"{part}:.3f" for part in PARTS), "images/s:.2f", "trainer adds %:.3f",
+    "inference s:.3f", "peak MB:,.0f",
 )  # fmt: skip
 BATCH = 2
 SIZES = {"cpu": 128, "cuda": 800}  # pixels
@@ -56,8 +58,9 @@ SHARE = 0.02  # of a step, that the trainer may add
 def benchmark_detection(
     *, rounds: int | None = None, threads: int | None = None, workers: int = 0
 ) -> list[Table]:
-    """Print seconds per iteration, by part, and what the trainer adds to detectron2's plain loop.
+    """Print seconds of an iteration, by part, and of an image in inference, and peak memory.
 
+    Also what the trainer adds to detectron2's plain loop.
     The latter is measured without a detector, in milliseconds, and told as a part of each step.
     """
     if threads is not None:
@@ -80,7 +83,8 @@ def benchmark_detection(
         precisions = PRECISIONS if device.type == "cuda" else PRECISIONS[:1]
         for (case, file), precision in product(CASES.items(), precisions):
             cfg = case_config(file, size, folder, precision=precision, workers=workers)
-            yield [f"{case}, {precision}", *row_of(parts_of_a_step(cfg, rounds), cost)]
+            parts, *others = measured(cfg, rounds)
+            yield [f"{case}, {precision}", *row_of(parts, cost), *others]
 
     with tempfile.TemporaryDirectory() as folder:
         table = print_rows(
@@ -121,29 +125,59 @@ def cost_line(cost: Cost, machine: str) -> str:
     )
 
 
-def parts_of_a_step(cfg: CfgNode, rounds: int) -> dict[str, float]:
-    """Return the median seconds of each part of an iteration."""
+def measured(cfg: CfgNode, rounds: int) -> tuple[dict[str, float], float, float]:
+    """Return the median seconds of a step's parts, those of an image in inference, and peak MB."""
     trainer = Trainer(cfg)
-    model, optimizer, batches = trainer.model, trainer.optimizer, iter(trainer.data_loader)
+    parts = parts_of_a_step(trainer, rounds)
+    images = next(iter(trainer.data_loader))
+    there = tensors_mb(trainer.model, trainer.optimizer)
+    peak = there + peak_mb(partial(take_step, trainer, images), best_device())
+    return parts, inference_s(trainer, images, rounds), peak
+
+
+def parts_of_a_step(trainer: Trainer, rounds: int) -> dict[str, float]:
+    """Return the median seconds of each part of an iteration."""
+    batches = iter(trainer.data_loader)
     times: dict[str, list[float]] = {name: [] for name in PARTS}
-    with EventStorage():
-        for round_ in range(rounds + WARM_UP):
-            marks = [_now()]
-            batch = next(batches)
-            marks.append(_now())
-            with torch.autocast("cuda", enabled=cfg.SOLVER.AMP.ENABLED):
-                loss = sum(model(batch).values())
-            marks.append(_now())
-            optimizer.zero_grad()
-            assert isinstance(loss, Tensor)
-            torch.autograd.backward(loss)
-            marks.append(_now())
-            optimizer.step()
-            marks.append(_now())
-            for name, begin, end in zip(PARTS, marks, marks[1:], strict=False):
-                if round_ >= WARM_UP:
-                    times[name].append(end - begin)
+    for round_ in range(rounds + WARM_UP):
+        marks = [_now()]
+        images = next(batches)
+        marks.append(_now())
+        take_step(trainer, images, lambda marks=marks: marks.append(_now()))  # type: ignore[misc]
+        for name, (begin, end) in zip(PARTS, pairwise(marks), strict=True):
+            if round_ >= WARM_UP:
+                times[name].append(end - begin)
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def take_step(
+    trainer: Trainer, images: list[dict[str, Any]], mark: Callable[[], object] = lambda: None
+) -> Tensor:
+    """Take a step on images; call `mark` after each part but `data`; return the loss."""
+    with EventStorage():
+        with torch.autocast("cuda", enabled=trainer.cfg.SOLVER.AMP.ENABLED):
+            loss = sum(trainer.model(images).values())
+        mark()
+        trainer.optimizer.zero_grad()
+        assert isinstance(loss, Tensor)
+        torch.autograd.backward(loss)
+        mark()
+        trainer.optimizer.step()
+        mark()
+    return loss.detach()
+
+
+def inference_s(trainer: Trainer, images: list[dict[str, Any]], rounds: int) -> float:
+    """Return the median seconds of one image, as an evaluation computes it."""
+    image = {name: value for name, value in images[0].items() if name != "instances"}
+    infer, times = trainer.model.eval(), []
+    with torch.no_grad():
+        for _ in range(rounds + WARM_UP):
+            begin = _now()
+            infer([image])
+            times.append(_now() - begin)
+    trainer.model.train()
+    return statistics.median(times[WARM_UP:])
 
 
 def case_config(file: str, size: int, folder: Path, *, precision: str, workers: int) -> CfgNode:
@@ -154,6 +188,7 @@ def case_config(file: str, size: int, folder: Path, *, precision: str, workers: 
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = NUM_CLASSES
     if cfg.MODEL.DEVICE == "cpu":
         cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = CPU_PROPOSALS
+        cfg.MODEL.RPN.POST_NMS_TOPK_TEST = CPU_PROPOSALS
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = (DATASET,)
     cfg.DATALOADER.NUM_WORKERS = workers
     cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.RANDOM_FLIP = (size,), "none"

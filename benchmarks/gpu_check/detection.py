@@ -15,10 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.utils.events import EventStorage
-from torch import Tensor
 
-from benchmarks.detection import CASES, DATASET, PRECISIONS, case_config, draw_dataset
+from benchmarks.detection import (
+    CASES,
+    DATASET,
+    PRECISIONS,
+    case_config,
+    draw_dataset,
+    take_step,
+)
 from benchmarks.gpu_check.numerics import relative
 from benchmarks.gpu_check.results import TINY, Results
 from benchmarks.gpu_check.timing import (
@@ -74,18 +79,6 @@ def detector_row(file: str, precision: str, batch: int, folder: Path) -> dict[st
     if batch == BATCHES[0] and precision == "bf16":
         row["profile"] = profiled(partial(take_step, trainer, images), 3, 10)
     return row
-
-
-def take_step(trainer: Trainer, images: list[dict[str, Any]]) -> Tensor:
-    """Take a step on the same images; return its loss."""
-    with EventStorage():
-        with torch.autocast("cuda", enabled=trainer.cfg.SOLVER.AMP.ENABLED):
-            loss = sum(trainer.model(images).values())
-        trainer.optimizer.zero_grad()
-        assert isinstance(loss, Tensor)
-        torch.autograd.backward(loss)
-        trainer.optimizer.step()
-    return loss.detach()
 
 
 def detector_on_device() -> dict[str, Any]:

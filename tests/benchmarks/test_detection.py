@@ -1,4 +1,4 @@
-"""The parts of a step of the benchmark are those of an iteration."""
+"""The parts of a step of the benchmark are those of an iteration; inference; the JSON."""
 
 import json
 from pathlib import Path
@@ -6,14 +6,18 @@ from pathlib import Path
 import pytest
 from detectron2.config import CfgNode
 
+from benchmarks import detection
+from benchmarks.command import main
 from benchmarks.detection import (
     CASES,
     DATASET,
     PARTS,
+    PRECISIONS,
     case_config,
     draw_dataset,
-    parts_of_a_step,
+    measured,
 )
+from benchmarks.trainer import Cost
 from transfer.detection.loader import register
 
 
@@ -36,5 +40,22 @@ def test_the_parts_of_a_step_of_a_detector_that_learns_nothing(tmp_path: Path) -
     cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 18, 64
     cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 8
     assert cfg.SOLVER.BASE_LR == 0
-    parts = parts_of_a_step(cfg, 1)
+    parts, inference, peak = measured(cfg, 1)
     assert tuple(parts) == PARTS and all(seconds > 0 for seconds in parts.values())
+    assert inference > 0 and peak > 100
+
+
+def test_the_json_has_the_loops_and_a_row_for_each_detector(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cost, parts = Cost(10.0, (1.0, 2.0, 3.0)), dict.fromkeys(PARTS, 0.25)
+    monkeypatch.setattr(detection, "trainer_cost_here", lambda: cost)
+    monkeypatch.setattr(detection, "measured", lambda cfg, rounds: (parts, 0.1, 300.0))
+    path = tmp_path / "detection.json"
+    assert main(["detection", "--rounds", "1", "--json", str(path)]) == 0
+    loops, table = json.loads(path.read_text(encoding="utf-8"))["tables"]
+    assert loops["rows"] == [cost.numbers()] and table["about"]["device"]
+    assert len(table["rows"]) in (len(CASES), len(CASES) * len(PRECISIONS))  # CPU, GPU
+    expected = {"step": 1.0, "images/s": 2.0, "trainer adds %": 0.2, "inference s": 0.1}
+    for row in table["rows"]:
+        assert row.items() >= (parts | expected | {"peak MB": 300.0}).items()
