@@ -18,7 +18,8 @@ EPILOG = "example: python tools/benchmark.py whitening --json whitening.json"
 # name: (module, options, summary), for benchmark_<name>
 BENCHMARKS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "commands": ("command_lines", ("rounds", "stages"), "CPU seconds until a command answers"),
-    "whitening": ("whitening", ("rounds", "threads+"), "whitening losses against a plain loop"),
+    "whitening": ("whitening", ("rounds", "threads+", "device"),
+                  "whitening losses against a plain loop"),
     "loader": ("loader", ("rounds", "workers"), "views per second against a plain PIL pipeline"),
     "step": ("step", ("rounds", "threads", "workers", "precision", "channels_last", "compile"),
              "what a training step spends where, and its peak memory"),
@@ -62,6 +63,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "steps": {"help": "iterations of the fine-tuning (default 200)"},
     "threads": {"help": "CPU threads of the main process"},
     "threads+": {"nargs": "+", "help": "CPU threads of the main process, a table for each number"},
+    "device": {"choices": ("cpu", "cuda"), "help": "this one alone (default: all there are)"},
     "precision": {
         "choices": ("float32", "tf32", "bf16", "fp16"),
         "help": "as compute.precision (float32)",

@@ -95,20 +95,29 @@ def interleaved_ms(steps: dict[str, Step], rounds: int, device: torch.device) ->
     return {name: statistics.median(values[1:]) for name, values in times.items()}
 
 
-def benchmark_whitening(*, rounds: int = 15, threads: Sequence[int] = ()) -> list[Table]:
+def benchmark_whitening(
+    *, rounds: int = 15, threads: Sequence[int] = (), device: str | None = None
+) -> list[Table]:
     """Print forward and backward of every case against the plain loop.
 
-    One table for each number of CPU `threads` (torch's own unless given) and one for a GPU. Also
-    prints the load, as the numbers mean little on a busy machine.
+    One table for each number of CPU `threads` (torch's own unless given) and one for a GPU, or
+    those of one `device`. Also prints the load, as the numbers mean little on a busy machine.
+
+    Raises:
+        ValueError: there is no such device, or `threads` are of one that is left out.
     """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch sees no GPU here; leave it out")
+    if device == "cuda" and threads:
+        raise ValueError("--threads are the CPU's, which --device cuda leaves out; give one")
     before, tables = torch.get_num_threads(), []
     try:
-        for number in threads or (before,):
+        for number in (threads or (before,)) if device != "cuda" else ():
             torch.set_num_threads(number)
             tables.append(_whitening_table(torch.device("cpu"), rounds))
     finally:
         torch.set_num_threads(before)
-    if torch.cuda.is_available():
+    if device != "cpu" and torch.cuda.is_available():
         tables.append(_whitening_table(torch.device("cuda"), rounds))
     return tables
 

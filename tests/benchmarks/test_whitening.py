@@ -1,7 +1,10 @@
 """The table of losses: sizes, turns between steps, threads."""
 
+import pytest
 import torch
 
+from benchmarks import whitening
+from benchmarks.command import main
 from benchmarks.whitening import (
     WHITENING_CASES,
     WhiteningCase,
@@ -36,3 +39,33 @@ def test_steps_take_turns_and_each_follows_one_of_its_own():
     steps = {name: (lambda name=name: calls.append(name)) for name in ("a", "b")}
     assert set(interleaved_ms(steps, 3, CPU)) == {"a", "b"}
     assert calls == ["a", "a", "b", "b"] * 4
+
+
+@pytest.mark.parametrize(
+    ("device", "gpu", "measured"),
+    [
+        (None, False, ["cpu"]),
+        (None, True, ["cpu", "cuda"]),
+        ("cpu", True, ["cpu"]),
+        ("cuda", True, ["cuda"]),
+    ],
+)
+def test_a_device_can_be_left_out(device, gpu, measured, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(whitening, "_whitening_table", lambda device, _: device.type)
+    assert benchmark_whitening(device=device) == measured
+
+
+@pytest.mark.parametrize(
+    ("gpu", "words", "says"),
+    [
+        (False, [], "--device cuda: torch sees no GPU here; leave it out"),
+        (True, ["--threads", "1"], "--threads are the CPU's, which --device cuda leaves out"),
+    ],
+)
+def test_a_device_that_is_not_there_is_one_line(gpu, words, says, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    assert main(["whitening", "--device", "cuda", *words]) == 2
+    answer = capsys.readouterr()
+    assert answer.out == "" and answer.err.startswith(f"benchmark: {says}")
+    assert len(answer.err.splitlines()) == 1
