@@ -99,8 +99,9 @@ def split_folder(data: DataConfig, split: Split) -> Path:
         if split == "pretrain":
             return data.root
         raise ValueError(
-            f"{data.root}: format 'folder' has no labels and no split {split!r}; "
-            "use format imagefolder with one folder per class in train and val"
+            f"{data.root}: format 'folder' has no labels and no split {split!r}; use format "
+            "imagefolder: one folder per class in train and val, or in the folder itself where a "
+            "probe tests a part of it (probe.test_fraction)"
         )
     if split == "test":
         for name in TEST_FOLDERS:

@@ -78,8 +78,9 @@ class TrainingProgress(bars.Progress):
         """Show what has just been logged."""
         self.update(self.step_bar, note=note(metrics))
         now = time.monotonic()
-        if PROBED in metrics or (self.disable and now - self.last_line > LINE_EVERY_S):
-            self.last_line = now
+        due = self.disable and now - self.last_line > LINE_EVERY_S
+        if due or PROBED in metrics:
+            self.last_line = now if due else self.last_line  # scores have lines of their own
             line = (
                 f"step {metrics['step']:.0f} of {self.total_steps}{self._time_left(metrics, now)}"
             )
