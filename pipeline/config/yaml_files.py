@@ -7,6 +7,7 @@ then takes the process down) or grows a thousandfold by aliases; so its events a
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -179,8 +180,15 @@ def known_keys(model: type[BaseModel], place: Sequence[int | str]) -> list[str]:
     models = [model]
     for part in place:
         fields = [each.model_fields[str(part)] for each in models if part in each.model_fields]
-        if fields:  # else an index, a name in a mapping, or the tag of a union
-            models = [inner for field in fields for inner in _models_in(field.annotation)]
+        types: list[Any] = [
+            field.annotation for field in fields
+        ] or [  # names beside keys, as in `resources`
+            inspect.get_annotations(each, eval_str=True)["__pydantic_extra__"]
+            for each in models
+            if each.model_config.get("extra") == "allow"
+        ]
+        if types:  # else an index, a name in a mapping, or the tag of a union
+            models = [inner for each in types for inner in _models_in(each)]
     return list(dict.fromkeys(name for each in models for name in each.model_fields))
 
 

@@ -123,7 +123,8 @@ def one_line(text: object) -> str:
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
     """Return `unknown task 'voz'; did you mean 'voc'? known: ...`, a long list cut short."""
     names = list(known)
-    close = get_close_matches(name, names, n=1)
+    longer = [each for each in names if each.startswith(name)] if len(name) > 2 else []
+    close = longer if len(longer) == 1 else get_close_matches(name, names, n=1)
     hint = f" did you mean {close[0]!r}?" if close else ""
     listed = ", ".join(names[:MAX_LISTED]) or "none"
     more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""

@@ -19,6 +19,9 @@ def test_hints() -> None:
     assert unknown("task", "voz", ["voc", "coco"]) == (
         "unknown task 'voz'; did you mean 'voc'? known: voc, coco"
     )
+    assert unknown("key", "time", ["save_s", "timeout_min"]).startswith(
+        "unknown key 'time'; did you mean 'timeout_min'?"
+    )
     assert unknown("task", "zzz", []) == "unknown task 'zzz'; known: none"
 
 
@@ -32,3 +35,17 @@ def test_an_unknown_key_is_told_with_the_nearest_one(project: Path) -> None:
         "configs/tiny.yaml: backbones.1.pretrian: unknown key 'pretrian'; did you mean 'pretrain'?"
     )
     assert any("unknown key 'image'; did you mean 'images'?" in line for line in lines)
+
+
+@pytest.mark.parametrize("kind", ["default", "pretrain", "finetune", "report"])
+@pytest.mark.parametrize(
+    ("key", "near"), [("gpu", "gpus"), ("time", "timeout_min"), ("timeout", "timeout_min")]
+)
+def test_every_kind_of_resources_knows_its_keys(
+    project: Path, kind: str, key: str, near: str
+) -> None:
+    with pytest.raises(ValueError, match="unknown key") as error:
+        load_plan(Path("configs/tiny.yaml"), [f"resources.{kind}.{key}=1"])
+    assert f"resources.{kind}.{key}: unknown key {key!r}; did you mean {near!r}? known: gpus, " in (
+        str(error.value)
+    )
