@@ -45,7 +45,8 @@ class LARS(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step, and return what `closure` returns.
 
-        Nothing changes where the attribute `found_inf`, as of torch's fused optimisers, is 1.
+        As torch's fused optimisers it divides gradients by the attribute `grad_scale`, if there is
+        one, and changes nothing where `found_inf` is 1.
         """
         value = None
         if closure is not None:
@@ -60,6 +61,8 @@ class LARS(torch.optim.Optimizer):
     def _update(self, weights: list[torch.Tensor], group: dict[str, Any]) -> None:
         decay = group["weight_decay"]
         grads: Any = [weight.grad for weight in weights]
+        if (scale := getattr(self, "grad_scale", None)) is not None:
+            grads = torch._foreach_div(grads, scale)
         directions = torch._foreach_add(grads, weights, alpha=decay)
         layers = [number for number, weight in enumerate(weights) if weight.dim() > 1]
         if layers:

@@ -113,6 +113,19 @@ def test_lars_takes_as_many_launches_whatever_the_number_of_weights() -> None:
     assert counts[0] == counts[1] < 20
 
 
+def test_lars_unscales_what_fp16_scaled() -> None:
+    weights = [nn.Parameter(torch.ones(shape)) for shape in ((3, 2), (3,))]
+    scaled = [copy.deepcopy(weight) for weight in weights]
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    scaler.scale(torch.ones(()))
+    for weight, other in zip(weights, scaled, strict=True):
+        weight.grad = torch.randn_like(weight)
+        other.grad = weight.grad * 8
+    LARS(weights, lr=0.1, weight_decay=0.1).step()
+    scaler.step(LARS(scaled, lr=0.1, weight_decay=0.1))
+    assert all(map(torch.equal, weights, scaled))
+
+
 @pytest.mark.parametrize("name", ["adam", "lars", "sgd"])
 @pytest.mark.parametrize("first", [True, False])
 def test_a_bad_step_is_left_out_on_the_device(name: str, first: bool) -> None:
