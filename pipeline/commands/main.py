@@ -155,12 +155,11 @@ def _plan_of(
     sys.stderr.writelines(f"run_pipeline: {line}\n" for line in plan.notes)
     if command == "status":  # it says so itself
         return plan
-    empty = None if command == "run" else nothing_begun(plan.config)
-    if empty and command != "plan" and not (plan.config.root / LEDGER).is_dir():
+    if command in ("run", "plan"):  # which are for what was not begun
+        for line in other_configs(plan):
+            console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    elif (empty := nothing_begun(plan.config)) and not (plan.config.root / LEDGER).is_dir():
         raise ValueError(empty)
-    told = [empty] if empty and command == "plan" else []
-    for line in [*told, *(other_configs(plan) if command in ("run", "plan") else ())]:
-        console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
     return plan
 
 

@@ -62,7 +62,7 @@ def nothing_begun(config: PipelineConfig) -> str | None:
         return None
     if parent.is_dir():
         folders = sorted(path for path in parent.iterdir() if path.is_dir() and path != root)
-        pipelines = [path.name for path in folders if _is_of_pipeline(path)]
+        pipelines = [path.name for path in folders if run_folders(path)]  # not only planned
         listed = _listed(pipelines or [path.name for path in folders]) or "no other folder"
         state = "it holds no run" if root.is_dir() else "it is not there"
         why = f"{state}; {parent} holds {'the pipelines ' if pipelines else ''}{listed}"

@@ -114,7 +114,9 @@ def test_where_nothing_was_run_the_folder_and_what_lies_there_are_told(
             assert line.startswith(f"run_pipeline: nothing was run in {expected}")
         assert not Path("runs/other").exists() and not Path("gone").exists()
     assert execute("plan", CONFIG, [*ONLY_RANDOM, "name=other"]) == 0  # it leaves a file there
-    assert "runs holds the pipelines tiny" in capsys.readouterr().out
+    assert "nothing was run" not in capsys.readouterr().out
+    assert execute("status", CONFIG, [*ONLY_RANDOM, "name=third"]) == 0  # `other` was not run
+    assert "runs holds the pipelines tiny;" in " ".join(capsys.readouterr().out.split())
     assert execute("status", CONFIG, [*ONLY_RANDOM, "name=other"]) == 0
     assert "runs/other: it holds no run; runs holds the pipelines tiny" in " ".join(
         capsys.readouterr().out.split()
