@@ -17,7 +17,7 @@ FACES = {
         "TrainingProbe", "open_backbone", "probe_and_write", "probe_kept_states", "run_probe",
     },
     "training": {"DivergedError", "Trainer"},
-    "views": {"ShardedViews", "ViewLoader", "too_few_images"},
+    "views": {"ShardedViews", "ViewLoader", "loader_faults", "too_few_images"},
     "whitening": {"whiten"},
 }  # fmt: skip
 FOLDERS = sorted(path.parent for path in Path(pretrain.__file__).parent.glob("*/__init__.py"))
