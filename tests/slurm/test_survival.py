@@ -133,6 +133,24 @@ def test_the_controller_restarts_while_a_stage_saves(project, cluster) -> None:
     assert len(starts(plan, "pretrain/a")) == 2
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("asked_to_end", [True, False])
+def test_the_controller_is_away_while_a_stage_starts(project, cluster, asked_to_end: bool) -> None:
+    plan = project.plan(short=True, setup=["touch in-setup", "sleep 3"])
+    project.run(plan)
+    deadline = time.monotonic() + 30
+    while not Path("in-setup").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    cluster.stop_controller()
+    if asked_to_end:
+        cluster.inside("kill -TERM $(pgrep -f '[s]lurm_script')")
+    time.sleep(5)  # by now srun would ask for a step
+    cluster.start_controller()
+    all_done(project, plan, 300)  # it makes no step before the node has come back to it
+    assert result(plan, "pretrain/a") == chain(2)
+
+
 def test_a_folder_that_is_briefly_away_is_waited_for(project) -> None:
     plan = project.plan()
     slurm("scontrol", "update", "NodeName=n1", "State=DRAIN", "Reason=later")

@@ -21,8 +21,16 @@ HOLD_BACK = (
 # The variables have names that `setup` hardly gives to its own.
 PUT_BACK = """stage_job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 stage_job=${stage_job:-$SLURM_JOB_ID}
+# The controller may be away for a moment, and srun does not wait for it.
+answered() {
+    command -v scontrol >/dev/null || return
+    for _ in $(seq 120); do
+        scontrol --oneliner show job "$stage_job" 2>/dev/null && return
+        sleep 5
+    done
+}
 put_back() {
-    scontrol --oneliner show job "$stage_job" | grep -q " JobState=RUNNING " || exit 1
+    answered | grep -q " JobState=RUNNING " || exit 1
     scontrol requeue "$stage_job" && sleep 60
     exit 1
 }
@@ -31,6 +39,7 @@ WAIT_FOR_FOLDER = """for _ in $(seq 60); do [ -d "$stage_folder" ] && break; sle
 [ -d "$stage_folder" ] || [ "${SLURM_RESTART_COUNT:-0}" -ge 10 ] || put_back
 exec >>"$stage_folder/batch-$stage_job.log" 2>&1"""
 TAKEN_OVER = """cd -- "$SLURM_SUBMIT_DIR" || exit 1  # whatever the lines above did
+answered >/dev/null
 trap : TERM USR2  # the stage hears them itself
 # Ended by one of them all the same, the stage had not even begun to hear.
 ended() {

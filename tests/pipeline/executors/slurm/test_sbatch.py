@@ -41,8 +41,16 @@ GOLDEN = """#!/bin/bash
 # setup
 stage_job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 stage_job=${stage_job:-$SLURM_JOB_ID}
+# The controller may be away for a moment, and srun does not wait for it.
+answered() {
+    command -v scontrol >/dev/null || return
+    for _ in $(seq 120); do
+        scontrol --oneliner show job "$stage_job" 2>/dev/null && return
+        sleep 5
+    done
+}
 put_back() {
-    scontrol --oneliner show job "$stage_job" | grep -q " JobState=RUNNING " || exit 1
+    answered | grep -q " JobState=RUNNING " || exit 1
     scontrol requeue "$stage_job" && sleep 60
     exit 1
 }
@@ -56,6 +64,7 @@ export PYTHONPATH=/code${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONSAFEPATH=1  # the folder it starts from may hold newer code
 module load cuda
 cd -- "$SLURM_SUBMIT_DIR" || exit 1  # whatever the lines above did
+answered >/dev/null
 trap : TERM USR2  # the stage hears them itself
 # Ended by one of them all the same, the stage had not even begun to hear.
 ended() {
@@ -109,8 +118,13 @@ def test_a_signal_before_the_stage_puts_the_job_back(tmp_path: Path) -> None:
 
 def test_a_stage_starts_where_the_plan_was_submitted(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
+    (tmp_path / "scontrol").write_text("#!/bin/bash\n[ -e asked ] || { touch asked; exit 1; }\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    (tmp_path / "sleep").symlink_to("/bin/true")
     lines = setup_lines(("cd /",), tmp_path / "folder", tmp_path)
-    environment = {"PATH": "/usr/bin:/bin", "SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(tmp_path)}
+    path = f"{tmp_path}:/usr/bin:/bin"
+    environment = {"PATH": path, "SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(tmp_path)}
     script = "\n".join([*lines, "kill -TERM $$; pwd"])  # from here on the stage hears signals
     subprocess.run(["bash", "-c", script], env=environment, check=True)
     assert (tmp_path / "folder" / "batch-7.log").read_text() == f"{tmp_path}\n"
+    assert (tmp_path / "asked").exists()  # once in vain: the controller was away
