@@ -93,7 +93,7 @@ def benchmark_step(
     cases = GPU_CASES if device.type == "cuda" else CPU_CASES
     compute = {"precision": precision, "channels_last": channels_last, "compile": compile}
     config = step_config(cases[0], 0, Path(), compute)
-    if faults := computing.machine_faults(config, Processes(device)):
+    if faults := computing.machine_faults(config, 1, device):
         raise ValueError("; ".join(faults))
     computing.warn_of_slowness(config.compute, device)
 
