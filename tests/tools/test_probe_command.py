@@ -73,7 +73,7 @@ def test_a_network_without_training_is_probed_by_name(
         (["probe.yaml"], "probe.yaml: "),
         (["random:vgg16"], "unknown architecture 'vgg16'; known: resnet18"),
         (["random:resnet18", "data.root=gone"], "gone: no such folder"),
-        (["random:resnet18", "knn.k=7"], "6 images are fewer than the k = 7 that vote"),
+        (["random:resnet18", "knn.k=7"], "images: 6 images are fewer than knn.k = 7"),
         (["random:resnet18", "knn.kk=7"], "probe.yaml: knn.kk: "),
         (["random:resnet18", "--output", "no/where.json"], "no: no such folder"),
         (["absent.pth", "--format", "moca"], "unknown format 'moca'"),
