@@ -17,9 +17,9 @@ from rich.text import Text
 
 from pipeline.executors.slurm.states import Standing, last_lines, read_standings
 from pipeline.plan.place import nothing_begun, others_runs, run_folders
-from pipeline.plan.plan import Plan
+from pipeline.plan.plan import Plan, stage_named
 from pipeline.report.remarks import read_manifests, remarks
-from pipeline.stages.files import one_line, read_json, size_of, size_text, unknown
+from pipeline.stages.files import one_line, read_json, size_of, size_text
 from pipeline.stages.run_folder import FAILURE, JOB, LOG, Status
 from pipeline.stages.stage import Stage
 from pipeline.stages.staleness import how_it_differs, newest_folder
@@ -89,20 +89,21 @@ def show_log(plan: Plan, console: Console, name: str | None) -> int:
     """Print the path and the end of the log of the stage `name`.
 
     Raises:
-        ValueError: there is no such stage, or it has no log yet.
+        ValueError: there is no such stage, or several, or it has no log yet.
     """
     standings, _ = read_standings(plan)
     if name is None:
         raise ValueError(f"logs: --stage is missing; {plan.config.name} has {', '.join(standings)}")
-    if name not in standings:
-        raise ValueError(f"--stage: {unknown('stage', name, standings)}")
-    path = Path(standings[name].log)
-    stage = next(stage for stage in plan.stages if stage.name == name)
+    try:
+        stage = stage_named(plan, name)
+    except ValueError as fault:
+        raise ValueError(f"--stage: {fault}") from None
+    path = Path(standings[stage.name].log)
     if not path.exists() and (folder := earlier_attempt(stage)):
         path = folder / LOG
         console.print(f"of an earlier attempt; {_since(stage)}", style="yellow", **PLAIN)
     if not path.exists():
-        raise ValueError(f"{path}: {name} has not written a log yet")
+        raise ValueError(f"{path}: {stage.name} has not written a log yet")
     console.print(str(path), style="bold", **PLAIN)
     for line in last_lines(path, 40):
         console.print(line, **PLAIN)

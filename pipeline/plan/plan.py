@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.config.schema import PipelineConfig
 from pipeline.config.yaml_files import load_yaml
-from pipeline.stages.files import read_json, unknown, write_json
+from pipeline.stages.files import MAX_LISTED, read_json, unknown, write_json
 from pipeline.stages.run_folder import MANIFEST, identity_fault
 from pipeline.stages.stage import SIGNATURE_DIGITS, STAGE_KINDS, Stage
 
 CONFIGS = "configs.json"  # below a plan's folder: the config files that were used with it
+PARTS = re.compile("/|--")  # between the parts of a stage's name
 
 
 @dataclass(frozen=True)
@@ -80,20 +82,51 @@ def _best_folder(stage: Stage, slugs: list[str]) -> str:
 
 
 def select(plan: Plan, names: list[str]) -> Plan:
-    """Return the plan of the named stages (`kind/slug`) and what they need, in the plan's order.
+    """Return the plan of the named stages and what they need, in the plan's order.
 
     Raises:
-        ValueError: a stage of that name is not in the plan.
+        ValueError: a name is of no stage of the plan, or of several.
     """
-    by_name = {stage.name: stage for stage in plan.stages}
-    faults = [f"--only: {unknown('stage', name, by_name)}" for name in names if name not in by_name]
+    needed, faults = set(), []
+    for name in names:
+        try:
+            needed.add(stage_named(plan, name).name)
+        except ValueError as fault:
+            faults.append(f"--only: {fault}")
     if faults:
         raise ValueError("\n".join(faults))
-    needed = set(names)
     for stage in reversed(plan.stages):  # inputs stand before what needs them
         if stage.name in needed:
             needed |= {source.name for source in stage.inputs.values()}
     return replace(plan, stages=tuple(stage for stage in plan.stages if stage.name in needed))
+
+
+def stage_named(plan: Plan, name: str) -> Stage:
+    """Return the stage `kind/slug`, or the only one that has all parts of a shorter name.
+
+    `status` leaves the backbone out of names, which stands beside them.
+
+    Raises:
+        ValueError: no stage fits, or several do.
+    """
+    by_name = {stage.name: stage for stage in plan.stages}
+    if name in by_name:
+        return by_name[name]
+    parts = {*PARTS.split(name)}
+    fitting = {
+        stage.run_dir: stage.name
+        for stage in reversed(plan.stages)
+        if parts <= {*PARTS.split(stage.name)}
+    }
+    if not fitting:
+        raise ValueError(unknown("stage", name, by_name))
+    *others, first = fitting.values()
+    if others:
+        names = [first, *reversed(others)]
+        more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+        listed = ", ".join(names[:MAX_LISTED])
+        raise ValueError(f"{name!r} is of several stages; did you mean one of {listed}{more}?")
+    return by_name[first]
 
 
 def other_configs(plan: Plan) -> list[str]:

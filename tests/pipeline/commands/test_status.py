@@ -89,6 +89,23 @@ def test_logs_are_found_by_the_name_of_the_stage(fake, capsys: pytest.CaptureFix
     assert "--stage is missing; tiny has " in capsys.readouterr().err
 
 
+def test_logs_take_the_names_that_status_shows(fake, capsys: pytest.CaptureFixture[str]) -> None:
+    run()
+    stages = {stage.name: stage for stage in plan_of().stages}
+    (stages["finetune/a--voc--seed0"].run_dir / "log.txt").write_text("of a\n", encoding="utf-8")
+    capsys.readouterr()
+    short = Options(stage="finetune/voc--seed0")
+    assert execute("logs", CONFIG, ["seeds=[0]"], short) == 2
+    fitting = [name for name in stages if name.endswith("--voc--seed0")]
+    assert len(fitting) > 1 and capsys.readouterr().err == (
+        "run_pipeline: --stage: 'finetune/voc--seed0' is of several stages; did you mean one of "
+        f"{', '.join(fitting)}?\n"
+    )
+    only_a = ["seeds=[0]", "backbones=[{name: a, pretrain: a.yaml}]"]
+    assert execute("logs", CONFIG, only_a, short) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "of a"
+
+
 def test_a_backbones_name_is_taken_off_the_front_alone(fake, monkeypatch) -> None:
     plan = plan_of()
     slugs = {"c--voc--seed0": "finetune/voc--seed0", "doc--doc--seed1": "finetune/doc--seed1"}
