@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.commands.status import STYLES
+from pipeline.commands.status import STAGE_WIDTH, STYLES
 from pipeline.executors.local import Progress, late_probe_lines, measure_late_probes, run_local
 from pipeline.executors.preflight import check_before_start
 from pipeline.executors.slurm.ledger import LEDGER
@@ -84,7 +84,12 @@ def show_plan(plan: Plan, console: Console) -> int:
         ValueError: whatever `run` would refuse before the start.
     """
     states = all_states(plan)
-    table = Table("stage", "signature", "needs", "state", title=f"plan {plan.config.name}")
+    table = Table(title=f"plan {plan.config.name}", box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    widest = max(len(stage.name) for stage in plan.stages)
+    table.add_column("stage", overflow="fold", min_width=min(widest, STAGE_WIDTH))
+    table.add_column("signature", no_wrap=True)
+    table.add_column("needs", overflow="fold")
+    table.add_column("state", no_wrap=True)
     for stage in plan.stages:
         needs = ", ".join(source.name for source in stage.inputs.values())
         status = states[stage.name].status

@@ -171,6 +171,8 @@ def matrix(plan: Plan, standings: dict[str, Standing]) -> Table:
         row.setdefault(column, Counter())[standings[stage.name].status] += 1
     columns = list(dict.fromkeys(column for row in cells.values() for column in row))
     table = Table("backbone", *columns, title=f"status {plan.config.name}")
+    for each in table.columns:
+        each.overflow = "fold"
     for backbone, row in cells.items():
         texts = []
         for column in columns:

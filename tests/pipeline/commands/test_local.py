@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from rich.console import Console
 
 from pipeline.commands.local import show_plan
 from pipeline.commands.main import Options, execute
+from pipeline.commands.status import show_status
 from pipeline.plan.build import load_plan
 from pipeline.report.write import make_report
 from pipeline.stages.run_folder import MANIFEST, State, read_state
@@ -28,6 +30,25 @@ def test_a_plan_is_shown_and_nothing_runs(fakes: Path) -> None:
     assert lines[-1] == "4 stages, 4 to run; folder runs/tiny"
     assert any("convert/a" in line and "pretrain/a" in line for line in lines)
     assert ran() == [] and not list(Path("runs").glob("**/config.json"))
+
+
+@pytest.mark.parametrize("backbone", ["random", "random-" * 8])
+@pytest.mark.parametrize("shown", [show_plan, show_status])
+def test_a_narrow_table_has_every_name_in_full(fakes: Path, backbone: str, shown: Callable) -> None:
+    plan = load_plan(CONFIG, [f"backbones=[{{name: {backbone}x, random: true}}]", "seeds=[0, 1]"])
+    plan.stages[0].run_dir.mkdir(parents=True)
+    console = Console(width=80, record=True, file=StringIO())
+    shown(plan, console)
+    lines = console.export_text().splitlines()
+    place = next(
+        number for number, line in enumerate(lines) if {"stage", "state"} <= {*line.split()}
+    )
+    begin = lines[place].index("stage")
+    end = lines[place].index("signature" if shown is show_plan else "state")
+    column = "".join(line[begin:end].strip() for line in lines[place + 1 :])
+    for stage in plan.stages:
+        hidden = "" if shown is show_plan else f"{backbone}x--"
+        assert stage.name.replace(hidden, "") in column
 
 
 def test_a_report_follows_results_that_were_made_again(fakes: Path) -> None:
