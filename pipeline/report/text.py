@@ -134,7 +134,7 @@ def legend(data: ReportData) -> list[str]:
     if data.baseline is not None:
         notes += [
             f"Difference to {data.baseline}: mean ± sample standard deviation of the paired "
-            "differences, same seed against same seed. A * marks an unpaired one (no seeds in "
+            "differences, of the seeds in common. A * marks an unpaired one (no seeds in "
             "common): difference of the means ± the root of the summed variances.",
             f"“{verdict_heading(data.baseline)}”: yes if the 95 % interval of the mean difference "
             "(Student's t over the seeds) lies above 0, “no, lower” if below, “not told apart” if "
@@ -169,11 +169,15 @@ def _finding(summary: TaskSummary, baseline: str | None) -> str:
         return f"{summary.task.title}: no finished result."
     counts = sorted({len(cell.values) for cell in cells.values()})
     seeds = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
-    evidence = f"{seeds} seed{'' if seeds == '1' else 's'} of fine-tuning, {EVIDENCE}"
+    evidence = f"{seeds} seed{'' if seeds == '1' else 's'} of fine-tuning, "
+    if len({tuple(seed for seed, _ in cell.values) for cell in cells.values()}) > 1:
+        evidence += "each comparison on the seeds in common only, "
+    evidence += EVIDENCE
     against: dict[Verdict, list[str]] = {"yes": [], "worse": [], "no": [], "n/a": []}
     for name, cell in cells.items() if baseline in cells else ():
         if name != baseline:
-            against[cell.verdict].append(f"{name} ({_by_how_much(cell, decimals)})")
+            num_seeds = max(len(cell.values), len(cells[baseline].values))
+            against[cell.verdict].append(f"{name} ({_by_how_much(cell, decimals, num_seeds)})")
     parts = [
         f"{words} {baseline}: {', '.join(against[verdict])}"
         for verdict, words in AGAINST.items()
@@ -191,15 +195,21 @@ def _finding(summary: TaskSummary, baseline: str | None) -> str:
     return f"{summary.task.title}, {metric_label(metric)}: {shown}. Evidence: {evidence}."
 
 
-def _by_how_much(cell: Cell, decimals: int) -> str:
-    """`+11.5, 95 % interval 5.1 to 17.9`; the difference alone where there is no interval."""
-    assert cell.difference is not None
-    mean = number(cell.difference.mean, decimals)
+def _by_how_much(cell: Cell, decimals: int, num_seeds: int) -> str:
+    """`+11.5, 95 % interval 5.1 to 17.9`; without the interval where there is none.
+
+    Where the two means stand on `num_seeds` and fewer are in common, it says how many are.
+    """
+    diff = cell.difference
+    assert diff is not None
+    mean = number(diff.mean, decimals)
     text = mean if mean.startswith("−") or float(mean) == 0 else f"+{mean}"
-    if cell.interval is None:
-        return text
-    low, high = (number(bound, decimals) for bound in cell.interval)
-    return f"{text}, 95 % interval {low} to {high}"
+    if cell.interval is not None:
+        low, high = (number(bound, decimals) for bound in cell.interval)
+        text += f", 95 % interval {low} to {high}"
+    if not diff.paired:
+        return f"{text}, no seeds in common"
+    return text if diff.n == num_seeds else f"{text}, {diff.n} of {num_seeds} seeds in common"
 
 
 def warnings(data: ReportData) -> list[str]:

@@ -38,15 +38,20 @@ def test_findings_say_what_the_numbers_allow_and_on_how_much_they_stand():
     assert findings(case()) == [
         "Faster R-CNN on VOC, Box AP: higher than random: cw-rgp (+11.5, 95 % interval 5.1 to "
         f"17.9). Evidence: 2 seeds {evidence}",
-        "Mask R-CNN on COCO, Box AP: no interval of the difference from random: cw-rgp (+10.0). "
-        f"Evidence: 1 to 2 seeds {evidence}",
+        "Mask R-CNN on COCO, Box AP: no interval of the difference from random: cw-rgp "
+        "(+10.0, 1 of 2 seeds in common). Evidence: 1 to 2 seeds of fine-tuning, each comparison "
+        f"on the seeds in common only, {evidence.removeprefix('of fine-tuning, ')}",
     ]
 
 
 def told(**values):
+    by_seed = {
+        name: each if isinstance(each, dict) else dict(enumerate(each))
+        for name, each in values.items()
+    }
     rows = [
-        row(name, COCO, seed, (ap, ap)) for name, each in values.items()
-        for seed, ap in enumerate(each)
+        row(name, COCO, seed, (ap, ap)) for name, each in by_seed.items()
+        for seed, ap in each.items()
     ]  # fmt: skip
     given = replace(case(), rows=tuple(rows), backbones=tuple(values), tasks=(COCO,))
     return findings(replace(given, probes=(), pretraining=(), finetuning=()))[0]
@@ -61,6 +66,20 @@ def test_what_is_not_told_apart_is_not_ranked():
     assert "; not told apart from the highest mean: b, a. Evidence: 3 seeds" in text
     text = told(random=(1.0, 2.0, 3.0), a=(10.0, 11.5, 12.0), b=(21.0, 22.5, 23.0))
     assert "; b is higher than each of the others. Evidence" in text
+
+
+COMMON = "each comparison on the seeds in common only"
+
+
+def test_a_difference_says_on_how_many_seeds_it_stands_where_that_is_fewer_than_the_means_do():
+    text = told(random=(1.0, 2.0), a=(20.0, 23.0, 30.0), b=(20.0, 23.0))
+    assert "a (+20.0, 95 % interval 7.3 to 32.7, 2 of 3 seeds in common)" in text
+    assert "b (+20.0, 95 % interval 7.3 to 32.7)" in text
+    assert f"Evidence: 2 to 3 seeds of fine-tuning, {COMMON}, " in text
+    text = told(random={0: 1.0, 1: 2.0, 2: 3.0}, a={1: 20.0, 2: 23.0, 3: 30.0})
+    assert "2 of 3 seeds in common)" in text and f"3 seeds of fine-tuning, {COMMON}" in text
+    assert "no seeds in common)" in told(random={0: 1.0, 1: 2.0}, a={2: 20.0, 3: 23.0})
+    assert "in common" not in told(random=(1.0, 2.0), a=(20.0, 23.0))
 
 
 def test_with_one_seed_nothing_is_told_apart():
