@@ -70,7 +70,7 @@ def test_whitening(measured: Measured, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_loader(measured: Measured, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "LOADER_CASES", (IMAGES,))
-    (table,) = measured("loader", "--rounds", "1", "--workers", "0")
+    table, _ = measured("loader", "--rounds", "1", "--workers", "0")
     (row,) = table["rows"]
     assert row["in_loader/PIL"] == pytest.approx(row["in_loader"] / row["PIL"])
     assert table["about"]["device"]
