@@ -19,8 +19,8 @@ from pipeline.executors.slurm.states import Standing, last_lines, read_standings
 from pipeline.plan.place import nothing_begun, others_runs, run_folders
 from pipeline.plan.plan import Plan, stage_named
 from pipeline.report.remarks import read_manifests, remarks
-from pipeline.stages.files import one_line, read_json, size_of, size_text
-from pipeline.stages.run_folder import FAILURE, JOB, LOG, Status
+from pipeline.stages.files import last_json_line, one_line, read_json, size_of, size_text
+from pipeline.stages.run_folder import FAILURE, JOB, LOG, METRICS, Status
 from pipeline.stages.stage import Stage
 from pipeline.stages.staleness import how_it_differs, newest_folder
 
@@ -29,6 +29,8 @@ ORDER: tuple[Status, ...] = ("done", "running", "queued", "missing", "failed")
 WATCH_EVERY_S = 10.0
 LOG_LINES = 5
 COLUMNS = ("backbone", "stage", "state", "job", "node", "gpus", "elapsed", "left", "last")
+STATES = ("last.pth", "previous.pth", "augmented_linear.pth")  # of a pretraining, of a probe
+LAST_CHECKPOINT = "last_checkpoint"  # detectron2's, which holds the name of the file
 STAGE_WIDTH = 28  # so wide is the column of names at least, where names are that long
 MAX_ROWS = 60
 MAX_REASONS = 20
@@ -56,13 +58,18 @@ def show_status(plan: Plan, console: Console, watch: bool = False, as_json: bool
 def _read(plan: Plan) -> tuple[dict[str, Standing], list[str]]:
     """Return the standings and what is to be said of them.
 
-    A stage that was not begun as it is now shows how its latest attempt failed.
+    A stage that was interrupted shows how far it came, one that was not begun as it is now how its
+    latest attempt failed.
     """
     standings, notes = read_standings(plan)
     notes = notes + remarks(plan, read_manifests(plan, standings))
     for stage in plan.stages:
         standing = standings[stage.name]
-        if standing.status == "missing" and (folder := earlier_attempt(stage)):
+        if standing.status != "missing":
+            continue
+        if not standing.reason and (reason := _interrupted(stage)):
+            standings[stage.name] = replace(standing, reason=reason)
+        if folder := earlier_attempt(stage):
             with suppress(OSError, ValueError, LookupError, TypeError):
                 why = one_line(read_json(folder / FAILURE)["reason"])
                 reason = f"the latest attempt failed: {why} (log: {folder / LOG}); {_since(stage)}"
@@ -71,6 +78,19 @@ def _read(plan: Plan) -> tuple[dict[str, Standing], list[str]]:
         where = nothing_begun(plan.config) or others_runs(plan.config.root)
         notes = [*([where] if where else []), *notes]
     return standings, notes
+
+
+def _interrupted(stage: Stage) -> str | None:
+    """Return how far a stage came that was interrupted, and what a run goes on from, or None."""
+    pointer = stage.run_dir / LAST_CHECKPOINT
+    names = [pointer.read_text(encoding="utf-8").strip()] if pointer.is_file() else STATES
+    saved = [name for name in names if name and (stage.run_dir / name).is_file()]
+    if not saved:
+        return None
+    entry = last_json_line(stage.run_dir / METRICS) or {}
+    step, total = entry.get("step"), entry.get("max_steps")
+    logged = f", last logged step {step:.0f} of {total:.0f}" if step and total else ""
+    return f"interrupted{logged}; run goes on from {saved[0]}"
 
 
 def earlier_attempt(stage: Stage) -> Path | None:

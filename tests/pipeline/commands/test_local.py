@@ -17,7 +17,7 @@ from pipeline.commands.main import Options, execute
 from pipeline.commands.status import show_status
 from pipeline.plan.build import load_plan
 from pipeline.report.write import make_report
-from pipeline.stages.run_folder import MANIFEST, State, read_state
+from pipeline.stages.run_folder import MANIFEST, State, prepare, read_state
 from tests.pipeline.edits import edit
 from tests.pipeline.local_runs import CONFIG, ONLY_A, ONLY_RANDOM, RUN, ran, run, small_plan, until
 from transfer.config import finetune
@@ -49,6 +49,29 @@ def test_a_narrow_table_has_every_name_in_full(fakes: Path, backbone: str, shown
     for stage in plan.stages:
         hidden = "" if shown is show_plan else f"{backbone}x--"
         assert stage.name.replace(hidden, "") in column
+
+
+def test_an_interrupted_stage_is_told_with_what_goes_on(
+    fakes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stages = {stage.kind: stage for stage in small_plan(ONLY_A).stages}
+    files = {
+        "pretrain": {"last.pth": "", "metrics.jsonl": '{"step": 40, "max_steps": 60}\n'},
+        "finetune": {"last_checkpoint": "model_0000009.pth", "model_0000009.pth": ""},
+        "convert": {"last_checkpoint": "model_0000009.pth"},  # which is not there
+    }
+    for kind, contents in files.items():
+        prepare(stages[kind])
+        for name, text in contents.items():
+            (stages[kind].run_dir / name).write_text(text, encoding="utf-8")
+    assert execute("status", CONFIG, ONLY_A) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2:] == [
+        "pretrain/a: interrupted, last logged step 40 of 60; run goes on from last.pth",
+        f"{stages['finetune'].name}: interrupted; run goes on from model_0000009.pth",
+    ]
+    assert execute("run", CONFIG, ONLY_A) == 0 and execute("status", CONFIG, ONLY_A) == 0
+    assert "run goes on from" not in capsys.readouterr().out
 
 
 def test_a_report_follows_results_that_were_made_again(fakes: Path) -> None:
