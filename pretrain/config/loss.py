@@ -39,6 +39,8 @@ _NEEDED: dict[str, tuple[str, ...]] = {
     "batch-norm": (),
     "none": (),
 }
+_GATHERS = {"w-mse", "cw-rgp", "whitening", "batch-norm"}  # what is over the batch of all processes
+_TAKES_PARTS = {"cw-rgp", "whitening", "none"}  # of a batch, where no setting mixes them
 
 
 class LossConfig(BaseModel):
@@ -220,8 +222,15 @@ def split_faults(
 
     Gradients of parts add up to the gradient of the whole only for a loss that treats parts of the
     batch apart. Channel whitening does (its sub-batches stay within a part); what mixes images of
-    the whole batch does so over processes, by gathering, but not over parts that are gone.
+    the whole batch does so over processes, by gathering, but not over parts that are gone. A loss
+    of which `_GATHERS` and `_TAKES_PARTS` say neither is for one process and whole batches.
     """
+    if num_ranks > 1 and loss.name not in _GATHERS | _TAKES_PARTS:
+        return [
+            f"{num_ranks} processes: nothing says that loss {loss.name!r} gathers what it takes "
+            f"over the whole batch; use 1, or, if it does, name it in _GATHERS "
+            f"(pretrain/config/loss.py)"
+        ]
     if accumulate > 1 and (reason := _reason_against_accumulation(loss)):
         return [f"compute.accumulate {accumulate}: {reason}; set it to 1 and use more processes"]
     parts = num_ranks * accumulate
@@ -256,4 +265,6 @@ def _reason_against_accumulation(loss: LossConfig) -> str | None:
         return "the loss standardises over the whole batch, which accumulation never holds at once"
     if loss.covariance_weight and not loss.covariance_batch:
         return "covariance_weight compares all pairs of images of the batch"
+    if loss.name not in _TAKES_PARTS:
+        return f"nothing says that loss {loss.name!r} of parts adds up to that of the whole batch"
     return None

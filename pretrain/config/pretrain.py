@@ -162,8 +162,8 @@ class ComputeConfig(Section):
     sync_batchnorm: bool = False
     """BatchNorm's statistics over all processes; needs GPUs"""
     accumulate: PositiveInt = 1
-    """parts into which each process's batch is cut, one in memory at a time; not with batch
-    whitening"""
+    """parts into which each process's batch is cut, one in memory at a time; for losses that
+    treat parts of the batch apart"""
     channels_last: bool = Field(default=False, json_schema_extra=ROUNDING)
     """memory layout; changes speed and rounding only"""
     compile: bool = Field(default=False, json_schema_extra=ROUNDING)

@@ -6,6 +6,7 @@ import sys
 import pytest
 from pydantic import ValidationError
 
+from pretrain.config import loss
 from pretrain.config.loss import LossConfig, split_faults
 
 
@@ -126,3 +127,22 @@ def test_a_batch_that_cannot_be_cut_is_refused_with_numbers() -> None:
         "batch_size 4 over 4 processes leaves one image for BatchNorm; "
         "choose a multiple of 4, such as 8"
     ]
+
+
+def test_a_loss_of_ones_own_is_for_one_process_and_whole_batches_unless_it_says_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mine = LossConfig.model_construct(name="vicreg")
+    assert split_faults(8, mine) == []
+    assert split_faults(8, mine, 1, 2) == [
+        "compute.accumulate 2: nothing says that loss 'vicreg' of parts adds up to that of the "
+        "whole batch; set it to 1 and use more processes"
+    ]
+    assert split_faults(8, mine, 2) == [
+        "2 processes: nothing says that loss 'vicreg' gathers what it takes over the whole batch; "
+        "use 1, or, if it does, name it in _GATHERS (pretrain/config/loss.py)"
+    ]
+    monkeypatch.setattr(loss, "_GATHERS", {"vicreg"})
+    assert split_faults(8, mine, 2) == [] != split_faults(8, mine, 2, 2)
+    monkeypatch.setattr(loss, "_TAKES_PARTS", {"vicreg"})
+    assert split_faults(8, mine, 2, 2) == []
