@@ -41,9 +41,9 @@ def run(
         states = all_states(part)
         num_done = sum(states[stage.name].status == "done" for stage in part.distinct)
         console.print(f"{plan.config.name}: {len(part.distinct)} stages, {num_done} already done")
+        notes = check_before_start(part, states)  # first: what has faults differs by them alone
         tell(console, shared_lines(part.stages, states))
-        tell(console, changed_lines(part.stages, states))
-        tell(console, check_before_start(part, states))
+        tell(console, changed_lines(part.stages, states) + notes)
         with Progress(console, len(part.distinct), num_done) as progress:
             states = run_local(part, progress)
         faults = measure_late_probes(part, states)
@@ -84,6 +84,7 @@ def show_plan(plan: Plan, console: Console) -> int:
         ValueError: whatever `run` would refuse before the start.
     """
     states = all_states(plan)
+    notes = check_before_start(plan, states, trust_kept=True)  # faults are shown alone
     table = Table(title=f"plan {plan.config.name}", box=None, padding=(0, 2, 0, 0), pad_edge=False)
     widest = max(len(stage.name) for stage in plan.stages)
     table.add_column("stage", overflow="fold", min_width=min(widest, STAGE_WIDTH))
@@ -102,7 +103,7 @@ def show_plan(plan: Plan, console: Console) -> int:
     tell(console, takeover_lines(plan.distinct, states))
     tell(console, late_probe_lines(plan, states))
     tell(console, kept_lines(plan.stages, states) + other_origins(read_manifests(plan)))
-    tell(console, check_before_start(plan, states, trust_kept=True))
+    tell(console, notes)
     waiting = sum(states[stage.name].status != "done" for stage in plan.distinct)
     console.print(f"{len(plan.stages)} stages, {waiting} to run; folder {plan.config.root}")
     return 0

@@ -74,9 +74,9 @@ def run(plan: Plan, console: Console, replace: bool = False) -> int:
             console.print("nothing to submit; everything that is left is in the queue")
             return 0
         states = {name: State(standing.status) for name, standing in standings.items()}
+        remarks = check_before_start(plan, states, here=False)  # first, as in `local.run`
         tell(console, shared_lines(plan.stages, states))
-        tell(console, changed_lines(waiting, states))
-        tell(console, check_before_start(plan, states, here=False))
+        tell(console, changed_lines(waiting, states) + remarks)
         submitted = {
             standing.stage: standing.job_id
             for standing in standings.values()
@@ -124,6 +124,7 @@ def show_plan(plan: Plan, console: Console) -> int:
     groups = job_groups(waiting, plan.config.resources, {}, max_array_here())
     if faults := resource_faults(plan):
         raise ValueError("\n".join(faults))
+    remarks = check_before_start(plan, states, here=False, trust_kept=True)
     table = Table("array", "tasks", "waits for", "nodes x GPUs", "limit (min)", "GPU hours", "from")
     for column in table.columns:
         column.overflow = "fold"
@@ -146,7 +147,7 @@ def show_plan(plan: Plan, console: Console) -> int:
     tell(console, takeover_lines(plan.distinct, states))
     tell(console, late_probe_lines(plan, states))
     tell(console, kept_lines(plan.stages, states) + other_origins(read_manifests(plan)))
-    tell(console, check_before_start(plan, states, here=False, trust_kept=True))
+    tell(console, remarks)
     root = plan.config.root.absolute()
     lines: list[str] = []
     for group in groups:

@@ -32,6 +32,21 @@ def test_a_plan_is_shown_and_nothing_runs(fakes: Path) -> None:
     assert ran() == [] and not list(Path("runs").glob("**/config.json"))
 
 
+@pytest.mark.parametrize("executor", ["local", "slurm"])
+def test_a_plan_with_faults_shows_them_alone(
+    fakes: Path, capsys: pytest.CaptureFixture[str], executor: str
+) -> None:
+    assert execute("run", CONFIG, ONLY_RANDOM) == 0
+    Path("check.txt").write_text("an odd recipe", encoding="utf-8")
+    capsys.readouterr()
+    change = "tasks.0.overrides=[SOLVER.MAX_ITER=3]"
+    assert execute("plan", CONFIG, [*ONLY_RANDOM, change], Options(executor=executor)) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and "an odd recipe" in shown.err
+    assert execute("run", CONFIG, [*ONLY_RANDOM, change]) == 2
+    assert "again: " not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("backbone", ["random", "random-" * 8])
 @pytest.mark.parametrize("shown", [show_plan, show_status])
 def test_a_narrow_table_has_every_name_in_full(fakes: Path, backbone: str, shown: Callable) -> None:
