@@ -60,18 +60,25 @@ def _plain(value: Any) -> Any:
 def differences(
     a: Any, b: Any, path: str = "", names: tuple[str, str] = ("stored", "wanted")
 ) -> list[str]:
-    """Return one line for every place where two JSON values differ; `names` is what they are."""
+    """Return one line for every place where two JSON values differ; `names` is what they are.
+
+    Values are written as in YAML, keys of a fine-tuning's settings as its config has them.
+    """
+
+    def written(value: Any) -> str:
+        return repr(value) if isinstance(value, str) else json.dumps(value)
+
     if isinstance(a, dict) and isinstance(b, dict):
         lines = []
         for key in sorted(a.keys() | b.keys()):
-            place = f"{path}.{key}" if path else str(key)
+            place = f"{path}.{key}" if path and path != "detectron2" else str(key)
             if key in a and key in b:
                 lines += differences(a[key], b[key], place, names)
             else:
-                in_a, in_b = (repr(side[key]) if key in side else "nothing" for side in (a, b))
+                in_a, in_b = (written(side[key]) if key in side else "nothing" for side in (a, b))
                 lines.append(f"{place}: {names[0]} {in_a}, {names[1]} {in_b}")
         return lines
-    return [] if a == b else [f"{path}: {names[0]} {a!r}, {names[1]} {b!r}"]
+    return [] if a == b else [f"{path}: {names[0]} {written(a)}, {names[1]} {written(b)}"]
 
 
 @dataclass(frozen=True)

@@ -75,3 +75,13 @@ def test_differences_name_every_place() -> None:
         "gone: stored 0, wanted nothing",
         "new: stored nothing, wanted 5",
     ]
+
+
+def test_differences_are_written_as_in_a_config() -> None:
+    before = {"detectron2": {"SOLVER": {"BASE_LR": None}}, "mask": None, "format": "coco"}
+    now = {"detectron2": {"SOLVER": {"BASE_LR": 0.1}}, "mask": {"on": True}, "format": "voc"}
+    assert differences(before, now, names=("before", "now")) == [
+        "SOLVER.BASE_LR: before null, now 0.1",
+        "format: before 'coco', now 'voc'",
+        'mask: before null, now {"on": true}',
+    ]
