@@ -174,9 +174,10 @@ def _finding(summary: TaskSummary, baseline: str | None) -> str:
         evidence += "each comparison on the seeds in common only, "
     evidence += EVIDENCE
     against: dict[Verdict, list[str]] = {"yes": [], "worse": [], "no": [], "n/a": []}
-    for name, cell in cells.items() if baseline in cells else ():
-        if name != baseline:
-            num_seeds = max(len(cell.values), len(cells[baseline].values))
+    base = next((cell for name, cell in cells.items() if name == baseline), None)
+    for name, cell in cells.items():
+        if base is not None and cell is not base:
+            num_seeds = max(len(cell.values), len(base.values))
             against[cell.verdict].append(f"{name} ({_by_how_much(cell, decimals, num_seeds)})")
     parts = [
         f"{words} {baseline}: {', '.join(against[verdict])}"
