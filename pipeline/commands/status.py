@@ -20,12 +20,13 @@ from pipeline.plan.place import nothing_begun, others_runs, run_folders
 from pipeline.plan.plan import Plan, stage_named
 from pipeline.report.remarks import read_manifests, remarks
 from pipeline.stages.files import last_json_line, one_line, read_json, size_of, size_text
-from pipeline.stages.run_folder import FAILURE, JOB, LOG, METRICS, Status
+from pipeline.stages.run_folder import FAILURE, JOB, LOG, METRICS, is_kept_back
 from pipeline.stages.stage import Stage
 from pipeline.stages.staleness import how_it_differs, newest_folder
 
-STYLES = {"done": "green", "failed": "red", "running": "yellow", "queued": "cyan"}
-ORDER: tuple[Status, ...] = ("done", "running", "queued", "missing", "failed")
+NOT_RUN = "not run"  # missing, as what it needs failed
+STYLES = {"done": "green", "failed": "red", NOT_RUN: "red", "running": "yellow", "queued": "cyan"}
+ORDER = ("done", "running", "queued", "missing", NOT_RUN, "failed")
 WATCH_EVERY_S = 10.0
 LOG_LINES = 5
 COLUMNS = ("backbone", "stage", "state", "job", "node", "gpus", "elapsed", "left", "last")
@@ -65,7 +66,7 @@ def _read(plan: Plan) -> tuple[dict[str, Standing], list[str]]:
     notes = notes + remarks(plan, read_manifests(plan, standings))
     for stage in plan.stages:
         standing = standings[stage.name]
-        if standing.status != "missing":
+        if standing.status != "missing" or is_kept_back(standing.reason):
             continue
         if not standing.reason and (reason := _interrupted(stage)):
             standings[stage.name] = replace(standing, reason=reason)
@@ -145,7 +146,7 @@ def status_text(plan: Plan, standings: dict[str, Standing], notes: list[str]) ->
         shown = [standing for standing in shown if standing.status == "running"][:MAX_ROWS]
     if shown:
         lines.append(_rows(plan, shown))
-    counts = Counter(standing.status for standing in standings.values())
+    counts = Counter(map(word, standings.values()))
     total = ", ".join(f"{counts[status]} {status}" for status in ORDER if counts[status])
     folder = f"folder {plan.config.root}"
     if len(standings) <= MAX_ROWS:  # of a large plan it takes long
@@ -155,10 +156,15 @@ def status_text(plan: Plan, standings: dict[str, Standing], notes: list[str]) ->
     return Group(*lines, *_reasons(standings))
 
 
+def word(standing: Standing) -> str:
+    """Return the status as a reader's word."""
+    return NOT_RUN if is_kept_back(standing.reason) else standing.status
+
+
 def _rows(plan: Plan, shown: list[Standing]) -> Table:
     rows: list[tuple[str | Text, ...]] = []
     for standing in shown:
-        state = Text(standing.status, style=STYLES.get(standing.status, ""))
+        state = Text(word(standing), style=STYLES.get(word(standing), ""))
         last = Text(standing.metric)
         if standing.status == "queued" and standing.reason:
             last = Text(f"({standing.reason})", style="dim")
@@ -184,11 +190,11 @@ def _rows(plan: Plan, shown: list[Standing]) -> Table:
 
 def matrix(plan: Plan, standings: dict[str, Standing]) -> Table:
     """Return one row a backbone: how many of its stages of each kind stand where."""
-    cells: dict[str, dict[str, Counter[Status]]] = {}
+    cells: dict[str, dict[str, Counter[str]]] = {}
     for stage in plan.stages:
         column = stage.kind if stage.task is None else f"{stage.kind} {stage.task}"
         row = cells.setdefault(stage.backbone, {})
-        row.setdefault(column, Counter())[standings[stage.name].status] += 1
+        row.setdefault(column, Counter())[word(standings[stage.name])] += 1
     columns = list(dict.fromkeys(column for row in cells.values() for column in row))
     table = Table("backbone", *columns, title=f"status {plan.config.name}")
     for each in table.columns:
@@ -209,8 +215,10 @@ def _reasons(standings: dict[str, Standing]) -> list[Text]:
     Stages that need the same failed one, or wait for the same reason, share a line.
     """
     lines = []
-    failed = [each for each in standings.values() if each.status == "failed"]
-    causes = [each for each in failed if not str(each.reason).startswith("needs ")]
+    failed = [
+        each for each in standings.values() if each.status == "failed" or is_kept_back(each.reason)
+    ]
+    causes = [each for each in failed if each.status == "failed"]
     rest = [each for each in failed if each not in causes] if len(failed) <= MAX_REASONS else []
     for each in causes[:MAX_REASONS]:
         log = f" (log: {each.log})" if Path(each.log).is_file() else ""
@@ -226,7 +234,7 @@ def _reasons(standings: dict[str, Standing]) -> list[Text]:
     told = ("missing", "running")
     waiting: dict[str, list[str]] = {}
     for each in standings.values():
-        if each.status in told and each.reason:
+        if each.status in told and each.reason and not is_kept_back(each.reason):
             waiting.setdefault(each.reason, []).append(each.stage)
     lines += [Text(_line(names, why)) for why, names in list(waiting.items())[:MAX_REASONS]]
     return lines

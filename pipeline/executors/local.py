@@ -103,7 +103,7 @@ def _start_ready(
     for stage in waiting:
         broken = first_broken(stage.inputs.values(), states)
         if broken is not None:
-            states[stage.name] = State("failed", broken)
+            states[stage.name] = State("missing", broken)
             progress.skipped(stage, broken)
             continue
         is_ready = all(states[source.name].status == "done" for source in stage.inputs.values())

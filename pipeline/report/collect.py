@@ -39,6 +39,7 @@ from pipeline.stages.run_folder import (
     METRICS,
     State,
     first_broken,
+    is_kept_back,
     read_state,
     read_states,
 )
@@ -123,12 +124,13 @@ def arch_of(stage: Stage) -> str:
 
 
 def all_states(plan: Plan) -> dict[str, State]:
-    """Return the state of every stage; one whose input failed counts as failed, with the reason."""
+    """Return the state of every stage; that one needs a failed one is its reason."""
     states = read_states(plan.stages)
     for stage in plan.stages:
         state = states[stage.name]
-        broken = first_broken(stage.inputs.values(), states) if state.status != "done" else None
-        states[stage.name] = state if broken is None else State("failed", broken)
+        waits = state.status not in ("done", "running")
+        broken = first_broken(stage.inputs.values(), states) if waits else None
+        states[stage.name] = state if broken is None else State("missing", broken)
     return states
 
 
@@ -139,6 +141,7 @@ def _row(
     code = provenance.get("code", {})
     pictures = stage.run_dir / "pictures"
     done = state.status == "done"
+    is_failure = state.status == "failed" or is_kept_back(state.reason)
     assert stage.task is not None and stage.seed is not None
     return ResultRow(
         backbone=stage.backbone,
@@ -147,7 +150,7 @@ def _row(
         status=state.status,
         metrics=_numbers(manifest.get("metrics", {})),
         reason=state.reason,
-        log=failed_log(stage) if state.status == "failed" else None,
+        log=failed_log(stage) if is_failure else None,
         pictures=tuple(sorted(pictures.glob("*-detections.jpg"))) if done else (),
         ground_truth=tuple(sorted(pictures.glob("*-ground_truth.jpg"))) if done else (),
         wall_time_s=provenance.get("wall_time_s"),

@@ -39,6 +39,7 @@ from pipeline.report.text import (
     verdict_text,
 )
 from pipeline.stages.files import one_line
+from pipeline.stages.run_folder import is_kept_back
 
 MARK = "‡"
 SEARCHED = "§"
@@ -104,7 +105,7 @@ class Table:
     headings: tuple[str, ...]
     lines: tuple[Line, ...]
     verdict_heading: str = ""
-    failures: tuple[str, ...] = ()
+    failures: tuple[tuple[str, str], ...] = ()  # failed or not run, and why
     groups: tuple[tuple[str, tuple[str, ...]], ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -135,7 +136,11 @@ def task_table(summary: TaskSummary, baseline: str | None, kind: str | None = No
         headings=tuple(map(metric_label, task.metrics)),
         lines=tuple(lines),
         verdict_heading="" if baseline is None else verdict_heading(baseline),
-        failures=tuple(failure_text(row) for row in rows if row.status == "failed"),
+        failures=tuple(
+            (STATUS_TEXT.get(row.status, row.status), failure_text(row))
+            for row in rows
+            if row.status == "failed" or is_kept_back(row.reason)
+        ),
     )
 
 
@@ -321,7 +326,7 @@ def _markdown_task(table: Table, baseline: str | None) -> list[str]:
                 texts = (", ".join(filter(None, [c.difference or DASH, c.p])) for c in line.cells)
                 body.append([md(line.name), *map(md, texts)])
         parts.append(grid([f"Difference to {md(baseline)}", *map(md, table.headings)], body))
-    return [*parts, "\n".join(f"- **failed**: {md(text)}" for text in table.failures)]
+    return [*parts, "\n".join(f"- **{word}**: {md(text)}" for word, text in table.failures)]
 
 
 def _text_and_n(cell: TableCell) -> str:
@@ -383,7 +388,7 @@ def rich_tables(data: ReportData) -> list[RichTable]:
                 table = replace(table, title=f"{table.title} ({rule})")
             verdicts = ["Higher\n(95 %)"] if table.verdict_heading else []
             tables.append(_rich_table(table, ["Backbone", "Seeds", *table.headings, *verdicts]))
-        failures = "\n".join(f"failed: {text}" for text in table.failures)
+        failures = "\n".join(f"{word}: {text}" for word, text in table.failures)
         tables[-1].caption = Text(failures, style="red") if failures else None
     if data.probes:
         table = probe_table(data)

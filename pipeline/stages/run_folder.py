@@ -22,6 +22,7 @@ from pipeline.stages.stage import STAGE_KINDS, Stage, canonical_json, difference
 CONFIG, JOB, MANIFEST, FAILURE = "config.json", "job.json", "manifest.json", "failure.json"
 LOCK, LOG, METRICS, JOBS = "lock", "log.txt", "metrics.jsonl", "jobs.jsonl"
 SET_ASIDE = "set-aside"
+NEEDS = "needs "  # begins why a stage was not run, another having failed
 STRIPPED = "stripped.json"  # size and sha256 of outputs that lost their state to go on from
 LATE_PROBE = "probe.json"  # of a pretraining whose `probe:` came when it was finished
 HEARTBEAT = "heartbeat"
@@ -117,13 +118,25 @@ def _finished(run_dir: Path, readers: Mapping[str, str]) -> State:
     return State("done", f"{run_dir / gone[0]}{more}: {why}" if gone else None)
 
 
-def first_broken(inputs: Iterable[Stage], states: dict[str, State]) -> str | None:
-    """Return why a stage can never run, or None when none of its inputs has failed."""
+def first_broken(inputs: Iterable[Stage], states: Mapping[str, Any]) -> str | None:
+    """Return why a stage can never run, or None when none that it is made from has failed.
+
+    That names the stage which failed itself, however far back it is.
+    """
     for source in inputs:
         state = states[source.name]
+        if state.status in ("done", "running"):
+            continue
+        if (broken := first_broken(source.inputs.values(), states)) is not None:
+            return broken
         if state.status == "failed":
-            return f"needs {source.name}, which failed: {state.reason}"
+            return f"{NEEDS}{source.name}, which failed: {state.reason}"
     return None
+
+
+def is_kept_back(reason: str | None) -> bool:
+    """Return whether a stage's reason is that of `first_broken`: it was not run, another failed."""
+    return reason is not None and reason.startswith(NEEDS)
 
 
 def outputs_fault(

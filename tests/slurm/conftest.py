@@ -18,6 +18,7 @@ from pipeline.commands import slurm
 from pipeline.config.schema import PipelineConfig
 from pipeline.executors.slurm.states import Standing, read_standings
 from pipeline.plan.plan import Plan
+from pipeline.stages.run_folder import is_kept_back
 from pipeline.stages.stage import STAGE_KINDS, Stage, StageKind
 
 HERE = Path(__file__).resolve().parent
@@ -186,7 +187,9 @@ class Project:
     def wait_done(self, plan: Plan, seconds: float = 40) -> dict[str, Standing]:
         return self.wait(
             plan,
-            lambda standings: {v.status for v in standings.values()} <= {"done", "failed"},
+            lambda standings: all(
+                v.status in ("done", "failed") or is_kept_back(v.reason) for v in standings.values()
+            ),
             seconds,
         )
 

@@ -85,8 +85,8 @@ def test_a_failure_stops_what_needs_it_and_is_explained(project) -> None:
     assert standings["pretrain/a"].status == "failed"
     assert standings["pretrain/a"].reason == "the loss became NaN at step 1"
     tuned = standings["finetune/a--voc--seed1"]
-    assert tuned.status == "failed" and tuned.reason is not None
-    assert tuned.reason.startswith("needs convert/a, which failed: needs pretrain/a, which failed")
+    assert tuned.status == "missing" and tuned.reason is not None
+    assert tuned.reason.startswith("needs pretrain/a, which failed: the loss became NaN")
     assert not Path(tuned.log).with_name("x").exists() and tuned.log == standings["pretrain/a"].log
     assert "NaN at step 1" in last_lines(Path(standings["pretrain/a"].log))[-1]
     project.wait(plan, lambda _: (plan.config.root / "report" / "index.html").exists(), 30)
@@ -177,7 +177,7 @@ def test_killed_by_hand_without_accounting_is_known(project, monkeypatch) -> Non
     standings = project.wait_done(plan)
     assert standings["pretrain/a"].reason is not None
     assert "ended as CANCELLED" in standings["pretrain/a"].reason
-    assert standings["finetune/a--voc--seed0"].status == "failed"
+    assert standings["finetune/a--voc--seed0"].status == "missing"
 
     def forgetful(names) -> dict:  # squeue knows an ended job only for a while
         return {key: row for key, row in read_queue(names).items() if row.is_active}

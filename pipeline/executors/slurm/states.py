@@ -25,6 +25,7 @@ from pipeline.stages.run_folder import (
     State,
     Status,
     attempts_s,
+    first_broken,
     read_states,
 )
 from pipeline.stages.stage import Stage
@@ -60,7 +61,7 @@ def read_standings(plan: Plan) -> tuple[dict[str, Standing], list[str]]:
     """Return where every stage stands, and what was wrong with SLURM's answers or is outdated.
 
     One squeue call; one sacct call if a job is gone that left no result. A stage that needs a
-    failed one counts as failed: it can never run.
+    failed one counts as missing, though its job may be in the queue: it can never run.
     """
     ledger = read_ledger(plan.config.root)
     latest = latest_tasks(ledger)
@@ -95,10 +96,10 @@ def read_standings(plan: Plan) -> tuple[dict[str, Standing], list[str]]:
         if task and standing.job_id:
             standing = _with_log_of_slurm(plan.config.root, stage, standing, task[0])
         sources = [standings[source.name] for source in stage.inputs.values()]
-        broken = next((source for source in sources if source.status == "failed"), None)
+        broken = first_broken(stage.inputs.values(), standings)
         if broken is not None and standing.status not in ("done", "running"):
-            reason = f"needs {broken.stage}, which failed: {broken.reason}"
-            standing = replace(standing, status="failed", reason=reason, log=broken.log)
+            log = next(source.log for source in sources if source.status != "done")
+            standing = replace(standing, status="missing", reason=broken, log=log)
         standings[stage.name] = standing
     if rows is not None:
         notes += report_lines(ledger, rows, standings)

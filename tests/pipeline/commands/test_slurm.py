@@ -31,7 +31,7 @@ def test_pending_failed_retried_done(fake, capsys: pytest.CaptureFixture[str]) -
     standings = standings_of()
     assert standings["pretrain/a"].status == "failed"
     assert standings["pretrain/a"].reason == "the loss became NaN at step 3"
-    assert standings["finetune/a--voc--seed0"].status == "failed"
+    assert standings["finetune/a--voc--seed0"].status == "missing"
     assert standings["finetune/b--voc--seed0"].status == standings["convert/b"].status == "done"
     assert execute("status", CONFIG, ["seeds=[0]"]) == 1
     assert "the loss became NaN at step 3" in capsys.readouterr().out
