@@ -27,6 +27,7 @@ COUNTER = "num_batches_tracked"
 NORM_ENTRIES = ("weight", "bias", "running_mean", "running_var", COUNTER)
 PLACES = ("backbone.bottom_up.", "backbone.", "roi_heads.")  # of a backbone in a detector
 BASIC = ("resnet18", "resnet34")
+SPELT_OTHERWISE = "names of a spelling of its own: docs/add-a-checkpoint-family.md"
 BY_WIDTH = {
     (64, 64, 256, 1): "{}",
     (64, 128, 256, 1): "wide_{}_2",
@@ -150,6 +151,11 @@ class Architecture:
         return keys | {key: value for key, (value, default) in widths.items() if value != default}
 
 
+def is_complete(names: Iterable[str]) -> bool:
+    """Return whether every name of a ResNet is among them, counters of batches aside."""
+    return any(expected_names(arch, counters=False) <= set(names) for arch in BLOCKS)
+
+
 def recognise(shapes: Mapping[str, Shape], extra: Sequence[str] = ()) -> Architecture:
     """Return the architecture of a complete set of entries; `extra` are names beside them.
 
@@ -167,6 +173,8 @@ def recognise(shapes: Mapping[str, Shape], extra: Sequence[str] = ()) -> Archite
         raise ValueError(
             f"not a complete torchvision ResNet; nearest is {base}: "
             f"{len(missing)} missing {missing[:3]}, {len(more)} extra {more[:3]}"
+            + f"; {SPELT_OTHERWISE}"
+            * bool(missing and more)
         )
     _check_ranks(names, shapes)
     built = widths(base, shapes)

@@ -11,7 +11,16 @@ from transfer.checkpoints.families import FAMILIES, SIDE_NAMES, UNLISTED, Family
 from transfer.checkpoints.key_patterns import SPELLINGS, TRANSPARENT, role, split, without_wrappers
 from transfer.checkpoints.state_dicts import Instance, StateDict
 from transfer.checkpoints.statements import is_normalisation
-from transfer.resnet import BLOCKS, COUNTER, NORM_ENTRIES, foreign, ordered_names, other_norms
+from transfer.resnet import (
+    BLOCKS,
+    COUNTER,
+    NORM_ENTRIES,
+    SPELT_OTHERWISE,
+    foreign,
+    is_complete,
+    ordered_names,
+    other_norms,
+)
 
 BODY = re.compile(r"layer\d+\.\d+\.(conv\d|norm\d|relu\d|bn\d|bn_last|shortcut)\b")
 MAX_ENCODERS = 64
@@ -270,6 +279,11 @@ def _only_one(candidates: list[Candidate]) -> Candidate:
     if len(online) == 1:
         return online[0]
     if len(distinct) > 1:
+        if not any(is_complete(one.tensors) for one in distinct):
+            raise ValueError(
+                f"{len(distinct)} encoders of no known family, none of them a complete torchvision "
+                f"ResNet: {_list(distinct)}; {SPELT_OTHERWISE}"
+            )
         raise ValueError(
             f"{len(distinct)} encoders and no known family: say which with --encoder: "
             f"{_list(distinct)}"
