@@ -170,11 +170,10 @@ def recognise(shapes: Mapping[str, Shape], extra: Sequence[str] = ()) -> Archite
     names -= {name for name in names if name.endswith(COUNTER)} - set(shapes)  # no part of it
     missing, more = sorted(names - set(shapes)), sorted({*extra, *(set(shapes) - names)})
     if missing or more:
+        hint = f"; {SPELT_OTHERWISE}" if missing and more else ""
         raise ValueError(
             f"not a complete torchvision ResNet; nearest is {base}: "
-            f"{len(missing)} missing {missing[:3]}, {len(more)} extra {more[:3]}"
-            + f"; {SPELT_OTHERWISE}"
-            * bool(missing and more)
+            f"{len(missing)} missing {missing[:3]}, {len(more)} extra {more[:3]}{hint}"
         )
     _check_ranks(names, shapes)
     built = widths(base, shapes)

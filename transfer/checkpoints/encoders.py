@@ -282,7 +282,7 @@ def _only_one(candidates: list[Candidate]) -> Candidate:
         if not any(is_complete(one.tensors) for one in distinct):
             raise ValueError(
                 f"{len(distinct)} encoders of no known family, none of them a complete torchvision "
-                f"ResNet: {_list(distinct)}; {SPELT_OTHERWISE}"
+                f"ResNet ({SPELT_OTHERWISE}): {_list(distinct)}"
             )
         raise ValueError(
             f"{len(distinct)} encoders and no known family: say which with --encoder: "

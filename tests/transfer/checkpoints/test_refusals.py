@@ -177,7 +177,7 @@ REFUSED: dict[str, tuple[Callable[[State], Any], str]] = {
     "two strangers of unknown spelling": (
         lambda s: {key: renamed(r"^bn1\.", "norm1.")(part)
                    for key, part in (("fast", s), ("slow", published.other(s)))},
-        r"2 encoders of no known family, none of them a complete.*fast.*slow.*family\.md\n"),
+        r"2 encoders of no known family, none of them a complete.*family\.md\): fast.*slow.*\n"),
     "a stranger of unknown spelling": (
         renamed(r"^bn1\.", "norm1."),
         r"not a complete.*4 missing.*5 extra.*add-a-checkpoint-family\.md\n"),
