@@ -78,10 +78,14 @@ def misfits(stage: Stage, demands: dict[str, Any]) -> list[str]:
     stated = of_weights.get("input") or {}
     lines = []
     for fault in disagreements(demands, stage.settings["detectron2"]):
-        part = STATED_AS.get(fault.partition(" is ")[0])
+        key = fault.partition(" is ")[0]
+        part = STATED_AS.get(key)
         hint = ""
         if "checkpoint" in of_weights and part and stated.get(part) is None:
-            hint = f" as read from the checkpoint; if trained otherwise, state its input.{part}"
+            hint = (
+                f" as the checkpoint or its family's row says; if it was trained otherwise, state "
+                f"its input.{part}, else override {key} in the task"
+            )
         lines.append(f"{where}: {fault}{hint}")
     return lines
 

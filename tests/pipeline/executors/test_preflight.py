@@ -77,7 +77,10 @@ def test_what_this_machine_lacks_stops_a_local_run_only(fakes: Path) -> None:
 
 
 THEIRS = "backbones=[{name: random, random: true}, {name: theirs, checkpoint: theirs.pth%s}]"
-HINT = "as read from the checkpoint; if trained otherwise, state its input."
+HINT = (
+    "as the checkpoint or its family's row says; if it was trained otherwise, state its "
+    "input.order, else override INPUT.FORMAT in the task"
+)
 
 
 @pytest.mark.parametrize("command", ["plan", "run"])
@@ -98,7 +101,7 @@ def test_a_checkpoints_input_is_compared_with_every_task_before_anything_starts(
         [f"configs/{task}.yaml", f"does not fit backbone theirs: {fault}"]
         for task in ("coco", "voc")
         for fault in (
-            f"INPUT.FORMAT is RGB, wanted BGR {HINT}order",
+            f"INPUT.FORMAT is RGB, wanted BGR {HINT}",
             "MODEL.RESNETS.DEPTH is 18, wanted 34",
         )
     ]
