@@ -310,11 +310,12 @@ def markdown(data: ReportData) -> str:
         parts += ["## Probes", grid(["Backbone", *map(md, table.headings)], body)]
         parts.append(bullets(table.notes))
     parts += ["## How to read it", bullets(legend(data)), "## Provenance"]
-    origins = [f"command: {data.command}"]
+    origins = []
     for entry in provenance(data):
         text = entry.text or ", ".join(f"{key} {value}" for key, value in entry.pairs)
         origins += [f"{entry.name}: {text}"] if not entry.folded else []
-    return "\n\n".join(part for part in [*parts, bullets(origins)] if part) + "\n"
+    parts.append(f"- command: {code_span(data.command)}\n{bullets(origins)}".strip())
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _markdown_task(table: Table, baseline: str | None) -> list[str]:
@@ -371,6 +372,14 @@ def md(text: str) -> str:
     """Return untrusted text as one line of literal Markdown: no markup, HTML or cell borders."""
     escaped = one_line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*|\[\]])", r"\\\1", escaped)
+
+
+def code_span(text: str) -> str:
+    """Return untrusted text as code, in which nothing is escaped; its fence is in it nowhere."""
+    line = one_line(text)
+    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    space = " " if fence != "`" else ""  # Markdown takes one off each side
+    return f"{fence}{space}{line}{space}{fence}"
 
 
 # --- terminal ---------------------------------------------------------------------------------

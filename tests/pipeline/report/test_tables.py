@@ -237,3 +237,9 @@ def test_published_numbers_are_never_among_the_results():
     found = json.loads(results_json(paper_case()))
     assert {entry["backbone"] for entry in found["rows"]} == {"random", "ours"}
     assert {entry["backbone"] for entry in found["summary"]} == {"random", "ours"}
+
+
+def test_the_command_is_code_as_it_was_typed() -> None:
+    command = "run_pipeline.py run 'seeds=[0, 1]' a<b&c|d"
+    assert f"- command: `{command}`\n" in markdown(replace(case(), command=command))
+    assert "- command: ``` a``b\\[ ```\n" in markdown(replace(case(), command="a``b\\["))
