@@ -128,9 +128,11 @@ def detection_identity(name: str, data: CocoData | VocData) -> Identity:
     index, images = index_file(data), image_root(data)
     if not index.is_file():
         what = "COCO's annotation file" if isinstance(data, CocoData) else "VOC's list of images"
-        raise ValueError(f"{index}: no such file; data set {name} wants {what} there")
+        problem = "is a folder" if index.is_dir() else "no such file"
+        raise ValueError(f"{index}: {problem}; data set {name} wants {what} there")
     if not images.is_dir():
-        raise ValueError(f"{images}: no such folder; data set {name} is expected there")
+        problem = "is a file" if images.exists() else "no such folder"
+        raise ValueError(f"{images}: {problem}; data set {name} is expected there")
     if next(images.iterdir(), None) is None:
         raise ValueError(f"{images}: empty folder; data set {name} is expected there")
     if isinstance(data, CocoData):

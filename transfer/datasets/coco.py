@@ -225,6 +225,8 @@ def _lists(path: Path) -> tuple[list[Any], list[Any] | Entries, list[Any], Annot
                 ids.see(index, entry)
     except FileNotFoundError:
         raise ValueError("no such file; wanted COCO's annotation file") from None
+    except IsADirectoryError:
+        raise ValueError("is a folder; wanted COCO's annotation file") from None
     except (ValueError, OSError, RecursionError) as error:
         raise ValueError(f"not JSON ({error}); wanted COCO's annotation file") from None
     images, annotations, categories = (_list_in(content, key) for key in KEYS)

@@ -103,6 +103,14 @@ def test_classes_of_vocs_layout_are_those_of_the_set_beside_it(fakes: Path) -> N
         ("my_voc=voc:data/voc:", "wanted NAME=coco:ANNOTATIONS:IMAGES"),
         ("my_voc=voc:data/voc:absent", "absent.txt: no such file; data set my_voc wants VOC's"),
         ("my_voc=coco:absent.json:data/coco/val", "absent.json: no such file; data set my_voc"),
+        (
+            "my_voc=coco:data/coco/val:data/coco/annotations.json",
+            "data/coco/val: is a folder; data set my_voc wants COCO's annotation file there",
+        ),
+        (
+            "my_voc=coco:data/coco/annotations.json:data/coco/annotations.json",
+            "data/coco/annotations.json: is a file; data set my_voc is expected there",
+        ),
         ("a b=voc:data/voc:all", "datasets.a b"),
     ],
 )
