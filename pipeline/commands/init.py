@@ -28,7 +28,7 @@ from pipeline.stages.files import atomic_path, unknown, write_text
 from pipeline.stages.run_folder import read_state
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.config.probe import ProbeConfig
-from transfer.config.data import VOC_CLASSES, CocoData, DetectionData, VocData
+from transfer.config.data import VOC_CLASSES, CocoData, DetectionData, VocData, known_datasets
 from transfer.datasets.files import index_file
 
 EXAMPLE = """examples:
@@ -168,7 +168,8 @@ def write_config(options: argparse.Namespace, ask: Callable[[str], str] | None) 
         seeds=seeds,
     )
     recipes, tasks, faults = _check_files(entries)
-    text += _data_section(options.data, tasks)
+    asked = _asked_sets(options.data, tasks, ask) if ask and not faults else []
+    text += _data_section([*options.data, *asked], tasks)
     if executor == "slurm":  # as many GPUs as the batch of every pretraining can be cut over
         fitting = (num for num in (8, 4, 2) if not any(each.faults_on(num) for each in recipes))
         text += RESOURCES.format(gpus=next(fitting, 1))
@@ -233,6 +234,17 @@ def _entry(what: str, text: str, folder: Path) -> Entry:
         content["pretrain" if what == "backbone" else "config"] = os.path.relpath(path, folder)
     line = yaml.safe_dump(content, default_flow_style=True, sort_keys=False, width=10_000)
     return Entry(what, name, path, f"  - {line.strip()}")
+
+
+def _asked_sets(texts: list[str], tasks: list[set[str]], ask: Callable[[str], str]) -> list[str]:
+    """Return what was answered for the sets that tasks name and nobody knows, as --data has it."""
+    known = {*known_datasets(), *(text.partition("=")[0] for text in texts)}
+    answers = []
+    for name in sorted({name for task in tasks for name in task} - known):
+        question = f"data set {name}, {DATA_WANTED.replace('NAME=', '')}: "
+        if answer := ask(question).strip().removeprefix(f"{name}="):
+            answers.append(f"{name}={answer}")
+    return answers
 
 
 def _data_section(texts: list[str], tasks: list[set[str]]) -> str:

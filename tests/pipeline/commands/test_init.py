@@ -272,6 +272,21 @@ def test_questions_are_asked_at_a_terminal(fakes: Path, monkeypatch: pytest.Monk
     assert "seeds: [0, 1, 2]" in Path("q.yaml").read_text("utf-8")
 
 
+def test_sets_that_nobody_knows_are_asked_for(
+    fakes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    questions: list[str] = []
+    answers = iter(["random", "v=configs/voc.yaml", "", "", "voc:data/voc:all"])
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda text: questions.append(text) or next(answers))
+    assert init("q.yaml") == 0
+    assert questions[-1] == "data set my_voc, coco:ANNOTATIONS:IMAGES or voc:ROOT:SPLIT: "
+    assert list(load_plan(Path("q.yaml"), []).config.datasets) == ["my_voc"]
+    answers = iter(["random", "v=configs/voc.yaml", "", "", ""])
+    assert init("r.yaml") == 2
+    assert "unknown data set 'my_voc'" in capsys.readouterr().err
+
+
 def test_an_answer_that_is_no_executor_is_refused(
     fakes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
