@@ -30,6 +30,7 @@ from pretrain.config.pretrain import PretrainConfig
 from pretrain.config.probe import ProbeConfig
 from transfer.config.data import VOC_CLASSES, CocoData, DetectionData, VocData, known_datasets
 from transfer.datasets.files import index_file
+from transfer.files import near_file
 
 EXAMPLE = """examples:
   python tools/run_pipeline.py init mine.yaml          # asks
@@ -316,8 +317,11 @@ def _check_files(
     """
     recipes, tasks, faults = [], [], []
     for entry in entries:
-        if entry.path and not Path(entry.path).is_file():
-            faults.append(f"{entry.path}: no such file ({entry.what} {entry.name})")
+        path = Path(entry.path)
+        if entry.path and not path.is_file():
+            faults.append(
+                f"{entry.path}: no such file ({entry.what} {entry.name}){near_file(path)}"
+            )
     for entry in sorted(entries, key=lambda entry: entry.what, reverse=True):  # tasks first
         path = Path(entry.path)
         if not entry.path.endswith(YAML) or not path.is_file():

@@ -30,6 +30,8 @@ from typing import Any, BinaryIO, Literal
 from rich import progress as bars
 from rich.console import Console
 
+from transfer.files import near_file
+
 VERSION = 1  # of the kept files
 SETTLED_S = 2.0
 BLOCK = 2**14  # bytes
@@ -49,7 +51,7 @@ def file_digest(path: Path) -> str:
     """
     (digest,) = file_digests(path.parent, [path.name])
     if digest is None:
-        raise ValueError(f"{path}: no such file")
+        raise ValueError(f"{path}: no such file{near_file(path)}")
     return digest
 
 

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from transfer.files import did_you_mean, one_line, printable, refusal
+import pytest
+
+from transfer.files import did_you_mean, near_file, one_line, printable, refusal
 
 
 def test_text_from_files_keeps_nothing_that_a_terminal_obeys() -> None:
@@ -26,3 +28,22 @@ def test_a_refusal_is_one_short_line_with_the_path_and_the_reason() -> None:
     assert refusal(Path("a/b.pth"), ValueError("no\ntensors")) == "a/b.pth: no?tensors"
     long = refusal(Path("/folder" * 99 + "/b.pth"), "reason " * 99)
     assert "/b.pth: reason" in long and len(long) == 370 and long.endswith("...")
+
+
+@pytest.mark.parametrize(
+    ("missing", "near"),
+    [
+        ("mine_slrum.yaml", "mine_slurm.yaml"),
+        ("moco_r50.pt", "moco_r5.pth"),
+        ("mine_slurm.pth", None),  # another kind of file
+        ("zzz.yaml", None),
+        ("gone/mine_slurm.yaml", None),
+    ],
+)
+def test_the_nearest_file_beside_one_that_is_missing(
+    tmp_path: Path, missing: str, near: str | None
+) -> None:
+    for name in ("mine_slurm.yaml", "moco_r5.pth"):
+        (tmp_path / name).touch()
+    (tmp_path / "mine_slrun.yaml").mkdir()
+    assert near_file(tmp_path / missing) == (f"; did you mean {tmp_path / near}?" if near else "")

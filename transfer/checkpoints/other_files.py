@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from transfer.checkpoints.families import check_format
-from transfer.files import refusal
+from transfer.files import near_file, refusal
 
 SAVE = "save model.state_dict() with torch.save where it loads"
 MAGIC: tuple[tuple[bytes, str], ...] = (
@@ -80,7 +80,7 @@ def weight_files(path: Path) -> list[Path]:
             raise ValueError(f"{_folder(names)}")
         path = path / inside
     elif not path.exists():
-        raise ValueError("no such checkpoint file")
+        raise ValueError(f"no such checkpoint file{near_file(path)}")
     elif not path.is_file():
         kind = TYPES.get(stat.S_IFMT(path.stat().st_mode), "of an unknown type")
         raise ValueError(f"is {kind}, wanted a checkpoint file; copy it into a file first")

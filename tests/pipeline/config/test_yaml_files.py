@@ -96,3 +96,10 @@ def test_every_bad_override_is_named() -> None:
     with pytest.raises(ValueError, match="wanted key=value") as caught:
         apply_overrides({"a": [1]}, ["nonsense", "a.7=1", "a.b.c=2"])
     assert len(str(caught.value).splitlines()) == 3
+
+
+def test_a_missing_config_is_told_with_the_nearest_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "mine_slurm.yaml").touch()
+    with pytest.raises(ValueError, match="no such config file; did you mean ") as caught:
+        load_yaml(tmp_path / "mine_slrum.yaml")
+    assert str(caught.value).endswith(f"{tmp_path / 'mine_slurm.yaml'}?")
