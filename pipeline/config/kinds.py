@@ -16,6 +16,7 @@ Kind = Literal[
     "pipeline config", "pretraining config", "probe config", "detectron2 config",
     "file of rates", "file of published rows",
 ]  # fmt: skip
+WHITE = b"\xef\xbb\xbf \t\r\n"  # and the mark of byte order
 OF_DETECTRON2 = re.compile(r"[A-Z][A-Z0-9_]*")
 KEYS: dict[Kind, frozenset[str]] = {  # detectron2's are all those in capitals
     "pipeline config": frozenset(PipelineConfig.model_fields),
@@ -41,10 +42,30 @@ def load_config(path: Path | str, kind: Kind, overrides: Sequence[str] = ()) -> 
         ValueError: it cannot be read, it is of another kind, or an override cannot be applied;
             every line names the file.
     """
+    if is_coco(Path(path)):  # told apart before it is read as YAML: it may be of any size
+        raise ValueError(
+            f"{path}: is a COCO annotation file, wanted a {kind}; `annotations:` of a set under "
+            "`datasets:` in a pipeline config takes it"
+        )
     content = load_yaml(Path(path))
     if (other := kind_of(content, kind)) != kind:
         raise ValueError(f"{path}: is a {other}, wanted a {kind}; {TAKEN_BY[other]}")
     return apply_overrides(content, overrides, f"{path}: ")
+
+
+def is_coco(path: Path) -> bool:
+    """Return whether a file is JSON with the keys of COCO's annotations; it is not parsed."""
+    try:
+        if not path.is_file():  # a pipe would be read away
+            return False
+        with path.open("rb") as file:
+            if not file.read(64).lstrip(WHITE).startswith(b"{"):
+                return False
+            file.seek(0)
+            content = file.read()
+    except OSError:
+        return False  # reading it as a config says why
+    return all(f'"{key}"'.encode() in content for key in ("images", "annotations", "categories"))
 
 
 def kind_of(content: dict[str, Any], kind: Kind) -> Kind:

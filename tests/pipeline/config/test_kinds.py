@@ -1,5 +1,6 @@
 """A config of another kind is told as what it is, with what takes it."""
 
+import json
 from collections.abc import Callable
 from itertools import permutations
 from pathlib import Path
@@ -81,3 +82,18 @@ def test_whatever_reads_a_config_says_so(
     ) as caught:
         load(Path("other.yaml"))
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("num_boxes", [0, 1, 200_000])
+def test_coco_annotations_are_no_config_of_whatever_size(tmp_path: Path, num_boxes: int) -> None:
+    path = tmp_path / "train.json"
+    content = {"images": [{"id": 1}], "annotations": [{"id": 1}] * num_boxes, "categories": []}
+    path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    with pytest.raises(ValueError, match="is a COCO annotation file") as caught:
+        load_config(path, "pipeline config")
+    assert str(caught.value) == (
+        f"{path}: is a COCO annotation file, wanted a pipeline config; `annotations:` of a set "
+        "under `datasets:` in a pipeline config takes it"
+    )
+    path.write_text('{"name": "x"}', encoding="utf-8")  # JSON is YAML
+    assert load_config(path, "pipeline config") == {"name": "x"}
