@@ -22,6 +22,7 @@ from pipeline.report.data import (
 from pipeline.report.statistics import Difference, Spread, Verdict, finite, leaders
 from pipeline.stages.files import one_line
 from pipeline.stages.provenance import MODIFIED
+from pipeline.stages.run_folder import is_kept_back
 
 DASH = "–"
 MAX_REASON = 400
@@ -35,7 +36,10 @@ AGAINST: dict[Verdict, str] = {
     "no": "not told apart from",
     "n/a": "no interval of the difference from",
 }
-EVIDENCE = "one pretraining of each backbone, and another one may differ by more"
+EVIDENCE = (
+    "one pretraining of each pretrained backbone, and another one may differ by more than the "
+    "seeds do"
+)
 
 
 def metric_label(metric: str) -> str:
@@ -165,14 +169,16 @@ def _finding(summary: TaskSummary, baseline: str | None) -> str:
         for cell in line.cells
         if cell.metric == metric and cell.spread is not None
     }
+    title, failures = summary.task.title, _failures(summary)
     if not cells:
-        return f"{summary.task.title}: no finished result."
+        return f"{title}: {failures}no finished result."
     counts = sorted({len(cell.values) for cell in cells.values()})
     seeds = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
-    evidence = f"{seeds} seed{'' if seeds == '1' else 's'} of fine-tuning, "
+    evidence = [f"{seeds} seed{'' if seeds == '1' else 's'} of fine-tuning"]
     if len({tuple(seed for seed, _ in cell.values) for cell in cells.values()}) > 1:
-        evidence += "each comparison on the seeds in common only, "
-    evidence += EVIDENCE
+        evidence.append("each comparison on the seeds in common only")
+    if cells.keys() - {baseline}:
+        evidence.append(EVIDENCE)
     against: dict[Verdict, list[str]] = {"yes": [], "worse": [], "no": [], "n/a": []}
     base = next((cell for name, cell in cells.items() if name == baseline), None)
     for name, cell in cells.items():
@@ -193,7 +199,18 @@ def _finding(summary: TaskSummary, baseline: str | None) -> str:
     elif len(best) > 1 and len(others) > 1:
         parts.append(f"not told apart from the highest mean: {', '.join(best)}")
     shown = "; ".join(parts) or f"nothing to compare {next(iter(cells))} with"
-    return f"{summary.task.title}, {metric_label(metric)}: {shown}. Evidence: {evidence}."
+    head = f"{title}, {metric_label(metric)}: {failures}{shown}"
+    return f"{head}. Evidence: {', '.join(evidence)}."
+
+
+def _failures(summary: TaskSummary) -> str:
+    """`of 4 fine-tunings 1 failed and 2 not run, as what they need failed; `, or nothing."""
+    rows = [row for line in summary.backbones for row in line.rows]
+    failed = sum(row.status == "failed" for row in rows)
+    kept_back = sum(is_kept_back(row.reason) for row in rows)
+    words = [f"{failed} failed"] if failed else []
+    words += [f"{kept_back} not run, as what they need failed"] if kept_back else []
+    return f"of {len(rows)} fine-tunings {' and '.join(words)}; " if words else ""
 
 
 def _by_how_much(cell: Cell, decimals: int, num_seeds: int) -> str:

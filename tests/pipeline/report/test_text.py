@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from pipeline.report.tables import markdown
 from pipeline.report.text import Entry, duration, entry, findings, metric_label, number
 from tests.pipeline.report.cases import COCO, case, row
 
@@ -31,16 +32,20 @@ def test_labels_and_numbers():
     assert (number(-1.25, 1), number(-0.04, 1), number(None, 1)) == ("−1.2", "0.0", "–")
 
 
+COMMON = "each comparison on the seeds in common only"
+
+
 def test_findings_say_what_the_numbers_allow_and_on_how_much_they_stand():
     evidence = (
-        "of fine-tuning, one pretraining of each backbone, and another one may differ by more."
+        "of fine-tuning, one pretraining of each pretrained backbone, and another one may differ "
+        "by more than the seeds do."
     )
     assert findings(case()) == [
         "Faster R-CNN on VOC, Box AP: higher than random: cw-rgp (+11.5, 95 % interval 5.1 to "
         f"17.9). Evidence: 2 seeds {evidence}",
-        "Mask R-CNN on COCO, Box AP: no interval of the difference from random: cw-rgp "
-        "(+10.0, 1 of 2 seeds in common). Evidence: 1 to 2 seeds of fine-tuning, each comparison "
-        f"on the seeds in common only, {evidence.removeprefix('of fine-tuning, ')}",
+        "Mask R-CNN on COCO, Box AP: of 4 fine-tunings 1 failed; no interval of the difference "
+        "from random: cw-rgp (+10.0, 1 of 2 seeds in common). Evidence: 1 to 2 "
+        f"seeds of fine-tuning, {COMMON}, {evidence.removeprefix('of fine-tuning, ')}",
     ]
 
 
@@ -68,9 +73,6 @@ def test_what_is_not_told_apart_is_not_ranked():
     assert "; b is higher than each of the others. Evidence" in text
 
 
-COMMON = "each comparison on the seeds in common only"
-
-
 def test_a_difference_says_on_how_many_seeds_it_stands_where_that_is_fewer_than_the_means_do():
     text = told(random=(1.0, 2.0), a=(20.0, 23.0, 30.0), b=(20.0, 23.0))
     assert "a (+20.0, 95 % interval 7.3 to 32.7, 2 of 3 seeds in common)" in text
@@ -85,6 +87,23 @@ def test_a_difference_says_on_how_many_seeds_it_stands_where_that_is_fewer_than_
 def test_with_one_seed_nothing_is_told_apart():
     text = told(random=(1.0,), a=(20.0,), b=(30.0,))
     assert "with one seed nothing can be told apart" in text and "highest" not in text
+
+
+def test_the_first_sentence_says_what_failed_and_claims_no_pretraining_that_gave_no_result():
+    needs = "needs pretrain/a, which failed: NaN"
+    rows = [row("random", COCO, seed, (1.0, 1.0)) for seed in (0, 1)]
+    rows += [row("a", COCO, 0, (), status="failed", reason="out of memory")]
+    rows += [row("b", COCO, seed, (), status="missing", reason=needs) for seed in (0, 1)]
+    given = replace(case(), rows=tuple(rows), backbones=("random", "a", "b"), tasks=(COCO,))
+    given = replace(given, probes=(), pretraining=(), finetuning=())
+    failures = "of 5 fine-tunings 1 failed and 2 not run, as what they need failed; "
+    assert findings(given) == [
+        f"Mask R-CNN on COCO, Box AP: {failures}nothing to compare random with. "
+        "Evidence: 2 seeds of fine-tuning."
+    ]
+    nothing = findings(replace(given, rows=tuple(rows[2:])))
+    assert nothing == [f"Mask R-CNN on COCO: {failures.replace('5', '3')}no finished result."]
+    assert f"**not run**: b, seed 0: {needs}" in markdown(given)
 
 
 def test_nothing_finished_is_said():
