@@ -219,7 +219,7 @@ def check_input(path: Path, names: Sequence[str] | None = None) -> dict[str, str
         ) from None
     if (fault := outputs_fault(folder, manifest, thorough=True, names=names)) is not None:
         drop_changed_outputs(folder)  # so the next run makes them again
-        raise ValueError(fault)
+        raise ValueError(f"{fault}: run again")
     return {name: manifest["outputs"][name]["sha256"] for name in names}
 
 
