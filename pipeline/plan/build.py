@@ -25,7 +25,7 @@ from pipeline.plan.data_identity import (
 )
 from pipeline.plan.data_sets import unknown_set
 from pipeline.plan.overrides import blamed, mentioned
-from pipeline.plan.place import place_faults
+from pipeline.plan.place import place_faults, run_folders
 from pipeline.plan.plan import Plan, share_folders
 from pipeline.plan.recorded import MISSING, as_recorded
 from pipeline.stages.stage import CHECKPOINT, DATA, WORLD_SIZE, Stage, identity_of
@@ -98,7 +98,8 @@ def load_plan(
     if scope.missing:
         stages = as_recorded(stages, config.root)
         more = f" (and {len(scope.missing) - 1} more)" if len(scope.missing) > 1 else ""
-        notes = (f"{scope.missing[0]}{more}; taken as the folders in {config.root} have it",)
+        if run_folders(config.root):
+            notes = (f"{scope.missing[0]}{more}; taken as the folders in {config.root} have it",)
     stages = share_folders(stages, config.root)
     return Plan(config, config_file, tuple(overrides), tuple(stages), notes)
 

@@ -121,6 +121,9 @@ def test_status_and_report_of_finished_runs_need_no_data(
     assert set(json.loads(told.out)["counts"]) == {"done"}
     [line] = told.err.splitlines()
     assert "data/coco" in line and line.endswith("taken as the folders in runs/tiny have it")
+    assert execute("status", CONFIG, ["output_dir=elsewhere"]) == 0
+    told = capsys.readouterr()
+    assert told.err == "" and "there is no folder" in told.out  # of which nothing was taken
     results.unlink()
     assert execute("report", CONFIG, []) == 0
     assert results.read_text("utf-8") == before
