@@ -30,7 +30,11 @@ FUNCTIONS = {
     "report": "rebuild_report",
 }  # the others have their command's name
 ONLY = {"cancel": "slurm", "report": "local", "clean": "clean"}  # whatever the executor is
-GO_WITH = {  # options: the command and executor that have them
+GO_WITH: dict[str, tuple[tuple[str, str | None], str]] = {
+    # options: the command and executor (None: whichever) that have them
+    "watch": (("status", None), "status"),
+    "as_json": (("status", None), "status"),
+    "stage": (("logs", None), "logs"),
     "only": (("run", "local"), "run on this machine (--executor local)"),
     "replace": (("run", "slurm"), "run --executor slurm"),
     "outdated": (("cancel", "slurm"), "cancel"),
@@ -165,18 +169,18 @@ def _plan_of(
 
 def action_of(command: str, options: Options) -> Callable[[Plan, Console], int]:
     """Return what carries a command out, given the executor and the other options."""
-    status: Any = importlib.import_module("pipeline.commands.status")
-    if command == "status":
-        return partial(status.show_status, watch=options.watch, as_json=options.as_json)
-    if command == "logs":
-        return partial(status.show_log, name=options.stage)
     executor = ONLY.get(command, options.executor or "local")
     keywords: dict[str, Any] = {}
     for name, (wanted, words) in GO_WITH.items():
         if value := getattr(options, name):
             keywords[name] = value
-            if (command, executor) != wanted:
-                raise ValueError(f"--{name} goes with {words}")
+            if wanted not in ((command, executor), (command, None)):
+                raise ValueError(f"--{name.removeprefix('as_')} goes with {words}")
+    status: Any = importlib.import_module("pipeline.commands.status")
+    if command == "status":
+        return partial(status.show_status, **keywords)
+    if command == "logs":
+        return partial(status.show_log, name=options.stage)
     if (command, options.executor) == ("run", "local"):
         keywords["beside_queue"] = True
     module: Any = importlib.import_module(MODULES[executor])

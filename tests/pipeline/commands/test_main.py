@@ -25,6 +25,25 @@ def test_status_imports_no_torch_and_no_plots() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
+@pytest.mark.parametrize("executor", [None, "slurm"])
+@pytest.mark.parametrize("command", commands.NAMES)
+def test_an_option_of_another_command_is_refused(command: str, executor: str | None) -> None:
+    given = {
+        "watch": ("--watch goes with status", ("status",)),
+        "as_json": ("--json goes with status", ("status",)),
+        "stage": ("--stage goes with logs", ("logs",)),
+        "only": ("--only goes with run on this machine", ("run",) if executor is None else ()),
+        "yes": ("--yes goes with clean", ("clean",)),
+    }
+    for name, (told, commands_with_it) in given.items():
+        options = Options(executor=executor, **{name: ("x",) if name == "only" else True})
+        if command in commands_with_it:
+            assert commands.action_of(command, options)
+        else:
+            with pytest.raises(ValueError, match=told):
+                commands.action_of(command, options)
+
+
 def test_plan_says_that_another_config_has_the_name(
     fakes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -64,7 +83,7 @@ from pipeline.commands.main import Options, execute
 from pipeline.stages import stage
 for name in stage.STAGE_KINDS:
     stage.STAGE_KINDS[name] = stage.StageKind("fake_stages", 1, ("out.txt",), "out.txt")
-options = Options(executor="slurm", as_json=True)
+options = Options(executor="slurm", as_json=sys.argv[1] == "status")
 sys.exit(execute(sys.argv[1], Path("configs/tiny.yaml"), [], options))
 """
 
