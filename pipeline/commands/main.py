@@ -41,6 +41,10 @@ GO_WITH: dict[str, tuple[tuple[str, str | None], str]] = {
     "yes": (("clean", "clean"), "clean"),
 }
 SHOW = ("status", "logs", "report", "cancel")  # they read run folders, no data
+CLEAN_NEEDS = (
+    "clean: nothing is removed: which run folders the plan needs is known by the content of its "
+    "data and settings alone; run it where these are"
+)
 NAMES = ("run", "plan", "status", "logs", "cancel", "report", "clean")
 
 
@@ -155,7 +159,12 @@ def _plan_of(
     from pipeline.plan.place import nothing_begun  # noqa: PLC0415
     from pipeline.plan.plan import other_configs  # noqa: PLC0415
 
-    plan = load_plan(config_file, overrides, recorded=command in SHOW)
+    try:
+        plan = load_plan(config_file, overrides, recorded=command in SHOW)
+    except ValueError as error:
+        if command != "clean":
+            raise
+        raise ValueError(f"{error}\n{CLEAN_NEEDS}") from None
     sys.stderr.writelines(f"run_pipeline: {line}\n" for line in plan.notes)
     if command == "status":  # it says so itself
         return plan

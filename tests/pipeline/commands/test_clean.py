@@ -175,12 +175,19 @@ def test_what_a_queued_job_needs_stays(fake) -> None:
     assert {entry.path for entry in wastes(plan_of())} <= queued
 
 
-def test_without_data_or_folder_nothing_is_removed(fakes: Path) -> None:
+def test_without_data_or_folder_nothing_is_removed(
+    fakes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert execute("clean", CONFIG, ONLY_A, YES) == 2
     assert execute("run", CONFIG, ONLY_A) == 0
     before = folders()
     shutil.rmtree("data")
+    capsys.readouterr()
     assert execute("clean", CONFIG, ONLY_A, YES) == 2 and folders() == before
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "run_pipeline: clean: nothing is removed: which run folders the plan needs is known by the "
+        "content of its data and settings alone; run it where these are"
+    )
 
 
 def test_a_hard_link_counts_once(tmp_path: Path) -> None:
