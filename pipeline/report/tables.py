@@ -421,7 +421,10 @@ def _rich_table(table: Table, headings: Sequence[str]) -> RichTable:
                 cells[-1].append(f"\n{cell.difference}", style="dim not bold")
         seeds = [Text("\n".join(filter(None, [line.seeds, line.state])))] if line.seeds else []
         verdict = [Text(line.verdict)] if table.verdict_heading else []
-        rich.add_row(Text(one_line(line.marked)), *seeds, *cells, *verdict)
+        name = Text(one_line(line.marked))
+        if any(cell.difference for cell in line.cells):
+            name.append("\ndifference", style="dim")
+        rich.add_row(name, *seeds, *cells, *verdict)
     return rich
 
 

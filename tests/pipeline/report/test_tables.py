@@ -1,6 +1,7 @@
 """The tables in every format: marks, published rows, and names that try to break them."""
 
 import json
+import re
 from dataclasses import replace
 from io import StringIO
 
@@ -57,6 +58,8 @@ def test_tables_on_the_terminal():
     voc, coco, probes = (shown(table) for table in rich_tables(case(ours="[b]x[/b]")))
     for part in ("[b]x[/b] †", "28.0 ± 1.4", "+11.5 ± 0.7", "baseline", "yes"):
         assert part in voc
+    (line,) = (line for line in voc.splitlines() if "+11.5 ± 0.7" in line)
+    assert re.search(r"^\W*difference\W", line) and voc.count("difference") == 1
     for part in ("1 of 2", "1 failed", "failed: [b]x[/b], seed 1: out of memory"):
         assert part in coco
     assert "[b]x[/b]" in probes
