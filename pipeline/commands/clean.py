@@ -69,15 +69,16 @@ def clean(plan: Plan, console: Console, yes: bool = False) -> int:
         _show(plan, wastes(plan), console)
         return 0
     with lock(root / "lock"):
-        waste = wastes(plan)
+        waste, before = wastes(plan), size_of(root)
         for entry in waste:
             if not entry.is_part:
                 _remove(entry.path)
         parts = [entry for entry in waste if entry.is_part]
         stripped = _strip([entry.path for entry in parts], yes=True)
         waste = [entry for entry in waste if not entry.is_part or entry.path in stripped]
-    freed = size_text(sum(entry.num_bytes for entry in waste))
-    console.print(f"{len(waste)} removed, {freed} freed; {size_text(size_of(root))} are left")
+    left = size_of(root)  # a file without its state is not smaller by exactly the state's size
+    freed = size_text(max(before - left, 0))
+    console.print(f"{len(waste)} removed, {freed} freed; {size_text(left)} are left")
     return 0
 
 

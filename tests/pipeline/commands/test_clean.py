@@ -12,7 +12,7 @@ from pipeline.commands.clean import wastes
 from pipeline.commands.main import Options, execute
 from pipeline.plan.build import load_plan
 from pipeline.stages import stage
-from pipeline.stages.files import size_of
+from pipeline.stages.files import size_of, size_text
 from pipeline.stages.run_folder import LOCK, MANIFEST, lock, read_states
 from pipeline.stages.stage import Stage
 from tests.pipeline.edits import CONFIG, edit
@@ -45,8 +45,11 @@ def test_nothing_of_a_plan_is_removed_and_what_is_outdated_is_shown_first(
     assert all(name in shown for name in before) and "clean --yes" in shown
     now = set(folders())
     assert set(before) < now
+    size_before = size_of(Path("runs/tiny"))
     assert execute("clean", CONFIG, ONLY_A, YES) == 0
     assert set(folders()) == now - set(before)
+    freed = size_before - size_of(Path("runs/tiny"))
+    assert f" removed, {size_text(freed)} freed; " in capsys.readouterr().out
     plan = load_plan(CONFIG, ONLY_A)
     assert {state.status for state in read_states(plan.stages).values()} == {"done"}
     assert execute("clean", CONFIG, ONLY_A, YES) == 0 and set(folders()) == now - set(before)
