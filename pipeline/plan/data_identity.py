@@ -130,9 +130,10 @@ def detection_identity(name: str, data: CocoData | VocData) -> Identity:
         what = "COCO's annotation file" if isinstance(data, CocoData) else "VOC's list of images"
         problem = "is a folder" if index.is_dir() else "no such file"
         raise ValueError(f"{index}: {problem}; data set {name} wants {what} there")
+    if images.is_file():
+        raise ValueError(f"{images}: is a file; data set {name} is expected there")
     if not images.is_dir():
-        problem = "is a file" if images.exists() else "no such folder"
-        raise ValueError(f"{images}: {problem}; data set {name} is expected there")
+        raise ValueError(f"{images}: no such folder; data set {name} is expected there")
     if next(images.iterdir(), None) is None:
         raise ValueError(f"{images}: empty folder; data set {name} is expected there")
     if isinstance(data, CocoData):
