@@ -46,9 +46,10 @@ def main(arguments: list[str] | None = None) -> int:
         line, code = "stopped by Ctrl-C", 130
     except Exception as error:  # noqa: BLE001  (an untrusted file found a gap: still one line)
         leave_if_missing(error)
-        what = error if isinstance(error, ValueError | OSError) else f"{options.input}: {error!r}"
-        line, code = one_line(what)[:370], 2
-    print(f"convert_to_detectron2: {line}", file=sys.stderr)
+        line, code = one_line(error), 2
+        if not isinstance(error, ValueError | OSError):
+            line = f"{options.input}: unexpected {type(error).__name__}: {line}"
+    print(f"convert_to_detectron2: {line[:370]}", file=sys.stderr)
     return code
 
 

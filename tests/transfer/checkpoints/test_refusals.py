@@ -227,6 +227,7 @@ def test_an_unforeseen_error_is_one_line_that_names_it(
         raise TypeError("two\nlines")
 
     monkeypatch.setattr("transfer.convert.convert_checkpoint", fail)
+    (tmp_path / "in").touch()
     assert command.main([str(tmp_path / "in"), str(tmp_path / "out.pkl")]) == 2
     error = capsys.readouterr().err
     assert error.endswith("in: unexpected TypeError: two lines\n") and error.count("\n") == 1
