@@ -46,9 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
         line, code = "stopped by Ctrl-C", 130
     except Exception as error:  # noqa: BLE001  (an untrusted file found a gap: still one line)
         leave_if_missing(error)
-        line, code = one_line(error), 2
-        if not isinstance(error, ValueError | OSError):
-            line = f"{options.input}: unexpected {type(error).__name__}: {line}"
+        is_refusal = isinstance(error, ValueError | OSError)
+        line, code = one_line(error if is_refusal else f"{options.input}: unexpected {error!r}"), 2
     print(f"convert_to_detectron2: {line[:370]}", file=sys.stderr)
     return code
 

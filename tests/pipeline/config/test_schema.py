@@ -53,5 +53,9 @@ def test_a_number_of_seeds_is_told_the_form(project: Path) -> None:
         assert line.endswith("[0, 1, 2] are three seeds, [3] is the seed 3 alone, got 3")
     with pytest.raises(ValueError, match=r"seeds: wanted a list, such as \[0,1,2\], got 0,1,2"):
         load_plan(Path("configs/tiny.yaml"), ["seeds=0,1,2"])
-    plan = load_plan(Path("configs/tiny.yaml"), ["seeds+=3", "tasks.0.overrides+=SEED=2"])
-    assert plan.config.seeds == (0, 1, 3) and plan.config.tasks[0].overrides == ("SEED=2",)
+    plan = load_plan(
+        Path("configs/tiny.yaml"), ["seeds+=3", "tasks.0.overrides+=SOLVER.MAX_ITER=4"]
+    )
+    assert plan.config.seeds == (0, 1, 3) and plan.config.tasks[0].overrides == (
+        "SOLVER.MAX_ITER=4",
+    )

@@ -230,7 +230,7 @@ def test_an_unforeseen_error_is_one_line_that_names_it(
     (tmp_path / "in").touch()
     assert command.main([str(tmp_path / "in"), str(tmp_path / "out.pkl")]) == 2
     error = capsys.readouterr().err
-    assert error.endswith("in: unexpected TypeError: two lines\n") and error.count("\n") == 1
+    assert error.endswith("in: unexpected TypeError('two\\nlines')\n") and error.count("\n") == 1
 
 
 def test_the_command_as_a_process(tmp_path: Path) -> None:
