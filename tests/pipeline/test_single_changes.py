@@ -80,6 +80,12 @@ def of_sets(name: str, **values: object) -> None:
     edit(str(CONFIG), lambda c: c["datasets"][name].update(values))
 
 
+def train_on_a_part() -> None:
+    part = {"fraction": 0.5}
+    edit(str(CONFIG), lambda c: c["datasets"].update(part=c["datasets"]["my_coco"] | part))
+    edit("configs/coco.yaml", lambda task: task["DATASETS"].update(TRAIN=["part"]))
+
+
 def of_backbone(number: int, **values: object) -> None:
     edit(str(CONFIG), lambda c: c["backbones"][number].update(values))
 
@@ -96,7 +102,7 @@ def of_backbone(number: int, **values: object) -> None:
         (lambda: SPLIT.write_text("001\n000\n002\n", "utf-8"), {"finetune"}),
         (lambda: of_sets("my_voc", year=2012), {"finetune"}),
         (lambda: of_sets("my_voc", class_names=["two"]), {"finetune"}),
-        (lambda: of_sets("my_coco", fraction=0.5), {"finetune"}),
+        (train_on_a_part, {"finetune"}),
         (lambda: overwrite(IMAGES / "003.png"), ALL),
         (lambda: exchange(IMAGES / "000.png", IMAGES / "001.png"), ALL),
         (lambda: behind_a_link(IMAGES / "003.png", overwrite), ALL),
