@@ -370,5 +370,6 @@ def test_ctrl_c_is_one_line(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(convert, "convert_checkpoint", stop)
+    (tmp_path / "in").touch()
     assert command.main([str(tmp_path / "in"), str(tmp_path / "out.pkl")]) == 130
     assert capsys.readouterr().err == "convert_to_detectron2: stopped by Ctrl-C\n"
