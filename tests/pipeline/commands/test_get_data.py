@@ -282,7 +282,7 @@ def test_the_script_says_what_is_wrong_in_one_line(tmp_path: Path, capsys, monke
     assert capsys.readouterr().err.count("\n") == 1
 
     def interrupt(*_: object, **__: object) -> None:
-        signal.raise_signal(signal.SIGINT)
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(script, "get_data", interrupt)
     assert script.main(["cifar10"]) == 130
