@@ -1,9 +1,9 @@
 #!/bin/sh
 # The README's commands on a bare Debian: only python3-venv, make and git, in a root by debootstrap.
-#     make test-bare [SUITES="bookworm trixie"] [COMMANDS="demo test"]
+#     make test-bare [SUITES="bookworm trixie"] [COMMANDS="demo test"] [MIRROR=URL]
 # Needs root, debootstrap and network; tries the last commit; 7 GB a suite, removed at its end.
 set -eu
-: "${SUITES:=bookworm trixie}" "${COMMANDS:=demo test}" "${MIRROR:=http://deb.debian.org/debian}"
+: "${SUITES:=bookworm trixie}" "${COMMANDS:=demo test}"
 
 fail() { printf 'test-bare: %s\n' "$1" >&2; exit 2; }
 
@@ -27,7 +27,7 @@ for suite in $SUITES; do
     log=$PWD/build/bare/$suite.log
     rm -rf --one-file-system "$root"
     debootstrap --variant=minbase --include=python3-venv,make,git,ca-certificates \
-        "$suite" "$root" "$MIRROR" >"$log" 2>&1 || fail "debootstrap of $suite failed; see $log"
+        "$suite" "$root" ${MIRROR:+"$MIRROR"} >"$log" 2>&1 || fail "debootstrap of $suite failed; see $log"
     # names and certificates are the machine's, as its network asks
     cp -L /etc/resolv.conf "$root/etc/resolv.conf"
     cp -L /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/ca-certificates.crt"

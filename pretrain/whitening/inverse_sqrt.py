@@ -22,6 +22,7 @@ eigenvalues meet.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -55,7 +56,7 @@ class WhiteningSettings:
 
 
 @dataclass(frozen=True)
-class InverseSqrt:
+class InverseSqrt(ABC):
     """W of a batch of covariances: how it acts, and how a gradient comes back through it.
 
     The fields are tensors, so that autograd can keep them for the backward pass.
@@ -65,16 +66,16 @@ class InverseSqrt:
 
     num_regularized: Tensor
 
+    @abstractmethod
     def apply(self, variables: Tensor) -> Tensor:
         """Return W A for A [B, k, n]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def apply_transposed(self, grad: Tensor) -> Tensor:
         """Return Wᵀ H for H [B, k, n]."""
-        raise NotImplementedError
 
     def symmetric_part(self, product: Tensor) -> Tensor:
-        """Return X [B, k, k] for M = (dL/dY) Yᵀ."""
+        """Return X [B, k, k] for M = (dL/dY) Yᵀ; only an own `backward` does without."""
         raise NotImplementedError
 
     def backward(

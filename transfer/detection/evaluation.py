@@ -6,15 +6,13 @@ year decides: 2007 takes the mean of 11 precisions, 2012 the area under the curv
 
 from __future__ import annotations
 
-import gc
 import io
 import logging
 import math
 import tempfile
 import xml.etree.ElementTree as ET
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +26,7 @@ from faster_coco_eval import COCO, COCOeval_faster
 from faster_coco_eval.core import mask as coco_mask
 
 from transfer.datasets.voc import EDGES, objects_of, read_annotation
-from transfer.files import write_json
+from transfer.files import no_collection, write_json
 
 Task = Literal["bbox", "segm"]
 COCO_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -45,22 +43,7 @@ def load_truth(path: Path) -> COCO:
     return COCO(str(path))
 
 
-@contextmanager
-def collector_paused() -> Iterator[None]:
-    """Keep python from searching for cycles among a million detections that have none.
-
-    The search, again and again while they are made, takes a fifth of an evaluation.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
-@collector_paused()
+@no_collection()
 def coco_ap(
     truth: COCO, results: Iterable[dict[str, Any]], task: Task, class_names: Sequence[str] = ()
 ) -> dict[str, float]:
