@@ -23,7 +23,7 @@ from benchmarks.loader import LoaderCase, drawn_images, loader_config
 from benchmarks.rows import Table, print_rows
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.losses import build_loss
-from pretrain.models import SelfSupervisedModel
+from pretrain.methods import build_model
 from pretrain.runtime.distributed import Processes
 from pretrain.training import precision as computing
 from pretrain.training.optimizers import build_optimizer
@@ -190,7 +190,7 @@ class Steps:
 
     def __init__(self, config: PretrainConfig, device: torch.device) -> None:
         self.device, self.compute = device, config.compute
-        self.model = SelfSupervisedModel(config.model).train()
+        self.model = build_model(config).train()
         computing.prepare(self.model, config.compute, Processes(device))
         self.loss = build_loss(config.loss).to(device)
         self.optimizer = build_optimizer(self.model, config.optimizer)
@@ -202,8 +202,8 @@ class Steps:
         with self._timed(spent, "step"):
             self.optimizer.zero_grad(set_to_none=True)
             with computing.autocast(self.compute, self.device):
-                _, embedding = self.model(views)
-            self.scaler.scale(self.loss(embedding)).backward()
+                _, embedding, beside = self.model(views)
+            self.scaler.scale(self.loss(embedding, **beside)).backward()
             self._update()
         return spent["step"]
 

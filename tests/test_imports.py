@@ -34,7 +34,8 @@ FORBIDDEN = {
 # package are above its folders; those in BOTTOM are below them.
 FOLDERS = {
     "pretrain": (
-        "config", "runtime", "data", "views", "models", "whitening", "losses", "training", "probes",
+        "config", "runtime", "data", "views", "models", "whitening", "losses", "methods",
+        "training", "probes",
     ),
     "transfer": ("detectron2_wheel", "config", "checkpoints", "datasets", "detection"),
     "pipeline": (

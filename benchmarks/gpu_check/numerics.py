@@ -193,7 +193,7 @@ def encoder_outputs(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return encoding and embedding of x [V, N, 3, S, S], and the gradient of their square."""
     torch.manual_seed(0)
     model = SelfSupervisedModel(ModelConfig(arch="resnet18", embedding_dim=32)).to(x.device)
-    encoding, embedding = model(x)
+    encoding, embedding, _ = model(x)
     torch.autograd.backward(embedding.square().mean())
     grads = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
     return encoding, embedding, torch.cat(grads)

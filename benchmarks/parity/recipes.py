@@ -24,6 +24,7 @@ from torch.utils.data import Dataset
 from benchmarks.parity.comparison import Row, compare_values
 from benchmarks.parity.peers import ROOT, call
 from pipeline.config.yaml_files import load_yaml
+from pretrain.config.loss import LossConfig
 from pretrain.config.pretrain import PretrainConfig
 
 SETS = {"tiny_in": "tiny_imagenet"}
@@ -98,6 +99,7 @@ def our_facts(name: str) -> Facts:
     path = ROOT / "configs" / "pretrain" / f"{name}.yaml"
     config = PretrainConfig.model_validate(load_yaml(path))
     model, loss, optimizer, augment = config.model, config.loss, config.optimizer, config.augment
+    assert isinstance(loss, LossConfig)
     facts: Facts = {
         "views": config.num_views, "batch": config.batch_size, "epochs": config.epochs,
         "arch": model.arch, "stem": model.stem, "residual branches begin at zero":

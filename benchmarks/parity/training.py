@@ -25,6 +25,7 @@ from benchmarks.parity.child import recorded_permutations
 from benchmarks.parity.comparison import Row, compare_tensors, compare_values, series
 from benchmarks.parity.losses import split_draws
 from benchmarks.parity.peers import call
+from pretrain.config.loss import LossConfig
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.losses import build_loss
 from pretrain.models.encoder import SelfSupervisedModel, build_projector
@@ -191,7 +192,7 @@ def schedule_rows(loop: Loop, paths: dict[str, Path]) -> list[Row]:
         steps = f"steps {waiting[0]} to {waiting[-1]} left out: {PEAK_KEPT}"
         row = dataclasses.replace(row, notes=(*row.notes, steps))
     rows = [row]
-    if config.loss.covariance_weight:
+    if isinstance(config.loss, LossConfig) and config.loss.covariance_weight:
         weights = [covariance_weight(step, length, config) for step in range(total)]
         sides = [
             {f"weight before step {step}": value for step, value in enumerate(values)}
@@ -236,7 +237,7 @@ def our_steps(loop: Loop, views: Tensor, theirs: dict[str, Any]) -> dict[str, An
     model.double().load_state_dict(renamed(theirs["initial"]))
     loss: Any = build_loss(config.loss)
     optimizer = build_optimizer(model, config.optimizer)
-    assert config.loss.sub_batch is not None
+    assert isinstance(config.loss, LossConfig) and config.loss.sub_batch is not None
     shape = (config.num_views, config.batch_size, config.model.embedding_dim)
     draws_per_step = len(theirs["draws"]) // length.total_steps
     answer: dict[str, Any] = {"losses": [], "rates": []}

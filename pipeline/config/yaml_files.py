@@ -159,10 +159,13 @@ def faults_of(
     """
     lines = []
     for fault in error.errors(include_url=False):
-        *place, last = fault["loc"] or ("(whole file)",)
+        written, models = list(fault["loc"]), list[type[BaseModel]]()
+        if model is not None:
+            written, models = located(model, fault["loc"])
+        *place, last = written or ("(whole file)",)
         key = _cut(".".join(str(part) for part in (*place, last)))
         if fault["type"] == "extra_forbidden" and model is not None:
-            known = known_keys(model, place)
+            known = list(dict.fromkeys(name for each in models for name in each.model_fields))
             lines.append(f"{where}: {key}: {unknown('key', _cut(str(last)), known)}")
             continue
         given = fault["input"]
@@ -176,10 +179,22 @@ def faults_of(
     return lines
 
 
-def known_keys(model: type[BaseModel], place: Sequence[int | str]) -> list[str]:
-    """Return the keys that a model allows at a place such as `("tasks", 0)`."""
-    models = [model]
+def located(
+    model: type[BaseModel], place: Sequence[int | str]
+) -> tuple[list[int | str], list[type[BaseModel]]]:
+    """Return a fault's place such as `("tasks", 0)` as a user writes it, and the models there.
+
+    In a union pydantic adds which of its models a fault is of, such as `("loss", "w-mse",
+    "sub_batch")`, where the config has `loss.sub_batch`.
+    """
+    written: list[int | str] = []
+    models, tagged_by = [model], ""
     for part in place:
+        if tagged_by:
+            models = [m for m in models if part in get_args(m.model_fields[tagged_by].annotation)]
+            tagged_by = ""
+            continue
+        written.append(part)
         fields = [each.model_fields[str(part)] for each in models if part in each.model_fields]
         types: list[Any] = [
             field.annotation for field in fields
@@ -188,9 +203,11 @@ def known_keys(model: type[BaseModel], place: Sequence[int | str]) -> list[str]:
             for each in models
             if each.model_config.get("extra") == "allow"
         ]
-        if types:  # else an index, a name in a mapping, or the tag of a union
+        if types:  # else an index, or a name in a mapping
             models = [inner for each in types for inner in _models_in(each)]
-    return list(dict.fromkeys(name for each in models for name in each.model_fields))
+            tags = [field.discriminator for field in fields]
+            tagged_by = next((tag for tag in tags if isinstance(tag, str)), "")
+    return written, models
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

@@ -1,12 +1,12 @@
-"""Settings of a pretraining loss, and the batch sizes that it can work with.
+"""Settings of the whitening losses and their controls, and what a plan asks of any loss's.
 
-Importable without torch, so that plans can be validated.
+Importable without torch, so that plans can be validated. `pretrain.config.methods` has the others.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -39,21 +39,56 @@ _NEEDED: dict[str, tuple[str, ...]] = {
     "batch-norm": (),
     "none": (),
 }
-_GATHERS = {"w-mse", "cw-rgp", "whitening", "batch-norm"}  # what is over the batch of all processes
-_TAKES_PARTS = {"cw-rgp", "whitening", "none"}  # of a batch, where no setting mixes them
 
 
-class LossConfig(BaseModel):
-    """A loss by name and its settings; defaults that depend on the name are filled in.
+class LossSettings(BaseModel):
+    """The settings of a loss, and of what its method adds to encoder and projector.
+
+    `gathers`: what the loss takes over the batch it takes over that of all processes.
+    `takes_parts`: the losses of parts of a batch add up to that of the whole. A loss that says
+    neither is for one process and whole batches. `most_views` are as many as it is defined for.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
+    gathers: ClassVar[bool] = False
+    takes_parts: ClassVar[bool] = False
+    most_views: ClassVar[int] = 1024
+
+    name: str
+    """which loss"""
+
+    def check(self, batch_size: int, embedding_dim: int, num_ranks: int = 1) -> list[str]:
+        """Return every reason why N `batch_size` (global) and D `embedding_dim` cannot work.
+
+        One line each with the numbers and the remedy; an empty list if all is well.
+        """
+        del embedding_dim, num_ranks
+        return [] if batch_size > 1 else [f"batch of {batch_size} images; use at least 2"]
+
+    def reason_against_parts(self) -> str | None:
+        """Return why the losses of parts of a batch do not add up to that of the whole."""
+        if self.takes_parts:
+            return None
+        if self.gathers:
+            return (
+                f"loss {self.name!r} takes the whole batch together, "
+                "which accumulation never holds at once"
+            )
+        return f"nothing says that loss {self.name!r} of parts adds up to that of the whole batch"
+
+
+class LossConfig(LossSettings):
+    """A whitening loss or a control by name; defaults that depend on the name are filled in.
 
     `w-mse` is batch whitening by Cholesky, `cw-rgp` channel whitening by ZCA with a random
     partition into groups, `whitening` any combination of `over` and `method`; `batch-norm` only
     standardises each channel and `none` compares the embeddings as they are: the controls.
     """
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    gathers = True
+    takes_parts = True
 
     name: LossName
     """which loss"""
@@ -135,13 +170,13 @@ class LossConfig(BaseModel):
         return self
 
     def check(self, batch_size: int, embedding_dim: int, num_ranks: int = 1) -> list[str]:
-        """Return every reason why N `batch_size` (global) and D `embedding_dim` cannot work.
+        """As of every loss.
 
-        One line each with the numbers and the remedy; an empty list if all is well. Channel
-        whitening takes its sub-batches within a rank, batch whitening from the global batch.
+        Channel whitening takes its sub-batches within a rank, batch whitening from the global
+        batch.
         """
         if self.sub_batch is None:
-            return [] if batch_size > 1 else [f"batch of {batch_size} images; use at least 2"]
+            return super().check(batch_size, embedding_dim, num_ranks)
         faults = sub_batch_faults(self.sub_batch, batch_size, self.over, num_ranks)
         faults += whitening_faults(
             str(self.over), self.sub_batch, embedding_dim, self.groups, self.eps
@@ -156,6 +191,21 @@ class LossConfig(BaseModel):
                 f"use sub_batch <= {observations}, fewer groups, or eps > 0"
             )
         return faults
+
+    def reason_against_parts(self) -> str | None:
+        """As of every loss; channel whitening treats parts apart, where no setting mixes them."""
+        if self.over == "batch":
+            return (
+                "batch whitening takes its covariance from images of the whole batch, "
+                "which accumulation never holds at once"
+            )
+        if self.name == "batch-norm":
+            return (
+                "the loss standardises over the whole batch, which accumulation never holds at once"
+            )
+        if self.covariance_weight and not self.covariance_batch:
+            return "covariance_weight compares all pairs of images of the batch"
+        return None
 
 
 _UNSET = {name: field.default for name, field in LossConfig.model_fields.items()}
@@ -216,36 +266,36 @@ def whitening_faults(over: str, num_samples: int, dim: int, groups: int, eps: fl
 
 
 def split_faults(
-    batch_size: int, loss: LossConfig, num_ranks: int = 1, accumulate: int = 1
+    batch_size: int, loss: LossSettings, num_ranks: int = 1, accumulate: int = 1
 ) -> list[str]:
     """Return why a global batch cannot be cut into `num_ranks` x `accumulate` parts, or [].
 
     Gradients of parts add up to the gradient of the whole only for a loss that treats parts of the
     batch apart. Channel whitening does (its sub-batches stay within a part); what mixes images of
-    the whole batch does so over processes, by gathering, but not over parts that are gone. A loss
-    of which `_GATHERS` and `_TAKES_PARTS` say neither is for one process and whole batches.
+    the whole batch does so over processes, by gathering, but not over parts that are gone.
     """
-    if num_ranks > 1 and loss.name not in _GATHERS | _TAKES_PARTS:
+    if num_ranks > 1 and not (loss.gathers or loss.takes_parts):
         return [
             f"{num_ranks} processes: nothing says that loss {loss.name!r} gathers what it takes "
-            f"over the whole batch; use 1, or, if it does, name it in _GATHERS "
-            f"(pretrain/config/loss.py)"
+            f"over the whole batch; use 1, or, if it does, say `gathers` in {type(loss).__name__}"
         ]
-    if accumulate > 1 and (reason := _reason_against_accumulation(loss)):
+    if accumulate > 1 and (reason := loss.reason_against_parts()):
         return [f"compute.accumulate {accumulate}: {reason}; set it to 1 and use more processes"]
     parts = num_ranks * accumulate
     among = f"{num_ranks} processes" + (f" x {accumulate} parts" if accumulate > 1 else "")
-    unit = math.lcm(loss.sub_batch or 1, loss.covariance_batch or 1)
-    step = parts * unit if loss.over == "channels" else parts
+    unit, units = 1, ""
+    if isinstance(loss, LossConfig) and loss.over == "channels":
+        unit, units = loss.sub_batch or 1, f"sub_batch {loss.sub_batch}"
+        if loss.covariance_batch:
+            unit = math.lcm(unit, loss.covariance_batch)
+            units += f" and covariance_batch {loss.covariance_batch}"
+    step = parts * unit
     fitting = max(2 * parts, -(-batch_size // step) * step)
     nearest = f"choose a multiple of {step}, such as {fitting}"
     if batch_size % parts:
         return [f"batch_size {batch_size} is not divisible by {among}; {nearest}"]
     size = batch_size // parts
-    if loss.over == "channels" and size % unit:
-        units = f"sub_batch {loss.sub_batch}"
-        if loss.covariance_batch:
-            units += f" and covariance_batch {loss.covariance_batch}"
+    if size % unit:
         return [
             f"batch_size {batch_size} over {among} is {size} images each, not divisible by "
             f"{units}; {nearest}"
@@ -253,18 +303,3 @@ def split_faults(
     if size < 2:
         return [f"batch_size {batch_size} over {among} leaves one image for BatchNorm; {nearest}"]
     return []
-
-
-def _reason_against_accumulation(loss: LossConfig) -> str | None:
-    if loss.over == "batch":
-        return (
-            "batch whitening takes its covariance from images of the whole batch, "
-            "which accumulation never holds at once"
-        )
-    if loss.name == "batch-norm":
-        return "the loss standardises over the whole batch, which accumulation never holds at once"
-    if loss.covariance_weight and not loss.covariance_batch:
-        return "covariance_weight compares all pairs of images of the batch"
-    if loss.name not in _TAKES_PARTS:
-        return f"nothing says that loss {loss.name!r} of parts adds up to that of the whole batch"
-    return None

@@ -19,6 +19,7 @@ from pretrain.config.base import (
 )
 from pretrain.config.data import AugmentConfig, DataConfig
 from pretrain.config.loss import LossConfig, split_faults
+from pretrain.config.methods import AnyLossConfig
 
 SAVED = left_out("when states are saved; what resumes from one ends the same")
 ROUNDING = left_out("speed and rounding alone")
@@ -69,6 +70,8 @@ class OptimizerConfig(Section):
     """L2 decay, a step"""
     decay_norm_and_bias: bool = True
     """whether weight decay also takes BatchNorm and biases; off for LARS unless given"""
+    norm_and_bias_rate: PositiveFloat = Field(default=1.0, json_schema_extra=IDENTITY_IF_GIVEN)
+    """learning rate of BatchNorm and biases over that of the others"""
     momentum: Fraction = 0.9
     """of SGD and LARS"""
     trust_coefficient: PositiveFloat = 0.001
@@ -187,8 +190,8 @@ class PretrainConfig(Section):
     """how views are drawn of them"""
     model: ModelConfig = ModelConfig()
     """encoder and projector"""
-    loss: LossConfig
-    """the loss and its settings"""
+    loss: AnyLossConfig
+    """the loss by its `name`, its settings and those of what its method adds"""
     optimizer: OptimizerConfig
     """the optimiser and its schedule"""
     compute: ComputeConfig = ComputeConfig()
@@ -260,7 +263,14 @@ class PretrainConfig(Section):
                 f"optimizer.drop_epochs_before_end {list(drops)} count back from the last of "
                 f"`epochs`, got epochs {self.epochs}; give more epochs than that"
             )
-        if self.covariance_epochs is not None and not self.loss.covariance_weight:
+        if self.num_views > self.loss.most_views:
+            faults.append(
+                f"num_views {self.num_views}: {self.loss.name} is defined for at most "
+                f"{self.loss.most_views} views; set num_views to {self.loss.most_views}"
+            )
+        loss = self.loss
+        has_term = isinstance(loss, LossConfig) and loss.covariance_weight > 0
+        if self.covariance_epochs is not None and not has_term:
             faults.append(
                 f"covariance_epochs {self.covariance_epochs} has no effect with "
                 "loss.covariance_weight 0; remove it or give the weight"

@@ -1,8 +1,9 @@
 """Losses on the embeddings of several views, by name."""
 
 from collections.abc import Callable
+from typing import Any
 
-from pretrain.config.loss import LossConfig
+from pretrain.config.loss import LossSettings
 from pretrain.losses.base import Loss, WhiteningLoss
 from pretrain.losses.controls import BatchNormLoss, PlainLoss
 from pretrain.losses.cw_rgp import CWRGPLoss
@@ -11,7 +12,7 @@ from pretrain.losses.w_mse import WMSELoss
 __all__ = ["CWRGPLoss", "WMSELoss", "WhiteningLoss", "build_loss"]
 
 _WHITENING: dict[str, type[WhiteningLoss]] = {"batch": WMSELoss, "channels": CWRGPLoss}
-_LOSSES: dict[str, Callable[[LossConfig], Loss]] = {
+_LOSSES: dict[str, Callable[[Any], Loss]] = {  # each from the settings of that name
     "batch-norm": BatchNormLoss,
     "cw-rgp": CWRGPLoss.from_config,
     "none": PlainLoss,
@@ -20,7 +21,7 @@ _LOSSES: dict[str, Callable[[LossConfig], Loss]] = {
 }
 
 
-def build_loss(config: LossConfig) -> Loss:
+def build_loss(config: LossSettings) -> Loss:
     """Return the loss that `config` names."""
     if config.name not in _LOSSES:
         raise ValueError(f"unknown loss {config.name!r}; known: {', '.join(_LOSSES)}")

@@ -2,9 +2,10 @@
 
 Legend: V views, N batch, D embedding dimension, n sub-batch, S = N / n sub-batches, T iterations.
 
-Every loss is called as `loss(embeddings [V, N, D], *, generator, batch_permutation,
-channel_partition)`, computes in float32 (float64 for float64 embeddings) with autocast off, and
-returns a scalar. Non-finite embeddings give NaN.
+Every loss is called as `loss(embeddings [V, N, D], *, generator, **beside)`, computes in float32
+(float64 for float64 embeddings) with autocast off, and returns a scalar. What is `beside` the
+embeddings its method gives it (a predictor's output, a momentum branch's embeddings); a whitening
+loss takes `batch_permutation` and `channel_partition`. Non-finite embeddings give NaN.
 
 Several processes: `embeddings` are this rank's [V, N / world, D]. What depends on the whole batch
 (batch whitening, BatchNorm, the covariance term) gathers it with gradients. The convention is
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from pretrain.config.loss import LossConfig, sub_batch_faults, whitening_faults
+from pretrain.config.loss import LossConfig, LossSettings, sub_batch_faults, whitening_faults
 from pretrain.runtime.cpu import keep_freed_memory
 from pretrain.runtime.device import to_device
 from pretrain.runtime.distributed import all_gather_with_grad, broadcast
@@ -41,7 +42,9 @@ _SHORTEST = 1e-12  # a shorter vector has no direction: it normalises to zero, w
 class Loss(nn.Module):
     """A loss on embeddings of several views, with its settings `config`."""
 
-    def __init__(self, config: LossConfig) -> None:
+    covariance_weight: float = 0.0  # of CW-RGP's extra term
+
+    def __init__(self, config: LossSettings) -> None:
         super().__init__()
         self.config = config
 
@@ -54,6 +57,19 @@ class Loss(nn.Module):
         """Factorisations that needed a ridge so far: none where nothing is factorised."""
         return 0
 
+    @property
+    def counts_whole_batch(self) -> bool:
+        """Whether every rank counts those of the global batch, not those of its own part."""
+        return False
+
+    def whitened(self, embedding: Tensor) -> Tensor | None:
+        """Return what the loss makes of one view's `embedding` [N, D], for the indicators; or None.
+
+        Of the global batch; every rank has to call this.
+        """
+        del embedding
+        return None
+
 
 class WhiteningLoss(Loss):
     """A loss between views that are whitened in sub-batches; a subclass says what of the batch.
@@ -63,6 +79,8 @@ class WhiteningLoss(Loss):
     `covariance_weight`, of CW-RGP's extra term, is a plain attribute: set it to 0 to end that term
     during training.
     """
+
+    config: LossConfig
 
     def __init__(self, config: LossConfig) -> None:
         super().__init__(config)
@@ -89,6 +107,11 @@ class WhiteningLoss(Loss):
         Under batch whitening every rank counts those of the global batch.
         """
         return int(self.num_regularized)
+
+    @property
+    def counts_whole_batch(self) -> bool:
+        """Whether every rank counts those of the global batch, not those of its own part."""
+        return self._over == "batch"
 
     def whiten_views(
         self,
@@ -133,7 +156,7 @@ class WhiteningLoss(Loss):
         """Return `embedding` [N, D] of one view as the loss whitens it; draws and counts nothing.
 
         Sub-batches and groups take images and channels in order; images that fill no sub-batch
-        are left out. Under several processes batch whitening gathers, so that all must call this.
+        are left out. Of the images of all processes, which must all call this.
 
         Raises:
             ValueError: if the sizes cannot work.
@@ -151,7 +174,8 @@ class WhiteningLoss(Loss):
             eps=self._settings.eps,
             newton_iterations=self._settings.newton_iterations,
         )
-        return output.view(-1, D)
+        output = output.view(-1, D)
+        return all_gather_with_grad(output, 0) if self._over == "channels" else output
 
     def _permutation(
         self, x: Tensor, given: Tensor | None, generator: torch.Generator | None

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from pretrain.config.loss import LossConfig
 from pretrain.losses.base import Loss, checked_views, pairwise_mse, refuse
 from pretrain.runtime.distributed import all_gather_with_grad, world_size
 from pretrain.whitening.functional import full_precision
@@ -16,6 +17,8 @@ from pretrain.whitening.functional import full_precision
 
 class BatchNormLoss(Loss):
     """The control that only standardises each channel over the (global) batch of each view."""
+
+    config: LossConfig
 
     def forward(self, embeddings: Tensor, **_: Any) -> Tensor:
         """Return the scalar loss of `embeddings` [V, N, D]."""
@@ -30,6 +33,8 @@ class BatchNormLoss(Loss):
 
 class PlainLoss(Loss):
     """The control without whitening: views are compared as they are, and collapse."""
+
+    config: LossConfig
 
     def forward(self, embeddings: Tensor, **_: Any) -> Tensor:
         """Return the scalar loss of `embeddings` [V, N, D], of this rank's part only."""

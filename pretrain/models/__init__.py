@@ -6,10 +6,11 @@ from pretrain.models.backbone_file import (
     read_backbone_file,
     save_backbone,
 )
-from pretrain.models.encoder import SelfSupervisedModel
+from pretrain.models.encoder import Features, SelfSupervisedModel
 
 __all__ = [
     "BACKBONE",
+    "Features",
     "InputConvention",
     "SelfSupervisedModel",
     "read_backbone_file",

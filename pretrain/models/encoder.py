@@ -6,6 +6,8 @@ V views, N images, F encoder features, D embedding dimensions.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 import torchvision
@@ -37,8 +39,18 @@ def build_projector(num_features: int, config: ModelConfig) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(widths[-1], config.embedding_dim))
 
 
+class Features(NamedTuple):
+    """What a model makes of the views of a batch."""
+
+    encoding: Tensor  # [V, N, F]
+    embedding: Tensor  # [V, N, D]
+    beside: dict[str, Tensor]  # what the method's loss takes beside the embedding, by keyword
+
+
 class SelfSupervisedModel(nn.Module):
     """Encoder and projector; the projector is called once over all views together.
+
+    What a method adds is in a subclass, in `pretrain.methods`.
 
     The encoder is called once per view, as the code of W-MSE and of CW-RGP does, so that its
     BatchNorm sees the images of one view at a time, or with `encoder_batchnorm: all-views` once.
@@ -51,11 +63,34 @@ class SelfSupervisedModel(nn.Module):
         self.projector = build_projector(num_features, config)
         self.per_view = config.encoder_batchnorm == "per-view"
 
-    def forward(self, views: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, views: Tensor) -> Features:
+        """Return the features of `views [V, N, 3, H, W]`."""
+        return Features(*self.embed(self.encoder, self.projector, views), {})
+
+    def embed(
+        self, encoder: nn.Module, projector: nn.Module, views: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Return encoding `[V, N, F]` and embedding `[V, N, D]` of `views [V, N, 3, H, W]`."""
         V, N = views.shape[:2]
         if self.per_view:
-            encoding = torch.stack([self.encoder(view) for view in views])
+            encoding = torch.stack([encoder(view) for view in views])
         else:
-            encoding = self.encoder(views.flatten(0, 1)).unflatten(0, (V, N))
-        return encoding, self.projector(encoding.flatten(0, 1)).unflatten(0, (V, N))
+            encoding = encoder(views.flatten(0, 1)).unflatten(0, (V, N))
+        return encoding, projector(encoding.flatten(0, 1)).unflatten(0, (V, N))
+
+    def encoders(self) -> Iterable[nn.Module]:
+        """Return all modules that are called on images, for compilation."""
+        return [self.encoder]
+
+    def constant_rate_parameters(self) -> Iterable[nn.Parameter]:
+        """Return the parameters whose learning rate stays at its peak."""
+        return []
+
+    def set_progress(self, progress: float) -> None:
+        """Take what is scheduled from `progress`, the part of all steps that are over, in [0, 1).
+
+        Called before each step; a step's place is all that a schedule may depend on.
+        """
+
+    def after_step(self) -> None:
+        """Follow the optimiser, which has just changed the parameters; called once a step."""

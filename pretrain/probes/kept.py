@@ -8,7 +8,7 @@ from typing import Any
 
 from pretrain.config.base import identity
 from pretrain.config.pretrain import PretrainConfig
-from pretrain.models import SelfSupervisedModel
+from pretrain.methods import build_model
 from pretrain.probes.online import TrainingProbe
 from pretrain.probes.probe import device
 from pretrain.runtime.checkpoint import LAST, load_state
@@ -35,7 +35,7 @@ def probe_kept_states(config: PretrainConfig, folder: Path) -> list[dict[str, fl
     if path.exists():
         stored = json.loads(path.read_text(encoding="utf-8"))
         content = stored if stored["probe"] == content["probe"] else content
-    model, stop = SelfSupervisedModel(config.model).to(device()), StopRequest()
+    model, stop = build_model(config).to(device()), StopRequest()
     with stop:
         for state_path in [*sorted(folder.glob("epoch_*.pth")), folder / LAST]:
             state = load_state(state_path) if state_path.exists() else None

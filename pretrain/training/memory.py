@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.config.pretrain import PretrainConfig
-from pretrain.models import SelfSupervisedModel
+from pretrain.methods import build_model
 from pretrain.training.precision import DTYPES
 
 GB = 1e9
@@ -28,7 +28,7 @@ def memory_estimate(config: PretrainConfig, num_processes: int) -> str:
     compute, V, side = config.compute, config.num_views, config.augment.size
     n = config.batch_size // num_processes
     with torch.device("meta"):
-        model = SelfSupervisedModel(config.model)
+        model = build_model(config)
     copies = COPIES[config.optimizer.name]
     weights = copies * 4 * sum(parameter.numel() for parameter in model.parameters())
     views = 3 * 4 * V * n * 3 * side**2  # of a step, the next, and the last, which is read late

@@ -93,21 +93,43 @@ class LARS(torch.optim.Optimizer):
         )
 
 
-def parameter_groups(model: nn.Module, config: OptimizerConfig) -> Groups:
-    """Return all parameters in one group, or biases and norms in a second one without decay."""
-    parameters = list(model.parameters())
-    if config.decay_norm_and_bias:
-        return [{"params": parameters}]
-    return [
-        {"params": [p for p in parameters if p.dim() > 1]},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-    ]
+def parameter_groups(
+    model: nn.Module, config: OptimizerConfig, constant_rate: Iterable[nn.Parameter] = ()
+) -> Groups:
+    """Return the trained parameters in groups that differ in decay or learning rate.
+
+    All in one, or biases and norms in a group of their own where they have no decay or another
+    `rate` (over that of the others); those whose rate is constant apart from those that follow the
+    schedule, marked `constant_rate`.
+    """
+    constant = {id(parameter) for parameter in constant_rate}
+    parted = not config.decay_norm_and_bias or config.norm_and_bias_rate != 1.0
+    groups: dict[tuple[bool, bool], dict[str, Any]] = {}
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            continue
+        small, steady = parted and parameter.dim() <= 1, id(parameter) in constant
+        group = groups.setdefault((steady, small), {"params": []})
+        group["params"].append(parameter)
+        if small and not config.decay_norm_and_bias:
+            group["weight_decay"] = 0.0
+        if small and config.norm_and_bias_rate != 1.0:
+            group["rate"] = config.norm_and_bias_rate
+        if steady:
+            group["constant_rate"] = True
+    return [groups[key] for key in sorted(groups)]
 
 
 def build_optimizer(
-    model: nn.Module, config: OptimizerConfig, *, fused: bool | None = None
+    model: nn.Module,
+    config: OptimizerConfig,
+    *,
+    constant_rate: Iterable[nn.Parameter] = (),
+    fused: bool | None = None,
 ) -> torch.optim.Optimizer:
     """Return the optimiser that `config` names, its learning rate still 0.
+
+    The groups of its parameters are those of `parameter_groups`.
 
     `fused`, on a GPU unless given, takes torch's fused kernels for Adam and SGD: a few launches a
     step, and none of its changes where the optimiser's attribute `found_inf` is 1.
@@ -121,11 +143,12 @@ def build_optimizer(
         "sgd": (torch.optim.SGD, {**momentum, **kernels}),
     }
     kind, settings = kinds[config.name]
-    groups = parameter_groups(model, config)
+    groups = parameter_groups(model, config, constant_rate)
     optimizer = kind(groups, lr=0.0, weight_decay=config.weight_decay, **settings)
     optimizer.register_step_pre_hook(match_strides)
     if config.name == "sgd" and fused and config.momentum:
-        for parameter in model.parameters():  # else left without a value if step 1 is left out
+        # else left without a value if step 1 is left out
+        for parameter in (p for group in groups for p in group["params"]):
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
 

@@ -66,7 +66,8 @@ def prepare(model: SelfSupervisedModel, compute: ComputeConfig, processes: Proce
     if compute.sync_batchnorm and processes.size > 1:
         nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     if compute.compile:
-        model.encoder.compile()  # one graph for every view, where the model's would unroll them
+        for encoder in model.encoders():  # one graph for every view; the model's would unroll them
+            encoder.compile()
     if processes.device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # all steps have the same shapes
 

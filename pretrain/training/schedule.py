@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from pretrain.config.loss import LossConfig
 from pretrain.config.pretrain import OptimizerConfig, PretrainConfig
 
 
@@ -52,10 +53,12 @@ def lr_factor(step: int, length: Length, config: OptimizerConfig) -> float:
 
 
 def covariance_weight(step: int, length: Length, config: PretrainConfig) -> float:
-    """Return the weight of the loss's covariance term before step `step`.
+    """Return the weight of CW-RGP's covariance term before step `step`; 0 for other losses.
 
     CW-RGP's code sets it to 0 after the first step of the epoch that ends the term.
     """
+    if not isinstance(config.loss, LossConfig):
+        return 0.0
     if config.covariance_epochs is None:
         return config.loss.covariance_weight
     end = config.covariance_epochs * length.steps_per_epoch + (config.covariance_extra_steps or 0)

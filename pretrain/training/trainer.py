@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.indicators import centred_indicators
-from pretrain.losses import WhiteningLoss, build_loss
-from pretrain.models import SelfSupervisedModel
+from pretrain.losses import build_loss
+from pretrain.methods import build_model
 from pretrain.runtime.checkpoint import LAST, save_atomically
 from pretrain.runtime.device import HostCopy
 from pretrain.runtime.distributed import Processes, all_gather_with_grad
@@ -86,10 +86,11 @@ class Trainer:
         self.views = ShardedViews(config, processes)
         self.length = Length.of(config, self.views.num_images)
         torch.manual_seed(derived_seed(config.seed))
-        self.model = SelfSupervisedModel(config.model)
+        self.model = build_model(config)
         precision.prepare(self.model, config.compute, processes)
         self.loss = build_loss(config.loss).to(processes.device)
-        self.optimizer = build_optimizer(self.model, config.optimizer)
+        constant_rate = self.model.constant_rate_parameters()
+        self.optimizer = build_optimizer(self.model, config.optimizer, constant_rate=constant_rate)
         self.scaler = precision.grad_scaler(config.compute, processes.device)
         parts = (config.seed, 2, processes.rank) if processes.rank else (config.seed, 2)
         self.generator = torch.Generator().manual_seed(derived_seed(*parts))
@@ -133,6 +134,7 @@ class Trainer:
                     output = self.gradients(parallel, views)
                     self._watch(output, views)
                     self.update()
+                    self.model.after_step()
                     self.step += 1
                     loss, signal = self._agree(self.stop.number)
                     report.stepped(self.step, partial(self.metrics, output, loss))
@@ -194,9 +196,10 @@ class Trainer:
         config = self.config
         factor = lr_factor(self.step, self.length, config.optimizer)
         for group in self.optimizer.param_groups:
-            group["lr"] = factor * config.optimizer.base_lr(config.batch_size)
-        if isinstance(self.loss, WhiteningLoss):
-            self.loss.covariance_weight = covariance_weight(self.step, self.length, config)
+            peak = group.get("rate", 1.0) * config.optimizer.base_lr(config.batch_size)
+            group["lr"] = peak if group.get("constant_rate") else factor * peak
+        self.loss.covariance_weight = covariance_weight(self.step, self.length, config)
+        self.model.set_progress(self.step / self.length.total_steps)
 
     def gradients(self, parallel: nn.Module, views: Tensor) -> Output:
         """Leave the gradients of the global batch in the parameters, fp16's scaled."""
@@ -209,8 +212,8 @@ class Trainer:
             last = number == len(parts)
             with nullcontext() if last else precision.without_averaging(parallel):
                 with precision.autocast(settings, device):
-                    encoding, embedding = parallel(part)
-                loss = self.loss(embedding, generator=self.generator) / len(parts)
+                    encoding, embedding, beside = parallel(part)
+                loss = self.loss(embedding, generator=self.generator, **beside) / len(parts)
                 self.scaler.scale(loss).backward()
             outputs.append(Output(loss.detach(), encoding.detach(), embedding.detach()))
         if len(outputs) == 1:
@@ -352,10 +355,8 @@ class Trainer:
             return metrics
         first_view = {"encoding": output.encoding[0], "embedding": output.embedding[0]}
         features = {name: all_gather_with_grad(x.float()) for name, x in first_view.items()}
-        if isinstance(self.loss, WhiteningLoss):
-            whitened = self.loss.whitened(first_view["embedding"])
-            if self.config.loss.over == "channels":
-                whitened = all_gather_with_grad(whitened)
+        whitened = self.loss.whitened(first_view["embedding"])
+        if whitened is not None:
             features["whitened"] = whitened
         return metrics | (centred_indicators(features) if self.processes.is_main else {})
 
@@ -365,4 +366,4 @@ class Trainer:
         Under batch whitening each counts those of the global batch, else those of its own part.
         """
         counts = self.processes.all_gather([float(self.loss.regularized_count)])
-        return int(counts[0][0] if self.config.loss.over == "batch" else sum(n for (n,) in counts))
+        return int(counts[0][0] if self.loss.counts_whole_batch else sum(n for (n,) in counts))

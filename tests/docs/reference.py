@@ -39,10 +39,18 @@ a config that names its schema, `init --schemas FOLDER` all schemas. A task is a
 [detection.md](detection.md) tells of the few keys that are this project's.
 """
 TITLES = {
+    "BYOLConfig": "Loss BYOL",
+    "BarlowTwinsConfig": "Loss Barlow Twins",
     "CocoData": "Data in COCO's layout",
+    "INTLConfig": "Loss INTL",
     "KnnConfig": "k-NN",
+    "LossConfig": "Loss, whitening",
+    "MoCoConfig": "Loss MoCo",
     "ProbeEntry": "Probe of a plan",
     "ResourcesConfig": "Resources by kind of stage",
+    "SimCLRConfig": "Loss SimCLR",
+    "SimSiamConfig": "Loss SimSiam",
+    "VICRegConfig": "Loss VICReg",
     "VocData": "Data in VOC's layout",
     "WeightedKnnConfig": "Weighted k-NN",
 }

@@ -10,8 +10,10 @@ import pretrain
 
 FACES = {
     "losses": {"CWRGPLoss", "WMSELoss", "WhiteningLoss", "build_loss"},
+    "methods": {"build_model"},
     "models": {
-        "BACKBONE", "InputConvention", "SelfSupervisedModel", "read_backbone_file", "save_backbone",
+        "BACKBONE", "Features", "InputConvention", "SelfSupervisedModel", "read_backbone_file",
+        "save_backbone",
     },
     "probes": {
         "TrainingProbe", "open_backbone", "probe_and_write", "probe_kept_states", "run_probe",

@@ -6,8 +6,7 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from pretrain.config import loss
-from pretrain.config.loss import LossConfig, split_faults
+from pretrain.config.loss import LossConfig, LossSettings, split_faults
 
 
 def test_needs_no_torch():
@@ -129,10 +128,20 @@ def test_a_batch_that_cannot_be_cut_is_refused_with_numbers() -> None:
     ]
 
 
-def test_a_loss_of_ones_own_is_for_one_process_and_whole_batches_unless_it_says_more(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    mine = LossConfig.model_construct(name="vicreg")
+class MineConfig(LossSettings):
+    pass
+
+
+class GathersConfig(LossSettings):
+    gathers = True
+
+
+class PartsConfig(LossSettings):
+    takes_parts = True
+
+
+def test_a_loss_of_ones_own_is_for_one_process_and_whole_batches_unless_it_says_more() -> None:
+    mine = MineConfig(name="vicreg")
     assert split_faults(8, mine) == []
     assert split_faults(8, mine, 1, 2) == [
         "compute.accumulate 2: nothing says that loss 'vicreg' of parts adds up to that of the "
@@ -140,9 +149,8 @@ def test_a_loss_of_ones_own_is_for_one_process_and_whole_batches_unless_it_says_
     ]
     assert split_faults(8, mine, 2) == [
         "2 processes: nothing says that loss 'vicreg' gathers what it takes over the whole batch; "
-        "use 1, or, if it does, name it in _GATHERS (pretrain/config/loss.py)"
+        "use 1, or, if it does, say `gathers` in MineConfig"
     ]
-    monkeypatch.setattr(loss, "_GATHERS", {"vicreg"})
-    assert split_faults(8, mine, 2) == [] != split_faults(8, mine, 2, 2)
-    monkeypatch.setattr(loss, "_TAKES_PARTS", {"vicreg"})
-    assert split_faults(8, mine, 2, 2) == []
+    gathering = GathersConfig(name="mine")
+    assert split_faults(8, gathering, 2) == [] != split_faults(8, gathering, 2, 2)
+    assert split_faults(8, PartsConfig(name="mine"), 2, 2) == []

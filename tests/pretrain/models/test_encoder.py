@@ -35,7 +35,7 @@ def small_model(mode: str) -> SelfSupervisedModel:
 def test_batch_norm_sees_a_view_in_the_encoder_and_all_in_the_projector(mode: str) -> None:
     torch.manual_seed(0)
     model, views = small_model(mode), torch.randn(V, N, 3, 2, 2)
-    encoding, embedding = model(views)
+    encoding, embedding, _ = model(views)
     colours = views.mean((3, 4)).double()
     dims = 1 if mode == "per-view" else (0, 1)
     mean, variance = colours.mean(dims, keepdim=True), colours.var(dims, correction=0, keepdim=True)
@@ -58,7 +58,7 @@ def test_the_published_way_is_the_default() -> None:
     for name, sizes in seen.items():
         part = getattr(model, name)
         part.register_forward_pre_hook(lambda _, x, sizes=sizes: sizes.append(len(x[0])))
-    encoding, embedding = model(torch.randn(V, N, 3, 32, 32))
+    encoding, embedding, _ = model(torch.randn(V, N, 3, 32, 32))
     assert seen == {"encoder": [N, N, N], "projector": [V * N]}
     assert encoding.shape == (V, N, 512) and embedding.shape == (V, N, 4)
 

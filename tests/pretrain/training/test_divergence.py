@@ -67,6 +67,6 @@ def test_what_is_not_finite_stops_the_run_and_is_kept(
     # the weights are those that gave the loss, not yet spoilt by an update
     model = SelfSupervisedModel(config.model)
     model.load_state_dict(kept["model"])
-    encoding, embedding = model.train()(kept["views"])
+    encoding, embedding, _ = model.train()(kept["views"])
     assert torch.allclose(embedding, kept["embedding"], atol=1e-4)
     assert torch.allclose(encoding, kept["encoding"], atol=1e-4)

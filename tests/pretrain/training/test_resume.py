@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pretrain.config.pretrain import PretrainConfig
-from pretrain.models import BACKBONE, SelfSupervisedModel
+from pretrain.models import BACKBONE, Features, SelfSupervisedModel
 from pretrain.runtime.checkpoint import LAST, PREVIOUS
 from pretrain.runtime.distributed import Processes
 from pretrain.train import pretrain
@@ -62,9 +62,9 @@ def test_ridges_are_logged_and_counted_on_after_a_resume(
 ) -> None:
     original = SelfSupervisedModel.forward
 
-    def collapsed(self: SelfSupervisedModel, views: Tensor) -> tuple[Tensor, Tensor]:
-        encoding, embedding = original(self, views)
-        return encoding, 0 * embedding
+    def collapsed(self: SelfSupervisedModel, views: Tensor) -> Features:
+        features = original(self, views)
+        return features._replace(embedding=0 * features.embedding)
 
     monkeypatch.setattr(SelfSupervisedModel, "forward", collapsed)
     with monkeypatch.context() as patch:

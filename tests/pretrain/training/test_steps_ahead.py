@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +108,7 @@ def test_a_state_of_a_cpu_goes_on_with_fused_kernels(
     config = tiny(max_steps=2)
     pretrain(config, tmp_path)
     state = torch.load(tmp_path / LAST, weights_only=True)
-    monkeypatch.setattr(
-        trainer, "build_optimizer", lambda *given: build_optimizer(*given, fused=True)
-    )
+    monkeypatch.setattr(trainer, "build_optimizer", partial(build_optimizer, fused=True))
     resumed = Trainer(config, tmp_path, Processes(torch.device("cpu")))
     resumed.load_state_dict(state)
     assert all(group["fused"] for group in resumed.optimizer.param_groups)

@@ -1,0 +1,16 @@
+"""Encoder, projector and what a method adds to them, by the name of its loss."""
+
+from collections.abc import Callable
+
+from pretrain.config.pretrain import PretrainConfig
+from pretrain.models import SelfSupervisedModel
+
+__all__ = ["build_model"]
+
+_METHODS: dict[str, Callable[[PretrainConfig], SelfSupervisedModel]] = {}
+
+
+def build_model(config: PretrainConfig) -> SelfSupervisedModel:
+    """Return the model that the loss of `config` needs: encoder and projector, for most."""
+    build = _METHODS.get(config.loss.name)
+    return SelfSupervisedModel(config.model) if build is None else build(config)
