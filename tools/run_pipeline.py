@@ -3,6 +3,7 @@
 run     runs what is not done yet, then writes the report; on SLURM it submits and returns
 plan    prints every stage, what is done and what it needs; on SLURM the sbatch text too
 status  prints where every stage stands
+runs    lists all pipelines below a folder (runs), by their run folders alone: runs [FOLDER]
 logs    prints the end of the log of --stage
 cancel  cancels every job that the plan has in SLURM's queue; run goes on from there
 report  writes the report anew from whatever is done; `report A B` compares two runs' folders
@@ -20,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/pretrain.p
 from pipeline.commands.command_line import add_config, need_packages, parsed
 
 need_packages()
-from pipeline.commands.main import NAMES, Options, execute, init
+from pipeline.commands.main import FLAGS, NAMES, RUNS, Options, execute, init
 
 EXAMPLE = """example:
   python tools/run_pipeline.py run --config-file configs/pipeline/demo.yaml
@@ -36,20 +37,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", choices=NAMES)
+    parser.add_argument("command", choices=[*NAMES, RUNS])
     add_config(parser, "pipeline")
-    parser.add_argument("--executor", choices=["local", "slurm"], help="where stages run (local)")
-    parser.add_argument("--watch", action="store_true", help="status: again every 10 s to the end")
-    parser.add_argument("--json", dest="as_json", action="store_true", help="status: for machines")
-    parser.add_argument("--stage", metavar="NAME", help="logs: a stage as status names it")
-    parser.add_argument(
-        "--only", action="append", metavar="STAGE", help="run: this stage and what it needs"
-    )
-    parser.add_argument(
-        "--replace", action="store_true", help="run: cancel jobs that are not of the plan any more"
-    )
-    parser.add_argument("--yes", action="store_true", help="clean: remove what it prints")
-    parser.add_argument("--outdated", action="store_true", help="cancel: only such jobs")
+    for flag, keywords in FLAGS.items():
+        parser.add_argument(flag, **keywords)
     given = vars(parsed(parser, arguments, optional=True))  # `report A B` has none
     command, config_file, overrides = map(given.pop, ("command", "config_file", "overrides"))
     given["only"] = tuple(given["only"] or ())

@@ -14,7 +14,7 @@ from pipeline.executors.preflight import check_before_start
 from pipeline.executors.slurm.ledger import LEDGER
 from pipeline.executors.slurm.states import read_standings
 from pipeline.plan.length import length_lines
-from pipeline.plan.plan import Plan, select
+from pipeline.plan.plan import Plan, record_stages, select
 from pipeline.report.collect import MADE_FROM, all_states, collect, report_dir
 from pipeline.report.remarks import other_origins, read_manifests
 from pipeline.report.tables import rich_tables
@@ -38,6 +38,7 @@ def run(
     with lock(plan.config.root / "lock"):
         if not beside_queue:
             refuse_queued(plan)
+        record_stages(plan)
         states = all_states(part)
         num_done = sum(states[stage.name].status == "done" for stage in part.distinct)
         console.print(f"{plan.config.name}: {len(part.distinct)} stages, {num_done} already done")

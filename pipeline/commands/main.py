@@ -30,22 +30,44 @@ FUNCTIONS = {
     "report": "rebuild_report",
 }  # the others have their command's name
 ONLY = {"cancel": "slurm", "report": "local", "clean": "clean"}  # whatever the executor is
-GO_WITH: dict[str, tuple[tuple[str, str | None], str]] = {
-    # options: the command and executor (None: whichever) that have them
-    "watch": (("status", None), "status"),
-    "as_json": (("status", None), "status"),
-    "stage": (("logs", None), "logs"),
-    "only": (("run", "local"), "run on this machine (--executor local)"),
-    "replace": (("run", "slurm"), "run --executor slurm"),
-    "outdated": (("cancel", "slurm"), "cancel"),
-    "yes": (("clean", "clean"), "clean"),
+FLAGS: dict[str, dict[str, Any]] = {  # of the command line, as argparse takes them
+    "--executor": {"choices": ["local", "slurm"], "help": "where stages run (local)"},
+    "--watch": {"action": "store_true", "help": "status: again every 10 s to the end"},
+    "--json": {"action": "store_true", "dest": "as_json", "help": "status, runs: for machines"},
+    "--stage": {"metavar": "NAME", "help": "logs: a stage as status names it"},
+    "--only": {
+        "action": "append",
+        "metavar": "STAGE",
+        "help": "run: this stage and what it needs",
+    },
+    "--replace": {
+        "action": "store_true",
+        "help": "run: cancel jobs that are not of the plan any more",
+    },
+    "--yes": {"action": "store_true", "help": "clean: remove what it prints"},
+    "--outdated": {"action": "store_true", "help": "cancel: only such jobs"},
+}
+GO_WITH: dict[str, tuple[tuple[str, str | None], ...]] = {
+    # options: the commands and executors (None: whichever) that have them
+    "watch": (("status", None),),
+    "as_json": (("status", None), ("runs", None)),
+    "stage": (("logs", None),),
+    "only": (("run", "local"),),
+    "replace": (("run", "slurm"),),
+    "outdated": (("cancel", "slurm"),),
+    "yes": (("clean", "clean"),),
+}
+IN_WORDS: dict[tuple[str, str | None], str] = {  # others by the command's name
+    ("run", "local"): "run on this machine (--executor local)",
+    ("run", "slurm"): "run --executor slurm",
 }
 SHOW = ("status", "logs", "report", "cancel")  # they read run folders, no data
 CLEAN_NEEDS = (
     "clean: nothing is removed: which run folders the plan needs is known by the content of its "
     "data and settings alone; run it where these are"
 )
-NAMES = ("run", "plan", "status", "logs", "cancel", "report", "clean")
+NAMES = ("run", "plan", "status", "logs", "cancel", "report", "clean")  # of a plan
+RUNS = "runs"  # of whatever lies below a folder
 
 
 @dataclass(frozen=True)
@@ -127,6 +149,8 @@ def execute(
             report: Any = importlib.import_module("pipeline.report.compare")
             print(report.compare(*map(Path, overrides)), end="")
             return 0
+        if command == RUNS:
+            return _list_runs(config_file, overrides, options, console)
         plan = _plan_of(command, config_file, overrides, console)
         root = str(plan.config.root)
         return action_of(command, options)(plan, console)
@@ -141,6 +165,23 @@ def execute(
     for line in lines:
         print(f"run_pipeline: {line}", file=sys.stderr)
     return code
+
+
+def _list_runs(
+    config_file: Path | None, folders: list[str], options: Options, console: Console
+) -> int:
+    """List the pipelines below a folder, `runs` where none is named.
+
+    Raises:
+        ValueError: several are named, or a config, or an option of another command is given.
+    """
+    keywords_of(RUNS, "local", options)
+    if config_file is not None or len(folders) > 1:
+        given = [*([str(config_file)] if config_file else []), *folders]
+        raise ValueError(f"runs: wanted one folder, and no config, got {' '.join(given)}")
+    module: Any = importlib.import_module("pipeline.commands.runs")
+    folder = Path(folders[0] if folders else RUNS)
+    return int(module.show_runs(folder, console, options.as_json))
 
 
 def _plan_of(
@@ -179,12 +220,7 @@ def _plan_of(
 def action_of(command: str, options: Options) -> Callable[[Plan, Console], int]:
     """Return what carries a command out, given the executor and the other options."""
     executor = ONLY.get(command, options.executor or "local")
-    keywords: dict[str, Any] = {}
-    for name, (wanted, words) in GO_WITH.items():
-        if value := getattr(options, name):
-            keywords[name] = value
-            if wanted not in ((command, executor), (command, None)):
-                raise ValueError(f"--{name.removeprefix('as_')} goes with {words}")
+    keywords = keywords_of(command, executor, options)
     status: Any = importlib.import_module("pipeline.commands.status")
     if command == "status":
         return partial(status.show_status, **keywords)
@@ -195,3 +231,19 @@ def action_of(command: str, options: Options) -> Callable[[Plan, Console], int]:
     module: Any = importlib.import_module(MODULES[executor])
     function: Callable[..., int] = getattr(module, FUNCTIONS.get(command, command))
     return partial(function, **keywords) if keywords else function
+
+
+def keywords_of(command: str, executor: str, options: Options) -> dict[str, Any]:
+    """Return the options that are given, all of which have to be the command's.
+
+    Raises:
+        ValueError: one goes with another command or executor.
+    """
+    keywords: dict[str, Any] = {}
+    for name, places in GO_WITH.items():
+        if value := getattr(options, name):
+            keywords[name] = value
+            if not {(command, executor), (command, None)} & {*places}:
+                words = " and ".join(IN_WORDS.get(place, place[0]) for place in places)
+                raise ValueError(f"--{name.removeprefix('as_')} goes with {words}")
+    return keywords

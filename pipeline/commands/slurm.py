@@ -31,7 +31,7 @@ from pipeline.executors.slurm.sbatch import (
 from pipeline.executors.slurm.states import outdated_tasks, read_standings
 from pipeline.executors.slurm.submit import accepted_groups, cancel_jobs, settle, submit
 from pipeline.plan.length import length_lines
-from pipeline.plan.plan import Plan
+from pipeline.plan.plan import Plan, record_stages
 from pipeline.report.collect import all_states
 from pipeline.report.remarks import other_origins, read_manifests
 from pipeline.report.write import make_report
@@ -49,6 +49,7 @@ def run(plan: Plan, console: Console, replace: bool = False) -> int:
     """
     plan.config.root.mkdir(parents=True, exist_ok=True)
     with lock(plan.config.root / "lock"):
+        record_stages(plan)
         ledger, rows = settle(plan.config.root)
         if replace:
             _cancel(list(outdated_tasks(plan, ledger, rows)), console)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pipeline.config.schema import PipelineConfig
 from pipeline.plan.plan import CONFIGS
 from pipeline.stages.run_folder import JOB, METRICS
 from pipeline.stages.stage import SIGNATURE_DIGITS, STAGE_KINDS
+
+if TYPE_CHECKING:
+    from pipeline.config.schema import PipelineConfig
 
 RUN_FOLDER = re.compile(rf".+-[0-9a-f]{{{SIGNATURE_DIGITS}}}")
 PIPELINE, PRETRAINING, FINE_TUNING = "pipeline", "pretraining", "fine-tuning"

@@ -7,14 +7,18 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pipeline.config.schema import PipelineConfig
 from pipeline.config.yaml_files import load_yaml
 from pipeline.stages.files import MAX_LISTED, read_json, unknown, write_json
 from pipeline.stages.run_folder import MANIFEST, identity_fault
 from pipeline.stages.stage import SIGNATURE_DIGITS, STAGE_KINDS, Stage
 
+if TYPE_CHECKING:
+    from pipeline.config.schema import PipelineConfig
+
 CONFIGS = "configs.json"  # below a plan's folder: the config files that were used with it
+STAGES = "stages.json"  # beside it: the folder of every stage of the plan that was last run
 PARTS = re.compile("/|--")  # between the parts of a stage's name
 
 
@@ -153,3 +157,10 @@ def other_configs(plan: Plan) -> list[str]:
             plan.config.root.mkdir(parents=True, exist_ok=True)
             write_json(path, [*known, this])
     return lines
+
+
+def record_stages(plan: Plan) -> None:
+    """Keep which folders a plan's stages have, for who reads them without its config and data."""
+    root = plan.config.root
+    folders = {stage.name: stage.run_dir.relative_to(root).as_posix() for stage in plan.stages}
+    write_json(root / STAGES, folders)
