@@ -1,12 +1,11 @@
-"""Tensors of a safetensors file; the library checks it, its bytes stay where they lie."""
+"""Tensors and metadata of a safetensors file, as the safetensors library reads them."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError, deserialize, safe_open
 
 from transfer.checkpoints.state_dicts import (
     MAX_NAME,
@@ -29,7 +28,7 @@ def read_safetensors(path: Path, data: bytes) -> tuple[dict[str, Any], dict[str,
     """Return the tensors by their names, twice what the metadata says is another's name; metadata.
 
     Raises:
-        ValueError: the file is damaged, or parts of it overlap.
+        ValueError: the library refuses the file, or a name or shape in it is without measure.
     """
     length = int.from_bytes(data[:8], "little")
     if length > MAX_HEADER_BYTES:
@@ -37,32 +36,26 @@ def read_safetensors(path: Path, data: bytes) -> tuple[dict[str, Any], dict[str,
             f"a safetensors header of {length} bytes, wanted at most {MAX_HEADER_BYTES}"
         )
     try:
-        header = json.loads(data[8 : 8 + length])
-    except (ValueError, RecursionError):
-        raise ValueError("a safetensors header that is not JSON") from None
-    metadata = header.pop("__metadata__", None)
-    metadata = metadata if isinstance(metadata, dict) else {}
-    try:
-        with safe_open(path, framework="numpy"):
-            pass
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+        entries = deserialize(bytes(data))  # type: ignore[no-untyped-call]
     except SafetensorError as error:
-        raise ValueError(f"the safetensors library refuses it: {error}") from None
-    body = memoryview(data)[8 + length :]
-    tensors = {name: _view(name, entry, body) for name, entry in header.items()}
+        reason = str(error).replace("invalid JSON in header", "a header that is not JSON")
+        raise ValueError(f"the safetensors library refuses it: {reason}") from None
+    tensors = {name: _view(name, entry) for name, entry in entries}
     for dropped, kept in metadata.items():
-        if isinstance(kept, str) and dropped not in tensors and kept in tensors:
+        if dropped not in tensors and kept in tensors:
             tensors[dropped] = tensors[kept]
     return {name: view for name, view in tensors.items() if view is not None}, metadata
 
 
-def _view(name: str, entry: dict[str, Any], body: memoryview) -> TensorView | None:
-    """Return the tensor of an entry that the library passed; None for a dtype of no network."""
-    start, stop = entry["data_offsets"]
+def _view(name: str, entry: dict[str, Any]) -> TensorView | None:
+    """Return a tensor that the library read; None for a dtype of no network."""
     shape = tuple(entry["shape"])
     if len(name) > MAX_NAME or len(shape) > MAX_RANK or not all(map(count_like, shape)):
         raise ValueError(f"a bad safetensors entry {name[:60]!r}: a name or shape without measure")
     dtype = DTYPES.get(entry["dtype"])
     if dtype is None:
         return None
-    storage = Storage("safetensors", dtype, stop - start, body[start:stop])
+    storage = Storage("safetensors", dtype, len(entry["data"]), entry["data"])
     return TensorView(storage, dtype, 0, shape, strides(shape))
