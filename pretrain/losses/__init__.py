@@ -7,6 +7,7 @@ from pretrain.config.loss import LossSettings
 from pretrain.losses.base import Loss, WhiteningLoss
 from pretrain.losses.controls import BatchNormLoss, PlainLoss
 from pretrain.losses.cw_rgp import CWRGPLoss
+from pretrain.losses.info_nce import SimCLRLoss
 from pretrain.losses.w_mse import WMSELoss
 
 __all__ = ["CWRGPLoss", "WMSELoss", "WhiteningLoss", "build_loss"]
@@ -16,6 +17,7 @@ _LOSSES: dict[str, Callable[[Any], Loss]] = {  # each from the settings of that 
     "batch-norm": BatchNormLoss,
     "cw-rgp": CWRGPLoss.from_config,
     "none": PlainLoss,
+    "simclr": SimCLRLoss,
     "w-mse": WMSELoss.from_config,
     "whitening": lambda config: _WHITENING[str(config.over)].from_config(config),
 }

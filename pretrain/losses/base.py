@@ -17,6 +17,8 @@ whose mean over ranks is the loss of the whole.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any, Self
 
 import torch
@@ -260,6 +262,42 @@ def pairwise_mse(views: Tensor, *, normalize: bool, dim: int = -1) -> Tensor:
     With `normalize` |a - b|² of L2-normalised vectors, in [0, 4]; else divided by D too.
     """
     return _PairwiseMSE.apply(views, normalize, dim)  # type: ignore[no-any-return]
+
+
+class _Differentiated(torch.autograd.Function):
+    """`differentiated`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        if not ctx.needs_input_grad[0]:
+            return function(x)
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            value = function(leaf)
+            (grad,) = torch.autograd.grad(value, leaf)
+        ctx.save_for_backward(grad)
+        return value.detach()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (grad_x,) = ctx.saved_tensors
+        return grad_x * grad, None
+
+
+def differentiated(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Return the scalar `function(x)`, whose derivative is made at once, in the forward pass.
+
+    So its matrix products have full precision in both passes, whatever the caller's backward pass
+    runs in, and all that it needs on the way is freed before the loss returns.
+    """
+    return _Differentiated.apply(x, function)  # type: ignore[no-any-return]
+
+
+def normalized(x: Tensor) -> Tensor:
+    """Return L2-normalised vectors, D in the last dimension; one of length zero stays zero."""
+    norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x / norm.masked_fill(norm <= _SHORTEST, math.inf)
 
 
 def refuse(faults: list[str]) -> None:

@@ -8,6 +8,7 @@ from pretrain.losses import CWRGPLoss, WMSELoss, build_loss
 from pretrain.losses.base import checked_views
 from pretrain.whitening import whiten
 from pretrain.whitening.functional import full_precision
+from tests.pretrain.losses.compared import COMPARED
 
 
 def step_by_step(x, config, permutation, partition):
@@ -138,13 +139,24 @@ def test_order_of_images_views_scale_and_offset_do_not_matter(embeddings, loss):
         torch.testing.assert_close(loss(other), want)
 
 
+@pytest.mark.parametrize("config", COMPARED.values(), ids=COMPARED)
+def test_without_whitening_order_of_images_and_views_does_not_matter(embeddings, config):
+    x, loss = embeddings(3, 24, 8), build_loss(config)
+    want = loss(x)
+    for other in (x[:, torch.randperm(24)], x.flip(0), x[[1, 2, 0]]):
+        torch.testing.assert_close(loss(other), want)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
     "loss",
-    [WMSELoss(32), CWRGPLoss(8, 2), CWRGPLoss(8, 2, covariance_weight=0.3)],
-    ids=["w-mse", "cw-rgp", "covariance"],
-)
-def test_autocast_does_not_reach_the_whitening(embeddings, loss, dtype):
+    [
+        WMSELoss(32), CWRGPLoss(8, 2), CWRGPLoss(8, 2, covariance_weight=0.3),
+        *map(build_loss, COMPARED.values()),
+    ],
+    ids=["w-mse", "cw-rgp", "covariance", *COMPARED],
+)  # fmt: skip
+def test_autocast_does_not_reach_the_loss(embeddings, loss, dtype):
     x = embeddings(2, 32, 16, dtype=torch.float32)
 
     def value_and_gradient(x, autocast):
@@ -184,6 +196,42 @@ def test_reduced_matmul_precision_does_not_reach_the_whitening(embeddings):
         assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("config", COMPARED.values(), ids=COMPARED)
+def test_neither_pass_of_a_loss_is_made_in_reduced_precision(embeddings, config):
+    """Nor does the other float64 embeddings lose digits: all differences are those of float32."""
+    x = embeddings(2, 32, 48, dtype=torch.float32)
+    results = []
+    for precision in ("highest", "medium"):
+        torch.set_float32_matmul_precision(precision)
+        try:
+            value = build_loss(config)(leaf := x.clone().requires_grad_())
+            value.backward()
+        finally:
+            torch.set_float32_matmul_precision("highest")
+        results.append((value, leaf.grad))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+    exact = build_loss(config)(leaf := x.double().requires_grad_())
+    exact.backward()
+    assert exact.dtype == torch.float64
+    torch.testing.assert_close(results[0][0].double(), exact, rtol=1e-5, atol=0)
+    torch.testing.assert_close(results[0][1].double(), leaf.grad, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("config", COMPARED.values(), ids=COMPARED)
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((2, 1, 4), "batch of 1 images; use at least 2"),
+        ((2, 0, 4), "batch of 0 images; use at least 2"),
+        ((1, 8, 4), "at least 2 views, got \\[1, 8, 4\\]"),
+        ((8, 4), "at least 2 views, got \\[8, 4\\]"),
+    ],
+)
+def test_sizes_that_cannot_work_are_refused_without_whitening(config, shape, message):
+    with pytest.raises(ValueError, match=message):
+        build_loss(config)(torch.randn(shape))
 
 
 @pytest.mark.parametrize(

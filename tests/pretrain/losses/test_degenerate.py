@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from pretrain.losses import CWRGPLoss, WMSELoss
+from pretrain.losses import CWRGPLoss, WMSELoss, build_loss
+from tests.pretrain.losses.compared import COMPARED
 
 
 def degenerate(x):
@@ -28,6 +29,9 @@ LOSSES = {
     "w-mse euclidean": lambda: WMSELoss(32, normalize=False),
     "cw-rgp euclidean": lambda: CWRGPLoss(8, 2, normalize=False),
 }
+WITHOUT_WHITENING = {
+    name: (lambda config=config: build_loss(config)) for name, config in COMPARED.items()
+}
 CASE_NAMES = sorted(degenerate(torch.zeros(2, 32, 16)))
 
 
@@ -48,6 +52,18 @@ def check_finite(x, name):
 @pytest.mark.parametrize("name", sorted(LOSSES))
 def test_degenerate_embeddings_have_a_finite_loss_and_gradient(embeddings, name, case, dtype):
     check_finite(degenerate(embeddings(2, 32, 16, dtype=dtype))[case], name)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e6, 1e-6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("case", CASE_NAMES)
+@pytest.mark.parametrize("name", sorted(WITHOUT_WHITENING))
+def test_losses_without_whitening_bear_them_at_any_scale(embeddings, name, case, dtype, scale):
+    x = (scale * degenerate(embeddings(2, 32, 16, dtype=dtype))[case]).requires_grad_()
+    value = WITHOUT_WHITENING[name]()(x)
+    value.backward()
+    assert value.isfinite() and value >= 0
+    assert x.grad.isfinite().all()
 
 
 @pytest.mark.usefixtures("zca_by_matmul")
@@ -95,9 +111,10 @@ def test_only_the_singular_factorisations_are_counted_and_changed(embeddings):
     assert loss.regularized_count == 2
 
 
-@pytest.mark.parametrize("name", sorted(LOSSES))
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("name", sorted(LOSSES | WITHOUT_WHITENING))
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_non_finite_embeddings_are_not_hidden(embeddings, name, bad):
     x = embeddings(2, 32, 16, dtype=torch.float32)
     x[1, 5, 3] = bad
-    assert LOSSES[name]()(x).isnan()
+    assert (LOSSES | WITHOUT_WHITENING)[name]()(x).isnan()
+    assert (LOSSES | WITHOUT_WHITENING)[name]()(x.requires_grad_()).isnan()

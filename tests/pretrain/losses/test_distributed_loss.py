@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pretrain.config.loss import LossConfig
 from pretrain.losses import build_loss
 from pretrain.runtime.distributed import all_gather_with_grad, is_distributed, rank, world_size
+from tests.pretrain.losses.compared import COMPARED
 
 V, N, D = 2, 32, 12
 CONFIGS = {
@@ -27,6 +28,7 @@ CONFIGS = {
     "cw-rgp with covariance of parts": LossConfig(
         name="cw-rgp", sub_batch=4, groups=2, covariance_weight=0.1, covariance_batch=8
     ),
+    **COMPARED,
 }
 
 
@@ -43,7 +45,7 @@ def network():
 
 def draws(config, world):
     """Draws of the whole batch; channel whitening's sub-batches stay within a rank's part."""
-    if config.sub_batch is None:
+    if not isinstance(config, LossConfig) or config.sub_batch is None:
         return {}
     generator = torch.Generator().manual_seed(3)
     part = N // world if config.over == "channels" else N
@@ -68,6 +70,13 @@ def part_of(given, config, number, world):
         "batch_permutation": given["batch_permutation"][:, own] - number * size,
         "channel_partition": given["channel_partition"][:, number * count : (number + 1) * count],
     }
+
+
+def is_of_the_whole_batch(config):
+    """Whether every rank returns the loss of the whole batch, not that of its part."""
+    if isinstance(config, LossConfig):
+        return config.over == "batch" or config.name == "batch-norm"
+    return config.gathers and not config.takes_parts
 
 
 def evaluate(model, x, config, given):
@@ -102,7 +111,7 @@ def compare_with_one_process(number, world, port, expected):
             dist.all_reduce(total)
             want, want_gradients = expected[name]
             torch.testing.assert_close(total, want, msg=lambda m, name=name: f"{name}: {m}")
-            if config.over == "batch" or config.name == "batch-norm":
+            if is_of_the_whole_batch(config):
                 torch.testing.assert_close(value, want)
             for got, wanted in zip(gradients, want_gradients, strict=True):
                 torch.testing.assert_close(got, wanted, msg=lambda m, name=name: f"{name}: {m}")
