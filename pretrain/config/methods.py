@@ -37,7 +37,7 @@ class BarlowTwinsConfig(LossSettings):
     redundancy_weight: NonNegative = 0.0051
     """weight of the correlations between channels"""
     scale: PositiveFloat = 1.0
-    """factor on the loss; 0.024 in the published ImageNet recipe"""
+    """factor on the loss; the published code has a smaller rate of biases and norms instead"""
     eps: PositiveFloat = 1e-5
     """added to the variance of a channel"""
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pretrain.config.loss import LossSettings
+from pretrain.losses.barlow_twins import BarlowTwinsLoss
 from pretrain.losses.base import Loss, WhiteningLoss
 from pretrain.losses.controls import BatchNormLoss, PlainLoss
 from pretrain.losses.cw_rgp import CWRGPLoss
@@ -14,6 +15,7 @@ __all__ = ["CWRGPLoss", "WMSELoss", "WhiteningLoss", "build_loss"]
 
 _WHITENING: dict[str, type[WhiteningLoss]] = {"batch": WMSELoss, "channels": CWRGPLoss}
 _LOSSES: dict[str, Callable[[Any], Loss]] = {  # each from the settings of that name
+    "barlow-twins": BarlowTwinsLoss,
     "batch-norm": BatchNormLoss,
     "cw-rgp": CWRGPLoss.from_config,
     "none": PlainLoss,

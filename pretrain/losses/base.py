@@ -300,6 +300,15 @@ def normalized(x: Tensor) -> Tensor:
     return x / norm.masked_fill(norm <= _SHORTEST, math.inf)
 
 
+def standardized(x: Tensor, eps: float) -> Tensor:
+    """Return each channel of every view of `x` [V, N, D] with mean 0 and variance 1 over N.
+
+    As BatchNorm without its affine part: biased variances, with `eps` added.
+    """
+    centred = x - x.mean(1, keepdim=True)
+    return centred * (centred.square().mean(1, keepdim=True) + eps).rsqrt()
+
+
 def refuse(faults: list[str]) -> None:
     """Raise ValueError with all `faults`, if any."""
     if faults:

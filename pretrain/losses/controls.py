@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from pretrain.config.loss import LossConfig
-from pretrain.losses.base import Loss, checked_views, pairwise_mse, refuse
+from pretrain.losses.base import Loss, checked_views, pairwise_mse, refuse, standardized
 from pretrain.runtime.distributed import all_gather_with_grad, world_size
 from pretrain.whitening.functional import full_precision
 
@@ -26,9 +26,7 @@ class BatchNormLoss(Loss):
         with full_precision(x.device):
             x = all_gather_with_grad(x, 1)
             refuse(self.config.check(x.shape[1], x.shape[2]))
-            centred = x - x.mean(1, keepdim=True)
-            variance = centred.square().mean(1, keepdim=True) + self.config.eps
-            return pairwise_mse(centred * variance.rsqrt(), normalize=self.config.normalize)
+            return pairwise_mse(standardized(x, self.config.eps), normalize=self.config.normalize)
 
 
 class PlainLoss(Loss):
