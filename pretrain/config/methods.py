@@ -52,9 +52,9 @@ class VICRegConfig(LossSettings):
     invariance_weight: NonNegative = 25.0
     """weight of the mean squared distance between views"""
     variance_weight: NonNegative = 25.0
-    """weight of what the channels' standard deviation lacks to 1"""
+    """weight of what the channels' standard deviation lacks to 1, mean over views"""
     covariance_weight: NonNegative = 1.0
-    """weight of the squared covariances between channels"""
+    """weight of the squared covariances between channels, summed over both views"""
     eps: PositiveFloat = 1e-4
     """added to the variance of a channel"""
 

@@ -9,6 +9,7 @@ from pretrain.losses.base import Loss, WhiteningLoss
 from pretrain.losses.controls import BatchNormLoss, PlainLoss
 from pretrain.losses.cw_rgp import CWRGPLoss
 from pretrain.losses.info_nce import SimCLRLoss
+from pretrain.losses.vicreg import VICRegLoss
 from pretrain.losses.w_mse import WMSELoss
 
 __all__ = ["CWRGPLoss", "WMSELoss", "WhiteningLoss", "build_loss"]
@@ -20,6 +21,7 @@ _LOSSES: dict[str, Callable[[Any], Loss]] = {  # each from the settings of that 
     "cw-rgp": CWRGPLoss.from_config,
     "none": PlainLoss,
     "simclr": SimCLRLoss,
+    "vicreg": VICRegLoss,
     "w-mse": WMSELoss.from_config,
     "whitening": lambda config: _WHITENING[str(config.over)].from_config(config),
 }

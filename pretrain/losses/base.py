@@ -264,6 +264,34 @@ def pairwise_mse(views: Tensor, *, normalize: bool, dim: int = -1) -> Tensor:
     return _PairwiseMSE.apply(views, normalize, dim)  # type: ignore[no-any-return]
 
 
+class _CovariancePenalty(torch.autograd.Function):
+    """`covariance_penalty`; its derivative is made in the forward pass, so in full precision."""
+
+    @staticmethod
+    def forward(ctx: Any, variables: Tensor) -> Tensor:
+        _, k, n = variables.shape
+        centred = variables - variables.mean(-1, keepdim=True)
+        covariance = centred @ centred.mT / (n - 1)
+        covariance.diagonal(dim1=-2, dim2=-1).zero_()
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward((covariance @ centred).mul_(4.0 / (k * (n - 1))))
+        return covariance.square_().sum() / k
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor]:
+        (grad_variables,) = ctx.saved_tensors
+        return (grad_variables * grad,)
+
+
+def covariance_penalty(variables: Tensor) -> Tensor:
+    """Return the squared off-diagonal covariances of `variables` [V, k, n] over n observations.
+
+    The squares are summed over pairs of variables and over views, and divided by k.
+    """
+    return _CovariancePenalty.apply(variables)  # type: ignore[no-any-return]
+
+
 class _Differentiated(torch.autograd.Function):
     """`differentiated`."""
 

@@ -5,14 +5,17 @@ Legend: V views, N batch, D embedding dimension, n sub-batch, T iterations.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from pretrain.config.loss import loss_config
-from pretrain.losses.base import WhiteningLoss, checked_views, pairwise_mse, refuse
+from pretrain.losses.base import (
+    WhiteningLoss,
+    checked_views,
+    covariance_penalty,
+    pairwise_mse,
+    refuse,
+)
 from pretrain.runtime.distributed import all_gather_with_grad
 from pretrain.whitening.functional import full_precision
 
@@ -106,32 +109,3 @@ class CWRGPLoss(WhiteningLoss):
         if N % size:
             refuse([f"batch of {N} images is not divisible by covariance_batch {size}"])
         return covariance_penalty(x.reshape(-1, size, D)) * (size / N)
-
-
-class _CovariancePenalty(torch.autograd.Function):
-    """`covariance_penalty`; its derivative is made in the forward pass, so in full precision."""
-
-    @staticmethod
-    def forward(ctx: Any, embeddings: Tensor) -> Tensor:
-        _, N, D = embeddings.shape
-        centred = embeddings - embeddings.mean(-1, keepdim=True)
-        covariance = centred @ centred.mT / (D - 1)
-        covariance.diagonal(dim1=-2, dim2=-1).zero_()
-        if ctx.needs_input_grad[0]:
-            ctx.save_for_backward((covariance @ centred).mul_(4.0 / (N * (D - 1))))
-        return covariance.square_().sum() / N
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor]:
-        (grad_embeddings,) = ctx.saved_tensors
-        return (grad_embeddings * grad,)
-
-
-def covariance_penalty(embeddings: Tensor) -> Tensor:
-    """Return the squared off-diagonal covariances between samples of `embeddings` [V, N, D].
-
-    The covariance of two samples is over their channels; the squares are summed over pairs and
-    views and divided by N.
-    """
-    return _CovariancePenalty.apply(embeddings)  # type: ignore[no-any-return]

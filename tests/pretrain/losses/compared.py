@@ -1,8 +1,9 @@
 """The losses on embeddings that whitening is compared with: what holds for one holds for all."""
 
-from pretrain.config.methods import BarlowTwinsConfig, SimCLRConfig
+from pretrain.config.methods import BarlowTwinsConfig, SimCLRConfig, VICRegConfig
 
 COMPARED = {
     "barlow-twins": BarlowTwinsConfig(name="barlow-twins", redundancy_weight=0.05),
     "simclr": SimCLRConfig(name="simclr", temperature=0.2),
+    "vicreg": VICRegConfig(name="vicreg"),
 }

@@ -7,7 +7,7 @@ import torch
 
 from pretrain.config.loss import LossConfig
 from pretrain.losses import CWRGPLoss, build_loss, cw_rgp
-from pretrain.losses.cw_rgp import covariance_penalty
+from pretrain.losses.base import covariance_penalty
 
 
 def test_gradcheck_with_the_covariance_term(embeddings):
