@@ -21,6 +21,7 @@ from pretrain.config.data import AugmentConfig, DataConfig
 from pretrain.config.loss import LossConfig, split_faults
 from pretrain.config.methods import AnyLossConfig
 
+LastBatchNorm = Literal["none", "plain", "affine"]
 SAVED = left_out("when states are saved; what resumes from one ends the same")
 ROUNDING = left_out("speed and rounding alone")
 
@@ -50,6 +51,11 @@ class ModelConfig(Section):
     """width of the projector's hidden layers, channels"""
     embedding_dim: int = Field(default=64, ge=1, le=2**20)
     """D, dimensions of the embedding that the loss sees"""
+    hidden_batchnorm: bool = Field(default=True, json_schema_extra=IDENTITY_IF_GIVEN)
+    """BatchNorm behind the projector's hidden layers; MoCo v2 has none"""
+    last_batchnorm: LastBatchNorm = Field(default="none", json_schema_extra=IDENTITY_IF_GIVEN)
+    """BatchNorm behind the projector's last layer, which then has no bias: `plain` without scale
+    and offset, as SimSiam's, or `affine`"""
 
 
 class OptimizerConfig(Section):

@@ -6,14 +6,14 @@ V views, N images, F encoder features, D embedding dimensions.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 import torchvision
 from torch import Tensor, nn
 
-from pretrain.config.pretrain import ModelConfig
+from pretrain.config.pretrain import LastBatchNorm, ModelConfig
 
 
 def build_encoder(config: ModelConfig) -> tuple[nn.Module, int]:
@@ -30,13 +30,31 @@ def build_encoder(config: ModelConfig) -> tuple[nn.Module, int]:
     return encoder, num_features
 
 
-def build_projector(num_features: int, config: ModelConfig) -> nn.Sequential:
-    """Return Linear-BatchNorm-ReLU layers and a last plain Linear (no BatchNorm, as published)."""
-    widths = [num_features, *[config.projector_hidden] * (config.projector_layers - 1)]
+def build_mlp(
+    widths: Sequence[int], *, hidden_batchnorm: bool = True, last_batchnorm: LastBatchNorm = "none"
+) -> nn.Sequential:
+    """Return Linear-BatchNorm-ReLU layers and a last Linear; `widths` begin with the input's.
+
+    The last Linear has no bias where BatchNorm takes the mean away behind it.
+    """
     layers: list[nn.Module] = []
-    for width_in, width_out in itertools.pairwise(widths):
-        layers += [nn.Linear(width_in, width_out), nn.BatchNorm1d(width_out), nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers, nn.Linear(widths[-1], config.embedding_dim))
+    for width_in, width_out in itertools.pairwise(widths[:-1]):
+        norm = [nn.BatchNorm1d(width_out)] if hidden_batchnorm else []
+        layers += [nn.Linear(width_in, width_out), *norm, nn.ReLU(inplace=True)]
+    layers.append(nn.Linear(widths[-2], widths[-1], bias=last_batchnorm == "none"))
+    if last_batchnorm != "none":
+        layers.append(nn.BatchNorm1d(widths[-1], affine=last_batchnorm == "affine"))
+    return nn.Sequential(*layers)
+
+
+def build_projector(num_features: int, config: ModelConfig) -> nn.Sequential:
+    """Return Linear-BatchNorm-ReLU layers and a last plain Linear, unless `config` says more."""
+    hidden = [config.projector_hidden] * (config.projector_layers - 1)
+    return build_mlp(
+        [num_features, *hidden, config.embedding_dim],
+        hidden_batchnorm=config.hidden_batchnorm,
+        last_batchnorm=config.last_batchnorm,
+    )
 
 
 class Features(NamedTuple):

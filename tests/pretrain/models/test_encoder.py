@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm
 
+from pretrain.config.base import identity
 from pretrain.config.pretrain import ModelConfig
 from pretrain.models import SelfSupervisedModel
 
@@ -69,6 +70,29 @@ def test_projector_ends_in_a_linear_layer_without_batch_norm() -> None:
     block = [nn.Linear, nn.BatchNorm1d, nn.ReLU]
     assert kinds == [*block, *block, nn.Linear]
     assert model.projector[-1].out_features == 64
+
+
+@pytest.mark.parametrize(
+    ("settings", "kinds", "parameters"),
+    [
+        ({"hidden_batchnorm": False}, "Linear ReLU Linear ReLU Linear", 6),  # MoCo v2
+        ({"last_batchnorm": "plain"}, "Linear BatchNorm1d ReLU " * 2 + "Linear BatchNorm1d", 9),
+        ({"last_batchnorm": "affine"}, "Linear BatchNorm1d ReLU " * 2 + "Linear BatchNorm1d", 11),
+    ],
+)
+def test_projectors_with_other_norms(
+    settings: dict[str, object], kinds: str, parameters: int
+) -> None:
+    shape = {"projector_layers": 3, "projector_hidden": 16, "embedding_dim": 4}
+    config = ModelConfig.model_validate(shape | settings)
+    projector = SelfSupervisedModel(config).projector
+    assert [type(layer).__name__ for layer in projector] == kinds.split()
+    assert len(list(projector.parameters())) == parameters
+    assert identity(config).keys() - identity(ModelConfig.model_validate(shape)) == settings.keys()
+    if "last_batchnorm" in settings:
+        embedding = projector(torch.randn(N, 512))
+        torch.testing.assert_close(embedding.mean(0), torch.zeros(4), rtol=0, atol=1e-6)
+        assert projector[-2].bias is None
 
 
 @pytest.mark.parametrize(
