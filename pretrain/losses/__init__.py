@@ -9,6 +9,7 @@ from pretrain.losses.base import Loss, WhiteningLoss
 from pretrain.losses.controls import BatchNormLoss, PlainLoss
 from pretrain.losses.cw_rgp import CWRGPLoss
 from pretrain.losses.info_nce import SimCLRLoss
+from pretrain.losses.negative_cosine import BYOLLoss, SimSiamLoss
 from pretrain.losses.vicreg import VICRegLoss
 from pretrain.losses.w_mse import WMSELoss
 
@@ -18,10 +19,12 @@ _WHITENING: dict[str, type[WhiteningLoss]] = {"batch": WMSELoss, "channels": CWR
 _LOSSES: dict[str, Callable[[Any], Loss]] = {  # each from the settings of that name
     "barlow-twins": BarlowTwinsLoss,
     "batch-norm": BatchNormLoss,
+    "byol": BYOLLoss,
     "cw-rgp": CWRGPLoss.from_config,
     "none": PlainLoss,
     "simclr": SimCLRLoss,
     "vicreg": VICRegLoss,
+    "simsiam": SimSiamLoss,
     "w-mse": WMSELoss.from_config,
     "whitening": lambda config: _WHITENING[str(config.over)].from_config(config),
 }

@@ -3,11 +3,16 @@
 from collections.abc import Callable
 
 from pretrain.config.pretrain import PretrainConfig
+from pretrain.methods.byol import BYOLModel
+from pretrain.methods.simsiam import SimSiamModel
 from pretrain.models import SelfSupervisedModel
 
 __all__ = ["build_model"]
 
-_METHODS: dict[str, Callable[[PretrainConfig], SelfSupervisedModel]] = {}
+_METHODS: dict[str, Callable[[PretrainConfig], SelfSupervisedModel]] = {
+    "byol": BYOLModel,
+    "simsiam": SimSiamModel,
+}
 
 
 def build_model(config: PretrainConfig) -> SelfSupervisedModel:
