@@ -99,7 +99,17 @@ class MoCoConfig(LossSettings):
     temperature: PositiveFloat = 0.2
     """by which cosines are divided"""
     momentum: Fraction = 0.999
-    """of the branch that makes the keys"""
+    """of the branch that makes the keys, the same at all steps"""
+
+    def check(self, batch_size: int, embedding_dim: int, num_ranks: int = 1) -> list[str]:
+        """As of every loss; the queue takes the keys of a whole batch."""
+        faults = super().check(batch_size, embedding_dim, num_ranks)
+        if self.queue < batch_size:
+            faults.append(
+                f"queue of {self.queue} keys cannot take those of a batch of {batch_size} images; "
+                f"use at least {batch_size}"
+            )
+        return faults
 
 
 class INTLConfig(LossSettings):

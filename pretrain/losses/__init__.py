@@ -9,6 +9,7 @@ from pretrain.losses.base import Loss, WhiteningLoss
 from pretrain.losses.controls import BatchNormLoss, PlainLoss
 from pretrain.losses.cw_rgp import CWRGPLoss
 from pretrain.losses.info_nce import SimCLRLoss
+from pretrain.losses.moco import MoCoLoss
 from pretrain.losses.negative_cosine import BYOLLoss, SimSiamLoss
 from pretrain.losses.vicreg import VICRegLoss
 from pretrain.losses.w_mse import WMSELoss
@@ -21,6 +22,7 @@ _LOSSES: dict[str, Callable[[Any], Loss]] = {  # each from the settings of that 
     "batch-norm": BatchNormLoss,
     "byol": BYOLLoss,
     "cw-rgp": CWRGPLoss.from_config,
+    "moco-v2": MoCoLoss,
     "none": PlainLoss,
     "simclr": SimCLRLoss,
     "vicreg": VICRegLoss,

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.methods.byol import BYOLModel
+from pretrain.methods.moco import MoCoModel
 from pretrain.methods.simsiam import SimSiamModel
 from pretrain.models import SelfSupervisedModel
 
@@ -11,6 +12,7 @@ __all__ = ["build_model"]
 
 _METHODS: dict[str, Callable[[PretrainConfig], SelfSupervisedModel]] = {
     "byol": BYOLModel,
+    "moco-v2": MoCoModel,
     "simsiam": SimSiamModel,
 }
 
