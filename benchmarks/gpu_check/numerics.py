@@ -43,6 +43,7 @@ LOSSES: dict[str, tuple[Settings, tuple[int, int, int]]] = {
 AUGMENTATIONS: dict[str, Settings] = {
     "jitter, gray, blur": {"size": 96, "blur_probability": 0.5},
     "blur of all": {"size": 96, "blur_probability": 1, "jitter_probability": 0, "grayscale": 0},
+    "solarised": {"size": 32, "jitter_probability": 0, "grayscale": 0, "solarize": 0.5},
     "noise": {"size": 32, "noise_std": 0.05, "jitter_probability": 0, "grayscale": 0},
 }
 

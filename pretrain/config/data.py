@@ -59,16 +59,16 @@ class DataConfig(Section):
 class AugmentConfig(Section):
     """How a view is drawn from an image (strengths as in torchvision's transforms).
 
-    `colours` says where colour jitter, grayscale, blur and noise are done: `in_loader` for many
-    views at once in the loader's workers; `on_device` for the whole batch on the training device,
-    the fastest on a GPU and slow on a CPU; `by_view` with torchvision's transforms, one view after
-    the other, slow everywhere. The first two draw the same views; all three draw from the same
-    distributions. Noise is always drawn in the workers: a batch of `on_device` then takes five
-    bytes a value instead of one.
+    `colours` says where colour jitter, grayscale, blur, solarisation and noise are done:
+    `in_loader` for many views at once in the loader's workers; `on_device` for the whole batch on
+    the training device, the fastest on a GPU and slow on a CPU; `by_view` with torchvision's
+    transforms, one view after the other, slow everywhere. The first two draw the same views; all
+    three draw from the same distributions. Noise is always drawn in the workers: a batch of
+    `on_device` then takes five bytes a value instead of one.
 
     With `colours_before_crop` jitter and grayscale come first and see the whole image, as in the
     code of W-MSE and CW-RGP for small images, in the loader's workers wherever the rest is done;
-    else they follow crop and flip. Blur and noise come last in both.
+    else they follow crop and flip. Blur, solarisation and noise come last in both, in this order.
 
     `decoding: reduced` decodes a JPEG at a half, a quarter or an eighth of its sides where every
     crop that is drawn of it stays at least `size` pixels wide and high; a crop then takes whole
@@ -76,8 +76,8 @@ class AugmentConfig(Section):
     """
 
     colours: Literal["by_view", "in_loader", "on_device"] = "in_loader"
-    """where jitter, grayscale, blur and noise are done: the loader's workers, the training device,
-    or one view after the other (slow)"""
+    """where jitter, grayscale, blur, solarisation and noise are done: the loader's workers, the
+    training device, or one view after the other (slow)"""
     colours_before_crop: bool = Field(default=False, json_schema_extra=IDENTITY_IF_GIVEN)
     """jitter and grayscale see the whole image"""
     decoding: Literal["full", "reduced"] = Field(
@@ -108,6 +108,10 @@ class AugmentConfig(Section):
     """probability that a view is blurred"""
     blur_sigma: Range = (0.1, 2.0)
     """standard deviation of the blur, pixels, lowest and highest"""
+    solarize: Fraction = Field(default=0.0, json_schema_extra=IDENTITY_IF_GIVEN)
+    """probability that a view is solarised: bright values are inverted, after the blur"""
+    solarize_threshold: Fraction = Field(default=128 / 255, json_schema_extra=IDENTITY_IF_GIVEN)
+    """values from here on are then inverted, of pixels from 0 to 1; PIL's 128 of 255"""
     noise_std: NonNegative = 0.0
     """standard deviation of noise, of pixels from 0 to 1"""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)

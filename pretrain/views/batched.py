@@ -20,7 +20,7 @@ from pretrain.config.data import AugmentConfig
 from pretrain.data.images import ImageArrays, Images
 from pretrain.runtime.device import to_device
 from pretrain.runtime.rng import derived_seed
-from pretrain.views.colour import blur, jitter_and_gray
+from pretrain.views.colour import blur, jitter_and_gray, solarize
 from pretrain.views.parameters import (
     NUM_COLUMNS,
     ViewParams,
@@ -33,7 +33,7 @@ CPU_VALUES = 2**17  # changed at once on a CPU: small enough for its caches
 
 
 class RawViews(NamedTuple):
-    """Views to be finished: uint8 `[V, N, 3, S, S]`, rows `[V, N, 10]`, and noise for each pixel.
+    """Views to be finished: uint8 `[V, N, 3, S, S]`, rows `[V, N, 11]`, and noise for each pixel.
 
     The noise is drawn with the views, on the CPU: a GPU would draw another.
     """
@@ -156,7 +156,7 @@ def finish_views(raw: RawViews, config: AugmentConfig) -> Tensor:
         views = torch.mul(flat[part], 1 / 255, out=finished[part])
         if not config.colours_before_crop:
             views = jitter_and_gray(views, rows[part])
-        views = blur(views, rows[part], config.blur_kernel)
+        views = solarize(blur(views, rows[part], config.blur_kernel), rows[part])
         torch.addcmul(bias, views, scale, out=finished[part])
     finished = finished.view(V, N, *finished.shape[1:])
     if raw.noise is not None:

@@ -1,4 +1,4 @@
-"""Colour jitter, grayscale and blur of many views at once, each with settings of its own.
+"""Jitter, grayscale, blur and solarisation of many views at once, each with settings of its own.
 
 M views, S side; values between 0 and 1. Every op computes what torchvision's functional computes
 for one float image; between ops nothing is rounded to whole bytes, as PIL would.
@@ -22,14 +22,16 @@ from pretrain.views.parameters import (
     HUE,
     ORDER,
     SATURATION,
+    SOLARIZE,
 )
 
 GRAY_WEIGHTS = (0.2989, 0.587, 0.114)
+ROUNDING = 1e-6  # a byte over 255 may come out so much below the threshold that it stands for
 Op = Callable[[Tensor, Tensor], Tensor]
 
 
 def jitter_and_gray(views: Tensor, rows: Tensor) -> Tensor:
-    """Return `views [M, 3, H, W]` after the jitter and grayscale in `rows [M, 10]` (on the CPU).
+    """Return `views [M, 3, H, W]` after the jitter and grayscale in `rows [M, 11]` (on the CPU).
 
     `views` may be changed in place.
     """
@@ -41,12 +43,21 @@ def jitter_and_gray(views: Tensor, rows: Tensor) -> Tensor:
 
 
 def blur(views: Tensor, rows: Tensor, kernel_size: int) -> Tensor:
-    """Return `views [M, 3, S, S]` after the blur in `rows [M, 10]` (on the CPU).
+    """Return `views [M, 3, S, S]` after the blur in `rows [M, 11]` (on the CPU).
 
     `views` may be changed in place. `kernel_size` is the odd side of the blur's kernel.
     """
     sigma = rows[:, BLUR_SIGMA]
     return _where(sigma > 0, lambda x, s: gaussian_blur(x, s, kernel_size), views, sigma)
+
+
+def solarize(views: Tensor, rows: Tensor) -> Tensor:
+    """Return `views [M, 3, S, S]` after the solarisation in `rows [M, 11]` (on the CPU).
+
+    `views` may be changed in place.
+    """
+    threshold = rows[:, SOLARIZE]
+    return _where(threshold >= 0, invert_bright, views, threshold)
 
 
 def adjust_brightness(views: Tensor, factor: Tensor) -> Tensor:
@@ -88,6 +99,11 @@ def adjust_hue(views: Tensor, shift: Tensor) -> Tensor:
     for channel, part in zip((red, green, blue), parts, strict=True):
         torch.addcmul(low, chroma, part.clamp_(0, 1), out=channel)
     return views
+
+
+def invert_bright(views: Tensor, threshold: Tensor) -> Tensor:
+    """Return `views` with the values from `threshold [M]` on inverted."""
+    return torch.where(views >= threshold.view(-1, 1, 1, 1) - ROUNDING, 1 - views, views)
 
 
 def to_gray(views: Tensor) -> Tensor:

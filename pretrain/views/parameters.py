@@ -1,8 +1,8 @@
 """The random parameters of a view, drawn ahead of the work on its pixels.
 
 The distributions are those of torchvision's RandomResizedCrop, RandomRotation,
-RandomHorizontalFlip, ColorJitter, RandomGrayscale and GaussianBlur; drawing them costs
-microseconds, so that colours can be changed for many views at once, wherever they are.
+RandomHorizontalFlip, ColorJitter, RandomGrayscale, GaussianBlur and RandomSolarize; drawing them
+costs microseconds, so that colours can be changed for many views at once, wherever they are.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from pretrain.config.data import AugmentConfig
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # columns of a colour row, and the ops' numbers
 ORDER = slice(4, 8)  # the ops in the order in which they are applied, -1 where there is none
 GRAYSCALE, BLUR_SIGMA = 8, 9
-NUM_COLUMNS = 10
+SOLARIZE = 10  # the threshold, -1 for a view that is not solarised
+NUM_COLUMNS = 11
 NEUTRAL = (1.0, 1.0, 1.0, 0.0)
 CROP_TRIES = 10
 
@@ -85,7 +86,9 @@ def draw_colour(chance: Random, config: AugmentConfig) -> tuple[float, ...]:
     gray = float(chance.random() < config.grayscale)
     blurred = chance.random() < config.blur_probability
     sigma = uniform(chance, *config.blur_sigma) if blurred else 0.0
-    return (*factors, *order, gray, sigma)
+    solarized = config.solarize and chance.random() < config.solarize  # 0 draws as it always did
+    threshold = config.solarize_threshold if solarized else -1.0
+    return (*factors, *order, gray, sigma, threshold)
 
 
 def uniform(chance: Random, low: float, high: float) -> float:

@@ -14,14 +14,15 @@ from torchvision.transforms import InterpolationMode, v2
 from pretrain.config.data import AugmentConfig
 from pretrain.data.images import Images
 from pretrain.runtime.rng import derived_seed
+from pretrain.views.colour import ROUNDING
 
 
 def build_view(config: AugmentConfig) -> v2.Transform:
     """Return the transform `[3, H, W] uint8 -> [3, size, size] float32, normalised`.
 
     Order and parameters follow the SimCLR/MoCo v2 recipe (crop, flip, jitter, grayscale, blur), or
-    with `colours_before_crop` that of W-MSE (jitter, grayscale, crop, flip, blur); rotation and
-    noise are off unless asked for.
+    with `colours_before_crop` that of W-MSE (jitter, grayscale, crop, flip, blur); rotation,
+    solarisation (after the blur, as BYOL's) and noise are off unless asked for.
     """
     steps = [*_colours(config), *_geometry(config)]
     if not config.colours_before_crop:
@@ -29,6 +30,9 @@ def build_view(config: AugmentConfig) -> v2.Transform:
     if config.blur_probability:
         blur = v2.GaussianBlur(config.blur_kernel, sigma=config.blur_sigma)
         steps.append(v2.RandomApply([blur], p=config.blur_probability))
+    if config.solarize:
+        threshold = 255 * (config.solarize_threshold - ROUNDING)
+        steps.append(v2.RandomSolarize(threshold, p=config.solarize))
     steps.append(v2.ToDtype(torch.float32, scale=True))
     if config.noise_std:
         steps.append(v2.GaussianNoise(sigma=config.noise_std, clip=False))

@@ -18,6 +18,7 @@ from pretrain.probes.linear import fit_linear
 from pretrain.runtime.distributed import Processes
 from pretrain.training import Trainer
 from pretrain.views.batched import RawViews, finish_views
+from pretrain.views.parameters import NUM_COLUMNS
 from pretrain.whitening import whiten
 from tests.fake_cuda import backward, fake_cuda
 from tests.pretrain.image_sets import save_png, some_pixels
@@ -89,7 +90,7 @@ def test_colours(title: str) -> None:
     with fake_cuda() as device:
         views = torch.zeros(2, 8, 3, config.size, config.size, dtype=torch.uint8, device=device)
         noise = torch.zeros(views.shape, device=device) if config.noise_std else None
-        finished = finish_views(RawViews(views, torch.ones(2, 8, 10), noise), config)
+        finished = finish_views(RawViews(views, torch.ones(2, 8, NUM_COLUMNS), noise), config)
         assert finished.device == device and finished.shape == views.shape
 
 

@@ -13,9 +13,10 @@ from pretrain.views.parameters import (
     GRAYSCALE,
     NEUTRAL,
     ORDER,
+    SOLARIZE,
 )
 
-NO_OP = (*NEUTRAL, -1.0, -1.0, -1.0, -1.0, 0.0, 0.0)
+NO_OP = (*NEUTRAL, -1.0, -1.0, -1.0, -1.0, 0.0, 0.0, -1.0)
 
 
 def some_views(count: int = 6, side: int = 24) -> Tensor:
@@ -59,6 +60,28 @@ def test_blur_is_torchvisions_image_by_image(kernel: int) -> None:
     torch.testing.assert_close(got, want, rtol=0, atol=2e-6)
     got = colour.blur_by_sums(views, kernels)
     torch.testing.assert_close(got, want, rtol=0, atol=2e-6)
+
+
+def test_solarisation_is_torchvisions_image_by_image() -> None:
+    views, thresholds = some_views(), [0.0, 0.2, 128 / 255, 0.7, 0.9, 1.0]
+    want = torch.stack([tv.solarize(x, t) for x, t in zip(views, thresholds, strict=True)])
+    assert torch.equal(colour.invert_bright(views.clone(), torch.tensor(thresholds)), want)
+
+
+def test_a_byte_at_the_threshold_is_inverted_whatever_the_rounding() -> None:
+    bytes_ = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(256, 3, 16, 16)
+    inverted = colour.invert_bright(torch.mul(bytes_, 1 / 255), torch.arange(256) / 255)
+    want = torch.stack([tv.solarize(x, threshold) for threshold, x in enumerate(bytes_)])
+    assert torch.equal((255 * inverted).round().byte(), want)
+
+
+def test_rows_choose_the_solarised_views_and_their_thresholds() -> None:
+    views = some_views(3)
+    rows = torch.tensor([NO_OP] * 3)
+    rows[1:, SOLARIZE] = torch.tensor([0.0, 0.5])
+    got = colour.solarize(views.clone(), rows)
+    assert torch.equal(got[0], views[0]) and torch.equal(got[1], 1 - views[1])
+    assert torch.equal(got[2], tv.solarize(views[2], 0.5))
 
 
 def test_rows_choose_ops_and_their_order_for_each_view() -> None:

@@ -15,6 +15,7 @@ from pretrain.views.parameters import (
     NEUTRAL,
     NUM_COLUMNS,
     ORDER,
+    SOLARIZE,
     draw_colour,
     draw_crop,
     draw_view,
@@ -22,7 +23,7 @@ from pretrain.views.parameters import (
     reduction,
 )
 
-NO_OP = (*NEUTRAL, -1.0, -1.0, -1.0, -1.0, 0.0, 0.0)
+NO_OP = (*NEUTRAL, -1.0, -1.0, -1.0, -1.0, 0.0, 0.0, -1.0)
 
 
 def test_crops_lie_in_the_image_and_have_torchvisions_distribution() -> None:
@@ -49,7 +50,7 @@ def test_a_crop_that_cannot_fit_is_the_largest_in_the_middle() -> None:
 def test_colour_draws_have_the_recipes_probabilities_and_ranges() -> None:
     config = AugmentConfig(
         jitter=(0.4, 0.3, 0.2, 0.1), jitter_probability=0.8, grayscale=0.1,
-        blur_probability=0.5, blur_sigma=(0.1, 2.0), flip=0.25,
+        blur_probability=0.5, blur_sigma=(0.1, 2.0), flip=0.25, solarize=0.2,
     )  # fmt: skip
     chance, n = Random(0), 4000
     rows = torch.tensor([draw_colour(chance, config) for _ in range(n)])
@@ -57,6 +58,7 @@ def test_colour_draws_have_the_recipes_probabilities_and_ranges() -> None:
     jittered = rows[:, ORDER][:, 0] >= 0
     for share, want in (
         (jittered, 0.8), (rows[:, GRAYSCALE] > 0, 0.1), (rows[:, BLUR_SIGMA] > 0, 0.5),
+        (rows[:, SOLARIZE] > 0, 0.2),
     ):  # fmt: skip
         assert float(share.float().mean()) == pytest.approx(want, abs=0.03)
     assert torch.equal(rows[~jittered, :8], torch.tensor([NO_OP[:8]]).expand(n, 8)[~jittered])
@@ -68,6 +70,16 @@ def test_colour_draws_have_the_recipes_probabilities_and_ranges() -> None:
     assert len(orders) == 24 and all(sorted(order) == [0, 1, 2, 3] for order in orders)
     flips = [draw_view(chance, 9, 9, config).flip for _ in range(n)]
     assert sum(flips) / n == pytest.approx(0.25, abs=0.03)
+
+
+def test_solarisation_is_drawn_last_and_without_it_nothing_is() -> None:
+    without, with_it = Random(5), Random(5)
+    plain = draw_colour(without, AugmentConfig())
+    row = draw_colour(with_it, AugmentConfig(solarize=1.0))
+    assert (plain[SOLARIZE], row[SOLARIZE]) == (-1, 128 / 255)
+    assert plain[:SOLARIZE] == row[:SOLARIZE]
+    without.random()  # the one draw more
+    assert without.random() == with_it.random()
 
 
 def test_an_op_without_strength_is_never_drawn_and_factors_stay_above_zero() -> None:
