@@ -322,7 +322,7 @@ def own_pass(images: Images, config: PretrainConfig) -> Callable[[int], Iterator
 
     def run(epoch: int) -> Iterator[int]:
         for views in loader.batches(epoch, batches):
-            yield views.shape[0] * views.shape[1]
+            yield sum(map(len, views))
         wait_for(device)
 
     return run

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from benchmarks.device import best_device, device_name, peak_mb, tensors_mb, wait_for
 from benchmarks.loader import LoaderCase, drawn_images, loader_config
@@ -24,6 +23,7 @@ from benchmarks.rows import Table, print_rows
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.losses import build_loss
 from pretrain.methods import build_model
+from pretrain.runtime.device import Views
 from pretrain.runtime.distributed import Processes
 from pretrain.training import precision as computing
 from pretrain.training.optimizers import build_optimizer
@@ -136,13 +136,13 @@ def step_rows(
         }
 
 
-def _steady(steps: Steps, views: Tensor, rounds: int, num_views: int) -> Row:
+def _steady(steps: Steps, views: Views, rounds: int, num_views: int) -> Row:
     for _ in range(WARM_UP[steps.device.type]):
         steps.take(views)
         steps.take_apart(views)
     apart = [steps.take_apart(views) for _ in range(rounds)]
     whole = statistics.median(steps.take(views) for _ in range(rounds))
-    there = tensors_mb(steps.model, steps.optimizer) + views.nbytes / 1e6
+    there = tensors_mb(steps.model, steps.optimizer) + sum(view.nbytes for view in views) / 1e6
     return {
         **{part: 1e3 * statistics.median(seconds[part] for seconds in apart) for part in PARTS},
         "whole": 1e3 * whole,
@@ -151,7 +151,7 @@ def _steady(steps: Steps, views: Tensor, rounds: int, num_views: int) -> Row:
     }
 
 
-def _loaded(steps: Steps, views: Iterator[Tensor], numbers: tuple[int, int], num_views: int) -> Row:
+def _loaded(steps: Steps, views: Iterator[Views], numbers: tuple[int, int], num_views: int) -> Row:
     """Return the mean over the second number of steps, after as many as the first to warm up."""
     warm_up, timed = numbers
     for _ in range(warm_up):
@@ -191,12 +191,12 @@ class Steps:
     def __init__(self, config: PretrainConfig, device: torch.device) -> None:
         self.device, self.compute = device, config.compute
         self.model = build_model(config).train()
-        computing.prepare(self.model, config.compute, Processes(device))
+        computing.prepare(self.model, config, Processes(device))
         self.loss = build_loss(config.loss).to(device)
         self.optimizer = build_optimizer(self.model, config.optimizer)
         self.scaler = computing.grad_scaler(config.compute, device)
 
-    def take(self, views: Tensor) -> float:
+    def take(self, views: Views) -> float:
         """Take a step; return its seconds."""
         spent = {"step": 0.0}
         with self._timed(spent, "step"):
@@ -207,7 +207,7 @@ class Steps:
             self._update()
         return spent["step"]
 
-    def take_apart(self, views: Tensor) -> dict[str, float]:
+    def take_apart(self, views: Views) -> dict[str, float]:
         """Take a step that is cut at the encoding and at the embedding; return seconds by part."""
         spent = dict.fromkeys(PARTS, 0.0)
         autocast = computing.autocast(self.compute, self.device)
@@ -219,7 +219,7 @@ class Steps:
             embedding = self.model.projector(cut_encoding.flatten(0, 1))
         cut_embedding = embedding.detach().requires_grad_()
         with self._timed(spent, "loss"):
-            loss = self.loss(cut_embedding.unflatten(0, views.shape[:2]))
+            loss = self.loss(cut_embedding.unflatten(0, (len(views), -1)))
             self.scaler.scale(loss).backward()
         with self._timed(spent, "projector"):
             torch.autograd.backward(embedding, cut_embedding.grad)

@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from benchmarks.gpu_check.results import TINY, WORK, Results, seconds_into, seconds_left
 from benchmarks.gpu_check.timing import (
     DEVICE,
@@ -27,6 +25,7 @@ from benchmarks.gpu_check.timing import (
 from benchmarks.loader import LoaderCase, drawn_images
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.data.images import Images
+from pretrain.runtime.device import Views
 from pretrain.views import ViewLoader
 from pretrain.views.batched import RawViews, cut_views, finish_views
 from pretrain.views.parameters import BLUR_SIGMA
@@ -70,7 +69,7 @@ def config_of(changes: Settings, max_steps: int = 1) -> PretrainConfig:
     return recipe("imagenet", merged(common, changes), max_steps)
 
 
-def batches(config: PretrainConfig, images: Images, number: int) -> Iterator[Tensor]:
+def batches(config: PretrainConfig, images: Images, number: int) -> Iterator[Views]:
     """Yield `number` batches of the project's loader; the images come around again and again."""
     indices = itertools.cycle(range(len(images)))
     rows = [list(itertools.islice(indices, BATCH)) for _ in range(number)]
@@ -97,7 +96,7 @@ def loader_row(colours: str, images: Images) -> dict[str, Any]:
 def finishing_row(images: Images) -> dict[str, Any]:
     """Return what colours, blur and the way to the device take of a batch."""
     config = config_of({}).augment
-    raw = cut_views(images, [(0, i % len(images)) for i in range(BATCH)], 4, 0, config)
+    (raw,) = cut_views(images, [(0, i % len(images)) for i in range(BATCH)], 4, 0, config)
     there = RawViews(raw.views.to(DEVICE), raw.rows)
     unblurred = raw.rows.clone()
     unblurred[..., BLUR_SIGMA] = 0.0

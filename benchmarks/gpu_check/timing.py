@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu_check.results import TINY, WORK
 from benchmarks.loader import LoaderCase, drawn_images
 from pretrain.config.pretrain import PretrainConfig
+from pretrain.runtime.device import Views
 from pretrain.runtime.distributed import Processes
 from pretrain.training import Trainer
 from pretrain.views import ShardedViews
@@ -106,13 +106,13 @@ def small_images() -> Path:
 class TimedViews(ShardedViews):
     """The trainer's views from any source, and when the loop asked for each batch and got it."""
 
-    def __init__(self, source: Iterator[Tensor]) -> None:
+    def __init__(self, source: Iterator[Views]) -> None:
         self.num_images = ENDLESS
-        self.source = source  # [V, N, 3, S, S] on the device
+        self.source = source  # on the device
         self.asked: list[float] = []
         self.got: list[float] = []
 
-    def batches(self, epoch: int, first_step: int) -> Iterator[Tensor]:
+    def batches(self, epoch: int, first_step: int) -> Iterator[Views]:
         """Yield the next batches, whatever the epoch."""
         self.asked.append(time.perf_counter())
         for views in self.source:

@@ -22,7 +22,7 @@ from pipeline.plan.compatibility import task_value
 from pipeline.plan.data_identity import DETECTION, count_images
 from pipeline.plan.plan import Plan
 from pipeline.stages.stage import STAGE_KINDS, Stage
-from pretrain.config.data import DataConfig
+from pretrain.config.data import AugmentConfig, DataConfig
 from pretrain.data.splits import FOLDER_FORMATS
 from transfer.config.data import DetectionData
 from transfer.config.finetune import FLOAT32, OWN_KEYS, flat
@@ -209,14 +209,16 @@ def _job(stage: Stage, plan: Plan, numbers: Numbers) -> Job:
 def _pretrain_hours(settings: dict[str, Any], gpus: int, numbers: Numbers) -> float:
     """A view takes as long as its area; each halving that the stem leaves out doubles its side."""
     model, data = settings["model"], DataConfig.model_validate(settings["data"])
-    side = settings["augment"]["size"] * STEM_STRIDE[model["stem"]]
-    rate = numbers.of("views_per_s_per_gpu", model["arch"]) * gpus * (VIEW_PX / side) ** 2
+    views = AugmentConfig.model_validate(settings["augment"]).of_views(settings["num_views"])
+    stride = STEM_STRIDE[model["stem"]]
+    num_views = sum((view.size * stride / VIEW_PX) ** 2 for view in views)  # as those of the rate
+    rate = numbers.of("views_per_s_per_gpu", model["arch"]) * gpus
     if settings["max_steps"] is not None:
         images = settings["max_steps"] * settings["batch_size"]
     else:
         name = data.name if data.format in FOLDER_FORMATS else data.format
         images = settings["epochs"] * numbers.images(name, data)
-    return float(images * settings["num_views"] / rate / 3600)
+    return float(images * num_views / rate / 3600)
 
 
 def _finetune_hours(settings: dict[str, Any], gpus: int, numbers: Numbers) -> float:

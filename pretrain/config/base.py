@@ -54,9 +54,17 @@ def identity(section: BaseModel) -> dict[str, Any]:
     """Return a section without what cannot change a result, as JSON."""
     whole = section.model_dump(mode="json")
     content: dict[str, Any] = {}
+
+    def plain(value: Any, dumped: Any) -> Any:
+        if isinstance(value, BaseModel):
+            return identity(value)
+        if isinstance(value, tuple):
+            return [plain(*pair) for pair in zip(value, dumped, strict=True)]
+        return dumped
+
     for name, field in type(section).model_fields.items():
         value, extra = getattr(section, name), field.json_schema_extra
         mark = extra.get("identity") if isinstance(extra, dict) else None
         if mark is not False and not (mark == "if given" and value == field.default):
-            content[name] = identity(value) if isinstance(value, BaseModel) else whole[name]
+            content[name] = plain(value, whole[name])
     return content

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, PositiveFloat, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from pretrain.config.base import (
     IDENTITY_IF_GIVEN,
@@ -17,6 +18,11 @@ from pretrain.config.base import (
     left_out,
     range_faults,
 )
+
+Jitter = tuple[NonNegative, NonNegative, NonNegative, NonNegative]
+Interpolation = Literal["bicubic", "bilinear"]
+MOST_VIEWS = 1024
+AS_SHARED: Any = Field(default=None, json_schema_extra=IDENTITY_IF_GIVEN)
 
 
 class DataConfig(Section):
@@ -56,6 +62,44 @@ class DataConfig(Section):
         return self.prefetch if self.num_workers else None
 
 
+class ViewConfig(Section):
+    """What a view, or `count` views in a row, have otherwise than the other keys of `augment` say.
+
+    A key that is not given here is as it is there.
+    """
+
+    count: PositiveInt = Field(default=1, json_schema_extra=IDENTITY_IF_GIVEN)
+    """views that are drawn so"""
+    size: Side | None = AS_SHARED
+    """side of the view, pixels"""
+    crop_scale: Range | None = AS_SHARED
+    """share of the image's area that a crop takes, lowest and highest"""
+    crop_ratio: Range | None = AS_SHARED
+    """width of a crop over its height, lowest and highest"""
+    interpolation: Interpolation | None = AS_SHARED
+    """how a crop is made `size` pixels wide and high"""
+    flip: Fraction | None = AS_SHARED
+    """probability that the view is mirrored"""
+    rotation_degrees: NonNegative | None = AS_SHARED
+    """the view is turned by up to so many degrees, either way"""
+    jitter: Jitter | None = AS_SHARED
+    """largest change of brightness, contrast, saturation and hue"""
+    jitter_probability: Fraction | None = AS_SHARED
+    """probability that the view's colours are changed"""
+    grayscale: Fraction | None = AS_SHARED
+    """probability that the view is gray"""
+    blur_probability: Fraction | None = AS_SHARED
+    """probability that the view is blurred"""
+    blur_sigma: Range | None = AS_SHARED
+    """standard deviation of the blur, pixels, lowest and highest"""
+    solarize: Fraction | None = AS_SHARED
+    """probability that the view is solarised"""
+    solarize_threshold: Fraction | None = AS_SHARED
+    """least value that is then inverted, of pixels from 0 to 1"""
+    noise_std: NonNegative | None = AS_SHARED
+    """standard deviation of noise, of pixels from 0 to 1"""
+
+
 class AugmentConfig(Section):
     """How a view is drawn from an image (strengths as in torchvision's transforms).
 
@@ -71,8 +115,11 @@ class AugmentConfig(Section):
     else they follow crop and flip. Blur, solarisation and noise come last in both, in this order.
 
     `decoding: reduced` decodes a JPEG at a half, a quarter or an eighth of its sides where every
-    crop that is drawn of it stays at least `size` pixels wide and high; a crop then takes whole
+    crop that is drawn of it stays at least as wide and high as its view; a crop then takes whole
     pixels of the reduced image, rounded down. Other images are decoded in full.
+
+    With `views` views differ, in sizes too: asymmetric augmentations (BYOL, Barlow Twins, VICReg)
+    and multi-crop. It describes all views of an image, in their order.
     """
 
     colours: Literal["by_view", "in_loader", "on_device"] = "in_loader"
@@ -91,13 +138,13 @@ class AugmentConfig(Section):
     """share of the image's area that a crop takes, lowest and highest"""
     crop_ratio: Range = (3 / 4, 4 / 3)
     """width of a crop over its height, lowest and highest"""
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    interpolation: Interpolation = "bicubic"
     """how a crop is made `size` pixels wide and high"""
     flip: Fraction = 0.5
     """probability that a view is mirrored"""
     rotation_degrees: NonNegative = 0.0
     """a view is turned by up to so many degrees, either way"""
-    jitter: tuple[NonNegative, NonNegative, NonNegative, NonNegative] = (0.4, 0.4, 0.4, 0.1)
+    jitter: Jitter = (0.4, 0.4, 0.4, 0.1)
     """largest change of brightness, contrast, saturation (as factors) and hue (of the colour
     circle, at most 0.5)"""
     jitter_probability: Fraction = 0.8
@@ -111,32 +158,69 @@ class AugmentConfig(Section):
     solarize: Fraction = Field(default=0.0, json_schema_extra=IDENTITY_IF_GIVEN)
     """probability that a view is solarised: bright values are inverted, after the blur"""
     solarize_threshold: Fraction = Field(default=128 / 255, json_schema_extra=IDENTITY_IF_GIVEN)
-    """values from here on are then inverted, of pixels from 0 to 1; PIL's 128 of 255"""
+    """least value that is then inverted, of pixels from 0 to 1; PIL's 128 of 255"""
     noise_std: NonNegative = 0.0
     """standard deviation of noise, of pixels from 0 to 1"""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """subtracted from red, green and blue, of pixels from 0 to 1"""
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
     """what they are then divided by"""
+    views: tuple[ViewConfig, ...] = Field(default=(), json_schema_extra=IDENTITY_IF_GIVEN)
+    """what single views have otherwise, one entry for each view or for `count` of them; all views
+    are drawn alike unless given"""
 
     @model_validator(mode="after")
     def _can_be_drawn(self) -> Self:
-        faults = [*range_faults("crop_scale", self.crop_scale, 1.0)]
-        faults += range_faults("crop_ratio", self.crop_ratio)
-        if self.blur_probability:
-            faults += range_faults("blur_sigma", self.blur_sigma)
+        faults = self._draw_faults()
         if self.decoding == "reduced" and self.colours == "by_view":
             faults.append(
                 "decoding: reduced has no effect with colours by_view, which draws after it has "
                 "decoded; take colours in_loader or on_device"
             )
-        if self.jitter[3] > 0.5:
-            faults.append(f"jitter: hue {self.jitter[3]:g}, wanted 0 to 0.5")
+        number = self.num_described
+        if self.views and not 2 <= number <= MOST_VIEWS:
+            faults.append(f"views: {number} described, wanted 2 to {MOST_VIEWS}")
+        for place, view in enumerate(self.views):
+            of_view = self._with(view)._draw_faults()
+            faults += [f"views.{place}: {fault}" for fault in of_view if fault not in faults]
         if faults:
             raise ValueError("; ".join(faults))
         return self
+
+    def _draw_faults(self) -> list[str]:
+        faults = range_faults("crop_scale", self.crop_scale, 1.0)
+        faults += range_faults("crop_ratio", self.crop_ratio)
+        if self.blur_probability:
+            faults += range_faults("blur_sigma", self.blur_sigma)
+        if self.jitter[3] > 0.5:
+            faults.append(f"jitter: hue {self.jitter[3]:g}, wanted 0 to 0.5")
+        return faults
+
+    def _with(self, view: ViewConfig) -> Self:
+        given = view.model_dump(exclude={"count"}, exclude_none=True)
+        return self.model_copy(update={**given, "views": ()})
+
+    @property
+    def num_described(self) -> int:
+        """Return how many views `views` describes."""
+        return sum(view.count for view in self.views)
+
+    @property
+    def largest_size(self) -> int:
+        """Return the side of the largest view."""
+        return max([view.size or self.size for view in self.views], default=self.size)
 
     @property
     def blur_kernel(self) -> int:
         """Return the odd side of the blur's kernel: a tenth of the view, as SimCLR."""
         return 2 * max(1, round(0.05 * self.size)) + 1
+
+    def of_views(self, num_views: int) -> list[Self]:
+        """Return the settings of each view, in which no single view differs any more."""
+        if not self.views:
+            return [self] * num_views
+        return [each for view in self.views for each in [self._with(view)] * view.count]
+
+    def runs(self, num_views: int) -> list[tuple[Self, int]]:
+        """Return the settings that views which follow each other share, and how many these are."""
+        return [(same, len(list(run))) for same, run in groupby(self.of_views(num_views))]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from pretrain.config.base import (
     IDENTITY_IF_GIVEN,
@@ -17,7 +18,7 @@ from pretrain.config.base import (
     identity,
     left_out,
 )
-from pretrain.config.data import AugmentConfig, DataConfig
+from pretrain.config.data import MOST_VIEWS, AugmentConfig, DataConfig
 from pretrain.config.loss import LossConfig, split_faults
 from pretrain.config.methods import AnyLossConfig
 
@@ -31,8 +32,9 @@ class ModelConfig(Section):
 
     `stem`: `small` begins with a 3x3 stride-1 convolution (STL-10, Tiny ImageNet), `small-no-pool`
     also leaves out the max-pool (CIFAR). `encoder_batchnorm`: whether the encoder is called once
-    per view, as W-MSE's and CW-RGP's code does, or once over all views; the projector always sees
-    all views together.
+    per view, as W-MSE's and CW-RGP's code does, or once over all views (over those of one size that
+    follow each other, where `augment.views` has several sizes); the projector always sees all
+    views together.
     """
 
     arch: Architecture = "resnet18"
@@ -202,8 +204,8 @@ class PretrainConfig(Section):
     """the optimiser and its schedule"""
     compute: ComputeConfig = ComputeConfig()
     """how steps are computed"""
-    num_views: int = Field(default=2, ge=2, le=1024)
-    """V, views of an image in a step"""
+    num_views: int = Field(default=2, ge=2, le=MOST_VIEWS)
+    """V, views of an image in a step; as many as `augment.views` describes where that is given"""
     batch_size: int = Field(default=256, ge=2, le=2**24)
     """N, images a step, of all processes together"""
     epochs: PositiveInt | None = None
@@ -234,6 +236,11 @@ class PretrainConfig(Section):
     keep_every_epochs: PositiveInt | None = Field(default=None, json_schema_extra=SAVED)
     """epochs between two states that are kept; none unless given"""
 
+    @property
+    def view_sizes(self) -> list[int]:
+        """Return the side of each view."""
+        return [view.size for view in self.augment.of_views(self.num_views)]
+
     def logs(self, step: int) -> bool:
         """Return whether a line of the log is written after `step`, the last step aside."""
         return step % self.log_every == 0 or self.measures(step)
@@ -249,8 +256,14 @@ class PretrainConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        if "augment" in values and "num_views" not in values:
+            with suppress(ValidationError):  # told with all other faults
+                number = AugmentConfig.model_validate(values["augment"]).num_described
+                values = {**values, "num_views": number} if number else values
         extra = "covariance_extra_steps"
-        if isinstance(values, dict) and values.get("covariance_epochs") is not None:
+        if values.get("covariance_epochs") is not None:
             return values if values.get(extra) is not None else {**values, extra: 1}
         return values
 
@@ -261,6 +274,12 @@ class PretrainConfig(Section):
         ]
         if self.compute.accumulate > 1:
             faults += self.faults_on(1)
+        number = self.augment.num_described
+        if number not in (0, self.num_views):
+            faults.append(
+                f"augment.views describes {number} views, got num_views {self.num_views}; leave "
+                f"num_views out or set it to {number}"
+            )
         if (self.epochs is None) == (self.max_steps is None):
             faults.append("give exactly one of epochs and max_steps")
         drops = self.optimizer.drop_epochs_before_end

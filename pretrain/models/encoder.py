@@ -14,6 +14,7 @@ import torchvision
 from torch import Tensor, nn
 
 from pretrain.config.pretrain import LastBatchNorm, ModelConfig
+from pretrain.runtime.device import Views
 
 
 def build_encoder(config: ModelConfig) -> tuple[nn.Module, int]:
@@ -57,6 +58,12 @@ def build_projector(num_features: int, config: ModelConfig) -> nn.Sequential:
     )
 
 
+def runs_of_one_size(views: Iterable[Tensor]) -> list[Tensor]:
+    """Return the views that follow each other and have one size, as `[V, N, 3, S, S]`."""
+    runs = itertools.groupby(views, key=lambda view: view.shape)
+    return [torch.stack(list(run)) for _, run in runs]
+
+
 class Features(NamedTuple):
     """What a model makes of the views of a batch."""
 
@@ -71,7 +78,8 @@ class SelfSupervisedModel(nn.Module):
     What a method adds is in a subclass, in `pretrain.methods`.
 
     The encoder is called once per view, as the code of W-MSE and of CW-RGP does, so that its
-    BatchNorm sees the images of one view at a time, or with `encoder_batchnorm: all-views` once.
+    BatchNorm sees the images of one view at a time, or with `encoder_batchnorm: all-views` once, or
+    once for views of one size that follow each other where sizes differ.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -81,20 +89,21 @@ class SelfSupervisedModel(nn.Module):
         self.projector = build_projector(num_features, config)
         self.per_view = config.encoder_batchnorm == "per-view"
 
-    def forward(self, views: Tensor) -> Features:
-        """Return the features of `views [V, N, 3, H, W]`."""
+    def forward(self, views: Views) -> Features:
+        """Return the features of `views`."""
         return Features(*self.embed(self.encoder, self.projector, views), {})
 
     def embed(
-        self, encoder: nn.Module, projector: nn.Module, views: Tensor
+        self, encoder: nn.Module, projector: nn.Module, views: Views
     ) -> tuple[Tensor, Tensor]:
-        """Return encoding `[V, N, F]` and embedding `[V, N, D]` of `views [V, N, 3, H, W]`."""
-        V, N = views.shape[:2]
+        """Return encoding `[V, N, F]` and embedding `[V, N, D]` of `views` of any sizes."""
         if self.per_view:
             encoding = torch.stack([encoder(view) for view in views])
         else:
-            encoding = encoder(views.flatten(0, 1)).unflatten(0, (V, N))
-        return encoding, projector(encoding.flatten(0, 1)).unflatten(0, (V, N))
+            runs = [views] if isinstance(views, Tensor) else runs_of_one_size(views)
+            of_runs = [encoder(run.flatten(0, 1)).unflatten(0, run.shape[:2]) for run in runs]
+            encoding = torch.cat(of_runs)
+        return encoding, projector(encoding.flatten(0, 1)).unflatten(0, encoding.shape[:2])
 
     def encoders(self) -> Iterable[nn.Module]:
         """Return all modules that are called on images, for compilation."""

@@ -48,7 +48,10 @@ class TrainingProbe:
             {
                 "precision": settings.precision,
                 "data": data.model_dump(),
-                "image": {"size": settings.size or config.augment.size, "resize": settings.resize},
+                "image": {
+                    "size": settings.size or config.augment.largest_size,
+                    "resize": settings.resize,
+                },
                 "knn": {"k": settings.k},
             }
         )

@@ -1,7 +1,4 @@
-"""The memory that a pretraining takes on its device, estimated without computing anything.
-
-V views, n images of a part that is in memory at a time, S side.
-"""
+"""The memory that a pretraining takes on its device, estimated without computing anything."""
 
 from __future__ import annotations
 
@@ -12,6 +9,7 @@ from torch import Tensor, nn
 
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.methods import build_model
+from pretrain.runtime.device import Views
 from pretrain.training.precision import DTYPES
 
 GB = 1e9
@@ -25,28 +23,31 @@ def memory_estimate(config: PretrainConfig, num_processes: int) -> str:
     The last counts the outputs of all convolutions, linear layers and norms, for the images that
     are in memory at a time. What the loss, its indicators and the libraries take is not in it.
     """
-    compute, V, side = config.compute, config.num_views, config.augment.size
+    compute, sides = config.compute, config.view_sizes
     n = config.batch_size // num_processes
     with torch.device("meta"):
         model = build_model(config)
     copies = COPIES[config.optimizer.name]
     weights = copies * 4 * sum(parameter.numel() for parameter in model.parameters())
-    views = 3 * 4 * V * n * 3 * side**2  # of a step, the next, and the last, which is read late
+    # of a step, the next, and the last, which is read late
+    views = 3 * 4 * n * 3 * sum(side**2 for side in sides)
     part = -(-n // compute.accumulate)
-    activations = output_bytes(model, [V, part, 3, side, side])
+    on_meta = tuple(torch.empty(part, 3, side, side, device="meta") for side in sides)
+    activations = output_bytes(model, on_meta)
     if compute.precision in DTYPES:
         activations //= 2
     total = weights + views + activations
+    shapes = ", ".join(f"{side} x {side}" for side in dict.fromkeys(sides))
     return (
         f"memory, a rule of thumb: {total / GB:.1f} GB a process, of which {weights / GB:.1f} for "
         f"weights, gradients and {config.optimizer.name}, {views / GB:.1f} for the views of three "
-        f"steps, {activations / GB:.1f} for {V} views of {part} images of {side} x {side} in "
+        f"steps, {activations / GB:.1f} for {len(sides)} views of {part} images of {shapes} in "
         "encoder and projector; the loss and CUDA come on top"
     )
 
 
-def output_bytes(model: nn.Module, shape: list[int]) -> int:
-    """Return the float32 bytes of all outputs that a backward pass keeps, of a model on `meta`."""
+def output_bytes(model: nn.Module, views: Views) -> int:
+    """Return the float32 bytes of all outputs that a backward pass keeps; all is on `meta`."""
     total = 0
 
     def count(_: nn.Module, __: Any, output: Tensor) -> None:
@@ -57,5 +58,5 @@ def output_bytes(model: nn.Module, shape: list[int]) -> int:
         if isinstance(each, KEPT):
             each.register_forward_hook(count)
     with torch.no_grad():
-        model.eval()(torch.empty(shape, device="meta"))
+        model.eval()(views)
     return total

@@ -54,11 +54,12 @@ def has_fast_bf16() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def prepare(model: SelfSupervisedModel, compute: ComputeConfig, processes: Processes) -> None:
-    """Move `model` to the device and change it in place as `compute` says.
+def prepare(model: SelfSupervisedModel, config: PretrainConfig, processes: Processes) -> None:
+    """Move `model` to the device and change it in place as the config's `compute` says.
 
     Float32 of this process is IEEE's from here on, or TF32 where that is asked for.
     """
+    compute = config.compute
     set_tf32(compute.precision == "tf32")
     model.to(processes.device)
     if compute.channels_last:
@@ -66,8 +67,10 @@ def prepare(model: SelfSupervisedModel, compute: ComputeConfig, processes: Proce
     if compute.sync_batchnorm and processes.size > 1:
         nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     if compute.compile:
-        for encoder in model.encoders():  # one graph for every view; the model's would unroll them
-            encoder.compile()
+        # one graph for all views of a size; the model's would unroll them
+        one_size: dict[str, Any] = {"dynamic": False} if len(set(config.view_sizes)) > 1 else {}
+        for encoder in model.encoders():
+            encoder.compile(**one_size)
     if processes.device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # all steps have the same shapes
 

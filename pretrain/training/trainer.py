@@ -22,7 +22,7 @@ from pretrain.indicators import centred_indicators
 from pretrain.losses import build_loss
 from pretrain.methods import build_model
 from pretrain.runtime.checkpoint import LAST, save_atomically
-from pretrain.runtime.device import HostCopy
+from pretrain.runtime.device import HostCopy, Views, image_parts
 from pretrain.runtime.distributed import Processes, all_gather_with_grad
 from pretrain.runtime.faults import DivergedError
 from pretrain.runtime.rng import derived_seed, random_states, restore_random_states, seed_process
@@ -54,7 +54,7 @@ class Step(NamedTuple):
 
     number: int
     lr: float
-    views: Tensor
+    views: Views
     output: Output
     health: HostCopy
 
@@ -87,7 +87,7 @@ class Trainer:
         self.length = Length.of(config, self.views.num_images)
         torch.manual_seed(derived_seed(config.seed))
         self.model = build_model(config)
-        precision.prepare(self.model, config.compute, processes)
+        precision.prepare(self.model, config, processes)
         self.loss = build_loss(config.loss).to(processes.device)
         constant_rate = self.model.constant_rate_parameters()
         self.optimizer = build_optimizer(self.model, config.optimizer, constant_rate=constant_rate)
@@ -184,8 +184,8 @@ class Trainer:
         if self.processes.is_main:
             save_atomically(state, self.output_dir / name)
 
-    def _batches(self) -> Iterator[Tensor]:
-        """Yield views `[V, N, 3, H, W]` from the current step to the last."""
+    def _batches(self) -> Iterator[Views]:
+        """Yield views from the current step to the last."""
         while self.step < self.length.total_steps:
             for views in self.views.batches(self.epoch, self.step_in_epoch):
                 yield views
@@ -201,12 +201,12 @@ class Trainer:
         self.loss.covariance_weight = covariance_weight(self.step, self.length, config)
         self.model.set_progress(self.step / self.length.total_steps)
 
-    def gradients(self, parallel: nn.Module, views: Tensor) -> Output:
+    def gradients(self, parallel: nn.Module, views: Views) -> Output:
         """Leave the gradients of the global batch in the parameters, fp16's scaled."""
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         settings, device = self.config.compute, self.processes.device
-        parts = views.chunk(settings.accumulate, dim=1)
+        parts = image_parts(views, settings.accumulate)
         outputs = []
         for number, part in enumerate(parts, start=1):
             last = number == len(parts)
@@ -237,7 +237,7 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
-    def _watch(self, output: Output, views: Tensor) -> None:
+    def _watch(self, output: Output, views: Views) -> None:
         """Begin to read the loss and the norm of the gradient.
 
         fp16's gradients may overflow: its scaler leaves such steps out and halves its factor, which

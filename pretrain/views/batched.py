@@ -5,7 +5,7 @@ V views, N images, M = V N, S side.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from random import Random
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from torchvision.transforms.v2.functional import rotate
 
 from pretrain.config.data import AugmentConfig
 from pretrain.data.images import ImageArrays, Images
-from pretrain.runtime.device import to_device
+from pretrain.runtime.device import Views, to_device
 from pretrain.runtime.rng import derived_seed
 from pretrain.views.colour import blur, jitter_and_gray, solarize
 from pretrain.views.parameters import (
@@ -35,7 +35,8 @@ CPU_VALUES = 2**17  # changed at once on a CPU: small enough for its caches
 class RawViews(NamedTuple):
     """Views to be finished: uint8 `[V, N, 3, S, S]`, rows `[V, N, 11]`, and noise for each pixel.
 
-    The noise is drawn with the views, on the CPU: a GPU would draw another.
+    All have the same settings. The noise is drawn with the views, on the CPU: a GPU would draw
+    another.
     """
 
     views: Tensor
@@ -45,25 +46,32 @@ class RawViews(NamedTuple):
 
 def cut_views(
     images: Images, chosen: list[tuple[int, int]], num_views: int, seed: int, config: AugmentConfig
-) -> RawViews:
-    """Return the views of the images in `chosen`, given as pairs of epoch and index.
+) -> list[RawViews]:
+    """Return the views of the images in `chosen`, in the runs of `config.runs(num_views)`.
 
-    Each image is decoded once; what is drawn for it depends on (seed, epoch, index) alone. Colours
-    that come before the crop are changed here, for as many images of one size at once as follow
-    each other and fit the caches.
+    `chosen` has pairs of epoch and index. Each image is decoded once; what is drawn for it depends
+    on (seed, epoch, index) alone. Colours that come before the crop are changed here, for as many
+    images of one size at once as follow each other and fit the caches.
     """
-    views = torch.empty(num_views, len(chosen), 3, config.size, config.size, dtype=torch.uint8)
-    rows = torch.empty(num_views, len(chosen), NUM_COLUMNS)
-    noise = torch.empty(views.shape) if config.noise_std else None
+    settings, runs, N = config.of_views(num_views), config.runs(num_views), len(chosen)
+    rows = torch.empty(num_views, N, NUM_COLUMNS)
+    raws: list[RawViews] = []
+    views: list[Tensor] = []  # each `[N, 3, S, S]`, a part of its run
+    for same, count in runs:
+        alike = torch.empty(count, N, 3, same.size, same.size, dtype=torch.uint8)
+        noise = torch.empty(alike.shape) if same.noise_std else None
+        raws.append(RawViews(alike, rows[len(views) : len(views) + count], noise))
+        views += alike
+    noises = [raw.noise for raw in raws if raw.noise is not None]
     params: list[list[ViewParams]] = []  # of the images read so far
 
     def read(place: tuple[int, int]) -> Tensor:
         image_seed = derived_seed(seed, *place, 3)
-        image, drawn = read_and_draw(images, place[1], num_views, image_seed, config)
-        if noise is not None:
+        image, drawn = read_and_draw(images, place[1], image_seed, settings)
+        if noises:
             generator = torch.Generator().manual_seed(image_seed)
-            part = noise[:, len(params)]
-            part.copy_(torch.randn(part.shape, generator=generator))
+            for part in [noise[:, len(params)] for noise in noises]:
+                part.copy_(torch.randn(part.shape, generator=generator))
         rows[:, len(params)] = torch.tensor([view.colour for view in drawn])
         params.append(drawn)
         return image
@@ -78,31 +86,32 @@ def cut_views(
                 changed = jitter_and_gray(whole, rows[v, group.start : group.stop])
                 coloured = changed.mul_(255).round_().to(torch.uint8)
             for n, image in zip(group, coloured, strict=True):
-                views[v, n] = cut_view(image, params[n][v], config)
+                views[v][n] = cut_view(image, params[n][v], settings[v])
         start = group.stop
-    return RawViews(views, rows, noise)
+    return raws
 
 
 def read_and_draw(
-    images: Images, index: int, num_views: int, image_seed: int, config: AugmentConfig
+    images: Images, index: int, image_seed: int, settings: Sequence[AugmentConfig]
 ) -> tuple[Tensor, list[ViewParams]]:
-    """Return image `index`, reduced if its views allow and the config asks for it, and its views.
+    """Return image `index`, reduced if its views allow and `settings` ask for it, and its views.
 
     What is drawn is the same, reduced or not; the views' boxes are in pixels of what is returned.
     """
 
     def draw(height: int, width: int) -> list[ViewParams]:
         chance = Random(image_seed)
-        return [draw_view(chance, height, width, config) for _ in range(num_views)]
+        return [draw_view(chance, height, width, config) for config in settings]
 
-    if config.decoding == "full" or isinstance(images, ImageArrays):
+    if settings[0].decoding == "full" or isinstance(images, ImageArrays):
         image = images.read(index)
         return image, draw(*image.shape[1:])
     drawn: list[ViewParams] = []
 
     def factor_for(height: int, width: int) -> int:
         drawn[:] = draw(height, width)
-        return reduction(drawn, config.size)
+        pairs = zip(drawn, settings, strict=True)
+        return min(reduction([view], config.size) for view, config in pairs)
 
     image, factor = images.read_reduced(index, factor_for)
     return image, [reduced(view, factor) for view in drawn]
@@ -138,9 +147,23 @@ def cut_view(image: Tensor, params: ViewParams, config: AugmentConfig) -> Tensor
     return view.flip(-1) if params.flip else view
 
 
-def finish_views(raw: RawViews, config: AugmentConfig) -> Tensor:
+def finish_batch(raws: Sequence[RawViews], config: AugmentConfig) -> Views:
+    """Return all views of a batch, finished; `raws` are the runs of `config`."""
+    runs = config.runs(sum(len(raw.views) for raw in raws))
+    shapes = {raw.views.shape[1:] for raw in raws}
+    if len(shapes) > 1:
+        finished = [finish_views(raw, same) for raw, (same, _) in zip(raws, runs, strict=True)]
+        return tuple(view for run in finished for view in run)
+    whole = _empty((sum(count for _, count in runs), *shapes.pop()), raws[0].views.device)
+    start = 0
+    for raw, (same, count) in zip(raws, runs, strict=True):
+        finish_views(raw, same, whole[start : start + count])
+        start += count
+    return whole
+
+
+def finish_views(raw: RawViews, config: AugmentConfig, out: Tensor | None = None) -> Tensor:
     """Return `raw` with the rest of its colours, noise, and normalised: float32, on its device."""
-    V, N = raw.views.shape[:2]
     flat, rows = raw.views.flatten(0, 1), raw.rows.flatten(0, 1)
     step = len(flat)
     if flat.device.type == "cpu":
@@ -148,9 +171,8 @@ def finish_views(raw: RawViews, config: AugmentConfig) -> Tensor:
     scale = 1 / torch.tensor(config.std)
     constants = torch.stack([scale, -torch.tensor(config.mean) * scale]).view(2, 3, 1, 1)
     scale, bias = to_device(constants, flat.device)
-    finished = torch.empty(flat.shape, device=flat.device)
-    if get_worker_info() is not None:
-        finished.share_memory_()  # type: ignore[no-untyped-call]  # else copied when it is sent
+    whole = _empty(raw.views.shape, flat.device) if out is None else out
+    finished = whole.flatten(0, 1)
     for start in range(0, len(flat), step):
         part = slice(start, start + step)
         views = torch.mul(flat[part], 1 / 255, out=finished[part])
@@ -158,7 +180,14 @@ def finish_views(raw: RawViews, config: AugmentConfig) -> Tensor:
             views = jitter_and_gray(views, rows[part])
         views = solarize(blur(views, rows[part], config.blur_kernel), rows[part])
         torch.addcmul(bias, views, scale, out=finished[part])
-    finished = finished.view(V, N, *finished.shape[1:])
     if raw.noise is not None:
-        finished.addcmul_(raw.noise, config.noise_std * scale)
-    return finished
+        whole.addcmul_(raw.noise, config.noise_std * scale)
+    return whole
+
+
+def _empty(shape: Sequence[int], device: torch.device) -> Tensor:
+    """Return memory for finished views; a worker's is shared, else it is copied when it is sent."""
+    memory = torch.empty(shape, device=device)
+    if get_worker_info() is not None:
+        memory.share_memory_()  # type: ignore[no-untyped-call]
+    return memory

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pretrain.config.pretrain import PretrainConfig
@@ -18,18 +17,18 @@ from pretrain.config.probe import ProbeConfig
 from pretrain.data.images import Images, from_workers, open_images
 from pretrain.data.shared_memory import bytes_ready, shared_memory_faults
 from pretrain.runtime.cpu import keep_freed_memory
-from pretrain.runtime.device import beside_the_steps
+from pretrain.runtime.device import Views, beside_the_steps, views_to_device
 from pretrain.runtime.distributed import Processes
 from pretrain.runtime.rng import epoch_order
 from pretrain.runtime.signals import leave_signals_to_parent
-from pretrain.views.batched import RawViews, cut_views, finish_views
+from pretrain.views.batched import RawViews, cut_views, finish_batch
 from pretrain.views.per_image import build_view, draw_views
 
 Place = tuple[int, int]  # epoch and index
 
 
 class ViewsDataset(Dataset[Any]):
-    """Whole batches at once: float32 `[V, N, 3, S, S]`, or raw for the device to finish.
+    """Whole batches at once: finished views, or raw ones for the device to finish.
 
     The views of an image are drawn from (seed, epoch, index) alone, so neither the number of
     workers nor a resumed run changes them.
@@ -38,15 +37,15 @@ class ViewsDataset(Dataset[Any]):
     def __init__(self, images: Images, config: PretrainConfig) -> None:
         self.images = images
         self.config = config
-        self.view = build_view(config.augment)
+        self.transforms = [build_view(view) for view in config.augment.of_views(config.num_views)]
 
-    def __getitems__(self, places: list[Place]) -> Tensor | RawViews:
+    def __getitems__(self, places: list[Place]) -> Views | list[RawViews]:
         """Return the batch of the images at `places`."""
         config, augment = self.config, self.config.augment
         if augment.colours == "by_view":
-            return draw_views(self.images, places, config.num_views, config.seed, self.view)
-        raw = cut_views(self.images, places, config.num_views, config.seed, augment)
-        return finish_views(raw, augment) if augment.colours == "in_loader" else raw
+            return draw_views(self.images, places, self.transforms, config.seed)
+        raws = cut_views(self.images, places, config.num_views, config.seed, augment)
+        return finish_batch(raws, augment) if augment.colours == "in_loader" else raws
 
 
 class ViewLoader:
@@ -68,19 +67,23 @@ class ViewLoader:
             generator=torch.Generator(),  # leaves the run's own random numbers alone
         )
 
-    def batches(self, epoch: int, indices: list[list[int]]) -> Iterator[Tensor]:
-        """Yield views `[V, N, 3, S, S]` of the images of each batch in `indices`."""
+    def batches(self, epoch: int, indices: list[list[int]]) -> Iterator[Views]:
+        """Yield the views of the images of each batch in `indices`."""
         self.places[:] = [[(epoch, index) for index in batch] for batch in indices]
         return beside_the_steps(map(self._finished, from_workers(self.loader)), self.device)
 
-    def _finished(self, batch: Tensor | RawViews) -> Tensor:
-        if isinstance(batch, Tensor):
-            return batch.to(self.device, non_blocking=True)
-        views = batch.views.to(self.device, non_blocking=True)
-        noise = batch.noise
-        if noise is not None:
-            noise = noise.to(self.device, non_blocking=True)
-        return finish_views(RawViews(views, batch.rows, noise), self.config.augment)
+    def _finished(self, batch: Any) -> Views:
+        if self.config.augment.colours != "on_device":
+            return views_to_device(batch, self.device)
+        raws = [
+            RawViews(
+                raw.views.to(self.device, non_blocking=True),
+                raw.rows,
+                None if raw.noise is None else raw.noise.to(self.device, non_blocking=True),
+            )
+            for raw in batch
+        ]
+        return finish_batch(raws, self.config.augment)
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -108,13 +111,13 @@ def loader_faults(config: PretrainConfig, num_local: int = 1, num_processes: int
     A probe on the way has workers of its own, beside the training's in the first process.
     """
     augment, share = config.augment, config.batch_size // num_processes
-    bytes_each = 4  # float32, or uint8 and perhaps float32 of noise
-    if augment.colours == "on_device":
-        bytes_each = 1 + 4 * bool(augment.noise_std)
-    batch = config.num_views * share * 3 * augment.size**2 * bytes_each
+    on_device, batch = augment.colours == "on_device", 0
+    for view in augment.of_views(config.num_views):  # float32, or uint8 and perhaps noise's float32
+        bytes_each = 1 + 4 * bool(view.noise_std) if on_device else 4
+        batch += share * 3 * view.size**2 * bytes_each
     needed = num_local * bytes_ready(config.data, batch)
     if config.probe is not None:
-        size = config.probe.size or augment.size
+        size = config.probe.size or augment.largest_size
         images = ProbeConfig.model_fields["batch_size"].default * 3 * size**2
         needed += bytes_ready(config.probe.data or config.data, images)
     remedy = ", or take augment.colours: on_device" if augment.colours == "in_loader" else ""
@@ -142,8 +145,8 @@ class ShardedViews:
             raise ValueError("; ".join(faults))
         self.loader = ViewLoader(config, images, processes.device)
 
-    def batches(self, epoch: int, first_step: int) -> Iterator[Tensor]:
-        """Yield `[V, N, 3, S, S]` on the device for each step of `epoch` from `first_step` on."""
+    def batches(self, epoch: int, first_step: int) -> Iterator[Views]:
+        """Yield views on the device for each step of `epoch` from `first_step` on."""
         config, processes = self.config, self.processes
         order = torch.tensor(epoch_order(self.num_images, config.seed, epoch))
         whole = self.num_images // config.batch_size * config.batch_size

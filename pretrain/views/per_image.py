@@ -5,7 +5,7 @@ V views, N images, S side.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from pretrain.config.data import AugmentConfig
 from pretrain.data.images import Images
+from pretrain.runtime.device import Views
 from pretrain.runtime.rng import derived_seed
 from pretrain.views.colour import ROUNDING
 
@@ -75,18 +76,19 @@ def _colours(config: AugmentConfig) -> list[nn.Module]:
 def draw_views(
     images: Images,
     chosen: list[tuple[int, int]],
-    num_views: int,
+    transforms: Sequence[Callable[[Tensor], Tensor]],
     seed: int,
-    view: Callable[[Tensor], Tensor],
-) -> Tensor:
-    """Return `num_views` of each image in `chosen`, given as pairs of epoch and index.
+) -> Views:
+    """Return a view by each of `transforms` of the images in `chosen`, pairs of epoch and index.
 
-    float32 `[V, N, 3, S, S]`. What is drawn for an image depends on (seed, epoch, index) alone.
+    Float32 `[V, N, 3, S, S]`, or where sizes differ `[N, 3, S, S]` for each view. What is drawn for
+    an image depends on (seed, epoch, index) alone.
     """
     batch = []
     for epoch, index in chosen:
         image = images.read(index)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derived_seed(seed, epoch, index, 1))
-            batch.append(torch.stack([view(image) for _ in range(num_views)]))
-    return torch.stack(batch, dim=1)
+            batch.append([transform(image) for transform in transforms])
+    views = [torch.stack(view) for view in zip(*batch, strict=True)]
+    return torch.stack(views) if len({view.shape for view in views}) == 1 else tuple(views)

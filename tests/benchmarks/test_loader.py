@@ -25,7 +25,7 @@ from benchmarks.loader import (
 )
 from pretrain.config.data import AugmentConfig
 from pretrain.data.images import open_images
-from pretrain.views.batched import cut_views, finish_views
+from pretrain.views.batched import cut_views, finish_batch
 
 TINY = dataclasses.replace(
     LOADER_CASES[0], image_size=(60, 45), num_images=6, num_views=2, augment={"size": 24}
@@ -79,7 +79,7 @@ def test_the_plain_pipeline_has_the_recipes_distribution(tmp_path: Path, before_
     torch.manual_seed(0)
     plain = PlainViews(images, plain_view(config.augment), case.num_views)[0]
     raw = cut_views(images, [(0, 0)], case.num_views, 0, config.augment)
-    ours = finish_views(raw, config.augment)[:, 0]
+    ours = finish_batch(raw, config.augment)[:, 0]
     for measure in (
         lambda views: views.mean((1, 2, 3)),
         lambda views: views.std((2, 3)).mean(1),

@@ -206,6 +206,10 @@ def test_a_plan_of_ones_own_is_simulated_with_what_is_counted(project: Path) -> 
     jobs = jobs_of(plan)
     # 8 images in 2 views of 32 pixels, an area of a 49th
     assert jobs["pretrain/a"].hours == pytest.approx(3 * 8 * 2 / 506 / 49 / 3600)
+    views = "'augment.views=[{},{size: 16}]'"
+    crops = [*changes, f"backbones.1.overrides=[max_steps=null,epochs=3,{views}]"]
+    of_crops = jobs_of(load_plan(project / "configs" / "tiny.yaml", crops, on_paper=True))
+    assert of_crops["pretrain/a"].hours == pytest.approx(5 / 8 * jobs["pretrain/a"].hours)
     # 90 iterations of 4 images on one GPU, three images tested; detectron2's 40,000 of 16
     voc, coco = (90 * 4, 40_000 * 16)
     for name, images in (("voc", voc), ("coco", coco)):

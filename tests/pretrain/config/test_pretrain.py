@@ -54,3 +54,36 @@ def test_how_the_covariance_term_ends_is_identity_only_where_it_ends(tiny: Make)
     assert tiny(**weighted, covariance_epochs=1).identity()["covariance_extra_steps"] == 1
     with pytest.raises(ValidationError, match="covariance_extra_steps 2 has no effect without"):
         tiny(**weighted, covariance_extra_steps=2)
+
+
+THREE = [{"count": 2}, {"size": 16}]
+
+
+def test_the_number_of_views_follows_from_their_description(tiny: Make) -> None:
+    config = tiny(augment={"size": 32, "views": THREE})
+    assert config.num_views == 3 and config.view_sizes == [32, 32, 16]
+    assert tiny(augment={"views": THREE}, num_views=3).num_views == 3
+    assert tiny(augment={"views": []}).num_views == tiny(augment={}).num_views == 2
+    again = PretrainConfig.model_validate_json(config.model_dump_json())
+    assert again == config and again.identity() == config.identity()
+
+
+def test_another_number_of_views_than_described_is_one_line(tiny: Make) -> None:
+    words = "augment.views describes 3 views, got num_views 2; leave num_views out or set it to 3"
+    with pytest.raises(ValidationError, match=words):
+        tiny(augment={"views": THREE}, num_views=2)
+
+
+@pytest.mark.parametrize(
+    "views", [None, {}, 3, ["x"], [None, {}], [{"count": "two"}], [{"size": 0}, {}], [{"x": 1}, {}]]
+)
+def test_a_description_that_cannot_be_read_is_told_at_its_place(tiny: Make, views: object) -> None:
+    with pytest.raises(ValidationError) as refused:
+        tiny(augment={"views": views})
+    assert all(error["loc"][:2] == ("augment", "views") for error in refused.value.errors())
+
+
+def test_views_are_identity_where_they_are_given(tiny: Make) -> None:
+    assert {"views", "solarize", "solarize_threshold"}.isdisjoint(tiny().identity()["augment"])
+    augment = tiny(augment={"views": THREE, "solarize": 0.1}).identity()["augment"]
+    assert augment["views"] == [{"count": 2}, {"size": 16}] and augment["solarize"] == 0.1

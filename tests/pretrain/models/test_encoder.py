@@ -53,6 +53,22 @@ def test_batch_norm_sees_a_view_in_the_encoder_and_all_in_the_projector(mode: st
     assert torch.allclose(embedding.flatten(0, 1), last(hidden), atol=1e-6)
 
 
+@pytest.mark.parametrize("mode", ["per-view", "all-views"])
+def test_views_of_other_sizes_are_normalised_apart(mode: str) -> None:
+    torch.manual_seed(0)
+    model, sides = small_model(mode), (4, 4, 2, 4)
+    views = tuple(torch.randn(N, 3, side, side) for side in sides)
+    encoding, embedding = model(views)[:2]
+    assert encoding.shape == (4, N, 3) and embedding.shape == (4, N, 2)
+    alone, again = small_model(mode), []
+    for run in (views[:2], views[2:3], views[3:]):  # those of one size that follow each other
+        again.append(alone(torch.stack(run)).encoding)
+    torch.testing.assert_close(encoding, torch.cat(again), rtol=0, atol=1e-6)
+    assert isinstance(model.encoder, OneNorm) and isinstance(alone.encoder, OneNorm)
+    torch.testing.assert_close(model.encoder.norm.running_mean, alone.encoder.norm.running_mean)
+    assert model.encoder.norm.num_batches_tracked == (4 if mode == "per-view" else 3)
+
+
 def test_the_published_way_is_the_default() -> None:
     model = SelfSupervisedModel(ModelConfig(projector_hidden=16, embedding_dim=4))
     seen: dict[str, list[int]] = {"encoder": [], "projector": []}

@@ -70,3 +70,17 @@ def test_what_is_not_finite_stops_the_run_and_is_kept(
     encoding, embedding, _ = model.train()(kept["views"])
     assert torch.allclose(embedding, kept["embedding"], atol=1e-4)
     assert torch.allclose(encoding, kept["encoding"], atol=1e-4)
+
+
+def test_views_of_differing_sizes_are_kept_too(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny(augment={"size": 32, "views": [{"count": 2}, {"size": 28}]})
+    poison(monkeypatch, 1, nan_loss)
+    with pytest.raises(DivergedError, match="loss became nan at step 0"):
+        pretrain(config, tmp_path)
+    kept = torch.load(tmp_path / DIVERGENCE, weights_only=True)
+    assert [view.shape[2] for view in kept["views"]] == [32, 32, 28]
+    model = SelfSupervisedModel(config.model)
+    model.load_state_dict(kept["model"])
+    assert torch.allclose(model.train()(kept["views"]).embedding, kept["embedding"], atol=1e-4)

@@ -96,6 +96,23 @@ def test_a_process_killed_twice_ends_with_the_same_bits(tiny: Make, tmp_path: Pa
     assert f"{LAST} is missing; taking {PREVIOUS}" in (killed / "log0.txt").read_text("utf-8")
 
 
+MULTI_CROP = {
+    "colours": "on_device", "size": 40, "solarize": 0.1, "blur_probability": 0.5,
+    "views": [{"count": 2}, {"size": 32, "crop_scale": (0.171, 0.857)}, {"size": 28}],
+}  # fmt: skip
+
+
+def test_multi_crop_killed_ends_with_the_same_bits(tiny: Make, tmp_path: Path) -> None:
+    config = tiny(augment=MULTI_CROP)
+    assert run(config, tmp_path / "whole") == [0]
+    killed = tmp_path / "killed"
+    assert run(config, killed, (0, "gradients", 4, "SIGKILL")) == [-signal.SIGKILL]
+    assert state(killed)["step"] == 2
+    assert run(config, killed) == [0]
+    assert same_weights(tmp_path / "whole", killed)
+    assert steps_logged(killed) == [1, 2, 3, 4, 5]
+
+
 def test_two_processes_killed_end_with_the_same_bits(tiny: Make, tmp_path: Path) -> None:
     config = tiny(**CW_RGP, max_steps=4)  # its draws differ between the processes
     assert run(config, tmp_path / "whole", world=2) == [0, 0]

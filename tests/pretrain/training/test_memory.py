@@ -33,7 +33,18 @@ def test_what_is_counted_is_what_a_backward_pass_keeps(tiny: Make, arch: str) ->
     assert output[1].requires_grad
     with torch.device("meta"):
         ghost = SelfSupervisedModel(config.model)
-    assert output_bytes(ghost, list(views.shape)) == pytest.approx(sum(kept.values()), rel=0.1)
+    assert output_bytes(ghost, views.to("meta")) == pytest.approx(sum(kept.values()), rel=0.1)
+
+
+def test_views_count_with_their_own_sizes(tiny: Make) -> None:
+    settings = {"size": 224, "views": [{}, {"size": 96}, {"size": 96}]}
+    line = memory_estimate(tiny(augment=settings, batch_size=256), 1)
+    assert "for 3 views of 256 images of 224 x 224, 96 x 96 in encoder" in line
+    _, _, views, activations = numbers(line)
+    share = (1 + 2 * (96 / 224) ** 2) / 2
+    of_two = numbers(memory_estimate(tiny(augment={"size": 224}, batch_size=256), 1))
+    assert views == pytest.approx(share * of_two[2], abs=0.06)
+    assert activations == pytest.approx(share * of_two[3], rel=0.05)
 
 
 def numbers(line: str) -> list[float]:

@@ -140,6 +140,22 @@ def test_the_encoder_is_compiled_once_for_all_views(
     assert len(layers) < compiler.op_count < 2 * len(layers)  # BatchNorms count batches too
 
 
+def test_views_of_differing_sizes_have_a_graph_for_each_size(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler, original = CompileCounter(), nn.Module.compile
+    monkeypatch.setattr(
+        nn.Module, "compile", lambda self, **how: original(self, backend=compiler, **how)
+    )
+    views = [{"count": 2}, {"size": 48}, {"size": 64}]
+    config = tiny(compute={"compile": True}, augment={"size": 32, "views": views})
+    trainer = Trainer(config, tmp_path, CPU)
+    for _ in range(2):
+        sides = (32, 32, 48, 64)
+        trainer.gradients(trainer.model, tuple(torch.randn(8, 3, side, side) for side in sides))
+    assert compiler.frame_count == 3
+
+
 @pytest.fixture
 def scaled(tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Trainer]:
     """Return a function that makes a trainer with SGD; fp16's scaling on a CPU, in float32."""

@@ -150,3 +150,32 @@ def test_the_covariance_term_ends_and_rates_follow_the_schedule(
     pretrain(tiny(**changes), tmp_path / "run")
     assert seen == [(0, 0.5), (1, 0.5), (2, 0.5), (3, 0.0)]
     assert [entry["lr"] for entry in logged(tmp_path / "run")] == pytest.approx([1, 1, 0.5, 0.5])
+
+
+@pytest.mark.parametrize("mode", ["per-view", "all-views"])
+def test_views_of_differing_sizes_are_trained_on_in_parts(
+    tiny: Make, tmp_path: Path, mode: str
+) -> None:
+    """Without BatchNorm the parts of a batch give the gradients of the whole."""
+    views = tuple(torch.randn(8, 3, side, side) for side in (40, 40, 32))
+    grads = []
+    for accumulate in (1, 2):
+        config = tiny(
+            augment={"size": 40, "views": [{"count": 2}, {"size": 32}]},
+            loss={"name": "none"}, compute={"accumulate": accumulate},
+            model={"projector_layers": 1, "embedding_dim": 4, "encoder_batchnorm": mode},
+        )  # fmt: skip
+        trainer = Trainer(config, tmp_path, Processes(torch.device("cpu")))
+        for module in trainer.model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+                module.train = lambda mode, module=module: module  # type: ignore[method-assign]
+        output = trainer.gradients(trainer.model, views)
+        assert output.encoding.shape == (3, 8, 16) and output.embedding.shape == (3, 8, 4)
+        grads.append([output.loss, output.embedding, *trainer_grads(trainer)])
+    for whole, parts in zip(*grads, strict=True):
+        torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-6)
+
+
+def trainer_grads(trainer: Trainer) -> list[Tensor]:
+    return [p.grad for p in trainer.model.parameters() if p.grad is not None]

@@ -10,18 +10,21 @@ import torch.nn.functional as F
 from PIL import Image
 from sklearn.datasets import load_sample_image
 from torch import Tensor
+from torchvision.transforms.v2 import functional as tv
 
 from pretrain.config.data import AugmentConfig
 from pretrain.config.pretrain import PretrainConfig
-from pretrain.data.images import open_images
+from pretrain.data.images import ImageArrays, open_images
 from pretrain.views import ViewLoader, batched
-from pretrain.views.batched import RawViews, cut_view, cut_views, finish_views
+from pretrain.views.batched import RawViews, cut_view, cut_views, finish_batch, finish_views
 from pretrain.views.parameters import ViewParams
 from pretrain.views.per_image import build_view
 from tests.pretrain.fake_cuda import CUDA, fake_cuda
 
 Make = Callable[..., PretrainConfig]
-FULL = {"size": 24, "blur_probability": 0.5, "grayscale": 0.3, "noise_std": 0.1}
+FULL = {
+    "size": 24, "blur_probability": 0.5, "grayscale": 0.3, "noise_std": 0.1, "solarize": 0.3,
+}  # fmt: skip
 
 
 def with_colours(make: Make, colours: str, workers: int = 0, **augment: Any) -> PretrainConfig:
@@ -63,7 +66,7 @@ def test_a_worker_fills_the_memory_that_it_sends(
     tiny: Make, before_crop: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = with_colours(tiny, "in_loader", colours_before_crop=before_crop)
-    raw = cut_views(open_images(config.data), [(0, 5)], 2, 0, config.augment)
+    (raw,) = cut_views(open_images(config.data), [(0, 5)], 2, 0, config.augment)
     alone = finish_views(raw, config.augment)
     monkeypatch.setattr(batched, "get_worker_info", lambda: "a worker's")
     shared = finish_views(raw, config.augment)
@@ -75,21 +78,36 @@ def test_without_chance_the_views_are_torchvisions(tiny: Make, interpolation: st
     still = {
         "size": 24, "crop_scale": (1, 1), "crop_ratio": (0.9, 0.9), "flip": 1.0, "noise_std": 0,
         "jitter_probability": 0, "grayscale": 1.0, "blur_probability": 1.0, "blur_sigma": (1, 1),
-        "interpolation": interpolation,
+        "interpolation": interpolation, "solarize": 0.0,
     }  # fmt: skip
     config = with_colours(tiny, "in_loader", **still)
     images = open_images(config.data)
-    got = finish_views(cut_views(images, [(0, 5)], 1, 0, config.augment), config.augment)[0, 0]
+    got = finish_batch(cut_views(images, [(0, 5)], 1, 0, config.augment), config.augment)[0, 0]
     want = build_view(config.augment)(images.read(5))
     # torchvision rounds to bytes after every op: up to one step each, over a std of 0.224
     assert float((got - want).abs().max()) < 2.5 / 255 / 0.224
+
+
+@pytest.mark.parametrize("threshold", [0.2, 128 / 255, 1.0])
+def test_solarised_views_are_torchvisions_to_the_byte(tiny: Make, threshold: float) -> None:
+    still = PLAIN | {
+        "size": 36, "crop_scale": (1, 1), "crop_ratio": (1, 1), "flip": 0, "solarize": 1.0,
+        "solarize_threshold": threshold, "mean": (0, 0, 0), "std": (1, 1, 1),
+    }  # fmt: skip
+    config = with_colours(tiny, "in_loader", **still)
+    image = torch.arange(256, dtype=torch.uint8).repeat(16)[: 36 * 36].view(1, 36, 36)
+    image = image.expand(3, 36, 36)
+    images = ImageArrays((image.numpy()[None],))
+    got = finish_batch(cut_views(images, [(0, 0)], 1, 0, config.augment), config.augment)[0][0]
+    assert torch.equal((255 * got).round().byte(), tv.solarize(image, round(255 * threshold)))
+    torch.testing.assert_close(got, build_view(config.augment)(image), rtol=0, atol=1e-6)
 
 
 def test_statistics_over_many_views_are_torchvisions(tiny: Make) -> None:
     config = with_colours(tiny, "in_loader", noise_std=0.05, jitter=(0.4, 0.4, 0.4, 0.1))
     images = open_images(config.data)
     count = 300
-    raw = cut_views(images, [(epoch, 5) for epoch in range(count)], 1, 0, config.augment)
+    (raw,) = cut_views(images, [(epoch, 5) for epoch in range(count)], 1, 0, config.augment)
     ours = finish_views(raw, config.augment)[0]
     view = build_view(config.augment)
     torch.manual_seed(0)
@@ -111,10 +129,10 @@ def test_a_gpu_takes_the_noise_that_the_loader_drew_in_one_launch(
 ) -> None:
     config = with_colours(tiny, "on_device")
     images = open_images(config.data)
-    raw = cut_views(images, [(0, n) for n in range(8)], 3, 0, config.augment)
+    (raw,) = cut_views(images, [(0, n) for n in range(8)], 3, 0, config.augment)
     assert raw.noise is not None and raw.noise.shape == raw.views.shape
     assert abs(float(raw.noise.std()) - 1) < 0.01 and len(raw.noise[:, 0].unique()) > 5000
-    alone = cut_views(images, [(0, 5)], 3, 0, config.augment).noise
+    alone = cut_views(images, [(0, 5)], 3, 0, config.augment)[0].noise
     assert alone is not None and torch.equal(raw.noise[:, 5:6], alone)
     calls = []
     for noise in (None, raw.noise):
@@ -131,7 +149,10 @@ def test_a_gpu_takes_the_noise_that_the_loader_drew_in_one_launch(
     assert calls[1] == [*calls[0], "aten::mul.Tensor", "aten::addcmul_"]
 
 
-PLAIN = {"jitter_probability": 0.0, "grayscale": 0.0, "noise_std": 0.0, "blur_probability": 0.0}
+PLAIN = {
+    "jitter_probability": 0.0, "grayscale": 0.0, "noise_std": 0.0, "blur_probability": 0.0,
+    "solarize": 0.0,
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -159,7 +180,7 @@ def test_reduced_views_show_what_the_full_ones_do(
     config = photographs(size=size, crop_scale=(0.25, 1.0), colours_before_crop=before_crop)
     images, shapes = open_images(config.data), set()
     chosen = [(epoch, n) for epoch in range(10) for n in range(3)]
-    drawn = cut_views(images, chosen, 3, 0, config.augment)
+    (drawn,) = cut_views(images, chosen, 3, 0, config.augment)
     decoded = [images.read(n) for _, n in chosen for _ in range(3)]  # the order in which all is cut
     want: list[Tensor] = []
 
@@ -176,7 +197,7 @@ def test_reduced_views_show_what_the_full_ones_do(
     monkeypatch.setattr(batched, "cut_view", beside)
     monkeypatch.setattr(batched, "CPU_VALUES", 1)  # one image after the other
     augment = config.augment.model_copy(update={"decoding": "reduced"})
-    reduced = cut_views(images, chosen, 3, 0, augment)
+    (reduced,) = cut_views(images, chosen, 3, 0, augment)
     assert shapes == {(427, 640), (-(-427 // factor), -(-640 // factor))}
     assert torch.equal(drawn.rows, reduced.rows)
     assert torch.equal(drawn.views[:, 2::3], reduced.views[:, 2::3])  # a PNG
@@ -197,7 +218,7 @@ def test_reduced_views_are_the_same_in_workers_and_on_the_device(photographs: Ma
         loader = ViewLoader(changed, images, torch.device("cpu"))
         batches.append(torch.cat(list(loader.batches(4, [[2, 0], [1]])), dim=1))
     full = config.augment.model_copy(update={"decoding": "full"})
-    other = finish_views(cut_views(images, [(4, 2), (4, 0), (4, 1)], 3, config.seed, full), full)
+    other = finish_batch(cut_views(images, [(4, 2), (4, 0), (4, 1)], 3, config.seed, full), full)
     assert torch.equal(batches[0], batches[1]) and torch.equal(batches[0], batches[2])
     assert torch.equal(batches[0][:, 0], other[:, 0])
     assert not torch.equal(batches[0][:, 1], other[:, 1])

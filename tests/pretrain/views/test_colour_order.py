@@ -17,7 +17,7 @@ from pretrain.config.data import AugmentConfig
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.data.images import ImageArrays
 from pretrain.runtime.rng import derived_seed
-from pretrain.views.batched import CPU_VALUES, cut_views, finish_views, in_groups
+from pretrain.views.batched import CPU_VALUES, cut_views, finish_batch, in_groups
 from pretrain.views.parameters import GRAYSCALE, ORDER, draw_view
 from pretrain.views.per_image import build_view
 
@@ -69,7 +69,7 @@ def published(image: Image.Image, config: AugmentConfig) -> Tensor:
 def in_batches(image: Image.Image, config: AugmentConfig) -> Tensor:
     images = ImageArrays((pil_to_tensor(image).numpy()[None],))
     raw = cut_views(images, [(epoch, 0) for epoch in range(DRAWS)], 1, 0, config)
-    return finish_views(raw, config)[0]
+    return finish_batch(raw, config)[0]
 
 
 def one_by_one(image: Image.Image, config: AugmentConfig) -> Tensor:
@@ -139,7 +139,7 @@ def test_a_view_is_cut_from_the_whole_image_changed_by_torchvisions_functions(
     plain = {"mean": (0, 0, 0), "std": (1, 1, 1), "colours": colours, "size": 20}
     config = recipe("cw_rgp_4_imagenet100").model_copy(update=plain | {"blur_probability": 0.0})
     raw = cut_views(FromMemory(pixels), [(3, n) for n in range(3)], 8, 0, config)
-    views = finish_views(raw, config)
+    views = finish_batch(raw, config)
     for n, image in enumerate(pixels):
         chance = Random(derived_seed(0, 3, n, 3))
         for v in range(8):
@@ -167,8 +167,8 @@ def test_a_view_does_not_depend_on_the_other_images_of_its_batch() -> None:
     config = recipe("w_mse_4_cifar10").model_copy(update={"colours": "in_loader"})
     images = FromMemory([pil_to_tensor(photograph("china", 32)) + 3 * n for n in range(90)])
     chosen = [(1, n) for n in range(90)]
-    together = finish_views(cut_views(images, chosen, 2, 0, config), config)
-    alone = [finish_views(cut_views(images, [place], 2, 0, config), config) for place in chosen]
+    together = finish_batch(cut_views(images, chosen, 2, 0, config), config)
+    alone = [finish_batch(cut_views(images, [place], 2, 0, config), config) for place in chosen]
     assert torch.equal(together, torch.cat(alone, dim=1))
 
 

@@ -17,7 +17,9 @@ from pretrain.views import ShardedViews, ViewLoader, loader_faults
 
 CPU = torch.device("cpu")
 Make = Callable[..., PretrainConfig]
-FULL = {"size": 24, "blur_probability": 0.5, "grayscale": 0.3, "noise_std": 0.1}
+FULL = {
+    "size": 24, "blur_probability": 0.5, "grayscale": 0.3, "noise_std": 0.1, "solarize": 0.3,
+}  # fmt: skip
 
 
 def in_batches(order: list[int], size: int) -> list[list[int]]:
@@ -114,6 +116,12 @@ def test_shared_memory_is_that_of_all_batches_ahead(
     assert needed(tiny, augment=views | {"colours": "by_view"}) == 9.9
     assert needed(tiny, augment=views | {"colours": "on_device"}) == 2.5
     assert needed(tiny, augment=views | {"colours": "on_device", "noise_std": 0.1}) == 12.3
+    crops = {"views": [{}, {"size": 112, "noise_std": 0.1}]}
+    assert needed(tiny, augment=views | crops) == 6.2  # five eighths
+    in_bytes = views | crops | {"colours": "on_device"}
+    assert needed(tiny, augment=in_bytes) == 2.8  # of 1 and of 5 bytes a value
+    probe = {"every_epochs": 1}
+    assert needed(tiny, augment={"views": [{"size": 224}, {"size": 8}]}, probe=probe) == 6.2
     probe = {"every_epochs": 1, "size": 224}
     assert needed(tiny, augment=views, probe=probe) == 11.1  # 256 images of uint8, beside it
     config = tiny(**IMAGENET, augment=views)
