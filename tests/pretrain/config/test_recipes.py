@@ -190,3 +190,32 @@ def test_signatures_are_pinned() -> None:
     pinned = dict(line.split() for line in SIGNATURES.strip().splitlines())
     assert {*RECIPES, "digits_cw_rgp", "digits_w_mse"} == set(pinned)
     assert {name: signature_of(identity_of(resolved(name))) for name in pinned} == pinned
+
+
+def of_base(name: str) -> PretrainConfig:
+    content = load_yaml(FOLDER / "bases" / f"imagenet_{name}.yaml")
+    return PretrainConfig.model_validate(content | {"method": "x", "loss": {"name": "none"}})
+
+
+def test_asymmetric_views_are_byols() -> None:
+    config = of_base("asymmetric")
+    first, second = config.augment.of_views(config.num_views)
+    assert (first.blur_probability, first.solarize) == (1.0, 0.0)
+    assert (second.blur_probability, second.solarize) == (0.1, 0.2)
+    for view in (first, second):
+        assert (view.size, view.crop_scale, view.grayscale) == (224, (0.08, 1.0), 0.2)
+        assert (view.jitter, view.jitter_probability) == ((0.4, 0.4, 0.2, 0.1), 0.8)
+        assert (view.interpolation, view.flip, view.blur_sigma) == ("bicubic", 0.5, (0.1, 2.0))
+        assert view.solarize_threshold == 128 / 255
+
+
+def test_multi_crop_is_intls() -> None:
+    config = of_base("multi_crop")
+    views = config.augment.of_views(config.num_views)
+    assert config.view_sizes == [224, 224, 192, 160, 128, 96]
+    assert [view.crop_scale for view in views[1:]] == list(
+        zip((0.2, 0.171, 0.143, 0.114, 0.086), (1.0, 0.857, 0.714, 0.571, 0.429), strict=True)
+    )
+    for view in views:
+        assert (view.blur_probability, view.solarize, view.grayscale) == (0.5, 0.1, 0.2)
+        assert (view.jitter, view.interpolation) == ((0.4, 0.4, 0.2, 0.1), "bicubic")
