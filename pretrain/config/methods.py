@@ -6,6 +6,7 @@ branch, a queue. `AnyLossConfig` is what a pretraining config takes as `loss`.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat
@@ -125,10 +126,27 @@ class INTLConfig(LossSettings):
     """steps of IterNorm"""
     trace_weight: NonNegative | None = None
     """of the trace loss; unless given 0.01 (log2 N - 3) over channels, 0.01 (log2 D - 3) over the
-    batch"""
+    batch, and 0 where that is below 0"""
     momentum: Fraction | None = None
     """of a momentum branch for the first view at the first step, rising to 1 along half a cosine;
     none unless given"""
+
+    def check(self, batch_size: int, embedding_dim: int, num_ranks: int = 1) -> list[str]:
+        """As of every loss; the variance is that of two channels or more."""
+        faults = super().check(batch_size, embedding_dim, num_ranks)
+        if self.over == "channels" and embedding_dim < 2:
+            faults.append(
+                f"embedding of {embedding_dim} channel has no variance over channels; use at least "
+                "2, or over 'batch'"
+            )
+        return faults
+
+    def weight_of_trace(self, batch_size: int, embedding_dim: int) -> float:
+        """Return the weight of the trace loss for N `batch_size` (global) and D."""
+        if self.trace_weight is not None:
+            return self.trace_weight
+        size = batch_size if self.over == "channels" else embedding_dim
+        return max(0.0, 0.01 * (math.log2(size) - 3.0))
 
 
 AnyLossConfig = Annotated[

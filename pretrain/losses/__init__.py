@@ -9,6 +9,7 @@ from pretrain.losses.base import Loss, WhiteningLoss
 from pretrain.losses.controls import BatchNormLoss, PlainLoss
 from pretrain.losses.cw_rgp import CWRGPLoss
 from pretrain.losses.info_nce import SimCLRLoss
+from pretrain.losses.intl import INTLLoss
 from pretrain.losses.moco import MoCoLoss
 from pretrain.losses.negative_cosine import BYOLLoss, SimSiamLoss
 from pretrain.losses.vicreg import VICRegLoss
@@ -22,11 +23,12 @@ _LOSSES: dict[str, Callable[[Any], Loss]] = {  # each from the settings of that 
     "batch-norm": BatchNormLoss,
     "byol": BYOLLoss,
     "cw-rgp": CWRGPLoss.from_config,
+    "intl": INTLLoss,
     "moco-v2": MoCoLoss,
     "none": PlainLoss,
     "simclr": SimCLRLoss,
-    "vicreg": VICRegLoss,
     "simsiam": SimSiamLoss,
+    "vicreg": VICRegLoss,
     "w-mse": WMSELoss.from_config,
     "whitening": lambda config: _WHITENING[str(config.over)].from_config(config),
 }

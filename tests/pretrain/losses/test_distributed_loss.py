@@ -10,6 +10,7 @@ import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 from pretrain.config.loss import LossConfig
+from pretrain.config.methods import INTLConfig
 from pretrain.losses import build_loss
 from pretrain.runtime.distributed import all_gather_with_grad, is_distributed, rank, world_size
 from tests.pretrain.losses.compared import COMPARED
@@ -29,6 +30,7 @@ CONFIGS = {
         name="cw-rgp", sub_batch=4, groups=2, covariance_weight=0.1, covariance_batch=8
     ),
     **COMPARED,
+    "intl, momentum": INTLConfig(name="intl", momentum=0.9),
 }
 
 
@@ -44,10 +46,12 @@ def network():
 
 
 def draws(config, world):
-    """Draws of the whole batch; channel whitening's sub-batches stay within a rank's part."""
+    """What the whole batch takes beside it; channel whitening's sub-batches stay within a part."""
+    generator = torch.Generator().manual_seed(3)
+    if getattr(config, "momentum", None) is not None:
+        return {"target": torch.randn(1, N, D, generator=generator, dtype=torch.float64)}
     if not isinstance(config, LossConfig) or config.sub_batch is None:
         return {}
-    generator = torch.Generator().manual_seed(3)
     part = N // world if config.over == "channels" else N
     rounds = [
         torch.cat([torch.randperm(part, generator=generator) + s for s in range(0, N, part)])
@@ -61,11 +65,14 @@ def draws(config, world):
 
 
 def part_of(given, config, number, world):
-    """What one rank is given: everything, or for channel whitening its own sub-batches."""
+    """What one rank is given: all, its images, or for channel whitening its sub-batches."""
+    size = N // world
+    own = slice(number * size, (number + 1) * size)
+    if "target" in given:
+        return {"target": given["target"][:, own]}
     if not given or config.over == "batch":
         return given
-    size, count = N // world, N // world // config.sub_batch
-    own = slice(number * size, (number + 1) * size)
+    count = size // config.sub_batch
     return {
         "batch_permutation": given["batch_permutation"][:, own] - number * size,
         "channel_partition": given["channel_partition"][:, number * count : (number + 1) * count],
