@@ -5,13 +5,12 @@ V views, N images, D embedding dimensions.
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from pretrain.config.methods import BYOLConfig
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.methods.momentum import MomentumModel
 from pretrain.models import Features
 from pretrain.models.encoder import build_mlp
+from pretrain.runtime.device import Views
 
 
 class BYOLModel(MomentumModel):
@@ -27,8 +26,8 @@ class BYOLModel(MomentumModel):
         dim = config.model.embedding_dim
         self.predictor = build_mlp([dim, config.loss.predictor_hidden, dim])
 
-    def forward(self, views: Tensor) -> Features:
-        """Return the features of `views [V, N, 3, H, W]`, predictions and targets of each."""
+    def forward(self, views: Views) -> Features:
+        """Return the features of `views`, predictions and targets of each."""
         encoding, embedding = self.embed(self.encoder, self.projector, views)
         predictions = self.predictor(embedding.flatten(0, 1)).view_as(embedding)
         beside = {"predictions": predictions, "targets": self.embed_by_branch(views)}

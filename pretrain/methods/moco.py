@@ -13,6 +13,7 @@ from pretrain.config.pretrain import PretrainConfig
 from pretrain.losses.base import normalized
 from pretrain.methods.momentum import MomentumModel
 from pretrain.models import Features
+from pretrain.runtime.device import Views
 from pretrain.runtime.distributed import all_gather_with_grad, broadcast, rank, world_size
 
 
@@ -41,13 +42,13 @@ class MoCoModel(MomentumModel):
         self.register_buffer("queue_pointer", torch.zeros((), dtype=torch.int64))
         self.new_keys: list[Tensor] = []  # [world, N, D] of each part of this step's batch
 
-    def forward(self, views: Tensor) -> Features:
-        """Return the features of the first view of `views [2, N, 3, H, W]`, [1, N, ...].
+    def forward(self, views: Views) -> Features:
+        """Return the features of the first of two `views`, [1, N, ...].
 
         Beside them the keys [N, D] of the second view, and the queue [K, D]; unit vectors all.
         """
         encoding, embedding = self.embed(self.encoder, self.projector, views[:1])
-        keys = self._keys(views[1:])
+        keys = self._keys(views[1][None])
         return Features(encoding, embedding, {"keys": keys, "queue": self.queue})
 
     @torch.no_grad()

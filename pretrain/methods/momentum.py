@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pretrain.config.pretrain import ModelConfig
 from pretrain.models import SelfSupervisedModel
+from pretrain.runtime.device import Views
 
 
 class MomentumModel(SelfSupervisedModel):
@@ -35,8 +36,8 @@ class MomentumModel(SelfSupervisedModel):
         self.rises = rises
 
     @torch.no_grad()
-    def embed_by_branch(self, views: Tensor) -> Tensor:
-        """Return the branch's embedding `[V, N, D]` of `views [V, N, 3, H, W]`."""
+    def embed_by_branch(self, views: Views) -> Tensor:
+        """Return the branch's embedding `[V, N, D]` of `views` of any sizes."""
         return self.embed(self.momentum_encoder, self.momentum_projector, views)[1]
 
     def encoders(self) -> Iterable[nn.Module]:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from torch import Tensor, nn
+from torch import nn
 
 from pretrain.config.methods import SimSiamConfig
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.models import Features, SelfSupervisedModel
 from pretrain.models.encoder import build_mlp
+from pretrain.runtime.device import Views
 
 
 class SimSiamModel(SelfSupervisedModel):
@@ -30,8 +31,8 @@ class SimSiamModel(SelfSupervisedModel):
         self.predictor = build_mlp([dim, config.loss.predictor_hidden, dim])
         self.constant_predictor_rate = config.loss.constant_predictor_rate
 
-    def forward(self, views: Tensor) -> Features:
-        """Return the features of `views [V, N, 3, H, W]`, and what is predicted from each."""
+    def forward(self, views: Views) -> Features:
+        """Return the features of `views`, and what is predicted from each."""
         encoding, embedding = self.embed(self.encoder, self.projector, views)
         predictions = self.predictor(embedding.flatten(0, 1)).view_as(embedding)
         return Features(encoding, embedding, {"predictions": predictions})
