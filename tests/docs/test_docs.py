@@ -108,6 +108,7 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)
 def test_marked_commands_exist(path: Path) -> None:
+    written = {block.file for block in blocks(path)}
     for block in blocks(path):
         for command in commands(block.body) if block.language == "sh" else []:
             for tool in re.findall(r"python (tools/\w+\.py)", command):
@@ -115,7 +116,7 @@ def test_marked_commands_exist(path: Path) -> None:
             for module in re.findall(r"python -m (benchmarks\.[\w.]+)", command):
                 assert (ROOT / module.replace(".", "/") / "__main__.py").is_file(), command
             for config in re.findall(r"\bconfigs/[\w/.-]+\.yaml", command):
-                assert (ROOT / config).is_file(), command
+                assert config in written or (ROOT / config).is_file(), command
             for target in re.findall(r"^make ([\w-]+)", command):
                 assert f"\n{target}:" in (ROOT / "Makefile").read_text("utf-8"), command
 
