@@ -13,7 +13,7 @@ from pretrain.runtime.device import Views
 from pretrain.training.precision import DTYPES
 
 GB = 1e9
-COPIES = {"adam": 4, "sgd": 3, "lars": 3}  # of each parameter: weight, gradient, optimiser's state
+COPIES = {"adam": 4, "sgd": 3, "lars": 3}  # of what is trained: weight, gradient, state
 KEPT = (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d)
 
 
@@ -27,8 +27,11 @@ def memory_estimate(config: PretrainConfig, num_processes: int) -> str:
     n = config.batch_size // num_processes
     with torch.device("meta"):
         model = build_model(config)
-    copies = COPIES[config.optimizer.name]
-    weights = copies * 4 * sum(parameter.numel() for parameter in model.parameters())
+    trained = COPIES[config.optimizer.name]
+    weights = sum(
+        4 * parameter.numel() * (trained if parameter.requires_grad else 1)
+        for parameter in model.parameters()
+    )
     # of a step, the next, and the last, which is read late
     views = 3 * 4 * n * 3 * sum(side**2 for side in sides)
     part = -(-n // compute.accumulate)
@@ -52,11 +55,11 @@ def output_bytes(model: nn.Module, views: Views) -> int:
 
     def count(_: nn.Module, __: Any, output: Tensor) -> None:
         nonlocal total
-        total += 4 * output.numel()
+        if output.requires_grad:  # a momentum branch keeps nothing
+            total += 4 * output.numel()
 
     for each in model.modules():
         if isinstance(each, KEPT):
             each.register_forward_hook(count)
-    with torch.no_grad():
-        model.eval()(views)
+    model.eval()(views)
     return total

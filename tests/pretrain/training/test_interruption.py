@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import random
 import runpy
 import signal
 import socket
@@ -9,11 +10,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
+from pretrain.config.methods import AnyLossConfig
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.models import BACKBONE
 from pretrain.runtime.checkpoint import LAST, PREVIOUS
@@ -25,6 +27,22 @@ CHILD = Path(__file__).parents[1] / "child.py"
 CW_RGP = {
     "loss": {"name": "cw-rgp", "sub_batch": 4, "groups": 2},
     "model": {"arch": "resnet18", "projector_hidden": 16, "embedding_dim": 32},
+}
+MOCO = {"loss": {"name": "moco-v2", "queue": 20, "momentum": 0.9}}
+NAMES = [
+    name
+    for settings in get_args(get_args(AnyLossConfig)[0])
+    for name in get_args(settings.model_fields["name"].annotation)
+]
+CHANGES: dict[str, dict[str, Any]] = {
+    "w-mse": {},
+    "cw-rgp": CW_RGP,
+    "whitening": {
+        "loss": {"name": "whitening", "over": "batch", "method": "zca", "sub_batch": 8, "groups": 2}
+    },
+    "byol": {"loss": {"name": "byol", "momentum": 0.9, "predictor_hidden": 8}},
+    "moco-v2": MOCO,
+    "intl": {"loss": {"name": "intl", "momentum": 0.9}},
 }
 
 
@@ -113,8 +131,27 @@ def test_multi_crop_killed_ends_with_the_same_bits(tiny: Make, tmp_path: Path) -
     assert steps_logged(killed) == [1, 2, 3, 4, 5]
 
 
-def test_two_processes_killed_end_with_the_same_bits(tiny: Make, tmp_path: Path) -> None:
-    config = tiny(**CW_RGP, max_steps=4)  # its draws differ between the processes
+@pytest.mark.parametrize("name", NAMES)
+def test_every_method_killed_at_a_random_step_ends_with_the_same_bits(
+    tiny: Make, tmp_path: Path, name: str
+) -> None:
+    """Predictor, branch and its momentum, queue and pointer too; random, and the same each time."""
+    config = tiny(**CHANGES.get(name, {"loss": {"name": name}}), max_steps=6)
+    draw = random.Random(name)
+    strike = (0, draw.choice(["gradients", "update"]), draw.randint(3, 6), "SIGKILL")
+    assert run(config, tmp_path / "whole") == [0]
+    assert run(config, tmp_path / "killed", strike) == [-signal.SIGKILL]
+    assert state(tmp_path / "killed")["step"] == (strike[2] - 1) // 2 * 2
+    assert run(config, tmp_path / "killed") == [0]
+    assert same_weights(tmp_path / "whole", tmp_path / "killed")
+    assert steps_logged(tmp_path / "killed") == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("changes", [CW_RGP, MOCO], ids=["cw-rgp", "moco-v2"])
+def test_two_processes_killed_end_with_the_same_bits(
+    tiny: Make, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    config = tiny(**changes, max_steps=4)  # what they draw differs between the processes
     assert run(config, tmp_path / "whole", world=2) == [0, 0]
     killed = tmp_path / "killed"
     codes = run(config, killed, (1, "update", 3, "SIGKILL"), world=2)
