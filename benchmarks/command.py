@@ -23,6 +23,8 @@ BENCHMARKS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "loader": ("loader", ("rounds", "workers"), "views per second against a plain PIL pipeline"),
     "step": ("step", ("rounds", "threads", "workers", "precision", "channels_last", "compile"),
              "what a training step spends where, and its peak memory"),
+    "methods": ("step", ("rounds", "threads", "precision"),
+                "the same of every loss by its name, on two views of small images"),
     "detection": ("detection", ("rounds", "threads", "workers"),
                   "an iteration of fine-tuning, an image in inference, and the peak memory"),
     "evaluation": ("coco_evaluation", ("rounds", "images", "detections", "mask_images"),

@@ -9,17 +9,20 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from benchmarks.device import best_device, device_name, peak_mb, tensors_mb, wait_for
 from benchmarks.loader import LoaderCase, drawn_images, loader_config
 from benchmarks.rows import Table, print_rows
+from pretrain.config.methods import LOSS_NAMES
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.losses import build_loss
 from pretrain.methods import build_model
@@ -36,6 +39,7 @@ COLUMNS = (
 )  # fmt: skip
 WARM_UP = {"cpu": 1, "cuda": 3}  # steps
 Row = dict[str, float | None]
+Cut = tuple[Tensor, Tensor]  # as it was made, and a copy of it that begins a graph of its own
 
 
 @dataclass(frozen=True)
@@ -49,17 +53,24 @@ class StepCase:
 
 
 def _case(
-    size: int, batch: int, arch: str, jpeg: tuple[int, int], loss: dict[str, Any]
+    size: int,
+    batch: int,
+    arch: str,
+    jpeg: tuple[int, int],
+    loss: dict[str, Any],
+    num_views: int = 4,
 ) -> StepCase:
-    title = f"{loss['name']}, {arch}, {batch} x 4 views of {size} px"
+    title = f"{loss['name']}, {arch}, {batch} x {num_views} views of {size} px"
     augment = {"size": size, "grayscale": 0.1, "colours": "on_device"}
-    images = LoaderCase(title, jpeg, jpeg=True, num_images=96, num_views=4, augment=augment)
-    dim = 64 if loss["name"] == "w-mse" else 512
+    images = LoaderCase(title, jpeg, jpeg=True, num_images=96, num_views=num_views, augment=augment)
+    dim = 512 if loss["name"] == "cw-rgp" else 64
     return StepCase(title, images, batch, {"arch": arch, "embedding_dim": dim, "loss": loss})
 
 
 W_MSE = {"name": "w-mse", "sub_batch": 128}
+ZCA = {"name": "whitening", "over": "batch", "method": "zca"}
 CW_RGP = {"name": "cw-rgp", "sub_batch": 64, "groups": 4}
+WHITENING = {"w-mse": W_MSE, "cw-rgp": CW_RGP, "whitening": {**W_MSE, **ZCA}}
 CPU_CASES = (
     _case(32, 128, "resnet18", (64, 64), W_MSE),
     _case(32, 128, "resnet18", (64, 64), CW_RGP),
@@ -68,6 +79,7 @@ GPU_CASES = (
     _case(64, 256, "resnet18", (64, 64), W_MSE),
     _case(224, 128, "resnet50", (500, 375), CW_RGP),
 )
+SMALLEST = {"cpu": (32, 128, "resnet18", (64, 64)), "cuda": (64, 256, "resnet18", (64, 64))}
 
 
 def benchmark_step(
@@ -82,16 +94,44 @@ def benchmark_step(
     """Print a step's milliseconds, views per second and peak memory, on views that are there.
 
     A second row has the same step fed by the loader, once what it had ready is used up: `data` is
-    the wait for a batch. Parts count their forward and their backward pass.
+    the wait for a batch. Parts count their forward and their backward pass; the projector's has
+    what a method adds.
 
     Raises:
         ValueError: this machine has not the precision.
     """
-    if threads is not None:
-        torch.set_num_threads(threads)
     device = best_device()
     cases = GPU_CASES if device.type == "cuda" else CPU_CASES
     compute = {"precision": precision, "channels_last": channels_last, "compile": compile}
+    return _table(cases, rounds, threads, workers, compute)
+
+
+def benchmark_methods(
+    *, rounds: int = 3, threads: int | None = None, precision: str = "float32"
+) -> list[Table]:
+    """Print what `benchmark_step` does of every loss by its name, on two views of small images.
+
+    Raises:
+        ValueError: this machine has not the precision.
+    """
+    smallest = SMALLEST[best_device().type]
+    cases = [
+        _case(*smallest, WHITENING.get(name, {"name": name}), num_views=2) for name in LOSS_NAMES
+    ]
+    compute = {"precision": precision, "channels_last": False, "compile": False}
+    return _table(cases, rounds, threads, 0, compute)
+
+
+def _table(
+    cases: Sequence[StepCase],
+    rounds: int,
+    threads: int | None,
+    workers: int,
+    compute: dict[str, Any],
+) -> list[Table]:
+    if threads is not None:
+        torch.set_num_threads(threads)
+    device = best_device()
     config = step_config(cases[0], 0, Path(), compute)
     if faults := computing.machine_faults(config, 1, device):
         raise ValueError("; ".join(faults))
@@ -105,8 +145,9 @@ def benchmark_step(
 
     name, ways = device_name(device), [key for key in ("channels_last", "compile") if compute[key]]
     table = print_rows(
-        f"A training step, ms, {', '.join([precision, *ways, name])}, {torch.get_num_threads()} "
-        f"threads, {workers} workers, load {os.getloadavg()[0]:.1f}, {rounds} rounds",
+        f"A training step, ms, {', '.join([compute['precision'], *ways, name])}, "
+        f"{torch.get_num_threads()} threads, {workers} workers, load {os.getloadavg()[0]:.1f}, "
+        f"{rounds} rounds",
         COLUMNS,
         rows(),
         device=name,
@@ -208,34 +249,65 @@ class Steps:
         return spent["step"]
 
     def take_apart(self, views: Views) -> dict[str, float]:
-        """Take a step that is cut at the encoding and at the embedding; return seconds by part."""
+        """Take a step that is cut at the encodings and before the loss; return seconds by part.
+
+        What a method adds to the projector counts with it: a predictor, a queue.
+        """
         spent = dict.fromkeys(PARTS, 0.0)
-        autocast = computing.autocast(self.compute, self.device)
+        encodings: list[Cut] = []
         self.optimizer.zero_grad(set_to_none=True)
-        with self._timed(spent, "encoder"), autocast:
-            encoding = torch.stack([self.model.encoder(view) for view in views])
-        cut_encoding = encoding.detach().requires_grad_()
-        with self._timed(spent, "projector"), autocast:
-            embedding = self.model.projector(cut_encoding.flatten(0, 1))
-        cut_embedding = embedding.detach().requires_grad_()
+        with self._timed(spent, "projector"), self._cut_encodings(spent, encodings):
+            _, embedding, beside = self.model(views)
+        spent["projector"] -= spent["encoder"]
+        made = {"": embedding, **beside}
+        cut = {key: x.detach().requires_grad_(x.requires_grad) for key, x in made.items()}
         with self._timed(spent, "loss"):
-            loss = self.loss(cut_embedding.unflatten(0, (len(views), -1)))
+            loss = self.loss(cut[""], **{key: cut[key] for key in beside})
             self.scaler.scale(loss).backward()
         with self._timed(spent, "projector"):
-            torch.autograd.backward(embedding, cut_embedding.grad)
+            _go_back([(made[key], x) for key, x in cut.items()])
         with self._timed(spent, "encoder"):
-            torch.autograd.backward(encoding, cut_encoding.grad)
+            _go_back(encodings)
         with self._timed(spent, "optimizer"):
             self._update()
         return spent
 
+    @contextmanager
+    def _cut_encodings(self, spent: dict[str, float], encodings: list[Cut]) -> Iterator[None]:
+        """Run a forward pass that stops the gradient behind each call of an encoder."""
+        embed = self.model.embed
+
+        def encode(encoder: nn.Module, images: Tensor) -> Tensor:
+            with self._timed(spent, "encoder"):
+                made: Tensor = encoder(images)
+            encodings.append((made, made.detach().requires_grad_(made.requires_grad)))
+            return encodings[-1][1]
+
+        def cut(encoder: nn.Module, *rest: Any) -> tuple[Tensor, Tensor]:
+            return embed(partial(encode, encoder), *rest)  # type: ignore[arg-type]
+
+        vars(self.model)["embed"] = cut
+        try:
+            with computing.autocast(self.compute, self.device):
+                yield
+        finally:
+            del vars(self.model)["embed"]
+
     def _update(self) -> None:
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self.model.after_step()
 
     @contextmanager
     def _timed(self, spent: dict[str, float], part: str) -> Iterator[None]:
+        wait_for(self.device)
         begin = time.perf_counter()
         yield
         wait_for(self.device)
         spent[part] += time.perf_counter() - begin
+
+
+def _go_back(parts: list[Cut]) -> None:
+    """Run the backward pass of what was cut, from the gradients of the copies."""
+    reached = [(made, copied.grad) for made, copied in parts if copied.grad is not None]
+    torch.autograd.backward([made for made, _ in reached], [grad for _, grad in reached])

@@ -7,7 +7,7 @@ branch, a queue. `AnyLossConfig` is what a pretraining config takes as `loss`.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, PositiveFloat
 
@@ -160,3 +160,8 @@ AnyLossConfig = Annotated[
     | INTLConfig,
     Field(discriminator="name"),
 ]
+LOSS_NAMES: tuple[str, ...] = tuple(
+    name
+    for settings in get_args(get_args(AnyLossConfig)[0])
+    for name in get_args(settings.model_fields["name"].annotation)
+)

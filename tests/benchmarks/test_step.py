@@ -13,6 +13,7 @@ from benchmarks.command import main
 from benchmarks.device import tensors_mb
 from benchmarks.loader import LOADER_CASES
 from benchmarks.step import CPU_CASES, GPU_CASES, PARTS, WARM_UP, Steps, step_config, step_rows
+from pretrain.config.methods import LOSS_NAMES
 
 IMAGES = dataclasses.replace(
     LOADER_CASES[0], image_size=(60, 45), num_images=6, num_views=2,
@@ -34,16 +35,19 @@ def test_a_step_has_its_parts_and_its_memory_and_one_row_of_the_loader() -> None
     assert 0 < loaded["data"] < loaded["whole"]
 
 
-def test_a_cut_step_computes_what_a_whole_one_does(tmp_path: Path) -> None:
-    config = step_config(TINY, 0, tmp_path, {})
+@pytest.mark.parametrize("name", ["w-mse", "simclr", "simsiam", "byol", "moco-v2"])
+def test_a_cut_step_computes_what_a_whole_one_does(tmp_path: Path, name: str) -> None:
+    loss = SMALL["loss"] if name == "w-mse" else {"name": name}
+    case = dataclasses.replace(TINY, config={**SMALL, "loss": loss})
+    config = step_config(case, 0, tmp_path, {})
     views = torch.randn(2, 8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     grads = []
-    for name in ("take", "take_apart"):
+    for way in ("take", "take_apart"):
         torch.manual_seed(0)
         steps = Steps(config, CPU)
         torch.manual_seed(1)  # of the sub-batches
-        getattr(steps, name)(views)
-        grads.append([p.grad for p in steps.model.parameters()])
+        getattr(steps, way)(views)
+        grads.append([p.grad for p in steps.model.parameters() if p.requires_grad])
     for whole, cut in zip(*grads, strict=True):
         torch.testing.assert_close(cut, whole)
 
@@ -88,6 +92,20 @@ def test_the_options_reach_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (row,) = table["rows"]
     assert (row["whole"], row["peak MB"], row["data"]) == (2.0, 3.0, None)
     assert "bf16, channels_last, compile" in table["title"] and table["about"]["device"]
+
+
+def test_every_loss_is_a_case_of_two_views(monkeypatch: pytest.MonkeyPatch) -> None:
+    cases: list[step.StepCase] = []
+
+    def rows(case: step.StepCase, *_: Any) -> dict[str, step.Row]:
+        cases.append(case)
+        return {case.title: {"whole": 2.0}}
+
+    monkeypatch.setattr(step, "step_rows", rows)
+    assert main(["methods", "--rounds", "1"]) == 0
+    assert [case.config["loss"]["name"] for case in cases] == list(LOSS_NAMES)
+    for case in cases:
+        assert step_config(case, 0, Path(), {}).num_views == 2
 
 
 @pytest.mark.parametrize("precision", ["fp16", "tf32"])
