@@ -48,6 +48,9 @@ VARIANTS: dict[str, Settings] = {
     "lars": {"optimizer": {"name": "lars", "lr": 1e-3}},
     "sgd": {"optimizer": {"name": "sgd", "lr": 1e-3}},
     "noise and blur": {"augment": {"noise_std": 0.05, "blur_probability": 0.5}},
+    "views of two sizes": {
+        "augment": {"views": [{"blur_probability": 1.0}, {"size": 24, "solarize": 0.2}]}
+    },
     "w-mse": {
         "method": "w-mse",
         "loss": {"name": "w-mse", "sub_batch": 64},

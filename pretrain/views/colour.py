@@ -26,7 +26,7 @@ from pretrain.views.parameters import (
 )
 
 GRAY_WEIGHTS = (0.2989, 0.587, 0.114)
-ROUNDING = 1e-6  # a byte over 255 may come out so much below the threshold that it stands for
+ROUNDING = 1e-6  # a byte over 255 may come out so far below a threshold that is this byte
 Op = Callable[[Tensor, Tensor], Tensor]
 
 

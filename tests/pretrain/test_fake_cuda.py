@@ -72,13 +72,13 @@ def test_training_steps(title: str, tmp_path: Path) -> None:
     for number, pixels in enumerate(some_pixels(64, 32)):
         save_png(tmp_path / "images" / f"{number}.png", pixels)
     config = digits_config(VARIANTS[title] | {"data": {"root": str(tmp_path / "images")}})
-    V, N, size = config.num_views, config.batch_size, config.augment.size
+    N, sides = config.batch_size, config.view_sizes
     with fake_cuda() as device:
         trainer = Trainer(config, tmp_path, Processes(device))
         for _ in range(2):  # the second with the optimiser's state
-            output = trainer.gradients(
-                trainer.model, torch.randn(V, N, 3, size, size, device=device)
-            )
+            views = tuple(torch.randn(N, 3, side, side, device=device) for side in sides)
+            one_size = len(set(sides)) == 1
+            output = trainer.gradients(trainer.model, torch.stack(views) if one_size else views)
             trainer.update()
         devices = {p.grad.device for p in trainer.model.parameters() if p.grad is not None}
         assert devices == {device} == {output.loss.device, output.embedding.device}

@@ -14,9 +14,10 @@ from pretrain.config.pretrain import PretrainConfig
 from pretrain.data.images import open_images
 from pretrain.runtime.device import Views
 from pretrain.views import ViewLoader, batched
-from pretrain.views.batched import cut_views, finish_batch
+from pretrain.views.batched import RawViews, cut_views, finish_batch
 from pretrain.views.parameters import BLUR_SIGMA, SOLARIZE, ViewParams
 from pretrain.views.per_image import build_view
+from tests.pretrain.fake_cuda import CUDA, fake_cuda
 
 Make = Callable[..., PretrainConfig]
 CPU = torch.device("cpu")
@@ -153,3 +154,23 @@ def test_an_image_is_reduced_as_far_as_its_largest_views_allow(
     assert factors(50, 50) == {8}
     assert factors(50, 100) == factors(100, 50) == {4}
     assert factors(50, 400) == {1}
+
+
+@pytest.mark.parametrize("views", [BYOL, CROPS])
+def test_a_gpu_finishes_them_without_a_wait(
+    tiny: Make, monkeypatch: pytest.MonkeyPatch, views: list[dict[str, Any]]
+) -> None:
+    augment = {"size": 32, "colours": "on_device", "views": views, "noise_std": 0.1}
+    config = tiny(augment=augment)
+    raws = cut_views(
+        open_images(config.data), [(0, 1), (0, 2)], config.num_views, 0, config.augment
+    )
+    with fake_cuda(monkeypatch) as gpu:
+        pinned = [
+            RawViews(raw.views.pin_memory(), raw.rows, raw.noise.pin_memory()) for raw in raws
+        ]
+        loader = ViewLoader(config, open_images(config.data), CUDA)
+        batch = loader._finished(pinned)
+        assert {view.device for view in batch} == {CUDA} and not gpu.waits
+        assert [view.shape[-1] for view in batch] == config.view_sizes
+        assert isinstance(batch, Tensor) == (views is BYOL)
