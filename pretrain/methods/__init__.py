@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 
+from pretrain.config.methods import INTLConfig
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.methods.byol import BYOLModel
+from pretrain.methods.intl import INTLMomentumModel
 from pretrain.methods.moco import MoCoModel
 from pretrain.methods.simsiam import SimSiamModel
 from pretrain.models import SelfSupervisedModel
@@ -20,4 +22,6 @@ _METHODS: dict[str, Callable[[PretrainConfig], SelfSupervisedModel]] = {
 def build_model(config: PretrainConfig) -> SelfSupervisedModel:
     """Return the model that the loss of `config` needs: encoder and projector, for most."""
     build = _METHODS.get(config.loss.name)
+    if isinstance(config.loss, INTLConfig) and config.loss.momentum is not None:
+        build = INTLMomentumModel
     return SelfSupervisedModel(config.model) if build is None else build(config)

@@ -29,6 +29,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     "simsiam": {"name": "simsiam", "predictor_hidden": 3},
     "byol": {"name": "byol", "predictor_hidden": 6, "momentum": 0.5},
     "moco-v2": {"name": "moco-v2", "queue": 20, "momentum": 0.5},  # no multiple of the batch
+    "intl": {"name": "intl", "momentum": 0.5},
 }
 
 
