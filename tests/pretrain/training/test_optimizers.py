@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from lightly.utils import lars as lightly
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain.config.pretrain import OptimizerConfig
-from pretrain.training.optimizers import LARS, build_optimizer
+from pretrain.training.optimizers import LARS, build_optimizer, parameter_groups
 
 
 def step(optimizer: torch.optim.Optimizer, grads: dict[nn.Parameter, list[float]]) -> None:
@@ -208,3 +209,77 @@ def test_weight_decay_spares_norms_and_biases_where_asked(
     ]
     # kernel, bias, the norm's weight, and its bias, which is 0
     assert changed == [True, not excluded, not excluded, False]
+
+
+def resnet18_parameters() -> tuple[nn.Module, list[list[Tensor]]]:
+    """A network of ResNet-18's kinds of tensor, narrow, and gradients of five steps."""
+    torch.manual_seed(0)
+    block = [nn.Conv2d(8, 8, 3, bias=False), nn.BatchNorm2d(8)]
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 7, bias=False), nn.BatchNorm2d(8), *block, nn.Conv2d(8, 16, 1, bias=False),
+        nn.BatchNorm2d(16), nn.Linear(16, 32), nn.BatchNorm1d(32), nn.Linear(32, 4),
+    )  # fmt: skip
+    grads = [[torch.randn(p.shape) / 10 for p in model.parameters()] for _ in range(5)]
+    return model.double(), [[grad.double() for grad in step] for step in grads]
+
+
+def test_lars_is_lightlys_at_one_rate() -> None:
+    """Lightly's multiplies the velocity by the rate; ours, as the paper's, what it grows by.
+
+    Nor has lightly's a decay where a gradient is zero; it adds 1e-8 to the ratio's denominator, and
+    a group without decay has no ratio, whatever its parameters.
+    """
+    model, grads = resnet18_parameters()
+    other = copy.deepcopy(model)
+    config = OptimizerConfig.model_validate({"name": "lars", "lr": 0.2, "weight_decay": 1e-3})
+    ours = build_optimizer(model, config)
+    kernels = [p for p in other.parameters() if p.dim() > 1]
+    groups = [
+        {"params": kernels, "weight_decay": 1e-3},
+        {"params": [p for p in other.parameters() if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    theirs = lightly.LARS(groups, lr=0.2, momentum=0.9)
+    before = [p.detach().clone() for p in model.parameters()]
+    for group in ours.param_groups:
+        group["lr"] = 0.2
+    for step_grads in grads:
+        for network, optimizer in ((model, ours), (other, theirs)):
+            for weight, grad in zip(network.parameters(), step_grads, strict=True):
+                weight.grad = grad.clone()
+            optimizer.step()
+    for got, wanted, old in zip(model.parameters(), other.parameters(), before, strict=True):
+        step_length = float((old - wanted.detach()).norm())
+        assert step_length > 0
+        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-7 * step_length)
+
+
+PUBLISHED_BARLOW_TWINS = {"name": "lars", "lr": 0.2, "norm_and_bias_rate": 0.024}
+
+
+def test_biases_and_norms_have_a_rate_of_their_own() -> None:
+    model, _ = resnet18_parameters()
+    config = OptimizerConfig.model_validate(PUBLISHED_BARLOW_TWINS)
+    kernels, small = parameter_groups(model, config)
+    assert "rate" not in kernels and small["rate"] == 0.024
+    assert {p.dim() for p in kernels["params"]} == {2, 4} and small["weight_decay"] == 0.0
+    assert {p.dim() for p in small["params"]} == {1}
+    sgd = OptimizerConfig.model_validate({"name": "sgd", "lr": 0.2, "norm_and_bias_rate": 0.5})
+    _, small = parameter_groups(model, sgd)
+    assert "weight_decay" not in small and small["rate"] == 0.5  # decayed as the others
+
+
+def test_every_parameter_is_in_one_group_and_those_without_gradient_in_none() -> None:
+    model, _ = resnet18_parameters()
+    next(model.parameters()).requires_grad_(False)
+    steady = list(model[-1].parameters())
+    config = OptimizerConfig.model_validate(PUBLISHED_BARLOW_TWINS)
+    groups = parameter_groups(model, config, steady)
+    marks = [(bool(g.get("constant_rate")), g.get("rate", 1.0)) for g in groups]
+    assert marks == [(False, 1.0), (False, 0.024), (True, 1.0), (True, 0.024)]
+    grouped = [id(p) for group in groups for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in list(model.parameters())[1:])
+    assert {id(p) for g in groups[2:] for p in g["params"]} == {id(p) for p in steady}
+    adam = OptimizerConfig.model_validate({"lr": 0.1})
+    plain, constant = parameter_groups(model, adam, steady)
+    assert "constant_rate" not in plain and constant == {"params": steady, "constant_rate": True}
+    assert len(parameter_groups(model, adam)) == 1

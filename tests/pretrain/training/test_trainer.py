@@ -16,7 +16,7 @@ from pretrain.runtime.distributed import Processes
 from pretrain.runtime.signals import EXIT_INTERRUPTED
 from pretrain.train import pretrain
 from pretrain.training.trainer import Output, Trainer
-from tests.pretrain.training.runs import kill_after, logged, same, weights
+from tests.pretrain.training.runs import crash, kill_after, logged, same, weights
 
 Make = Callable[..., PretrainConfig]
 pytestmark = pytest.mark.usefixtures("small_net")
@@ -179,3 +179,36 @@ def test_views_of_differing_sizes_are_trained_on_in_parts(
 
 def trainer_grads(trainer: Trainer) -> list[Tensor]:
     return [p.grad for p in trainer.model.parameters() if p.grad is not None]
+
+
+APART = {
+    "loss": {"name": "simsiam", "predictor_hidden": 4},
+    "optimizer": {"name": "sgd", "lr": 2.0, "warmup_steps": 1, "norm_and_bias_rate": 0.5},
+    "max_steps": 4,
+}
+
+
+def test_groups_follow_the_schedule_or_stay_at_their_peak(tiny: Make, tmp_path: Path) -> None:
+    trainer = Trainer(tiny(**APART), tmp_path, Processes(torch.device("cpu")))
+    factors = [1.0, 1.0, 0.75, 0.25]  # a step of warm-up, then half a cosine over three
+    for trainer.step, factor in enumerate(factors):
+        trainer._set_rates()
+        rates = [group["lr"] for group in trainer.optimizer.param_groups]
+        # kernels, biases and norms; then those of the predictor
+        assert rates == pytest.approx([2 * factor, factor, 2, 1])
+
+
+def test_groups_keep_their_rates_over_a_resume(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretrain(tiny(**APART), tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        kill_after(patch, 2, crash)
+        with pytest.raises(RuntimeError, match="power cut"):
+            pretrain(tiny(**APART), tmp_path / "cut")
+    pretrain(tiny(**APART), tmp_path / "cut")
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+    # without rates apart a state's groups are those of a version that knew none, and the other way
+    pretrain(tiny(max_steps=2), tmp_path / "alike")
+    (group,) = torch.load(tmp_path / "alike" / LAST, weights_only=True)["optimizer"]["param_groups"]
+    assert {"rate", "constant_rate"}.isdisjoint(group)
