@@ -88,6 +88,8 @@ class OptimizerConfig(Section):
     """steps in which the rate rises from 0"""
     schedule: Literal["constant", "cosine", "step"] = "cosine"
     """how the rate falls after the warm-up"""
+    final_rate: Fraction = Field(default=0.0, json_schema_extra=IDENTITY_IF_GIVEN)
+    """of schedule `cosine`: the rate that it ends at, over its peak"""
     lr_update: Literal["step", "epoch"] = "step"
     """whether the rate changes every step, or once an epoch"""
     drop_at: tuple[Fraction, ...] = ()
@@ -111,6 +113,11 @@ class OptimizerConfig(Section):
             raise ValueError(
                 "drop_at or drop_epochs_before_end go with schedule 'step', and it needs one of "
                 f"them; got schedule {self.schedule!r} and {'drops' if drops else 'no drops'}"
+            )
+        if self.final_rate and self.schedule != "cosine":
+            raise ValueError(
+                f"final_rate {self.final_rate:g} has no effect with schedule {self.schedule!r}; "
+                "remove it or use 'cosine'"
             )
         if (self.lr is None) == (self.lr_per_256 is None):
             raise ValueError("give exactly one of lr and lr_per_256")

@@ -30,10 +30,11 @@ class Length:
 def lr_factor(step: int, length: Length, config: OptimizerConfig) -> float:
     """Return the factor on the peak learning rate before step `step`.
 
-    Linear warm-up over `warmup_steps`, then constant, half a cosine down to 0 at the end, or
-    `drop_factor` for each entry of `drop_at` (fractions of the run) and `drop_epochs_before_end`
-    that has passed. The cosine begins where the warm-up ends; with `lr_update: epoch` it begins
-    at step 0 and takes its value at the start of the epoch (CW-RGP on ImageNet, as MoCo).
+    Linear warm-up over `warmup_steps`, then constant, half a cosine down to `final_rate` at the
+    end, or `drop_factor` for each entry of `drop_at` (fractions of the run) and
+    `drop_epochs_before_end` that has passed. The cosine begins where the warm-up ends; with
+    `lr_update: epoch` it begins at step 0 and takes its value at the start of the epoch (CW-RGP on
+    ImageNet, as MoCo).
     """
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
@@ -41,7 +42,8 @@ def lr_factor(step: int, length: Length, config: OptimizerConfig) -> float:
     now = length.epoch_start(step) if per_epoch else step
     if config.schedule == "cosine":
         begin = 0 if per_epoch else config.warmup_steps
-        return 0.5 * (1 + math.cos(math.pi * (now - begin) / max(1, length.total_steps - begin)))
+        height = 0.5 * (1 + math.cos(math.pi * (now - begin) / max(1, length.total_steps - begin)))
+        return height + config.final_rate * (1 - height)
     if config.schedule == "step":
         drops = [at * length.total_steps for at in config.drop_at]
         drops += [

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 from pydantic import ValidationError
 
+from pretrain.config.base import identity
 from pretrain.config.pretrain import OptimizerConfig, PretrainConfig
 
 Make = Callable[..., PretrainConfig]
@@ -22,6 +23,14 @@ def test_learning_rate_is_given_once_and_scales_with_the_batch() -> None:
     for both in ({}, {"lr": 1.0, "lr_per_256": 1.0}):
         with pytest.raises(ValidationError, match="exactly one of lr and lr_per_256"):
             OptimizerConfig.model_validate(both)
+
+
+def test_a_final_rate_belongs_to_the_cosine() -> None:
+    with pytest.raises(ValidationError, match=r"final_rate 0\.1 has no effect with"):
+        OptimizerConfig.model_validate({"lr": 1, "schedule": "constant", "final_rate": 0.1})
+    config = OptimizerConfig.model_validate({"lr": 1, "final_rate": 0.1})
+    assert identity(config)["final_rate"] == 0.1
+    assert "final_rate" not in identity(OptimizerConfig(lr=1))
 
 
 @pytest.mark.parametrize("settings", [{"schedule": "step"}, {"drop_at": (0.5,)}])

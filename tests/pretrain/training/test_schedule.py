@@ -31,6 +31,13 @@ def test_warm_up_then_cosine_to_the_end() -> None:
     assert late == pytest.approx((1 + math.cos(0.75 * math.pi)) / 2)
 
 
+def test_a_cosine_ends_where_it_is_told_to() -> None:
+    settings = {"schedule": "cosine", "final_rate": 0.1}
+    assert factors(Length(10, 2), [0, 5, 10], **settings) == pytest.approx([1.0, 0.55, 0.1])
+    by_epoch = factors(Length(10, 5), [4, 5, 9], **settings, lr_update="epoch")
+    assert by_epoch == pytest.approx([1.0, 0.55, 0.55])
+
+
 def test_fractions_of_the_run_and_a_constant_rate() -> None:
     found = factors(Length(1000, 10), [949, 950, 974, 975], schedule="step", drop_at=(0.95, 0.975))
     assert found == pytest.approx([1.0, 0.2, 0.2, 0.04])
