@@ -1,4 +1,4 @@
-"""k-NN accuracy on the embedded digits: W-MSE and CW-RGP with 2 and 4 views, pixels, random.
+"""k-NN accuracy on the embedded digits: all methods by number of views, pixels, random features.
 
 Run again, it goes on where it stopped; `make_digits.py` writes the data it needs. Example:
 python tools/digits_knn.py --methods w-mse-2 --seeds 0 --steps 100
@@ -7,6 +7,7 @@ python tools/digits_knn.py --methods w-mse-2 --seeds 0 --steps 100
 import argparse
 import logging
 import sys
+from itertools import product
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/pretrain.py hides pretrain
@@ -21,10 +22,10 @@ from pretrain.data.splits import check_splits
 from pretrain.runtime.files import write_json
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "pretrain"
+COMPARED = ("simclr", "barlow-twins", "vicreg", "simsiam", "byol", "moco-v2", "intl")
 METHODS = {
     f"{name}-{views}": (f"digits_{name.replace('-', '_')}.yaml", views)
-    for name in ("w-mse", "cw-rgp")
-    for views in (2, 4)
+    for name, views in (*product(("w-mse", "cw-rgp"), (2, 4)), *product(COMPARED, (2,)))
 }
 
 
