@@ -15,7 +15,12 @@ from pipeline.commands.local import show_report, tell
 from pipeline.config.schema import REPORT
 from pipeline.executors.local import late_probe_lines
 from pipeline.executors.preflight import check_before_start
-from pipeline.executors.slurm.arrays import job_groups, resource_faults, without_gpus
+from pipeline.executors.slurm.arrays import (
+    job_groups,
+    missing_images,
+    resource_faults,
+    without_gpus,
+)
 from pipeline.executors.slurm.environment import environment_lines
 from pipeline.executors.slurm.gpu_hours import gpu_hours
 from pipeline.executors.slurm.ledger import LEDGER, Submission, close_submissions
@@ -123,7 +128,7 @@ def show_plan(plan: Plan, console: Console) -> int:
     waiting = [stage for stage in plan.distinct if states[stage.name].status != "done"]
     notes = read_standings(plan)[1] if (plan.config.root / LEDGER).is_dir() else []
     groups = job_groups(waiting, plan.config.resources, {}, max_array_here())
-    if faults := resource_faults(plan):
+    if faults := [*resource_faults(plan), *missing_images(groups)]:
         raise ValueError("\n".join(faults))
     remarks = check_before_start(plan, states, here=False, trust_kept=True)
     table = Table("array", "tasks", "waits for", "nodes x GPUs", "limit (min)", "GPU hours", "from")

@@ -67,6 +67,44 @@ GENERIC = ("gres", "tres-per-node", "tres-per-task")  # for GPUs and whatever el
 
 ENTERS: dict[str, Any] = {"identity": True}
 Word = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]
+IMAGE = "IMAGE"
+
+
+class Container(BaseModel):
+    """An image that stages run in on a cluster, and the words that start Python there."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        json_schema_extra=left_out("what a job asks a cluster for"),
+    )
+
+    image: Word
+    """a file or folder that all nodes see; with a colon, a name that `command` knows"""
+    command: tuple[Word, ...] = ("apptainer", "exec", "--nv", IMAGE, "python")
+    """words that start Python in it, of which `IMAGE` is the image; no shell reads them"""
+
+    @field_validator("command")
+    @classmethod
+    def _check_command(cls, command: tuple[str, ...]) -> tuple[str, ...]:
+        if command.count(IMAGE) != 1 or command[0] == IMAGE:
+            raise ValueError(
+                f"{' '.join(command) or 'no word'}: wanted the word {IMAGE} once, behind what "
+                f"starts it, such as [apptainer, exec, --nv, {IMAGE}, python]"
+            )
+        return command
+
+    @property
+    def path(self) -> Path | None:
+        """Return where the image is, None if it has a name that only `command` knows."""
+        return None if ":" in self.image else Path(self.image).expanduser().absolute()
+
+    @property
+    def python(self) -> tuple[str, ...]:
+        """Return the words that start Python in the image."""
+        image = str(self.path or self.image)
+        return tuple(image if word == IMAGE else word for word in self.command)
 
 
 class Resources(BaseModel):
@@ -101,6 +139,8 @@ class Resources(BaseModel):
     array_parallelism: int = Field(default=256, ge=1, description="tasks of an array at a time")
     setup: tuple[Annotated[str, Field(pattern=r"^[^\x00]+$")], ...] = ()
     """shell lines before the command, such as `module load cuda`"""
+    container: Container | None = None
+    """an image that the stages run in; the machine's own Python unless given"""
     extra: dict[Word, int | float | bool | Word] = {}
     """any other option of sbatch by its name, such as `{exclude: node7}`"""
 
@@ -179,6 +219,8 @@ class ResourcesConfig(BaseModel):
                     f"{kind}: to save {merged.save_s} s (save_s) before the end of "
                     f"{merged.timeout_min} min (timeout_min) is before the start; wanted less"
                 )
+        if REPORT in given and given[REPORT].container:
+            faults.append("report: container: the Python that submits makes the report; drop it")
         if faults:
             raise ValueError("; ".join(faults))
         return self

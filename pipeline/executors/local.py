@@ -199,12 +199,18 @@ def stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 def start_worker(
-    run_dir: Path, environment: Mapping[str, str], rank: int
+    run_dir: Path,
+    environment: Mapping[str, str],
+    rank: int,
+    python: Sequence[str] = (sys.executable,),
 ) -> subprocess.Popen[bytes]:
-    """Start one process of the stage prepared in `run_dir`; its words go to a log there."""
+    """Start one process of the stage prepared in `run_dir`; its words go to a log there.
+
+    `python` are the words that start Python, where it is another one than this.
+    """
     with (run_dir / (LOG if rank == 0 else f"log-rank{rank}.txt")).open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "pipeline.worker", "run", str(run_dir)],
+            [*python, "-m", "pipeline.worker", "run", str(run_dir)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 from pipeline.config.schema import REPORT, Resources, ResourcesConfig
@@ -110,7 +111,8 @@ def job_groups(
     after = [Dependency("afterany", group=group.name) for group in groups]
     earlier = dict.fromkeys(job_id.partition("_")[0] for job_id in submitted.values())
     after += [Dependency("afterany", job_id=job_id) for job_id in earlier]
-    report = JobGroup(REPORT, REPORT, (), resources.of(REPORT), tuple(after))
+    of_report = resources.of(REPORT).model_copy(update={"container": None})  # no stage
+    report = JobGroup(REPORT, REPORT, (), of_report, tuple(after))
     return [*groups, report] if after else []
 
 
@@ -152,6 +154,20 @@ def without_gpus(groups: Iterable[JobGroup], environment: Mapping[str, str]) -> 
     return [
         f"{', '.join(kinds)}: no GPU is asked for, so their jobs compute on CPU cores; to ask for "
         f"GPUs give resources: {{{wanted}}}"
+    ]
+
+
+def missing_images(groups: Iterable[JobGroup]) -> list[str]:
+    """Return a line on each container image that is not where `resources` say."""
+    kinds: dict[Path, list[str]] = {}
+    for group in groups:
+        path = group.resources.container.path if group.resources.container else None
+        if path and not path.exists() and group.kind not in kinds.setdefault(path, []):
+            kinds[path].append(group.kind)
+    return [
+        f"resources ({', '.join(of_image)}): container.image: {path}: no such file or folder; "
+        "docs/cluster.md says how to build it"
+        for path, of_image in kinds.items()
     ]
 
 

@@ -16,6 +16,7 @@ OF_A_JOB = ("SLURM_", "SLURMD_", "SRUN_", "SUBMITIT_", "SALLOC_")
 OF_TORCHRUN = (
     "MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE",
 )  # fmt: skip
+STAGE_PYTHON = "STAGE_PYTHON"  # in a job: the words that start a stage's Python, as JSON
 WHICH_CLUSTER = ("SLURM_CONF", "SLURM_CLUSTERS")
 OPTION_OF = {
     "TIMELIMIT": "time",
@@ -41,7 +42,7 @@ def sbatch_environment(outer: Mapping[str, str], options: Iterable[str]) -> dict
 
     Of SBATCH_* stays what the config leaves open. What srun reads in a job is the job's own.
     """
-    dropped = {*overruled(outer, options), *OF_TORCHRUN}
+    dropped = {*overruled(outer, options), *OF_TORCHRUN, STAGE_PYTHON}
     return {
         name: value
         for name, value in client_environment(outer).items()

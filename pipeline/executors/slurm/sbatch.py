@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Mapping
@@ -10,8 +11,9 @@ from typing import Any
 
 from submitit.slurm.slurm import _make_sbatch_string
 
-from pipeline.config.schema import flag_name
+from pipeline.config.schema import Resources, flag_name
 from pipeline.executors.slurm.arrays import JobGroup
+from pipeline.executors.slurm.environment import STAGE_PYTHON
 
 HOLD_BACK = (
     "import os, signal as s, sys; s.pthread_sigmask(s.SIG_BLOCK, [s.SIGUSR2, s.SIGTERM]); "
@@ -91,7 +93,7 @@ def sbatch_parameters(
         "constraint": resources.constraint,
         "dependency": dependency or None,
         "signal_delay_s": resources.save_s,
-        "setup": setup_lines(resources.setup, folder, code),
+        "setup": setup_lines(resources, folder, code),
         "stderr_to_stdout": True,
         "srun_args": srun_args,
         "additional_parameters": {
@@ -106,15 +108,20 @@ def sbatch_parameters(
     return {"wckey": None} | {key: value for key, value in parameters.items() if value is not None}
 
 
-def setup_lines(setup: tuple[str, ...], folder: Path, code: Path) -> list[str]:
-    """Return the shell lines before the command: the folder, the code, then the user's `setup`."""
+def setup_lines(resources: Resources, folder: Path, code: Path) -> list[str]:
+    """Return the shell lines before the command: folder, code, `setup`, what starts a stage.
+
+    What starts it is JSON, which the job reads: no shell between it and the words of the config.
+    """
+    words = resources.container.python if resources.container else ()
     return [
         PUT_BACK,
         f"stage_folder={shlex.quote(str(folder))}",
         WAIT_FOR_FOLDER,
         f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}",
         "export PYTHONSAFEPATH=1  # the folder it starts from may hold newer code",
-        *setup,
+        *resources.setup,
+        *([f"export {STAGE_PYTHON}={shlex.quote(json.dumps(words))}"] if words else []),
         TAKEN_OVER,
     ]
 

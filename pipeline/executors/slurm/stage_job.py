@@ -7,6 +7,7 @@ worker saves and ends, and submitit puts the job back into the queue.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from submitit.core.utils import DelayedSubmission, UncompletedJobError
 from submitit.slurm.slurm import SlurmJobEnvironment
 
 from pipeline.executors.local import start_worker
+from pipeline.executors.slurm.environment import STAGE_PYTHON
 from pipeline.executors.slurm.plan_file import read_plan
 from pipeline.executors.slurm.queue import SQUEUE, SlurmError, call
 from pipeline.report.write import make_report
@@ -41,6 +43,7 @@ PATIENCE_S = 600.0
 RETRY_S = 5.0
 BEAT_S = 60.0
 WORKER_ATTEMPTS = 3
+EXIT_NOT_STARTED = 127  # as shells say it
 REASONS = {
     EXIT_LOCKED: "is being worked on by another process",
     -signal.SIGKILL: "was killed (signal 9), perhaps out of memory (mem_gb)",
@@ -103,6 +106,7 @@ class StageJob:
     def _work(self) -> int:
         """Run the worker; again after trouble that passes: a folder away, a lock of a dead job."""
         deadline = time.monotonic() + PATIENCE_S
+        python = json.loads(os.environ.get(STAGE_PYTHON) or json.dumps([sys.executable]))
         attempts = 0
         while True:
             self._wait_for_folder()
@@ -111,7 +115,14 @@ class StageJob:
             rank = self.environment.global_rank
             if self.terminated:
                 return EXIT_INTERRUPTED
-            self.worker = start_worker(self.folder, environment, rank)
+            try:
+                self.worker = start_worker(self.folder, environment, rank, python)
+            except OSError as error:  # such as a node without apptainer
+                self._fail(
+                    f"{python[0]}: {error.strerror} on {self.environment.hostname}, and it starts "
+                    "the stage; a line of `setup` may load it, or correct container.command"
+                )
+                return EXIT_NOT_STARTED
             if self.terminated:  # while it was started
                 os.kill(self.worker.pid, signal.SIGTERM)
             code = self._code()

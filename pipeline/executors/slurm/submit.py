@@ -16,6 +16,7 @@ from pipeline.config.schema import REPORT
 from pipeline.executors.slurm.arrays import (
     JobGroup,
     job_groups,
+    missing_images,
     resource_faults,
     stage_resources,
 )
@@ -109,6 +110,8 @@ def accepted_groups(
     limits = read_limits(resources)
     now = fitting(waiting, limits)
     everything = job_groups(waiting, plan.config.resources, submitted, limits.max_array)
+    if faults := missing_images(everything):
+        raise SlurmError("\n".join(faults))
     check_accepted(everything, root, root / "code", limits.room)
     if len(now) == len(waiting):
         return everything, ""

@@ -59,6 +59,30 @@ def test_plan_and_run_say_that_no_gpu_is_asked_for(
     assert "no GPU" not in capsys.readouterr().out
 
 
+def test_stages_in_a_container_are_shown_and_its_image_has_to_be_there(
+    fake, capsys: pytest.CaptureFixture[str]
+) -> None:
+    container = "resources.default.container={image: images/x.sif}"
+    path = Path.cwd() / "images" / "x.sif"
+    without = {stage.name: stage.signature for stage in plan_of().stages}
+    assert {stage.name: stage.signature for stage in plan_of(container).stages} == without
+    missing = (
+        f"run_pipeline: resources (pretrain, convert, finetune): container.image: {path}: no such "
+        "file or folder; docs/cluster.md says how to build it\n"
+    )
+    for command in ("plan", "run"):
+        assert execute(command, CONFIG, ["seeds=[0]", container], SLURM) == 2
+        assert capsys.readouterr().err == missing and "sbatch" not in fake.calls
+    path.parent.mkdir()
+    path.touch()
+    assert execute("plan", CONFIG, ["seeds=[0]", container], SLURM) == 0
+    shown = f'export STAGE_PYTHON=\'["apptainer", "exec", "--nv", "{path}", "python"]\''
+    text = capsys.readouterr().out
+    assert text.count(shown) == text.count("#!/bin/bash") - 1  # the report is no stage
+    named = "resources.default.container={image: 'docker://lab/x:1'}"
+    assert execute("run", CONFIG, ["seeds=[0]", named], SLURM) == 0
+
+
 def test_without_a_queue_nothing_is_submitted(fake, capsys: pytest.CaptureFixture[str]) -> None:
     run()
     fake.fail("squeue", "slurm_load_jobs error: Unable to contact slurm controller")

@@ -1,11 +1,12 @@
 """Resources of the kinds of stages, and what of them is refused."""
 
 import re
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
-from pipeline.config.schema import Resources, ResourcesConfig
+from pipeline.config.schema import Container, Resources, ResourcesConfig
 
 
 def test_finetuning_has_one_task_a_node_with_all_its_gpus() -> None:
@@ -46,6 +47,16 @@ def test_resources_of_a_kind_stand_on_the_default() -> None:
             "extra.mem-per-cpu and extra.mem-per-gpu contradict",
         ),
         ({"default": {"extra": {"clusters": "two"}}}, "clusters: is set by SLURM_CLUSTERS"),
+        ({"default": {"container": {}}}, "Field required"),
+        ({"default": {"container": {"image": "a\nb"}}}, "match pattern"),
+        (
+            {"default": {"container": {"image": "a.sif", "command": ["apptainer", "exec"]}}},
+            "apptainer exec: wanted the word IMAGE once, behind what starts it, such as "
+            "[apptainer, exec, --nv, IMAGE, python]",
+        ),
+        ({"report": {"container": {"image": "a"}}}, "report: container: the Python that submits"),
+        ({"default": {"container": {"image": "a", "command": []}}}, "no word: wanted the word"),
+        ({"default": {"container": {"image": "a", "command": ["IMAGE"]}}}, "behind what starts"),
     ],
 )
 def test_faults_of_resources_are_found_before_submission(content: dict, words: str) -> None:
@@ -59,3 +70,27 @@ def test_options_that_contradict_nothing_stay() -> None:
     assert config.of("pretrain").extra == extra
     off = {"default": {"mem_gb": 4, "extra": {"exclusive": False}}}
     assert ResourcesConfig.model_validate(off).of("report").mem_gb == 4
+
+
+@pytest.mark.parametrize(
+    ("image", "path"),
+    [
+        ("/shared/whitening.sif", "/shared/whitening.sif"),
+        ("images/root", f"{Path.cwd()}/images/root"),
+        ("~/a b.sif", f"{Path.home()}/a b.sif"),
+        ("docker://registry/whitening:cuda", None),
+        ("localhost/whitening:cpu", None),
+    ],
+)
+def test_an_image_is_a_path_or_a_name_with_a_colon(image: str, path: str | None) -> None:
+    container = Container(image=image, command=("podman", "run", "IMAGE", "python3", "-P"))
+    assert container.path == (Path(path) if path else None)
+    assert container.python == ("podman", "run", path or image, "python3", "-P")
+    assert Container(image=image).python[:3] == ("apptainer", "exec", "--nv")
+
+
+def test_a_kind_of_stage_leaves_the_container_of_the_default() -> None:
+    config = ResourcesConfig.model_validate(
+        {"default": {"container": {"image": "a.sif"}}, "convert": {"container": None}}
+    )
+    assert config.of("convert").container is None and config.of("probe").container is not None

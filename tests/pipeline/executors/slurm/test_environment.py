@@ -18,6 +18,7 @@ USER = {
     "SLURM_EXPORT_ENV": "NONE",
     "SLURM_TIMELIMIT": "1",
     "SRUN_CPUS_PER_TASK": "9",
+    "STAGE_PYTHON": '["python"]',
     "SBATCH_TIMELIMIT": "1",
     "SBATCH_NO_REQUEUE": "1",
     "SBATCH_EXPORT": "NONE",

@@ -1,9 +1,10 @@
 """The sbatch text of a job group, without any SLURM."""
 
+import json
 import subprocess
 from pathlib import Path
 
-from pipeline.config.schema import Resources, ResourcesConfig
+from pipeline.config.schema import Container, Resources, ResourcesConfig
 from pipeline.executors.slurm.arrays import job_groups
 from pipeline.executors.slurm.sbatch import (
     options_of,
@@ -109,7 +110,8 @@ def test_a_signal_before_the_stage_puts_the_job_back(tmp_path: Path) -> None:
     )
     scontrol.chmod(0o755)
     (tmp_path / "folder").mkdir()
-    lines = setup_lines(("cd /; kill -TERM $$", "echo too far"), tmp_path / "folder", tmp_path)
+    setup = Resources(setup=("cd /; kill -TERM $$", "echo too far"))
+    lines = setup_lines(setup, tmp_path / "folder", tmp_path)
     environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "7"}
     subprocess.run(["bash", "-c", "\n".join(lines)], env=environment, check=False)
     assert said.read_text().splitlines() == ["--oneliner show job 7", "requeue 7"]
@@ -121,10 +123,29 @@ def test_a_stage_starts_where_the_plan_was_submitted(tmp_path: Path) -> None:
     (tmp_path / "scontrol").write_text("#!/bin/bash\n[ -e asked ] || { touch asked; exit 1; }\n")
     (tmp_path / "scontrol").chmod(0o755)
     (tmp_path / "sleep").symlink_to("/bin/true")
-    lines = setup_lines(("cd /",), tmp_path / "folder", tmp_path)
+    lines = setup_lines(Resources(setup=("cd /",)), tmp_path / "folder", tmp_path)
     path = f"{tmp_path}:/usr/bin:/bin"
     environment = {"PATH": path, "SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(tmp_path)}
     script = "\n".join([*lines, "kill -TERM $$; pwd"])  # from here on the stage hears signals
     subprocess.run(["bash", "-c", script], env=environment, check=True)
     assert (tmp_path / "folder" / "batch-7.log").read_text() == f"{tmp_path}\n"
     assert (tmp_path / "asked").exists()  # once in vain: the controller was away
+
+
+def test_no_shell_reads_the_words_that_start_a_stage_in_its_container(tmp_path: Path) -> None:
+    """bash hands them to the job as the config has them, whatever they hold."""
+    words = ["a'b\"c", "$(touch x) `touch x` $HOME; touch x", "*", "", "~ é\\"]
+    command = ("run it", *words[:3], "IMAGE", words[4], "python")
+    container = Container(image=f'{tmp_path}/o\'clock "x".sif', command=command)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "scontrol").symlink_to("/bin/true")
+    setup = ("export STAGE_PYTHON=theirs",)
+    lines = setup_lines(Resources(setup=setup, container=container), tmp_path / "folder", tmp_path)
+    assert lines[-2].startswith("export STAGE_PYTHON=") and "\n" not in lines[-2]
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "7"}
+    environment["SLURM_SUBMIT_DIR"] = str(tmp_path)
+    script = "\n".join([*lines, 'printf %s "$STAGE_PYTHON" >told'])
+    subprocess.run(["bash", "-c", script], env=environment, check=True)
+    told = json.loads((tmp_path / "told").read_text("utf-8"))
+    assert told == [command[0], *words[:3], f'{tmp_path}/o\'clock "x".sif', words[4], "python"]
+    assert not (tmp_path / "x").exists()

@@ -1,5 +1,6 @@
 """A job: the job file of its worker, and the signal that it waits for."""
 
+import json
 import shlex
 import signal
 import subprocess
@@ -111,3 +112,22 @@ def test_a_job_that_slurm_put_back_itself_has_not_failed(
 def test_a_cancelled_job_is_not_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(stopped_job(tmp_path, monkeypatch, ["COMPLETING\n"])) == 1
     assert not (tmp_path / "failure.json").exists()
+
+
+def test_what_starts_the_stage_may_be_missing_on_a_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "15")
+    monkeypatch.setattr(stage_job, "listen", lambda: None)
+    monkeypatch.setenv("STAGE_PYTHON", '["no-apptainer", "exec", "x.sif", "python"]')
+    (tmp_path / "job.json").write_text("{}", encoding="utf-8")
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(RuntimeError) as error:
+            stage_job.StageJob(str(tmp_path))()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    words = str(error.value)
+    assert words.startswith("no-apptainer: No such file or directory on ")
+    assert words.endswith("a line of `setup` may load it, or correct container.command")
+    assert json.loads((tmp_path / "failure.json").read_text("utf-8"))["reason"] == words
