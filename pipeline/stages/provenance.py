@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
@@ -17,6 +18,7 @@ from pipeline.stages.files import read_json, read_json_lines
 
 ATTEMPTS = "attempts.jsonl"  # below a run folder: a line when an attempt starts, one when it ends
 VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
+STAGE_PYTHON = "STAGE_PYTHON"  # in a job: the words that start a stage's Python, as JSON
 CODE_STATE = "code_state.json"  # in a copy of the code: what the original was
 CODE_FOLDERS = ("pipeline", "pretrain", "transfer")
 PACKAGES = (
@@ -70,13 +72,21 @@ def code_state() -> dict[str, Any]:
 
 
 def origin() -> dict[str, Any]:
-    """Return what an attempt records before it imports its stage: code, versions, GPUs if named."""
-    gpus = os.environ.get(VISIBLE_GPUS)
-    return ({} if gpus is None else {"visible_gpus": gpus}) | {
-        "code": code_state(),
-        "python": platform.python_version(),
-        "packages": {name: version for name in PACKAGES if (version := version_of(name))},
-    }
+    """Return what an attempt records before it imports its stage: code and versions.
+
+    And, where they are named, the GPUs, and what started it in a container.
+    """
+    gpus, container = os.environ.get(VISIBLE_GPUS), os.environ.get(STAGE_PYTHON)
+    named = {} if gpus is None else {"visible_gpus": gpus}
+    return (
+        named
+        | ({"container": json.loads(container)} if container else {})
+        | {
+            "code": code_state(),
+            "python": platform.python_version(),
+            "packages": {name: version for name in PACKAGES if (version := version_of(name))},
+        }
+    )
 
 
 def provenance(attempt: dict[str, Any], run_dir: Path) -> dict[str, Any]:

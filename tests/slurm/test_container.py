@@ -47,7 +47,8 @@ def test_every_stage_runs_in_the_image_and_the_report_outside(project, container
     all_done(project, plan)
     for stage in plan.stages:
         manifest = json.loads((stage.run_dir / "manifest.json").read_text("utf-8"))
-        assert manifest["provenance"]["host"] == "in-the-image"
+        made = manifest["provenance"]
+        assert made["host"] == "in-the-image" and made["container"][-1] == "/python of the image"
         assert "in in-the-image\n" in (stage.run_dir / "log.txt").read_text("utf-8")
     assert {stage.signature for stage in plan.stages} == {
         s.signature for s in project.plan().stages

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from pipeline.config.schema import CONFLICTS, SET_BY
+from pipeline.stages.provenance import STAGE_PYTHON
 
 FILTERS = ("SQUEUE_", "SACCT_", "SCANCEL_", "SINFO_", "SACCTMGR_", "SCONTROL_")
 FORMATS = ("SLURM_TIME_FORMAT", "SLURM_BITSTR_LEN")
@@ -16,7 +17,6 @@ OF_A_JOB = ("SLURM_", "SLURMD_", "SRUN_", "SUBMITIT_", "SALLOC_")
 OF_TORCHRUN = (
     "MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE",
 )  # fmt: skip
-STAGE_PYTHON = "STAGE_PYTHON"  # in a job: the words that start a stage's Python, as JSON
 WHICH_CLUSTER = ("SLURM_CONF", "SLURM_CLUSTERS")
 OPTION_OF = {
     "TIMELIMIT": "time",

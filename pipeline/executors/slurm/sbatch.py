@@ -13,7 +13,7 @@ from submitit.slurm.slurm import _make_sbatch_string
 
 from pipeline.config.schema import Resources, flag_name
 from pipeline.executors.slurm.arrays import JobGroup
-from pipeline.executors.slurm.environment import STAGE_PYTHON
+from pipeline.stages.provenance import STAGE_PYTHON
 
 HOLD_BACK = (
     "import os, signal as s, sys; s.pthread_sigmask(s.SIG_BLOCK, [s.SIGUSR2, s.SIGTERM]); "

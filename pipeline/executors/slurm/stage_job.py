@@ -23,11 +23,11 @@ from submitit.core.utils import DelayedSubmission, UncompletedJobError
 from submitit.slurm.slurm import SlurmJobEnvironment
 
 from pipeline.executors.local import start_worker
-from pipeline.executors.slurm.environment import STAGE_PYTHON
 from pipeline.executors.slurm.plan_file import read_plan
 from pipeline.executors.slurm.queue import SQUEUE, SlurmError, call
 from pipeline.report.write import make_report
 from pipeline.stages.files import append_json_line, read_json, write_json
+from pipeline.stages.provenance import STAGE_PYTHON
 from pipeline.stages.run_folder import (
     EXIT_INTERRUPTED,
     EXIT_LOCKED,
