@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +22,10 @@ from pipeline.stages.provenance import version_of
 Status = Literal["ok", "absent", "broken"]
 MIN_PYTHON = (3, 11)
 MIN_FREE_GB = 20.0
-ENV_REMEDY = "run make env, or create the environment of environment.yml"
+ENV_REMEDY = (
+    "run make env, create the environment of environment.yml, or python -m pip install -e . in one "
+    "that has torch"
+)
 # Distributions without which the pipeline does not run, with pyproject.toml's lower bounds.
 REQUIRED = {
     "torch": "2.6", "torchvision": "0.21", "numpy": "1.26.4", "pillow": "11", "PyYAML": "6",
@@ -67,6 +71,7 @@ def examine(detectron2: Finding, *, datasets_root: Path, output_dir: Path) -> li
     of_packages = packages()
     return [
         python_version(),
+        environment(),
         of_packages,
         *(torch_and_gpu() if of_packages.status == "ok" else ()),
         detectron2,
@@ -85,6 +90,31 @@ def python_version() -> Finding:
         return Finding("Python", "ok", text, required=True)
     needed = ".".join(map(str, MIN_PYTHON))
     return Finding("Python", "broken", text, f"install Python {needed} or newer", required=True)
+
+
+def environment() -> Finding:
+    """Return the environment, what it takes from outside, and which packages are there twice.
+
+    One over another (`--system-site-packages`, a module's PYTHONPATH) imports its own first.
+    """
+    prefix = Path(sys.prefix).resolve()
+    outside: dict[Path, list[str]] = {}
+    hidden = []
+    for name in REQUIRED:
+        places: dict[Path, str] = {}
+        for each in distributions(name=name):
+            places.setdefault(Path(str(each.locate_file(""))).resolve(), each.version)
+        (place, version), *others = places.items() or [(prefix, "")]
+        if not place.is_relative_to(prefix):
+            outside.setdefault(place, []).append(name)
+        hidden += [f"{name} {version} hides {old} of {where}" for where, old in others]
+    text = "; ".join(
+        [str(prefix), *(f"{', '.join(names)} of {place}" for place, names in outside.items())]
+    )
+    if hidden:
+        remedy = "to have the hidden ones again: python -m pip uninstall those that hide them"
+        return Finding("environment", "absent", f"{text}; {', '.join(hidden)}", remedy)
+    return Finding("environment", "ok", text)
 
 
 def packages() -> Finding:

@@ -71,6 +71,34 @@ def test_packages_that_are_too_old(
     assert doctor.packages().text == text
 
 
+def install(folder: Path, **versions: str) -> Path:
+    for name, version in versions.items():
+        info = folder / f"{name}-{version}.dist-info"
+        info.mkdir(parents=True)
+        text = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        (info / "METADATA").write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_what_an_environment_takes_from_the_one_below_and_what_it_hides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    below = install(tmp_path / "module" / "site", torch="2.9", torchvision="0.24", numpy="2.0")
+    above = install(tmp_path / "env" / "site", pillow="11")
+    monkeypatch.setattr(doctor, "REQUIRED", dict.fromkeys(["torch", "numpy", "pillow", "no-such"]))
+    monkeypatch.setattr(doctor.sys, "prefix", str(tmp_path / "env"))
+    monkeypatch.setattr(doctor.sys, "path", [str(above), str(below), str(above), str(below)])
+    finding = doctor.environment()
+    assert (finding.status, finding.text) == ("ok", f"{tmp_path}/env; torch, numpy of {below}")
+    install(above, torch="2.14.1", numpy="2.0")
+    finding = doctor.environment()
+    assert (finding.status, finding.required) == ("absent", False)
+    assert finding.text == (
+        f"{tmp_path}/env; torch 2.14.1 hides 2.9 of {below}, numpy 2.0 hides 2.0 of {below}"
+    )
+    assert finding.remedy.startswith("to have the hidden ones again: python -m pip uninstall")
+
+
 def test_required_packages_are_those_of_the_project() -> None:
     for_detectron2 = {"omegaconf", "yacs", "tabulate", "termcolor", "cloudpickle"}
     bounds = {name: bound for name, bound in declared().items() if name not in for_detectron2}
