@@ -1,8 +1,9 @@
 #!/bin/sh
 # Makes $VENV with everything the project needs. Safe to interrupt and to run again.
-# Says in one line what is missing when something is. CONSTRAINTS: pins other than constraints.txt.
+# Says in one line what is missing when something is. CONSTRAINTS: pins other than constraints.txt;
+# EXTRAS: of pyproject.toml, all that tests and documents need unless given, none where empty.
 set -eu
-: "${CONSTRAINTS:=constraints.txt}"
+: "${CONSTRAINTS:=constraints.txt}" "${EXTRAS=dev,docs}"
 
 fail() { printf 'setup: %s\n' "$1" >&2; exit 2; }
 
@@ -60,5 +61,5 @@ explain() {
 seconds=0
 echo "setup: packages into $VENV (about 5.5 GB once; see $log)"
 install setuptools wheel
-install --no-build-isolation -e '.[dev,docs]'
+install --no-build-isolation -e ".${EXTRAS:+[$EXTRAS]}"
 "$VENV/bin/python" tools/install_detectron2.py
