@@ -3,6 +3,11 @@
 # make test-oldest  the same with the oldest torch and numpy that pyproject.toml allows, in .venv-oldest
 #              (Python 3.11 or 3.12; 5 GB); TESTS="tests/pretrain/losses" for some of the tests
 # make test-bare  both README commands on a bare Debian (bookworm, trixie); root, debootstrap, 7 GB
+# make bundle  with network, for a machine without: all wheels, in bundle/ (3.1 GB; see OPTIONS=--help);
+#              OPTIONS="--python 3.12 --platform manylinux_2_28_aarch64 --without-torch"
+# make test-bundle  bundle/ installed with the network closed, and a tiny pipeline run there (6 GB)
+# make test-own-environment  the README's lines over a torch that is there already (0.5 GB)
+# make test-containers  the images of containers/ linted, built, run; root, debootstrap, buildah, 13 GB
 # make gpu-wheels  with network, for a machine without: what make gpu-check needs, in .whl
 # make gpu-check  is this GPU machine sound, and how fast is it: one page, and JSON, in MINUTES (8)
 # make lint type    what CI checks besides
@@ -16,8 +21,10 @@ STAMP := $(VENV)/.installed
 OLDEST := .venv-oldest
 TESTS ?=
 MINUTES ?= 8
+OPTIONS ?=
 
-.PHONY: env demo test test-oldest test-bare gpu-wheels gpu-check test-faults lint type check docs
+.PHONY: env demo test test-oldest test-bare bundle test-bundle test-own-environment test-containers
+.PHONY: gpu-wheels gpu-check test-faults lint type check docs
 .DELETE_ON_ERROR:
 
 env: $(STAMP)
@@ -48,6 +55,18 @@ test-oldest: $(OLDEST)/.installed
 
 test-bare:
 	@sh tools/test_bare.sh
+
+bundle: env
+	@$(BIN)/python tools/make_bundle.py $(OPTIONS)
+
+test-bundle: env
+	@PYTHON="$(BIN)/python" sh tools/test_bundle.sh
+
+test-own-environment: env
+	@PYTHON="$(BIN)/python" sh tools/test_own_environment.sh
+
+test-containers:
+	@PYTHON="$(PYTHON)" sh tools/test_containers.sh
 
 gpu-wheels: env
 	@sh benchmarks/gpu_check/prepare.sh

@@ -28,6 +28,7 @@ PIPELINES = sorted((ROOT / "configs" / "pipeline").glob("[!r]*.yaml"))  # rates 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NEEDS = {
     "a cluster", "real data", "20 minutes", "a GPU", "an editor", "the published code", "a browser",
+    "torch of your own", "a builder of images", "a bundle",
 }  # fmt: skip
 FENCE = re.compile(
     r"(?:^ *<!-- (?P<mark>needs|file): (?P<value>[^>]*) -->\n)?"
@@ -83,7 +84,7 @@ def commands(body: str) -> list[str]:
 def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("docs") / "project"
     anywhere = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info")
-    at_the_top = shutil.ignore_patterns("runs", "datasets", "tests", "build")
+    at_the_top = shutil.ignore_patterns("runs", "datasets", "tests", "build", "bundle")
 
     def ignored(path: str, names: list[str]) -> set[str]:
         return anywhere(path, names) | (at_the_top(path, names) if Path(path) == ROOT else set())

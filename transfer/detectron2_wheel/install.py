@@ -11,6 +11,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Sequence
 from importlib import metadata, util
 from pathlib import Path
 from typing import NamedTuple
@@ -126,16 +127,17 @@ def must_install(build: Installed | None, *, force: bool = False) -> bool:
     )
 
 
-def run_pip(*arguments: str) -> None:
-    """Run this interpreter's pip quietly.
+def run_pip(*arguments: str, start: Sequence[str] = ("-m", "pip")) -> None:
+    """Run this interpreter's pip quietly; `start` are the words that start it.
 
     Raises:
         ValueError: pip failed; the message is its last error line.
     """
-    command = [sys.executable, "-m", "pip", *arguments, "--disable-pip-version-check"]
+    command = [sys.executable, *start, *arguments, "--disable-pip-version-check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        lines = [line for line in lines if "ResolutionImpossible" not in line] or lines
         errors = [line for line in lines if "error" in line.lower()] or lines or ["no message"]
         raise ValueError(f"pip {arguments[0]} failed: {errors[-1].removeprefix('ERROR: ')}")
 
