@@ -9,14 +9,13 @@ from pipeline.commands.command_line import need_packages
 
 need_packages()
 
-from transfer.detectron2_wheel.bundle import README, Target, make_bundle, this_machine
+from transfer.detectron2_wheel.bundle import PLATFORM, PYTHON, README, Target, make_bundle
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     """Return the command line's options."""
-    here = this_machine()
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog="needs network, and an environment with torch; pip's own settings count, such as\n"
@@ -24,10 +23,10 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         "example: python tools/make_bundle.py --python 3.12 --without-torch",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--python", default=here.python, help="of the machine (%(default)s)")
+    parser.add_argument("--python", default=PYTHON, help="of the machine (%(default)s)")
     parser.add_argument(
         "--platform",
-        default=here.platform,
+        default=PLATFORM,
         help="newest that the machine's glibc takes (%(default)s)",
     )
     parser.add_argument("--without-torch", action="store_true", help="the machine has torch")

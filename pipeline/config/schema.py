@@ -98,7 +98,7 @@ class Container(BaseModel):
     @property
     def path(self) -> Path | None:
         """Return where the image is, None if it has a name that only `command` knows."""
-        return None if ":" in self.image else Path(self.image).expanduser().absolute()
+        return None if ":" in self.image else Path(self.image).absolute()
 
     @property
     def python(self) -> tuple[str, ...]:

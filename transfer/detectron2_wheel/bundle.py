@@ -24,6 +24,8 @@ SOURCE_ONLY = ("fvcore", "omegaconf")  # they, or what they need, have no wheel 
 SUMS, README = "SHA256SUMS", "README.txt"
 MIN_GLIBC, MIN_PYTHON = 5, 11  # 2.5: manylinux1
 LARGEST = 10
+# this machine's, and of a Linux of 2018 or newer, as torch's own wheels are
+PYTHON, PLATFORM = f"3.{sys.version_info.minor}", f"manylinux_2_28_{platform.machine()}"
 AS_TARGET = """import platform, runpy, sys
 python, machine = sys.argv.pop(1), sys.argv.pop(1)
 platform.python_version = lambda: python
@@ -75,12 +77,6 @@ class Target:
         names += [name for minor, name in old.items() if minor <= glibc]
         options = ["--only-binary=:all:", "--implementation=cp", f"--python-version={self.python}"]
         return [*options, *(f"--platform={name}_{self.machine}" for name in [*names, "linux"])]
-
-
-def this_machine() -> Target:
-    """Return this Python on a Linux of 2018 or newer, of which torch's own wheels are."""
-    python = f"3.{sys.version_info.minor}"
-    return Target(python, f"manylinux_2_28_{platform.machine()}")
 
 
 def requirements(project: Path, extras: Sequence[str], *, with_torch: bool) -> list[str]:

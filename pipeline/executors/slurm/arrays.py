@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -162,11 +163,11 @@ def missing_images(groups: Iterable[JobGroup]) -> list[str]:
     kinds: dict[Path, list[str]] = {}
     for group in groups:
         path = group.resources.container.path if group.resources.container else None
-        if path and not path.exists() and group.kind not in kinds.setdefault(path, []):
+        if path and not os.access(path, os.R_OK) and group.kind not in kinds.setdefault(path, []):
             kinds[path].append(group.kind)
     return [
-        f"resources ({', '.join(of_image)}): container.image: {path}: no such file or folder; "
-        "docs/cluster.md says how to build it"
+        f"resources ({', '.join(of_image)}): container.image: {path}: no file or folder that can "
+        "be read; docs/cluster.md says how to build it"
         for path, of_image in kinds.items()
     ]
 

@@ -67,8 +67,8 @@ def test_stages_in_a_container_are_shown_and_its_image_has_to_be_there(
     without = {stage.name: stage.signature for stage in plan_of().stages}
     assert {stage.name: stage.signature for stage in plan_of(container).stages} == without
     missing = (
-        f"run_pipeline: resources (pretrain, convert, finetune): container.image: {path}: no such "
-        "file or folder; docs/cluster.md says how to build it\n"
+        f"run_pipeline: resources (pretrain, convert, finetune): container.image: {path}: no file "
+        "or folder that can be read; docs/cluster.md says how to build it\n"
     )
     for command in ("plan", "run"):
         assert execute(command, CONFIG, ["seeds=[0]", container], SLURM) == 2

@@ -77,7 +77,7 @@ def test_options_that_contradict_nothing_stay() -> None:
     [
         ("/shared/whitening.sif", "/shared/whitening.sif"),
         ("images/root", f"{Path.cwd()}/images/root"),
-        ("~/a b.sif", f"{Path.home()}/a b.sif"),
+        ("a b.sif", f"{Path.cwd()}/a b.sif"),
         ("docker://registry/whitening:cuda", None),
         ("localhost/whitening:cpu", None),
     ],
