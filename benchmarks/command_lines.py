@@ -51,6 +51,7 @@ REFUSED: dict[str, tuple[tuple[str, ...], ...]] = {
                         ("logs", "--config-file", DEMO, "--stage", "nosuch"), ("init",)),
     "simulate.py": (("--nosuch",), ("--config-file", "nosuch.yaml"),
                     ("--config-file", DEMO, "--rates", "nosuch.yaml")),
+    "track.py": (("--nosuch",), ("{wandbb: {}}", "out", "true"), ("{wandb: {}}", "out")),
     "train_net.py": (("--nosuch",), ("--config-file", "nosuch.yaml"), ("--config-file", TASK),
                      ("--config-file", TASK, "NOSUCH.KEY", "1"),
                      ("--config-file", TASK, "MODEL.WEIGHTS", "nosuch.pkl")),

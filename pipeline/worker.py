@@ -50,6 +50,7 @@ from pipeline.stages.run_folder import (
 )
 from pipeline.stages.stage import differences
 from pipeline.stages.staleness import equal_result, take_over
+from pipeline.tracking.child import stage_tracking
 
 logger = logging.getLogger(__name__)
 PR_SET_PDEATHSIG = 1
@@ -147,23 +148,26 @@ def _make(run_dir: Path, job: dict[str, Any], inputs: dict[str, Path]) -> None:
         return
     set_aside_other_inputs(run_dir, read)
     append_json_line(run_dir / ATTEMPTS, attempt | {"inputs": read})
+    config = read_json(run_dir / CONFIG)["config"]
     try:
         module = importlib.import_module(job["module"])
-        metrics = module.run_stage(job["settings"], inputs, run_dir)
-        try:
-            if lines := differences(read, check_what_is_read(run_dir, job, inputs)):
-                raise ValueError(f"an input was made again meanwhile ({'; '.join(lines)})")
-        except ValueError as error:
-            place = set_aside(run_dir)  # nobody knows which of the two was read
-            raise ValueError(f"{error}; what was made until then is in {place}") from None
-        seconds = round(time.time() - started + attempts_s(run_dir), 1)
-        made = provenance(attempt, run_dir) | {"wall_time_s": seconds}
-        if hasattr(module, "stage_precision"):
-            made["precision"] = module.stage_precision(job["settings"])
-        values = {name: float(value) for name, value in metrics.items()}
-        # the AP of a class without objects is NaN
-        finite = {name: x if math.isfinite(x) else None for name, x in values.items()}
-        write_manifest(run_dir, job, finite, made, read)
+        with stage_tracking(run_dir, job, config) as tracking:
+            metrics = module.run_stage(job["settings"], inputs, run_dir)
+            try:
+                if lines := differences(read, check_what_is_read(run_dir, job, inputs)):
+                    raise ValueError(f"an input was made again meanwhile ({'; '.join(lines)})")
+            except ValueError as error:
+                place = set_aside(run_dir)  # nobody knows which of the two was read
+                raise ValueError(f"{error}; what was made until then is in {place}") from None
+            seconds = round(time.time() - started + attempts_s(run_dir), 1)
+            made = provenance(attempt, run_dir) | {"wall_time_s": seconds}
+            if hasattr(module, "stage_precision"):
+                made["precision"] = module.stage_precision(job["settings"])
+            values = {name: float(value) for name, value in metrics.items()}
+            # the AP of a class without objects is NaN
+            finite = {name: x if math.isfinite(x) else None for name, x in values.items()}
+            write_manifest(run_dir, job, finite, made, read)
+            tracking.summary = finite
     finally:
         append_json_line(run_dir / ATTEMPTS, {"wall_time_s": time.time() - started})
 

@@ -39,8 +39,8 @@ FOLDERS = {
     ),
     "transfer": ("detectron2_wheel", "config", "checkpoints", "datasets", "detection"),
     "pipeline": (
-        "stages", "config", "downloads", "plan", "report", "executors", "executors.slurm",
-        "commands",
+        "stages", "config", "tracking", "downloads", "plan", "report", "executors",
+        "executors.slurm", "commands",
     ),
 }  # fmt: skip
 BOTTOM = {"pretrain.indicators", "transfer.files", "transfer.resnet", "pipeline.stages.files"}

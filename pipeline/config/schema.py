@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from pipeline.config.tracking import TrackingConfig
 from pipeline.stages.files import unknown
 from pipeline.stages.stage import STAGE_KINDS
 from transfer.config.convert import StatedInput
@@ -381,6 +382,10 @@ class PipelineConfig(Section):
     )
     resources: ResourcesConfig = ResourcesConfig()
     """what the jobs of each kind of stage ask a cluster for"""
+    tracking: TrackingConfig = Field(
+        default=TrackingConfig(), json_schema_extra=left_out("where results are shown besides")
+    )
+    """trackers that runs are shown in, such as `{wandb: {project: mine}}`; none unless given"""
 
     @property
     def root(self) -> Path:

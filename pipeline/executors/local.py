@@ -18,6 +18,7 @@ from rich import progress as bars
 from rich.console import Console
 
 from pipeline.config.schema import PipelineConfig
+from pipeline.config.tracking import TrackingConfig
 from pipeline.executors.gpus import GpuPool, gpus_of, visible_gpus
 from pipeline.plan.plan import Plan
 from pipeline.stages.files import last_json_line, read_json, write_json
@@ -39,6 +40,7 @@ from pipeline.stages.run_folder import (
 )
 from pipeline.stages.stage import STAGE_KINDS, Stage
 from pipeline.stages.staleness import TAKEN_FROM
+from pipeline.tracking.child import fault_of
 from pretrain.config.base import identity
 from pretrain.config.pretrain import PretrainConfig
 
@@ -113,7 +115,7 @@ def _start_ready(
         if gpus is None:
             left.append(stage)
         else:
-            prepare(stage)
+            prepare(stage, config.tracking.trackers(config.name))
             progress.started(stage)
             num_processes = config.resources.of(stage.kind).tasks_per_node(stage.kind)
             num_threads = max(
@@ -283,6 +285,9 @@ class Progress:
         if state.reason:
             text += f": {state.reason} (log: {stage.run_dir / LOG})"
         self._print(text, style="red" if state.status == "failed" else None)
+        for tracker in TrackingConfig.model_fields:
+            if fault := fault_of(stage.run_dir, tracker):
+                self._print(f"    {tracker} has not all of it: {fault}", style="yellow")
 
     def skipped(self, stage: Stage, reason: str) -> None:
         """A stage cannot run."""

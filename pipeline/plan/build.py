@@ -91,6 +91,8 @@ def load_plan(
         for part in (config.root, *config.root.parents)
         if part.exists() and not part.is_dir()
     )
+    if not on_paper and not recorded:
+        scope.faults.extend(f"{config_file}: {fault}" for fault in config.tracking.faults())
     stages = _build_stages(scope)
     if scope.faults:
         raise ValueError("\n".join(dict.fromkeys(scope.faults)))

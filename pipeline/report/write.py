@@ -13,6 +13,7 @@ from pipeline.report.collect import MADE_FROM, collect, report_dir, report_key
 from pipeline.report.data import ReportData, results_json, schema_json
 from pipeline.report.tables import latex, markdown, results_csv
 from pipeline.stages.files import atomic_path, read_json, sha256_of, write_json
+from pipeline.tracking.child import track_report
 
 
 def page(data: ReportData) -> str:
@@ -35,16 +36,19 @@ def make_report(plan: Plan) -> None:
     """Write the report unless the files of an earlier one are what would be written now.
 
     `made_from.json` beside them holds the stages, a digest of the source, and of every file.
+    Trackers show it then.
     """
     folder, data = report_dir(plan), collect(plan)
-    marker, key = folder / MADE_FROM, report_key(plan, data)
+    marker, key, is_new = folder / MADE_FROM, report_key(plan, data), True
     with suppress(OSError, ValueError, TypeError, LookupError):
         *kept, (_, files) = read_json(marker)
-        if kept == key and all(sha256_of(folder / name) == files[name] for name in WRITERS):
-            return
-    marker.unlink(missing_ok=True)
-    write_report(data, folder)
-    write_json(marker, [*key, ["files", {name: sha256_of(folder / name) for name in WRITERS}]])
+        same = (sha256_of(folder / name) == files[name] for name in WRITERS)
+        is_new = kept != key or not all(same)
+    if is_new:
+        marker.unlink(missing_ok=True)
+        write_report(data, folder)
+        write_json(marker, [*key, ["files", {name: sha256_of(folder / name) for name in WRITERS}]])
+    track_report(plan.config.tracking.trackers(plan.config.name), folder)
 
 
 def write_report(data: ReportData, directory: Path) -> Path:

@@ -26,6 +26,8 @@ NEEDS = "needs "  # begins why a stage was not run, another having failed
 STRIPPED = "stripped.json"  # size and sha256 of outputs that lost their state to go on from
 LATE_PROBE = "probe.json"  # of a pretraining whose `probe:` came when it was finished
 HEARTBEAT = "heartbeat"
+TRACKING = "tracking"  # a folder: of each tracker its run's id and last step, and its words
+TRACKED = ("pretrain", "probe", "finetune")  # kinds of stages; the others measure nothing
 LOCK_ATTEMPTS = 10
 EXIT_INTERRUPTED, EXIT_LOCKED = 75, 76
 Status = Literal["missing", "queued", "running", "done", "failed"]
@@ -169,8 +171,10 @@ def outputs_fault(
     return None
 
 
-def prepare(stage: Stage) -> None:
+def prepare(stage: Stage, trackers: Mapping[str, Any] | None = None) -> None:
     """Make the run folder of a stage that is not done: `config.json` once, `job.json` each time.
+
+    `trackers` are the settings of those that show it, by name.
 
     Raises:
         ValueError: the folder holds another config than the wanted one.
@@ -195,6 +199,11 @@ def prepare(stage: Stage) -> None:
         "inputs": {role: str(source.result.absolute()) for role, source in stage.inputs.items()},
         "reads": list(kind.reads),
     }
+    if trackers and stage.kind in TRACKED:
+        labels = {key: getattr(stage, key) for key in ("backbone", "task", "probe", "seed")}
+        labels = {key: value for key, value in labels.items() if value is not None}
+        folder = str(stage.root.absolute())
+        job["tracking"] = {"trackers": dict(trackers), "folder": folder, "labels": labels}
     write_json(run_dir / JOB, job)
 
 

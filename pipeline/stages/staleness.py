@@ -26,6 +26,7 @@ from pipeline.stages.run_folder import (
     LOG,
     MANIFEST,
     SET_ASIDE,
+    TRACKING,
     State,
     identity_fault,
     outputs_fault,
@@ -46,7 +47,7 @@ NAMES = ("before", "now")
 MAX_CHANGES = 3
 MAX_LENGTH = 160
 MAX_STAGES = 6
-OF_A_RUN = {CONFIG, JOB, MANIFEST, FAILURE, LOCK, LOG, JOBS, ATTEMPTS}  # files that stay its own
+OF_A_RUN = {CONFIG, JOB, MANIFEST, FAILURE, LOCK, LOG, JOBS, ATTEMPTS, TRACKING}  # stay its own
 TAKEN_FROM = "taken_from"  # in a manifest: the folder in which the result was made
 
 

@@ -45,13 +45,17 @@ TITLES = {
     "INTLConfig": "Loss INTL",
     "KnnConfig": "k-NN",
     "LossConfig": "Loss, whitening",
+    "MlflowTracking": "MLflow",
     "MoCoConfig": "Loss MoCo",
     "ProbeEntry": "Probe of a plan",
     "ResourcesConfig": "Resources by kind of stage",
     "SimCLRConfig": "Loss SimCLR",
     "SimSiamConfig": "Loss SimSiam",
+    "TrackingConfig": "Trackers",
+    "TrackioTracking": "Trackio",
     "VICRegConfig": "Loss VICReg",
     "VocData": "Data in VOC's layout",
+    "WandbTracking": "Weights & Biases",
     "WeightedKnnConfig": "Weighted k-NN",
 }
 RANGES = (

@@ -20,6 +20,8 @@ def run_stage(config: dict, inputs: dict[str, Path], output_dir: Path) -> dict[s
         raise ValueError("the loss became\nNaN at step 3")
     if what == "die":
         os.kill(os.getpid(), signal.SIGKILL)
+    if what.startswith("log"):
+        log_steps(output_dir, *map(int, what.split()[1:]))
     if what == "hang":
         behaviour.unlink()
         Path("hanging").touch()
@@ -34,6 +36,30 @@ def run_stage(config: dict, inputs: dict[str, Path], output_dir: Path) -> dict[s
         output.with_suffix(".tmp").write_text(text, encoding="utf-8")
         output.with_suffix(".tmp").replace(output)
     return {"bbox/AP": 10.0 + config.get("seed", 0), "bbox/AP50": float("nan")}
+
+
+def log_steps(output_dir: Path, last: int, dies_at: int = 0) -> None:
+    """Go on from the last even step; killed at one, once trackers have sent all before it."""
+    path, state = output_dir / "metrics.jsonl", output_dir / "state.txt"
+    start = int(state.read_text(encoding="utf-8")) if state.exists() else 0
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    kept = [line + "\n" for line in lines if json.loads(line)["step"] <= start]
+    path.write_text("".join(kept), encoding="utf-8")
+    for step in range(start + 1, last + 1):
+        entries = [{"step": step, "max_steps": last, "loss": 1 / step}]
+        entries += [{"step": step, "max_steps": last, "knn/top1": step}] * (step % 2 == 0)
+        with path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(entry) + "\n" for entry in entries)
+        if step == dies_at:
+            while min(map(last_sent, output_dir.glob("tracking/*.json")), default=0) < step - 1:
+                time.sleep(0.02)
+            os.kill(os.getpid(), signal.SIGKILL)
+        if step % 2 == 0:
+            state.write_text(str(step), encoding="utf-8")
+
+
+def last_sent(path: Path) -> int:
+    return json.loads(path.read_text(encoding="utf-8"))["step"]
 
 
 def probe_stage(config: dict, output_dir: Path) -> None:

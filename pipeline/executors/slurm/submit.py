@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from submitit.core.utils import DelayedSubmission
@@ -131,7 +132,8 @@ def submit(plan: Plan, groups: Sequence[JobGroup]) -> Iterator[tuple[JobGroup, S
     root = plan.config.root.absolute()
     code = take_snapshot(root / "code")
     with ThreadPoolExecutor(WRITERS) as pool:
-        list(pool.map(prepare, [stage for group in groups for stage in group.stages]))
+        prepared = partial(prepare, trackers=plan.config.tracking.trackers(plan.config.name))
+        list(pool.map(prepared, [stage for group in groups for stage in group.stages]))
     number = next_number(read_ledger(root))
     accepted: list[Submission] = []
     job_ids: dict[str, str] = {}
