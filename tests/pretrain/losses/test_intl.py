@@ -13,6 +13,7 @@ from pretrain.config.methods import INTLConfig
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.losses import build_loss
 from pretrain.losses.base import Loss
+from pretrain.losses.intl import INTLLoss
 from pretrain.whitening import whiten
 
 Embeddings = Callable[..., Tensor]
@@ -145,3 +146,7 @@ def test_an_embedding_of_one_channel_is_refused_in_one_line(
     with pytest.raises(ValueError, match=f"loss: {message}"):
         tiny(loss={"name": "intl"}, model={"embedding_dim": 1})
     assert intl(over="batch")(torch.randn(2, 8, 1)).isfinite()
+
+
+def test_its_name_builds_it() -> None:
+    assert type(build_loss(INTLConfig(name="intl"))) is INTLLoss

@@ -9,6 +9,7 @@ from lightly.loss import NTXentLoss
 from pretrain.config.methods import MoCoConfig
 from pretrain.losses import build_loss
 from pretrain.losses.base import normalized
+from pretrain.losses.moco import MoCoLoss
 from tests.pretrain.losses.test_degenerate import CASE_NAMES, degenerate
 
 
@@ -120,3 +121,7 @@ def test_what_does_not_go_together_is_refused(embeddings):
         moco()(queries.repeat(2, 1, 1), keys=keys, queue=queue)
     with pytest.raises(ValueError, match="queue of 4 keys cannot take those of a batch of 6"):
         moco(queue=4)(queries, keys=keys, queue=queue[:4])
+
+
+def test_its_name_builds_it() -> None:
+    assert type(build_loss(MoCoConfig(name="moco-v2"))) is MoCoLoss

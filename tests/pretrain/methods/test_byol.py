@@ -9,17 +9,17 @@ import torch
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.losses import build_loss
 from pretrain.methods import build_model
-from pretrain.methods.momentum import MomentumModel
+from pretrain.methods.byol import BYOLModel
 
 Make = Callable[..., PretrainConfig]
 pytestmark = pytest.mark.usefixtures("small_net")
 BYOL = {"loss": {"name": "byol", "predictor_hidden": 6, "momentum": 0.9}}
 
 
-def built(config: PretrainConfig) -> MomentumModel:
+def built(config: PretrainConfig) -> BYOLModel:
     torch.manual_seed(0)
     model = build_model(config).train()
-    assert isinstance(model, MomentumModel)
+    assert isinstance(model, BYOLModel)
     return model
 
 

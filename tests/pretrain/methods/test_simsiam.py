@@ -11,6 +11,7 @@ from torch.nn.functional import batch_norm
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.losses import build_loss
 from pretrain.methods import build_model
+from pretrain.methods.simsiam import SimSiamModel
 from pretrain.models import SelfSupervisedModel
 from pretrain.runtime.distributed import Processes
 from pretrain.training import Trainer
@@ -23,9 +24,11 @@ SIMSIAM = {
 }
 
 
-def built(config: PretrainConfig) -> SelfSupervisedModel:
+def built(config: PretrainConfig) -> SimSiamModel:
     torch.manual_seed(0)
-    return build_model(config).train()
+    model = build_model(config).train()
+    assert isinstance(model, SimSiamModel)
+    return model
 
 
 def test_the_predictor_is_called_once_over_all_views(tiny: Make) -> None:
