@@ -21,7 +21,8 @@ BENCHMARKS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "whitening": ("whitening", ("rounds", "threads+", "device"),
                   "whitening losses against a plain loop"),
     "loader": ("loader", ("rounds", "workers"), "views per second against a plain PIL pipeline"),
-    "step": ("step", ("rounds", "threads", "workers", "precision", "channels_last", "compile"),
+    "step": ("step", ("recipe", "batch_size", "rounds", "threads", "workers", "precision",
+                      "channels_last", "compile"),
              "what a training step spends where, and its peak memory"),
     "methods": ("step", ("rounds", "threads", "precision"),
                 "the same of every loss by its name, on two views of small images"),
@@ -52,6 +53,8 @@ def natural(text: str) -> int:
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
+    "recipe": {"type": str, "metavar": "FILE", "help": "a pretraining config (default: cases)"},
+    "batch_size": {"help": "images of a step of the recipe (default: its own)"},
     "images": {"help": "images of the set for boxes (default 5000), of COCO (120000, 118287)"},
     "objects": {"help": "polygons of the set of COCO's size (default 860001)"},
     "voc_images": {"help": "images of VOC (default 5000)"},

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from benchmarks.device import best_device, device_name, peak_mb, tensors_mb, wait_for
 from benchmarks.loader import LoaderCase, drawn_images, loader_config
 from benchmarks.rows import Table, print_rows
+from pipeline.config.yaml_files import load_yaml, validated
 from pretrain.config.methods import LOSS_NAMES
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.losses import build_loss
@@ -64,7 +65,29 @@ def _case(
     augment = {"size": size, "grayscale": 0.1, "colours": "on_device"}
     images = LoaderCase(title, jpeg, jpeg=True, num_images=96, num_views=num_views, augment=augment)
     dim = 512 if loss["name"] == "cw-rgp" else 64
-    return StepCase(title, images, batch, {"arch": arch, "embedding_dim": dim, "loss": loss})
+    return StepCase(
+        title, images, batch, {"model": {"arch": arch, "embedding_dim": dim}, "loss": loss}
+    )
+
+
+def recipe_case(path: Path, batch_size: int | None = None) -> StepCase:
+    """Return the case of a recipe of its batch or another; data and `compute` are not taken.
+
+    Raises:
+        ValueError: the file is no pretraining config, or no such batch can be.
+    """
+    content = load_yaml(path)
+    if batch_size is not None:
+        content["batch_size"] = batch_size
+    config = validated(PretrainConfig, content, str(path))
+    size, N, V = config.augment.size, config.batch_size, config.num_views
+    title = f"{path.stem}, {config.model.arch}, {N} x {V} views of {size} px"
+    drawn = (64, 64) if size <= 64 else (500, 375)
+    augment = content.get("augment", {})
+    images = LoaderCase(title, drawn, jpeg=True, num_images=96, num_views=V, augment=augment)
+    changes: dict[str, Any] = {"optimizer": {"name": config.optimizer.name, "lr": 1e-3}}
+    changes |= {key: content[key] for key in ("method", "model", "loss") if key in content}
+    return StepCase(title, images, N, changes)
 
 
 W_MSE = {"name": "w-mse", "sub_batch": 128}
@@ -82,8 +105,10 @@ GPU_CASES = (
 SMALLEST = {"cpu": (32, 128, "resnet18", (64, 64)), "cuda": (64, 256, "resnet18", (64, 64))}
 
 
-def benchmark_step(
+def benchmark_step(  # noqa: PLR0913 - the options of one command
     *,
+    recipe: str | None = None,
+    batch_size: int | None = None,
     rounds: int = 3,
     threads: int | None = None,
     workers: int = 0,
@@ -95,13 +120,17 @@ def benchmark_step(
 
     A second row has the same step fed by the loader, once what it had ready is used up: `data` is
     the wait for a batch. Parts count their forward and their backward pass; the projector's has
-    what a method adds.
+    what a method adds. `recipe` is a pretraining config that takes the place of the cases.
 
     Raises:
-        ValueError: this machine has not the precision.
+        ValueError: this machine has not the precision, or the recipe is none.
     """
     device = best_device()
-    cases = GPU_CASES if device.type == "cuda" else CPU_CASES
+    cases: tuple[StepCase, ...] = GPU_CASES if device.type == "cuda" else CPU_CASES
+    if recipe is not None:
+        cases = (recipe_case(Path(recipe), batch_size),)
+    elif batch_size is not None:
+        raise ValueError("--batch-size has no effect without --recipe; name one")
     compute = {"precision": precision, "channels_last": channels_last, "compile": compile}
     return _table(cases, rounds, threads, workers, compute)
 
@@ -211,19 +240,9 @@ def step_config(
     case: StepCase, workers: int, root: Path, compute: dict[str, Any]
 ) -> PretrainConfig:
     """Return the whole config of a case."""
-    names = ("arch", "embedding_dim")
-    return loader_config(
-        case.images,
-        "on_device",
-        workers,
-        root,
-        method=case.config["loss"]["name"],
-        model={name: case.config[name] for name in names},
-        loss=case.config["loss"],
-        optimizer={"lr": 1e-3},
-        batch_size=case.batch,
-        compute=compute,
-    )
+    defaults = {"method": case.config["loss"]["name"], "optimizer": {"lr": 1e-3}}
+    changes = {**defaults, **case.config, "batch_size": case.batch, "compute": compute}
+    return loader_config(case.images, "on_device", workers, root, **changes)
 
 
 class Steps:

@@ -77,7 +77,8 @@ def test_loader(measured: Measured, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_step(measured: Measured, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = {"arch": "resnet18", "embedding_dim": 4, "loss": {"name": "w-mse", "sub_batch": 8}}
+    model = {"arch": "resnet18", "embedding_dim": 4}
+    config = {"model": model, "loss": {"name": "w-mse", "sub_batch": 8}}
     images = dataclasses.replace(IMAGES, augment={"size": 32, "colours": "on_device"})
     case = step.StepCase("small", images, 8, config)
     monkeypatch.setattr(step, "CPU_CASES", (case,))

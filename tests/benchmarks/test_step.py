@@ -12,14 +12,25 @@ from benchmarks import step
 from benchmarks.command import main
 from benchmarks.device import tensors_mb
 from benchmarks.loader import LOADER_CASES
-from benchmarks.step import CPU_CASES, GPU_CASES, PARTS, WARM_UP, Steps, step_config, step_rows
+from benchmarks.step import (
+    CPU_CASES,
+    GPU_CASES,
+    PARTS,
+    WARM_UP,
+    Steps,
+    recipe_case,
+    step_config,
+    step_rows,
+)
 from pretrain.config.methods import LOSS_NAMES
 
 IMAGES = dataclasses.replace(
     LOADER_CASES[0], image_size=(60, 45), num_images=6, num_views=2,
     augment={"size": 32, "colours": "on_device"},
 )  # fmt: skip
-SMALL = {"arch": "resnet18", "embedding_dim": 4, "loss": {"name": "w-mse", "sub_batch": 8}}
+SMALL: dict[str, Any] = {
+    "model": {"arch": "resnet18", "embedding_dim": 4}, "loss": {"name": "w-mse", "sub_batch": 8}
+}  # fmt: skip
 TINY = dataclasses.replace(CPU_CASES[0], title="tiny", images=IMAGES, batch=8, config=SMALL)
 CPU = torch.device("cpu")
 
@@ -87,7 +98,8 @@ def test_the_options_reach_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert main(words) == 0
     assert asked == [{"precision": "bf16", "channels_last": True, "compile": True}]
     content = json.loads(path.read_text(encoding="utf-8"))
-    assert content["options"] == {"rounds": 3, "threads": None, "workers": 0, **asked[0]}
+    rest = {"recipe": None, "batch_size": None, "rounds": 3, "threads": None, "workers": 0}
+    assert content["options"] == {**rest, **asked[0]}
     (table,) = content["tables"]
     (row,) = table["rows"]
     assert (row["whole"], row["peak MB"], row["data"]) == (2.0, 3.0, None)
@@ -106,6 +118,34 @@ def test_every_loss_is_a_case_of_two_views(monkeypatch: pytest.MonkeyPatch) -> N
     assert [case.config["loss"]["name"] for case in cases] == list(LOSS_NAMES)
     for case in cases:
         assert step_config(case, 0, Path(), {}).num_views == 2
+
+
+def test_any_recipe_takes_the_place_of_the_cases(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    views = [{"solarize": 0.5}, {"size": 24}]
+    content = {
+        "method": "mine", "data": {"name": "absent", "root": "/absent"},
+        "augment": {"size": 32, "views": views}, "model": {"embedding_dim": 4},
+        "loss": {"name": "simclr"}, "optimizer": {"name": "lars", "lr_per_256": 0.3},
+        "batch_size": 512, "epochs": 100, "probe": {"every_epochs": 10},
+    }  # fmt: skip
+    path.write_text(json.dumps(content), encoding="utf-8")
+    assert recipe_case(path).batch == 512
+    case = recipe_case(path, 8)
+    assert case.title == "mine, resnet18, 8 x 2 views of 32 px"
+    config = step_config(case, 0, tmp_path, {})
+    assert (config.loss.name, config.batch_size, config.optimizer.name) == ("simclr", 8, "lars")
+    case = dataclasses.replace(case, images=dataclasses.replace(case.images, num_images=8))
+    assert all(row["whole"] for row in step_rows(case, 1, 0, CPU, {}).values())
+
+
+def test_what_is_no_recipe_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("loss: {name: simclrr}", encoding="utf-8")
+    assert main(["step", "--recipe", str(path)]) == 2
+    assert f"{path}: loss" in capsys.readouterr().err
+    assert main(["step", "--batch-size", "8"]) == 2
+    assert "no effect without --recipe" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("precision", ["fp16", "tf32"])
