@@ -93,6 +93,25 @@ def test_float32_is_ieees_and_tf32_another_result(
     assert results == {name: name for name in results}
 
 
+@pytest.mark.parametrize("name", ["simclr", "simsiam", "byol", "moco-v2"])
+def test_what_a_method_adds_runs_in_bf16_and_is_kept_in_float32(
+    tiny: Make, tmp_path: Path, name: str
+) -> None:
+    loss = {"name": name, **({"queue": 16} if name == "moco-v2" else {})}
+    trainer = Trainer(tiny(compute={"precision": "bf16"}, loss=loss), tmp_path, CPU)
+    trainer._set_rates()
+    kinds: set[torch.dtype] = set()
+    for part in trainer.model.children():
+        part.register_forward_hook(lambda _, __, y: kinds.add(y.dtype))
+    output = trainer.gradients(trainer.model, torch.randn(2, 8, 3, 32, 32))
+    assert kinds == {torch.bfloat16} and output.loss.dtype == torch.float32
+    assert output.loss.isfinite()
+    trainer.update()
+    trainer.model.after_step()
+    state = trainer.model.state_dict().values()
+    assert {value.dtype for value in state} == {torch.float32, torch.int64}
+
+
 def test_bf16_runs_the_encoder_in_it_and_the_loss_in_float32(
     tiny: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,6 +142,10 @@ def test_channels_last_and_compile_reach_the_model(
     assert isinstance(kernel, Tensor)
     assert kernel.is_contiguous(memory_format=torch.channels_last)
     assert compiled == [trainer.model.encoder]
+    branch = Trainer(tiny(compute=settings, loss={"name": "byol"}), tmp_path, CPU).model
+    assert compiled[1:] == [branch.encoder, branch.get_submodule("momentum_encoder")]
+    kernel = branch.get_parameter("momentum_encoder.layer1.0.conv1.weight")
+    assert kernel.is_contiguous(memory_format=torch.channels_last)
     assert tiny(compute=settings).identity() == tiny().identity()
     assert tiny(compute={"precision": "bf16"}).identity() != tiny().identity()
 
