@@ -129,6 +129,47 @@ def test_the_full_comparison_is_what_it_says() -> None:
     assert text.startswith("97 stages in 12 sbatch calls")
 
 
+METHODS = {
+    "w-mse", "cw-rgp", "simclr", "barlow-twins", "vicreg", "simsiam", "byol", "moco-v2", "intl",
+}  # fmt: skip
+
+
+def pretrainings(name: str) -> dict[str, dict[str, Any]]:
+    stages = load_plan(PLANS / name, [], on_paper=True).stages
+    return {stage.slug: stage.settings for stage in stages if stage.kind == "pretrain"}
+
+
+def test_the_comparison_of_methods_is_under_one_length_batch_and_number_of_views() -> None:
+    configs = pretrainings("full_comparison_methods.yaml")
+    assert configs.keys() == METHODS
+    for name, config in configs.items():
+        assert config["loss"]["name"] == name
+        assert (config["epochs"], config["batch_size"], config["num_views"]) == (200, 1024, 2)
+        assert config["data"]["name"] == "imagenet" and config["model"]["arch"] == "resnet50"
+    warmup = {name: config["optimizer"]["warmup_steps"] for name, config in configs.items()}
+    per_epoch = 1_281_167 // 1024
+    published = dict.fromkeys(("simclr", "byol", "barlow-twins", "vicreg"), 10) | {"intl": 2}
+    assert {name: warmup[name] for name in published} == {
+        name: epochs * per_epoch for name, epochs in published.items()
+    }
+    jobs = jobs_of(load_plan(PLANS / "full_comparison_methods.yaml", [], on_paper=True))
+    assert sum(job.kind == "finetune" for job in jobs.values()) == 10 * (5 + 3 + 3)
+
+
+def test_the_digits_comparison_has_all_methods_of_the_demos_length() -> None:
+    configs = pretrainings("methods.yaml")
+    assert configs.keys() == METHODS
+    assert {config["loss"]["name"] for config in configs.values()} == METHODS
+    assert {(c["max_steps"], c["batch_size"], c["num_views"]) for c in configs.values()} == {
+        (200, 128, 2)
+    }
+    demo, methods = (
+        load_plan(PLANS / f"{name}.yaml", [], on_paper=True) for name in ("demo", "methods")
+    )
+    tasks = {stage.task for stage in methods.stages}
+    assert tasks == {stage.task for stage in demo.stages} and len(tasks) == 3  # and none
+
+
 def test_the_price_is_that_of_the_work_and_of_all_gpus_while_it_lasts() -> None:
     plan = load_plan(FULL, [], on_paper=True)
     lines = summary(plan, read_rates(RATES), (512,), price=2.5).splitlines()
