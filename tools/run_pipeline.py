@@ -6,7 +6,8 @@ status  prints where every stage stands
 runs    lists all pipelines below a folder (runs), by their run folders alone: runs [FOLDER]
 logs    prints the end of the log of --stage
 cancel  cancels every job that the plan has in SLURM's queue; run goes on from there
-report  writes the report anew from whatever is done; `report A B` compares two runs' folders
+report  writes the report anew from whatever is done; `report A B ...` merges several runs,
+        folders or files results.json, into one table, and compares two folders
 clean   prints what the folder holds that nothing needs, and its size; --yes removes it
 init    writes a config from flags or questions (init --help)
 """
@@ -26,7 +27,7 @@ from pipeline.commands.main import FLAGS, NAMES, RUNS, Options, execute, init
 EXAMPLE = """example:
   python tools/run_pipeline.py run --config-file configs/pipeline/demo.yaml
   python tools/run_pipeline.py plan --config-file configs/pipeline/demo.yaml seeds=[0,1,2]
-  python tools/run_pipeline.py report runs/demo runs/other"""
+  python tools/run_pipeline.py report runs/demo runs/other theirs/results.json"""
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -67,18 +67,24 @@ def parsed(
 ) -> argparse.Namespace:
     """Return the options; a config is taken without its flag, where it stands first of the words.
 
+    With `report` a JSON file is a run's results and stays among the words.
+
     Ends the program with exit code 2, as argparse does, without a config that is not `optional`.
     """
     options = parser.parse_intermixed_args(arguments)
     if options.config_file is None:
-        options.config_file, options.overrides = config_among(options.overrides)
+        is_report = vars(options).get("command") == "report"
+        words = config_among(options.overrides, but=".json" if is_report else None)
+        options.config_file, options.overrides = words
     if options.config_file is None and not optional:
         parser.error("the config is missing: --config-file FILE.yaml")
     return options
 
 
-def config_among(words: Sequence[str]) -> tuple[Path | None, list[str]]:
+def config_among(words: Sequence[str], but: str | None = None) -> tuple[Path | None, list[str]]:
     """Return the config among words, the first that is the name of a file, and the other words.
+
+    A file whose name ends with `but` is none.
 
     Example:
         >>> config_among(["seeds=[0]", "tasks.0.config=a.yaml", "my/plan.yaml"])
@@ -86,6 +92,6 @@ def config_among(words: Sequence[str]) -> tuple[Path | None, list[str]]:
     """
     for place, word in enumerate(words):
         is_yaml = word.endswith((".yaml", ".yml")) and "=" not in word
-        if is_yaml or Path(word).is_file():
+        if is_yaml or (Path(word).is_file() and not (but and word.endswith(but))):
             return Path(word), [*words[:place], *words[place + 1 :]]
     return None, list(words)

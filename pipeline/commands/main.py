@@ -24,6 +24,7 @@ from pipeline.stages.run_folder import LockedError
 if TYPE_CHECKING:
     from pipeline.plan.plan import Plan
 
+SEVERAL = "several"
 MODULES = {name: f"pipeline.commands.{name}" for name in ("local", "slurm", "clean")}
 FUNCTIONS = {
     "plan": "show_plan",
@@ -46,6 +47,11 @@ FLAGS: dict[str, dict[str, Any]] = {  # of the command line, as argparse takes t
     },
     "--yes": {"action": "store_true", "help": "clean: remove what it prints"},
     "--outdated": {"action": "store_true", "help": "cancel: only such jobs"},
+    "--output-dir": {
+        "type": Path,
+        "metavar": "FOLDER",
+        "help": "report A B ...: writes the page and all tables there",
+    },
 }
 GO_WITH: dict[str, tuple[tuple[str, str | None], ...]] = {
     # options: the commands and executors (None: whichever) that have them
@@ -56,10 +62,12 @@ GO_WITH: dict[str, tuple[tuple[str, str | None], ...]] = {
     "replace": (("run", "slurm"),),
     "outdated": (("cancel", "slurm"),),
     "yes": (("clean", "clean"),),
+    "output_dir": (("report", SEVERAL),),
 }
 IN_WORDS: dict[tuple[str, str | None], str] = {  # others by the command's name
     ("run", "local"): "run on this machine (--executor local)",
     ("run", "slurm"): "run --executor slurm",
+    ("report", SEVERAL): "report of several runs",
 }
 SHOW = ("status", "logs", "report", "cancel")  # they read run folders, no data
 CLEAN_NEEDS = (
@@ -82,6 +90,7 @@ class Options:
     replace: bool = False
     outdated: bool = False
     yes: bool = False
+    output_dir: Path | None = None
 
 
 class _Output:
@@ -145,10 +154,10 @@ def execute(
         code_state()  # that of now, when the code is imported, stands in the report
     try:
         options = options or Options()
-        if command == "report" and config_file is None and len(overrides) == 2:
-            report: Any = importlib.import_module("pipeline.report.compare")
-            print(report.compare(*map(Path, overrides)), end="")
-            return 0
+        if command == "report" and config_file is None and overrides:
+            keywords = keywords_of(command, SEVERAL, options)
+            several: Any = importlib.import_module("pipeline.commands.several")
+            return int(several.report_several([*map(Path, overrides)], console, **keywords))
         if command == RUNS:
             return _list_runs(config_file, overrides, options, console)
         plan = _plan_of(command, config_file, overrides, console)
@@ -245,5 +254,7 @@ def keywords_of(command: str, executor: str, options: Options) -> dict[str, Any]
             keywords[name] = value
             if not {(command, executor), (command, None)} & {*places}:
                 words = " and ".join(IN_WORDS.get(place, place[0]) for place in places)
-                raise ValueError(f"--{name.removeprefix('as_')} goes with {words}")
+                raise ValueError(
+                    f"--{name.removeprefix('as_').replace('_', '-')} goes with {words}"
+                )
     return keywords

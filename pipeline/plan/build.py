@@ -28,7 +28,7 @@ from pipeline.plan.overrides import blamed, mentioned
 from pipeline.plan.place import place_faults, run_folders
 from pipeline.plan.plan import Plan, share_folders
 from pipeline.plan.recorded import MISSING, as_recorded
-from pipeline.stages.stage import CHECKPOINT, DATA, WORLD_SIZE, Stage, identity_of
+from pipeline.stages.stage import CHECKPOINT, DATA, RANDOM_ARCH, WORLD_SIZE, Stage, identity_of
 from pretrain.config.data import DataConfig
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.config.probe import ProbeConfig
@@ -335,7 +335,7 @@ def _probe_stage(
     return Stage(
         kind="probe",
         slug=f"{backbone.name}--{probe.name}",
-        identity=identity | ({"random_arch": config.random_arch} if backbone.random else {}),
+        identity=identity | ({RANDOM_ARCH: config.random_arch} if backbone.random else {}),
         settings=_absolute(config.model_dump(mode="json"), "data", "root"),
         root=scope.config.root,
         inputs=inputs,

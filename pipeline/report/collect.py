@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.config.references import References, references_of
 from pipeline.plan.plan import Plan
+from pipeline.plan.recorded import MISSING
 from pipeline.report.data import (
     AP_METRICS,
     Curve,
@@ -27,7 +28,7 @@ from pipeline.report.published import (
     published_probes,
     published_rows,
 )
-from pipeline.report.remarks import Manifests, read_manifests, remarks, row_doubts
+from pipeline.report.remarks import Manifests, read_manifests, remarks, row_doubts, versions_of
 from pipeline.stages.files import read_json, sha256_of
 from pipeline.stages.provenance import code_state
 from pipeline.stages.run_folder import (
@@ -43,7 +44,8 @@ from pipeline.stages.run_folder import (
     read_state,
     read_states,
 )
-from pipeline.stages.stage import Stage
+from pipeline.stages.stage import DATA, RANDOM_ARCH, Stage, canonical_json
+from pipeline.stages.staleness import files_read
 
 MADE_FROM = "made_from.json"
 MACHINE = ("host", "cpu", "num_cpus", "gpus", "system", "python", "packages")
@@ -58,6 +60,7 @@ def collect(plan: Plan) -> ReportData:
     models = {stage.task: stage.settings["detectron2"].get("MODEL", {}) for stage in finetunes}
     protocols = {stage.task: protocol_of(stage.settings) for stage in finetunes}
     rules = {stage.task: ap_rule(stage.settings) for stage in finetunes}
+    identities = _identities(plan, manifests)
     config = plan.config
     references = references_of(config, plan.config_file)
     command = "python tools/run_pipeline.py run --config-file " + shlex.join(
@@ -73,6 +76,7 @@ def collect(plan: Plan) -> ReportData:
                 AP_METRICS if models.get(task.name, {}).get("MASK_ON") else AP_METRICS[:3],
                 published_rows(references, protocols.get(task.name, Protocol()), task.reference),
                 rules.get(task.name, ""),
+                identities.get(("finetune", task.name)),
             )
             for task in config.tasks
         ),
@@ -82,7 +86,12 @@ def collect(plan: Plan) -> ReportData:
             for stage in finetunes
         ),
         probes=tuple(
-            ProbeRow(stage.backbone, stage.probe, _numbers(manifests[stage.name]["metrics"]))
+            ProbeRow(
+                stage.backbone,
+                stage.probe,
+                _numbers(manifests[stage.name]["metrics"]),
+                _weights(stage, manifests[stage.name]),
+            )
             for stage in plan.stages
             if stage.probe is not None and stage.name in manifests
         ),
@@ -92,7 +101,55 @@ def collect(plan: Plan) -> ReportData:
         command=command,
         remarks=tuple(remarks(plan, manifests)),
         published_probes=_published_probes(plan, references, manifests),
+        probe_identities={
+            name: identity for (kind, name), identity in identities.items() if kind == "probe"
+        },
+        made_with=_made_with(manifests),
     )
+
+
+def _identities(plan: Plan, done: Manifests) -> dict[tuple[str, str], dict[str, Any] | None]:
+    """Return by kind and name what tells a task (but for the seed) or probe from others.
+
+    None where a part of it could not be read; what is done knows it rather than what is not.
+    """
+    identities: dict[tuple[str, str], dict[str, Any] | None] = {}
+    for stage in sorted(plan.stages, key=lambda stage: stage.name not in done):
+        name = stage.task or stage.probe
+        if name is None or (stage.kind, name) in identities:
+            continue
+        record = stage.record
+        aside = "seed" if stage.task else RANDOM_ARCH
+        settings = {key: value for key, value in record["config"].items() if key != aside}
+        content = {"data" if key == DATA else key: value for key, value in settings.items()}
+        versions = {"identity_rule": record["rule"], f"{stage.kind}_version": record["version"]}
+        is_read = canonical_json({MISSING: True}) not in canonical_json(content)
+        identities[stage.kind, name] = versions | content if is_read else None
+    return identities
+
+
+def _weights(stage: Stage, manifest: dict[str, Any]) -> dict[str, str] | None:
+    """Return sha256 by name of the files that a stage started from; of random ones what they are.
+
+    None where its manifest, of an older version, does not say it.
+    """
+    if not stage.inputs:
+        arch = stage.identity.get(RANDOM_ARCH)
+        return {RANDOM_ARCH: str(arch)} if arch else {}
+    try:
+        (files,) = files_read(manifest.get("inputs", {})).values()
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return None
+    return files or None
+
+
+def _made_with(manifests: Manifests) -> dict[str, tuple[str, ...]]:
+    """Return the commits and the versions of Python and packages that results were made with."""
+    made: dict[str, dict[str, None]] = {}
+    for manifest in manifests.values():
+        for what, version in versions_of(manifest.get("provenance", {})).items():
+            made.setdefault(what, {})[version] = None
+    return {what: tuple(sorted(each)) for what, each in made.items()}
 
 
 def _published_probes(
@@ -116,7 +173,7 @@ def arch_of(stage: Stage) -> str:
     """Return the architecture that a finished probe was made of."""
     source = stage.inputs.get("backbone")
     if source is None:
-        return str(stage.settings["random_arch"])
+        return str(stage.settings[RANDOM_ARCH])
     if source.kind == "pretrain":
         return str(source.settings["model"]["arch"])
     report = source.result.with_suffix(".json")  # of the conversion
@@ -157,6 +214,7 @@ def _row(
         run_dir=str(stage.run_dir),
         dirty=stage.name in doubts,
         doubt=doubts.get(stage.name, ""),
+        weights=_weights(stage, manifest) if done else None,
         signature=stage.signature,
         num_gpus=len(provenance.get("gpus", ())),
         commit=code.get("commit"),

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from pipeline.report.collect import MADE_FROM
-from pipeline.report.data import Results
+from pipeline.report.results import Results, read_results
 from pipeline.report.statistics import SIGNIFICANT, Difference, Spread, difference, paired_p, spread
 from pipeline.report.tables import bullets, grid, md
 from pipeline.report.text import difference_text, metric_label, p_text, spread_text
@@ -54,12 +52,7 @@ def read_finished(folder: Path) -> Finished:
             f"{path}: no such file; wanted the folder of a pipeline with a report, such as "
             "runs/demo; make one with run_pipeline.py report --config-file F"
         )
-    try:
-        results = Results.model_validate(read_json(path))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "whole file"
-        raise ValueError(f"{path}: not results of this version: {where}: {first['msg']}") from None
+    results = read_results(path)
     configs, provenance = {}, {}
     for name, run_dir in _run_dirs(folder):
         configs[name] = read_json(run_dir / "config.json")

@@ -11,10 +11,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
-
+from pipeline.report.results import Results, Status
 from pipeline.report.statistics import (
     Difference,
     Spread,
@@ -29,8 +28,6 @@ from pipeline.report.statistics import (
 )
 
 AP_METRICS = ("bbox/AP50", "bbox/AP", "bbox/AP75", "segm/AP50", "segm/AP", "segm/AP75")
-
-Status = Literal["done", "failed", "missing", "running", "queued"]
 
 
 @dataclass(frozen=True)
@@ -81,7 +78,9 @@ class TaskInfo:
     """A detection task and its metrics, in the order of the columns.
 
     `published` are the rows that stand beside it; `rule` says by which rule its AP is
-    measured.
+    measured, `identity` is all that tells it from other tasks, None where that is not known.
+    `apart` names backbones of which nobody knows whether their task is the same: they are shown,
+    and compared with none.
     """
 
     name: str
@@ -89,13 +88,22 @@ class TaskInfo:
     metrics: tuple[str, ...]
     published: tuple[PublishedRow, ...] = ()
     rule: str = ""
+    identity: dict[str, Any] | None = None
+    apart: tuple[str, ...] = ()
+
+    @property
+    def published_labels(self) -> tuple[str, ...]:
+        """Names of the published rows in tables."""
+        return tuple(row.label for row in self.published)
 
 
 @dataclass(frozen=True)
 class ResultRow:
     """One fine-tuning: a backbone on a task with a seed, finished or not.
 
-    `dirty` marks a result that cannot be told from clean commits, `doubt` says why.
+    `dirty` marks a result that cannot be told from clean commits, `doubt` says why. `weights` are
+    sha256 by name of the files that it started from, none of random ones, None where that is not
+    known. `source` is the mark of the run that it is from, in a report of several.
     """
 
     backbone: str
@@ -116,15 +124,19 @@ class ResultRow:
     command: str = ""
     config: dict[str, Any] = field(default_factory=dict)
     doubt: str = ""
+    weights: dict[str, str] | None = None
+    source: str = ""
 
 
 @dataclass(frozen=True)
 class ProbeRow:
-    """What a probe (k-NN, linear, ...) measured on a backbone."""
+    """What a probe (k-NN, linear, ...) measured on a backbone; more as in `ResultRow`."""
 
     backbone: str
     probe: str
     metrics: dict[str, float]
+    weights: dict[str, str] | None = None
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -139,10 +151,27 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class Source:
+    """One of several runs in a report, by its mark: where its results.json lies, and its sha256."""
+
+    mark: str
+    path: str
+    pipeline: str
+    sha256: str
+
+    @property
+    def text(self) -> str:
+        """`A is runs/demo (pipeline demo)`."""
+        return f"{self.mark} is {self.path} (pipeline {self.pipeline})"
+
+
+@dataclass(frozen=True)
 class ReportData:
     """Everything a report shows; `backbones` and `tasks` in display order.
 
-    `remarks` say what makes a number mean less than it seems to.
+    `remarks` say what makes a number mean less than it seems to. `probe_identities` are all that
+    tells probes from others of their name, `made_with` the versions that results were made with;
+    `sources` the runs, where there are several.
     """
 
     pipeline: str
@@ -157,6 +186,9 @@ class ReportData:
     command: str
     remarks: tuple[str, ...] = ()
     published_probes: tuple[PublishedProbe, ...] = ()
+    probe_identities: dict[str, dict[str, Any] | None] = field(default_factory=dict)
+    made_with: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    sources: tuple[Source, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -179,7 +211,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class BackboneSummary:
-    """One line of a task's table; `planned` counts every seed any backbone has on the task."""
+    """One line of a task's table; `planned` counts every seed any backbone has on the task.
+
+    Of several runs it counts the seeds of the backbone: nobody planned the others' for it.
+    """
 
     backbone: str
     planned: int
@@ -243,19 +278,23 @@ def _summarise_task(data: ReportData, task: TaskInfo) -> TaskSummary:
     of_task = sorted((row for row in data.rows if row.task == task.name), key=lambda row: row.seed)
     rows = {name: tuple(r for r in of_task if r.backbone == name) for name in data.backbones}
     seeds = tuple(dict.fromkeys(row.seed for row in of_task))
-    columns = [_column(rows, metric, data.baseline) for metric in task.metrics]
+    columns = [_column(rows, metric, data.baseline, task.apart) for metric in task.metrics]
     lines = []
     for name in data.backbones:
         counts = Counter[str](row.status for row in rows[name])
-        counts["missing"] += len(seeds) - len(rows[name])  # planned, and without a row
+        planned = len(rows[name]) if data.sources else len(seeds)
+        counts["missing"] += planned - len(rows[name])  # planned, and without a row
         by_status = {status: counts[status] for status in get_args(Status) if counts[status]}
         cells = tuple(column[name] for column in columns)
-        lines.append(BackboneSummary(name, len(seeds), by_status, cells, rows[name]))
+        lines.append(BackboneSummary(name, planned, by_status, cells, rows[name]))
     return TaskSummary(task, seeds, tuple(lines))
 
 
 def _column(
-    rows: Mapping[str, tuple[ResultRow, ...]], metric: str, baseline: str | None
+    rows: Mapping[str, tuple[ResultRow, ...]],
+    metric: str,
+    baseline: str | None,
+    apart: Sequence[str],
 ) -> dict[str, Cell]:
     """A metric of every backbone, by backbone."""
     values: dict[str, dict[int, float]] = {name: {} for name in rows}
@@ -264,12 +303,13 @@ def _column(
         if row.status == "done" and value is not None:
             values[row.backbone][row.seed] = value
     spreads = {name: spread(by_seed.values()) for name, by_seed in values.items()}
-    best = leaders(values)
-    num_measured = sum(measured is not None for measured in spreads.values())
-    base = values[baseline] if baseline is not None else {}
+    compared = {name: by_seed for name, by_seed in values.items() if name not in apart}
+    best = leaders(compared)
+    num_measured = sum(bool(by_seed) for by_seed in compared.values())
+    base = compared.get(baseline, {}) if baseline is not None else {}
     column = {}
     for name, ours in spreads.items():
-        diff = None if name == baseline else difference(values[name], base)
+        diff = None if name == baseline else difference(compared.get(name, {}), base)
         column[name] = Cell(
             metric=metric,
             values=tuple(values[name].items()),
@@ -277,7 +317,7 @@ def _column(
             difference=diff,
             verdict="baseline" if name == baseline else verdict(diff),
             best=name in best and len(best) < num_measured,
-            p=None if name == baseline else paired_p(values[name], base),
+            p=None if name == baseline else paired_p(compared.get(name, {}), base),
             interval=interval(diff),
         )
     return column
@@ -324,128 +364,6 @@ def check(data: ReportData) -> None:
 
 # --- results.json -----------------------------------------------------------------------------
 
-Metrics = dict[str, Annotated[float | None, AfterValidator(finite)]]
-
-
-class Part(BaseModel):
-    """A part of results.json; a value that was not measured or is not finite is null."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", json_schema_serialization_defaults_required=True
-    )
-
-
-class ResultEntry(Part):
-    """One finished fine-tuning."""
-
-    backbone: str
-    task: str
-    seed: int
-    metrics: Metrics = Field(description="AP in percent by name, such as bbox/AP50")
-
-
-class ProbeEntry(Part):
-    """One probe of a backbone."""
-
-    backbone: str
-    probe: str
-    metrics: Metrics
-
-
-class UnfinishedEntry(Part):
-    """A fine-tuning of the plan without a result."""
-
-    backbone: str
-    task: str
-    seed: int
-    status: Status
-    reason: str | None
-    log: str | None
-
-
-class PublishedEntry(Part):
-    """A published row beside a task: somebody else's numbers."""
-
-    table: str
-    backbone: str
-    epochs: int | None
-    views: int | str | None
-    data: str
-    detector: str
-    schedule: str
-    protocol: str
-    search: bool | None = Field(
-        description="whether the learning rate was searched for each backbone; null: not said"
-    )
-    inferred: tuple[str, ...] = Field(description="keys that the source does not say")
-    differs: tuple[str, ...] = Field(description="keys in which it is not the task's equal")
-    source: str
-    metrics: Metrics
-    stds: Metrics
-
-
-class TaskEntry(Part):
-    """A task and the published rows beside it."""
-
-    name: str
-    title: str
-    rule: str = Field(description="by which rule its AP is measured")
-    published: tuple[PublishedEntry, ...]
-
-
-class PublishedProbeEntry(Part):
-    """A published row beside a probe: somebody else's numbers."""
-
-    probe: str
-    backbone: str
-    epochs: int | None
-    views: int | str | None
-    data: str
-    arch: str
-    protocol: str
-    inferred: tuple[str, ...]
-    source: str
-    metrics: Metrics
-
-
-class DifferenceEntry(Part):
-    """Difference to the baseline."""
-
-    mean: float
-    std: float | None
-    n: int
-    paired: bool
-
-
-class SummaryEntry(Part):
-    """One metric of one backbone on one task over its finished seeds."""
-
-    backbone: str
-    task: str
-    metric: str
-    mean: float | None
-    std: float | None = Field(description="sample standard deviation (ddof 1)")
-    n: int
-    planned: int
-    difference: DifferenceEntry | None
-    verdict: Verdict
-    p: float | None = Field(description="two-sided paired t-test against the baseline")
-    interval: tuple[float, float] | None = Field(None, description="95 %, of the difference")
-
-
-class Results(Part):
-    """results.json."""
-
-    pipeline: str
-    baseline: str | None
-    rows: tuple[ResultEntry, ...]
-    probes: tuple[ProbeEntry, ...]
-    unfinished: tuple[UnfinishedEntry, ...]
-    summary: tuple[SummaryEntry, ...]
-    tasks: tuple[TaskEntry, ...] = ()  # what has a default is not in older files
-    remarks: tuple[str, ...] = ()
-    published_probes: tuple[PublishedProbeEntry, ...] = ()
-
 
 def results_json(data: ReportData) -> str:
     """Return results.json; NaN is no JSON and becomes null."""
@@ -464,17 +382,23 @@ def results_json(data: ReportData) -> str:
         for line in task.backbones
         for cell in line.cells
     ]
+    done = [row for row in data.rows if row.status == "done"]
     content = Results.model_validate(
         {
             "pipeline": data.pipeline,
             "baseline": data.baseline,
-            "rows": [row for row in data.rows if row.status == "done"],
+            "rows": done,
             "probes": data.probes,
             "unfinished": [row for row in data.rows if row.status != "done"],
             "summary": summary,
             "tasks": data.tasks,
             "remarks": data.remarks,
             "published_probes": data.published_probes,
+            "published_probe_labels": [row.label for row in data.published_probes],
+            "origins": [*done, *data.probes],
+            "probe_identities": data.probe_identities,
+            "made_with": data.made_with,
+            "sources": data.sources,
         },
         from_attributes=True,
     ).model_dump(mode="json")

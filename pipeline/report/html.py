@@ -116,6 +116,7 @@ def predictions(data: ReportData) -> list[Prediction]:
             for line in summary.backbones
             for cell in line.cells
             if cell.metric == metric and cell.spread is not None and line.backbone in values
+            if line.backbone not in summary.task.apart
         }
         x, y = [x for x, _ in places.values()], [spread.mean for _, spread in places.values()]
         title, label = summary.task.title, metric_label(metric)

@@ -205,10 +205,10 @@ def version_remarks(plan: Plan, manifests: Manifests) -> list[str]:
 
 def other_origins(manifests: Manifests) -> list[str]:
     """Return a line on finished stages that other code or packages made than would now."""
-    now = _versions(origin())
+    now = versions_of(origin())
     counts: Counter[tuple[str, str]] = Counter()
     for manifest in manifests.values():
-        made = _versions(manifest.get("provenance", {}))
+        made = versions_of(manifest.get("provenance", {}))
         counts.update((what, made[what]) for what in now if made.get(what, now[what]) != now[what])
     parts: list[str] = []
     for (what, before), n in counts.items():
@@ -227,7 +227,7 @@ def version_differences(rows: list[Stage], manifests: Manifests) -> list[str]:
         for stage in chain(row):
             made = manifests.get(stage.name, {}).get("provenance", {})
             whose = "" if stage is row else f"{stage.kind}'s "
-            for what, value in _versions(made).items():
+            for what, value in versions_of(made).items():
                 values.setdefault(f"{whose}{what}", {}).setdefault(value, []).append(row)
     texts = []
     for what, by_value in values.items():
@@ -242,7 +242,7 @@ def version_differences(rows: list[Stage], manifests: Manifests) -> list[str]:
     return texts
 
 
-def _versions(made: dict[str, Any]) -> dict[str, str]:
+def versions_of(made: dict[str, Any]) -> dict[str, str]:
     """Return what a stage was made by; several where its attempts differ."""
     seen: dict[str, dict[str, None]] = {}
     for attempt in made.get("attempts") or [made]:

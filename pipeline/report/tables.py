@@ -34,6 +34,7 @@ from pipeline.report.text import (
     p_text,
     provenance,
     rule_text,
+    source_notes,
     task_decimals,
     verdict_heading,
     verdict_text,
@@ -212,7 +213,7 @@ def paper_table(data: ReportData) -> Table:
         cells = tuple(cell for part in parts for cell in part.cells)
         lines.append(Line(name, cells, seeds, dirty=any(part.dirty for part in parts)))
     published = _published_lines(data)
-    notes = []
+    notes = source_notes(data)
     if data.baseline is not None:
         notes.append(
             f"{MARK} differs from {data.baseline} with p < {SIGNIFICANT}: two-sided paired t-test, "
@@ -487,9 +488,13 @@ def results_csv(data: ReportData) -> str:
     buffer = StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     rules = {task.name: task.rule for task in data.tasks}
-    writer.writerow(["backbone", "task", "seed", "status", *columns, "ap_rule"])
+    sources = {source.mark: source.text for source in data.sources}
+    more = ["source"] if sources else []
+    writer.writerow(["backbone", "task", "seed", "status", *columns, "ap_rule", *more])
     for row in data.rows:
         values = row.metrics if row.status == "done" else {}
         cells = (finite(values.get(name)) for name in columns)
-        writer.writerow([row.backbone, row.task, row.seed, row.status, *cells, rules[row.task]])
+        line = [row.backbone, row.task, row.seed, row.status, *cells, rules[row.task]]
+        whose = "; ".join(sources[mark] for mark in row.source.split(", ") if sources)
+        writer.writerow([*line, *([whose] if more else [])])
     return buffer.getvalue()

@@ -13,12 +13,12 @@ from pipeline.report.data import (
     Cell,
     ReportData,
     ResultRow,
-    Status,
     TaskInfo,
     TaskSummary,
     main_metrics,
     summarise,
 )
+from pipeline.report.results import Status
 from pipeline.report.statistics import Difference, Spread, Verdict, finite, leaders
 from pipeline.stages.files import one_line
 from pipeline.stages.provenance import MODIFIED
@@ -155,6 +155,23 @@ def legend(data: ReportData) -> list[str]:
     return notes
 
 
+def source_notes(data: ReportData) -> list[str]:
+    """Whose the numbers of several runs are, and which of them are compared with none."""
+    if not data.sources:
+        return []
+    listed = "; ".join(source.text for source in data.sources)
+    notes = [
+        f"Whose: {listed}. A backbone with several marks is the same in these runs; a seed that "
+        "they have in common counts once."
+    ]
+    return notes + [
+        f"Compared with none on {task.title}, as nothing says that their task is the same: "
+        f"{', '.join(task.apart)}."
+        for task in data.tasks
+        if task.apart
+    ]
+
+
 def findings(data: ReportData) -> list[str]:
     """One sentence or two per task: what the numbers allow to say, and on how much they stand."""
     return [_finding(summary, data.baseline) for summary in summarise(data)]
@@ -167,7 +184,9 @@ def _finding(summary: TaskSummary, baseline: str | None) -> str:
         line.backbone: cell
         for line in summary.backbones
         for cell in line.cells
-        if cell.metric == metric and cell.spread is not None
+        if cell.metric == metric
+        and cell.spread is not None
+        and line.backbone not in summary.task.apart
     }
     title, failures = summary.task.title, _failures(summary)
     if not cells:
@@ -261,7 +280,9 @@ class Entry:
 def provenance(data: ReportData) -> list[Entry]:
     """The provenance's entries; a name that ends in `_s` holds seconds."""
     hours = sum((row.wall_time_s or 0.0) * row.num_gpus / 3600 for row in data.rows)
-    values = data.provenance | {"GPU hours of fine-tuning": f"{hours:.1f}"}
+    values = dict(data.provenance)
+    if not data.sources:  # whose results do not say it
+        values["GPU hours of fine-tuning"] = f"{hours:.1f}"
     times = {
         task.title: sum(row.wall_time_s or 0.0 for row in data.rows if row.task == task.name)
         for task in data.tasks

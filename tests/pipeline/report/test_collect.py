@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipeline.report.collect import all_states, collect, failed_log, report_key
 from pipeline.stages.run_folder import FAILURE, METRICS, prepare
-from pipeline.stages.stage import Stage
+from pipeline.stages.stage import RULE, Stage
 from tests.pipeline.local_runs import ONLY_A, ran, run, small_plan
 
 
@@ -68,3 +68,18 @@ def test_a_report_is_made_anew_when_what_it_shows_has_changed(fakes: Path) -> No
     keys.append(report_key(plan))
     assert all(one != other for one, other in pairwise(keys))
     assert len(ran()) == len(plan.stages)
+
+
+def test_the_report_holds_what_tells_tasks_and_backbones_from_others(fakes: Path) -> None:
+    """Not the seed of a task, nor where its data lie; the bytes that each result started from."""
+    plan = small_plan(["seeds=[0,3]", "backbones.1.pretrain=b.yaml"])
+    run(plan)
+    data = collect(plan)
+    (coco, voc) = (task.identity for task in data.tasks)
+    assert coco is not None and voc is not None and coco["data"] != voc["data"]
+    assert "seed" not in coco and coco["identity_rule"] == RULE and coco["finetune_version"] == 1
+    assert str(fakes) not in json.dumps(coco) and "my_coco" not in json.dumps(coco)
+    weights = {row.backbone: row.weights for row in data.rows}
+    assert weights["random"] == {} and weights["a"] == weights["b"]  # two names of one recipe
+    assert weights["a"] is not None and [*weights["a"]] == ["out.txt"]
+    assert data.made_with.keys() >= {"commit", "python"}
