@@ -399,6 +399,7 @@ def results_json(data: ReportData) -> str:
             "probe_identities": data.probe_identities,
             "made_with": data.made_with,
             "sources": data.sources,
+            "command": data.command,
         },
         from_attributes=True,
     ).model_dump(mode="json")

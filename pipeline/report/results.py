@@ -178,6 +178,7 @@ class Results(Part):
         default={}, description="commits and versions of packages of the results"
     )
     sources: tuple[SourceEntry, ...] = ()
+    command: str = Field("", description="what makes these results again")
 
 
 def read_results(path: Path) -> Results:

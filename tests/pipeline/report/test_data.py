@@ -158,6 +158,7 @@ def test_sizes_and_classes_have_tables_of_their_own():
 
 def test_results_json_keeps_the_contract():
     found = json.loads(results_json(case()))
+    assert found["command"] == "run_pipeline.py run"
     assert found["rows"][0] == {
         "backbone": "random",
         "task": "voc",
