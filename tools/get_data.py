@@ -6,12 +6,11 @@ Without names it prints the sizes of all sets. The same command goes on with wha
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/pretrain.py hides pretrain
-from pipeline.commands.command_line import need_packages
+from pipeline.commands.command_line import leave_on_signals, need_packages
 
 need_packages()
 
@@ -52,7 +51,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    for number in (signal.SIGTERM, signal.SIGHUP):  # what was unpacked by half is cleared away
-        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
-            signal.signal(number, lambda number, _: sys.exit(128 + number))
+    leave_on_signals()
     sys.exit(main())

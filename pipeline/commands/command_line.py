@@ -6,6 +6,7 @@ Only the standard library is imported, so that this can be where nothing else is
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,6 +48,16 @@ def _leave(why: str) -> None:
     script = Path(sys.argv[0]).stem
     print(f"{script}: {why} (by {sys.executable}); {REMEDY}", file=sys.stderr, flush=True)
     sys.exit(2)
+
+
+def leave_on_signals() -> None:
+    """From here on SIGTERM and SIGHUP end the program as an exit does: what was begun is cleared.
+
+    One that is ignored, as under nohup, stays so.
+    """
+    for one in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(one) != signal.SIG_IGN:
+            signal.signal(one, lambda number, _: sys.exit(128 + number))
 
 
 def add_config(parser: argparse.ArgumentParser, kind: str) -> None:

@@ -1,13 +1,20 @@
 """The config among words, and what an error of an import becomes; the scripts: tests/tools."""
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 
 from pipeline.commands import command_line
-from pipeline.commands.command_line import add_config, config_among, need_packages, parsed
+from pipeline.commands.command_line import (
+    add_config,
+    config_among,
+    leave_on_signals,
+    need_packages,
+    parsed,
+)
 
 
 @pytest.mark.parametrize(
@@ -84,3 +91,18 @@ def test_an_older_python_is_told(
     with pytest.raises(SystemExit) as left:
         need_packages()
     assert left.value.code == 2 and "wanted 3.11 or newer" in capsys.readouterr().err
+
+
+def test_signals_end_a_script_as_an_exit_does_unless_they_are_ignored() -> None:
+    before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        leave_on_signals()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        with pytest.raises(SystemExit) as left:
+            signal.raise_signal(signal.SIGTERM)
+        assert left.value.code == 128 + signal.SIGTERM
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
