@@ -37,7 +37,7 @@ FOLDERS = {
         "config", "runtime", "data", "views", "models", "whitening", "losses", "methods",
         "training", "probes",
     ),
-    "transfer": ("detectron2_wheel", "config", "checkpoints", "datasets", "detection"),
+    "transfer": ("detectron2_wheel", "config", "checkpoints", "hub", "datasets", "detection"),
     "pipeline": (
         "stages", "config", "tracking", "downloads", "plan", "report", "executors",
         "executors.slurm", "commands",

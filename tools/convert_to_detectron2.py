@@ -1,26 +1,26 @@
 """Convert a ResNet checkpoint to detectron2 weights, and prove that nothing was lost."""
 
-import signal
 import sys
 import warnings
 from argparse import ArgumentParser, BooleanOptionalAction
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/pretrain.py hides pretrain
-from pipeline.commands.command_line import leave_if_missing, need_packages
+from pipeline.commands.command_line import leave_if_missing, leave_on_signals, need_packages
 
 need_packages()
 from transfer.checkpoints.families import FORMATS
 from transfer.checkpoints.other_files import check_present
 from transfer.config.convert import check_places, stated_input
 from transfer.files import one_line
+from transfer.hub.snapshot import local_checkpoint
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Return 0 when OUTPUT and its companion .json are written, 2 when the input is refused."""
     example = "example: python tools/convert_to_detectron2.py runs/cw-rgp/backbone.pth cw-rgp.pkl"
     parser = ArgumentParser(description=__doc__, epilog=example)
-    parser.add_argument("input", type=Path, metavar="INPUT", help="checkpoint file")
+    parser.add_argument("input", metavar="INPUT", help="file, folder or hf://ORG/NAME@REVISION")
     parser.add_argument("output", type=Path, metavar="OUTPUT.pkl", help="detectron2 weights")
     parser.add_argument("--format", help=f"family, where not recognised: {', '.join(FORMATS)}")
     parser.add_argument("--encoder", help="encoder to take: its prefix, such as module.encoder_q.")
@@ -32,13 +32,14 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     warnings.simplefilter("ignore", FutureWarning)  # fvcore's, at import
     try:
-        check_places(options.input, options.output)
-        check_present(options.input, options.format)
+        check_places(Path(options.input), options.output)
+        source = local_checkpoint(options.input)
+        check_present(source, options.format)
         stated = stated_input(options.input_order, options.pixel_mean,
                               options.pixel_std, options.stride_in_1x1)  # fmt: skip
         from transfer.convert import convert_checkpoint, summary  # noqa: PLC0415  (imports numpy)
 
-        report = convert_checkpoint(options.input, options.output, format=options.format,
+        report = convert_checkpoint(source, options.output, format=options.format,
                                     encoder=options.encoder, stated=stated)  # fmt: skip
         print("\n".join(summary(report, options.output)))
         return 0
@@ -53,8 +54,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    for one in (signal.SIGTERM, signal.SIGHUP):  # what was begun is cleared away
-        if signal.getsignal(one) != signal.SIG_IGN:  # as under nohup
-            signal.signal(one, lambda number, _: sys.exit(128 + number))
+    leave_on_signals()
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     sys.exit(main())

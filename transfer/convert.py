@@ -19,6 +19,7 @@ from transfer.checkpoints.read import AUTHOR, CAFFE2_SUFFIX, THIS_PROJECT, with_
 from transfer.checkpoints.stem_input import WARNING, mismatch
 from transfer.config.convert import ConvertConfig, StatedInput, check_places
 from transfer.files import locked_folder, one_line, sha256_of, whole_file
+from transfer.hub.snapshot import place_of, revision_of
 from transfer.resnet import not_loaded, to_detectron2
 
 MAX_RELATIVE_DIFFERENCE = 1e-4
@@ -28,9 +29,13 @@ MAX_LINE = 390
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What `OUTPUT.json` holds beside the weights."""
+    """What `OUTPUT.json` holds beside the weights.
+
+    `revision` is the commit of a checkpoint of the Hugging Face hub, empty for any other.
+    """
 
     source: str
+    revision: str
     sha256: str
     output_sha256: str
     container: str
@@ -187,8 +192,9 @@ def _report(
     source: Path, output: Path, backbone: Backbone, verification: dict[str, Any]
 ) -> ConversionReport:
     return ConversionReport(
-        source=source.name,
-        sha256=_sha256_of_all(weight_files(source)),
+        source=place_of(source),
+        revision=revision_of(source),
+        sha256=sha256_of_all(weight_files(source)),
         output_sha256=sha256_of(output),
         container=backbone.container,
         format=backbone.format,
@@ -387,7 +393,7 @@ def _options(config: dict[str, Any]) -> ConvertConfig:
     )
 
 
-def _sha256_of_all(files: list[Path]) -> str:
+def sha256_of_all(files: list[Path]) -> str:
     """Return the sha256 of a file; of an index and its shards, that of theirs in their order."""
     digests = [sha256_of(file) for file in files]
     return digests[0] if len(files) == 1 else sha256("".join(digests).encode()).hexdigest()

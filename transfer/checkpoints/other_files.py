@@ -45,6 +45,8 @@ WEIGHT_FILES = (
     "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )  # fmt: skip
+OF_STAGES = ("backbone.pth", "backbone.pkl")  # weights that this project writes
+ON_THE_HUB = "hf:/"  # how a place on the Hugging Face hub begins, as a Path has it
 OF_TRANSFORMERS = ("config.json", "preprocessor_config.json")  # settings beside, also timm's
 OF_DETECTRON2 = ("effective_config.yaml", "config.yaml")
 FOLDERS: tuple[tuple[tuple[str, ...], str], ...] = (
@@ -67,24 +69,32 @@ MAX_LISTED = 1000
 def weight_files(path: Path) -> list[Path]:
     """Return the files in which a checkpoint's weights lie, most often `path` alone.
 
-    For a folder as transformers writes it they are those of the weights in it, for the index of
-    shards (a JSON text with a `weight_map`) the index and its shards.
+    For a folder as transformers, timm or a stage of this project writes it they are those of the
+    weights in it, for the index of shards (a JSON text with a `weight_map`) the index and its
+    shards.
 
     Raises:
         ValueError: there is no such file, it is no file, or a shard is missing.
     """
     if path.is_dir():
         names = [entry.name for entry in islice(path.iterdir(), MAX_LISTED)]
-        inside = next((name for name in WEIGHT_FILES if (path / name).is_file()), None)
+        places = (*WEIGHT_FILES, *OF_STAGES)
+        inside = next((name for name in places if (path / name).is_file()), None)
         if inside is None:
             raise ValueError(f"{_folder(names)}")
         path = path / inside
+    elif not path.exists() and str(path).startswith(ON_THE_HUB):
+        raise ValueError(
+            "is on the Hugging Face hub, which only tools/convert_to_detectron2.py and "
+            "tools/export_backbone.py read; convert it first, or hf download ORG/NAME --revision "
+            "COMMIT --local-dir FOLDER, and give the file or folder"
+        )
     elif not path.exists():
         raise ValueError(f"no such checkpoint file{near_file(path)}")
     elif not path.is_file():
         kind = TYPES.get(stat.S_IFMT(path.stat().st_mode), "of an unknown type")
         raise ValueError(f"is {kind}, wanted a checkpoint file; copy it into a file first")
-    names = _shards(path)
+    names = shards_of(path)
     for name in names:
         if Path(name).name != name or not (path.parent / name).is_file():
             raise ValueError(f"its shard {name[:100]} is not beside it; download all shards")
@@ -125,8 +135,12 @@ def _folder(names: list[str]) -> str:
     return f"is a folder, wanted the checkpoint file in it; it holds {listed[:150]}"
 
 
-def _shards(path: Path) -> list[str]:
-    """Return the names of the shards that an index of them lists, none for other files."""
+def shards_of(path: Path) -> list[str]:
+    """Return the names of the shards that an index of them lists, none for other files.
+
+    Raises:
+        ValueError: its list is none of names, or absurdly long.
+    """
     with path.open("rb") as file:
         start = file.read(64).lstrip()
         if not start.startswith(b"{") or path.stat().st_size > MAX_INDEX_BYTES:

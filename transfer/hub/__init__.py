@@ -1,0 +1,1 @@
+"""Backbones that travel: the Hugging Face hub."""
