@@ -317,7 +317,8 @@ def differentiated(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Return the scalar `function(x)`, whose derivative is made at once, in the forward pass.
 
     So its matrix products have full precision in both passes, whatever the caller's backward pass
-    runs in, and all that it needs on the way is freed before the loss returns.
+    runs in, and all that it needs on the way is freed before the loss returns. What else `function`
+    knows gets no gradient.
     """
     return _Differentiated.apply(x, function)  # type: ignore[no-any-return]
 

@@ -5,7 +5,7 @@ import torch
 
 from pretrain.config.loss import LossConfig
 from pretrain.losses import CWRGPLoss, WMSELoss, build_loss
-from pretrain.losses.base import checked_views
+from pretrain.losses.base import checked_views, differentiated
 from pretrain.whitening import whiten
 from pretrain.whitening.functional import full_precision
 from tests.pretrain.losses.compared import COMPARED
@@ -267,6 +267,22 @@ def test_given_draws_must_fit(embeddings):
         loss(x, channel_partition=torch.zeros(1, 2, 1, 16))
     with pytest.raises(ValueError, match=r"batch_permutation is not a permutation of 0\.\.7"):
         loss(x, batch_permutation=torch.zeros(1, 8))
+
+
+def test_a_derivative_made_in_the_forward_pass_is_the_functions():
+    x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    calls = []
+
+    def function(x):
+        calls.append(torch.is_grad_enabled())
+        return x.exp().sum().square()
+
+    (want,) = torch.autograd.grad(5 * function(x), x)
+    value = differentiated(function, x)
+    torch.testing.assert_close(value, function(x).detach())
+    torch.testing.assert_close(torch.autograd.grad(5 * value, x)[0], want)
+    calls.clear()
+    assert not differentiated(function, x.detach()).requires_grad and calls == [False]
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 4), (8, 4), (2, 2, 8, 4)])

@@ -56,6 +56,12 @@ def test_gradcheck(embeddings):
     assert torch.autograd.gradcheck(simclr(0.2), embeddings(3, 5, 4).requires_grad_())
 
 
+def test_lengths_do_not_matter(embeddings):
+    x = embeddings(2, 12, 6)
+    lengths = torch.logspace(-5, 5, 24, dtype=torch.float64).view(2, 12, 1)
+    torch.testing.assert_close(simclr()(x * lengths), simclr()(x))
+
+
 def test_a_vector_without_direction_has_no_gradient(embeddings):
     x = embeddings(2, 6, 4)
     x[1, 2] = 0
