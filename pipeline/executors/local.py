@@ -18,7 +18,6 @@ from rich import progress as bars
 from rich.console import Console
 
 from pipeline.config.schema import PipelineConfig
-from pipeline.config.tracking import TrackingConfig
 from pipeline.executors.gpus import GpuPool, gpus_of, visible_gpus
 from pipeline.plan.plan import Plan
 from pipeline.stages.files import last_json_line, read_json, write_json
@@ -40,7 +39,7 @@ from pipeline.stages.run_folder import (
 )
 from pipeline.stages.stage import STAGE_KINDS, Stage
 from pipeline.stages.staleness import TAKEN_FROM
-from pipeline.tracking.child import fault_of
+from pipeline.tracking.child import stage_faults
 from pretrain.config.base import identity
 from pretrain.config.pretrain import PretrainConfig
 
@@ -285,9 +284,8 @@ class Progress:
         if state.reason:
             text += f": {state.reason} (log: {stage.run_dir / LOG})"
         self._print(text, style="red" if state.status == "failed" else None)
-        for tracker in TrackingConfig.model_fields:
-            if fault := fault_of(stage.run_dir, tracker):
-                self._print(f"    {tracker} has not all of it: {fault}", style="yellow")
+        for tracker, fault in stage_faults(stage.run_dir).items():
+            self._print(f"    {tracker} has not all of it: {fault}", style="yellow")
 
     def skipped(self, stage: Stage, reason: str) -> None:
         """A stage cannot run."""

@@ -22,7 +22,7 @@ from pipeline.config.tracking import TrackingConfig
 from pipeline.config.yaml_files import parse, validated
 from pipeline.stages.files import read_json, sha256_of, write_json
 from pipeline.stages.provenance import with_this_code
-from pipeline.stages.run_folder import EXIT_INTERRUPTED, TRACKING
+from pipeline.stages.run_folder import EXIT_INTERRUPTED, JOB, TRACKING
 from pipeline.tracking.follow import LAST_WORDS_S
 from pipeline.tracking.writers import Status, TrackedRun
 
@@ -121,6 +121,15 @@ def fault_of(run_dir: Path, tracker: str) -> str | None:
     return None
 
 
+def stage_faults(run_dir: Path) -> dict[str, str]:
+    """Return why trackers of a stage have not all of it, by their names."""
+    trackers: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        trackers = read_json(run_dir / JOB)["tracking"]["trackers"]
+    faults = {name: fault_of(run_dir, name) for name in trackers}
+    return {name: fault for name, fault in faults.items() if fault is not None}
+
+
 def stage_tracking(run_dir: Path, job: Mapping[str, Any], config: dict[str, Any]) -> Tracking:
     """Return the trackers of a stage; `config` is what of its settings can change its result."""
     told = job.get("tracking") or {"trackers": {}, "folder": "", "labels": {}}
@@ -158,8 +167,9 @@ def track_report(trackers: Mapping[str, dict[str, Any]], folder: Path) -> None:
             for name, value in line["metrics"].items()
             if value is not None
         }
-    shown |= {name: digest for name in new if fault_of(folder, name) is None}
-    write_json(marker, shown)
+    sent = [name for name, each in tracking.children.items() if each.returncode == 0]
+    with contextlib.suppress(OSError):  # it is sent once more then
+        write_json(marker, shown | dict.fromkeys(sent, digest))
 
 
 def tracking_by_hand(text: str, folder: Path, config: dict[str, Any]) -> Tracking:

@@ -4,16 +4,19 @@ import hashlib
 import re
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pipeline.commands.slurm import cancel
 from pipeline.commands.status import show_log, show_status
+from pipeline.config.tracking import TrackingConfig
 from pipeline.executors.slurm import states
 from pipeline.executors.slurm.ledger import read_ledger
 from pipeline.executors.slurm.queue import read_queue
 from pipeline.executors.slurm.states import last_lines, read_standings
+from tests.pipeline.tracking.stores import need, shown_in
 
 pytestmark = pytest.mark.slurm
 
@@ -61,6 +64,22 @@ def test_preempted_and_continued(project, how: str) -> None:
     assert result(plan, "pretrain/a") == chain(30)
     first, *later = starts(plan, "pretrain/a")
     assert first == 0 and later and 3 <= later[0] < 30
+
+
+def test_a_stage_that_is_put_back_goes_on_in_the_same_tracked_run(project) -> None:
+    need("wandb")
+    project.behave("a", steps=20, step_s=0.3)
+    tracking = TrackingConfig.model_validate({"wandb": {"mode": "offline"}})
+    plan = project.plan(short=True)
+    plan = replace(plan, config=plan.config.model_copy(update={"tracking": tracking}))
+    project.run(plan)
+    standing = project.wait_steps(plan, "pretrain/a", 5)
+    slurm("scancel", "--signal=USR2", standing.job_id)
+    all_done(project, plan, 120)
+    assert len(starts(plan, "pretrain/a")) == 2
+    (shown,) = [each for each in shown_in("wandb", plan.config.root) if each.name == "pretrain/a"]
+    assert shown.points["loss"] == [(step, 1 / step) for step in range(1, 21)]
+    assert (shown.status, shown.group) == ("finished", "a")
 
 
 def test_a_dead_node_does_not_lose_the_stage(project, cluster) -> None:

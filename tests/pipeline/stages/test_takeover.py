@@ -27,6 +27,8 @@ def done(fakes: Path) -> dict[str, Stage]:
     before = stages()
     run(small_plan(ONLY_A))
     Path(before["finetune/a--voc--seed0"].run_dir / "metrics.jsonl").write_text('{"step": 1}\n')
+    (before["finetune/a--voc--seed0"].run_dir / "tracking").mkdir()
+    (before["finetune/a--voc--seed0"].run_dir / "tracking" / "wandb.json").write_text("{}")
     ran()
     return before
 
@@ -59,6 +61,7 @@ def test_what_is_made_from_the_same_bytes_is_not_made_again(
     for key in ("metrics", "outputs", "provenance"):
         assert after[key] == before[key]
     assert (new.run_dir / "metrics.jsonl").samefile(old.run_dir / "metrics.jsonl")
+    assert not (new.run_dir / "tracking").exists()  # that run in a tracker is the old one's
     assert len(collect(load_plan(CONFIG, ONLY_A)).rows) == 2
     assert commands.execute("run", CONFIG, ONLY_A) == 0 and ran() == []
 
