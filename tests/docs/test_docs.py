@@ -29,6 +29,9 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NEEDS = {
     "a cluster", "real data", "20 minutes", "a GPU", "an editor", "the published code", "a browser",
     "torch of your own", "a builder of images", "a bundle",
+
+
+    "a network", "a tracker",
 }  # fmt: skip
 FENCE = re.compile(
     r"(?:^ *<!-- (?P<mark>needs|file): (?P<value>[^>]*) -->\n)?"
