@@ -6,6 +6,7 @@ The encoder has no BatchNorm, nor have the heads, whose statistics are of a proc
 import os
 import socket
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from pretrain.methods import build_model
 from pretrain.models import SelfSupervisedModel, encoder
 from pretrain.runtime.distributed import Processes, joined_processes
 from pretrain.training.memory import memory_estimate
-from pretrain.training.precision import parallel
+from pretrain.training.precision import parallel, without_averaging
 from tests.pretrain import small_net
 
 Make = Callable[..., PretrainConfig]
@@ -40,7 +41,7 @@ def without_batchnorm(module: nn.Module) -> None:
         without_batchnorm(child)
 
 
-def steps(config: PretrainConfig, processes: Processes) -> Result:
+def steps(config: PretrainConfig, processes: Processes, parts: int = 1) -> Result:
     """Return losses and gradients of each step, and the state after the last."""
     torch.manual_seed(2)
     model = build_model(config)
@@ -61,12 +62,16 @@ def steps(config: PretrainConfig, processes: Processes) -> Result:
         whole = torch.randn(2, N, 3, 2, 2, generator=torch.Generator().manual_seed(step)).double()
         model.set_progress(step / STEPS)
         optimizer.zero_grad()
-        _, embedding, beside = wrapped(whole[:, part])
-        value = loss(embedding, **beside)
-        value.backward()
+        value = torch.zeros(())
+        for number, views in enumerate(whole[:, part].chunk(parts, 1), start=1):
+            with nullcontext() if number == parts else without_averaging(wrapped):
+                _, embedding, beside = wrapped(views)
+                own = loss(embedding, **beside) / parts
+                own.backward()
+            value = value + own.detach()
         optimizer.step()
         model.after_step()
-        values.append(value.detach())
+        values.append(value)
         grads.append([p.grad.clone() for p in trained if p.grad is not None])
         assert len(grads[-1]) == len(trained)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -101,8 +106,10 @@ def compare(
         "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
     }  # fmt: skip
     with joined_processes() as processes:
-        for name, (config, (values, grads, state)) in expected.items():
-            own_values, own_grads, own_state = steps(config, processes)
+        runs = [(name, *run, 1) for name, run in expected.items()]
+        runs.append(("moco-v2", *expected["moco-v2"], 2))  # in parts of the batch
+        for name, config, (values, grads, state), parts in runs:
+            own_values, own_grads, own_state = steps(config, processes, parts)
             for value, want in zip(own_values, values, strict=True):
                 mean = sum(v for (v,) in processes.all_gather([float(value)])) / world
                 assert mean == pytest.approx(float(want), rel=1e-9), name
