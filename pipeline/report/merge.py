@@ -260,10 +260,14 @@ def _published_probes(runs: Sequence[Run]) -> tuple[PublishedProbe, ...]:
 
 
 def _version_remarks(runs: Sequence[Run]) -> list[str]:
-    """Return in what commits and packages the runs differ, and of which nobody knows it."""
+    """Return which reports are outdated, and in what commits and packages the runs differ."""
+    lines = [
+        f"{run.mark}: its run folders hold results that its report has not; make that anew"
+        for run in runs
+        if run.is_outdated
+    ]
     silent = [run.mark for run in runs if not run.results.made_with]
     told = [run for run in runs if run.results.made_with]
-    lines = []
     for what in dict.fromkeys(what for run in told for what in run.results.made_with):
         versions = {run.mark: run.results.made_with.get(what, ("unknown",)) for run in told}
         if len({tuple(sorted(each)) for each in versions.values()}) > 1:

@@ -9,15 +9,19 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+from pipeline.plan.plan import STAGES
+from pipeline.report.collect import MADE_FROM
 from pipeline.report.data import AP_METRICS, Source
 from pipeline.report.results import OriginEntry, Results, TaskEntry, read_results
-from pipeline.stages.files import one_line, printable
+from pipeline.stages.files import one_line, printable, read_json, sha256_of
+from pipeline.stages.run_folder import MANIFEST
 from pipeline.stages.stage import differences
 
 RESULTS = Path("report", "results.json")
@@ -37,6 +41,7 @@ class Run:
 
     source: Source
     results: Results
+    is_outdated: bool = False  # its run folders hold results that its report was not made from
 
     @property
     def mark(self) -> str:
@@ -101,7 +106,7 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
             faults.append(f"{shown}: is the same as {same[0]}; wanted each run once")
             continue
         name = results.pipeline or "without a name"
-        runs.append(Run(Source(mark, shown, name, sha256), results))
+        runs.append(Run(Source(mark, shown, name, sha256), results, _is_outdated(file)))
         places.append(file.resolve())
         faults += [f"{shown}: {fault}" for fault in _faults(results)][:1]
     if faults:
@@ -123,6 +128,16 @@ def results_file(path: Path) -> Path:
         f"{printable(places[0])}: no such file; wanted the folder of a pipeline with a report, "
         "such as runs/demo; make one with run_pipeline.py report --config-file F"
     )
+
+
+def _is_outdated(file: Path) -> bool:
+    """Return whether a stage of the plan that was last run has a result that a report has not."""
+    with suppress(OSError, ValueError, TypeError, LookupError, AttributeError):
+        root = file.resolve().parents[1]
+        made_from = {str(entry[-1]) for entry in read_json(file.with_name(MADE_FROM))}
+        manifests = (root / name / MANIFEST for name in read_json(root / STAGES).values())
+        return any(path.is_file() and sha256_of(path) not in made_from for path in manifests)
+    return False
 
 
 def _faults(results: Results) -> Iterator[str]:

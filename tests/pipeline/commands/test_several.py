@@ -122,6 +122,16 @@ def test_a_result_of_an_older_version_beside_a_new_one(two: Path, capsys) -> Non
     assert "random (A)" in said and "B: of an older version, without what tells tasks" in said
 
 
+def test_a_report_that_is_older_than_its_results_says_so(two: Path, capsys) -> None:
+    told = ": its run folders hold results that its report has not; make that anew"
+    assert report("runs/first", "runs/second") == 0
+    assert told not in capsys.readouterr().out
+    manifest = next(Path("runs/second/finetune").glob("*/manifest.json"))
+    manifest.write_text(manifest.read_text("utf-8") + "\n", encoding="utf-8")
+    assert report("runs/first", "runs/second/report/results.json") == 0
+    assert f"B{told}" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
