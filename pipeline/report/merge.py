@@ -63,12 +63,14 @@ def merge(runs: Sequence[Run], command: str = "") -> ReportData:
     names = dict.fromkeys(name for run in runs for name in run.tasks)
     tasks = tuple(_task(runs, name, backbones) for name in names)
     known_first = sorted(runs, key=lambda run: any(not t.identity for t in run.tasks.values()))
-    baselines = (labels.get((run.mark, str(run.results.baseline))) for run in known_first)
+    rows = [replace(row, backbone=each.label) for each in backbones for row in each.rows.values()]
+    done = {row.backbone for row in rows if row.status == "done"}
+    baselines = [labels.get((run.mark, str(run.results.baseline))) for run in known_first]
+    baselines.sort(key=lambda name: name not in done)
     made_with = {
         what: tuple(dict.fromkeys(v for run in runs for v in run.results.made_with.get(what, ())))
         for what in dict.fromkeys(what for run in runs for what in run.results.made_with)
     }
-    rows = [replace(row, backbone=each.label) for each in backbones for row in each.rows.values()]
     probes = [
         replace(row, backbone=each.label) for each in backbones for row in each.probes.values()
     ]

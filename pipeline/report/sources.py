@@ -6,13 +6,11 @@ measurement is refused, and so is one that is given twice.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -87,12 +85,12 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
     """
     runs: list[Run] = []
     faults, places = [], list[Path]()
-    for path, number in zip(paths, count(), strict=False):
+    for number, path in enumerate(paths):
         mark = chr(ord("A") + number % 26) + (str(number // 26) if number >= 26 else "")
         try:
             file = results_file(path)
             results = read_results(file)
-            sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+            sha256 = sha256_of(file)
         except (ValueError, OSError) as error:
             faults.append(str(error))
             continue
@@ -153,8 +151,14 @@ def _faults(results: Results) -> Iterator[str]:
         shown = ", ".join(map(str, names))
         if n > 1:
             yield f"{shown}: given twice"
-        if any(str(name).startswith(FORMULA) or name == "" for name in names[:2]):
-            yield f"{shown}: wanted names that are there and are no formula of a spreadsheet"
+        if "" in names:
+            yield f"{shown}: a name is empty"
+    texts = [name for names in rows for name in names if isinstance(name, str)]
+    texts += [name for row in results.rows for name in row.metrics]
+    texts += [task.rule for task in results.tasks]
+    for text in dict.fromkeys(texts):
+        if text.startswith(FORMULA):
+            yield f"{text}: wanted a text that is no formula of a spreadsheet"
     numbers = [(row.backbone, row.metrics) for row in results.rows]
     numbers += [(row.backbone, row.metrics) for row in results.probes]
     for backbone, metrics in numbers:

@@ -118,6 +118,19 @@ def test_a_run_of_an_older_version_is_shown_and_compared_with_none(tmp_path: Pat
     assert any(text.startswith("A: of an older version, without what") for text in report.remarks)
 
 
+def test_the_baseline_is_the_first_that_has_a_result(tmp_path: Path) -> None:
+    content = data({"ours": {0: 2.0}, "random": {0: 1.0}}, {"random": None, "ours": "1" * 64})
+    failed = replace(content.rows[1], status="failed", metrics={}, reason="x")
+    a = write(tmp_path / "a", replace(content, rows=(content.rows[0], failed)))
+    b = write(tmp_path / "b", data({"random": {0: 7.0}}, {"random": None}, "theirs"))
+    c = as_older(write(tmp_path / "c", data({"random": {0: 3.0}}, {"random": None}, "old")))
+    report = merged(a, b)
+    assert report.backbones == ("ours (A)", "random (A)", "random (B)")
+    assert report.baseline == "random (B)"
+    assert merged(a, c).baseline == "random (B)"  # which is compared with none, so nothing is
+    assert cells(merged(a, c))["ours (A)"].difference is None
+
+
 def test_two_runs_of_older_versions(tmp_path: Path) -> None:
     values, same = {"random": RANDOM, "ours": {0: 20.0, 1: 23.0}}, {"random": None, "ours": "1"}
     folders = [
