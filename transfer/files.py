@@ -7,6 +7,7 @@ import gc
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
@@ -30,6 +31,27 @@ def whole_file(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Give a new folder beside `path`, renamed to `path` where the block ends well.
+
+    Raises:
+        OSError: `path` is there, and is no empty folder.
+    """
+    path = path.absolute()
+    stem = os.fsencode(path.name)[:MAX_STEM_BYTES].decode(errors="ignore")
+    temporary = path.with_name(f".{stem}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for file in temporary.iterdir():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager

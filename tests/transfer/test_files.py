@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from transfer.files import locked_folder, sha256_of, whole_file, write_json
+from transfer.files import locked_folder, sha256_of, whole_file, whole_folder, write_json
 
 
 def test_a_file_is_the_old_one_until_the_new_one_is_whole(tmp_path: Path) -> None:
@@ -59,3 +59,18 @@ def test_a_lock_is_waited_for_and_ends_with_its_block(tmp_path: Path) -> None:
         passed.append("first")
     waiting.join(timeout=60)
     assert passed == ["first", "second"]
+
+
+def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    out = tmp_path / "below" / "out"
+    with pytest.raises(ZeroDivisionError), whole_folder(out) as folder:
+        (folder / "a").write_text("half", encoding="utf-8")
+        raise ZeroDivisionError
+    assert list(out.parent.iterdir()) == []
+    out.mkdir()
+    with whole_folder(out) as folder:  # an empty one is replaced
+        (folder / "a").write_text("whole", encoding="utf-8")
+    with pytest.raises(OSError, match="not empty"), whole_folder(out) as folder:
+        (folder / "a").write_text("another", encoding="utf-8")
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+    assert (out / "a").read_text("utf-8") == "whole"

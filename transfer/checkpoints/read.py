@@ -55,6 +55,7 @@ AUTHOR = "whitening-transfer-benchmark"  # of detectron2's files that this proje
 RGB_AUTHORS = ("torchvision", "moco", "openselfsup", AUTHOR)
 MAX_METHOD = 60
 MAX_COMPANION = 2**22
+COMPANION_FIELDS = {"input", "architecture", "family", "method"}
 CAFFE2_SUFFIX = "_stride_in_1x1"
 
 
@@ -153,7 +154,7 @@ def _backbone(content: Content, format: str | None, encoder: str | None, path: P
     tensors = state_dicts[chosen.path]
     _refuse_detectron_1(chosen, tensors)
     architecture = _architecture(content, chosen, extra_names(chosen, candidates, tensors))
-    companion = _companion(path, content.value) if chosen.spelling == "detectron2" else None
+    companion = _companion(path, content, chosen.spelling)
     said = Statement()
     if family.name != THIS_PROJECT and companion is None:
         beside = path.is_dir() or path.name in WEIGHT_FILES or chosen.spelling == "hugging-face"
@@ -173,7 +174,7 @@ def _backbone(content: Content, format: str | None, encoder: str | None, path: P
         notes.append("a Lightning checkpoint")
     if format is not None:
         notes.append("of that format as the user states it")
-    if name == UNLISTED and said.mean is None:
+    if name == UNLISTED and said.mean is None and companion is None:
         notes.append("ImageNet's mean and std are assumed")
     notes = [family.note, from_where, *said.notes, *notes]
     return Backbone(
@@ -229,26 +230,25 @@ def _fits_unit_input(state: Mapping[str, Tensor]) -> bool:
     return bool(far) and far["unit"] < far["imagenet"]
 
 
-def _companion(path: Path, content: Mapping[Any, Any]) -> dict[str, Any] | None:
-    """Return what a conversion of this project wrote beside its weights or, the same, with them.
+def _companion(path: Path, content: Content, spelling: str) -> dict[str, Any] | None:
+    """Return what this project wrote of a backbone, None where it wrote nothing.
 
-    None where it wrote neither.
+    An export has it in the weights' metadata; a conversion beside its weights or, the same, with
+    them.
 
     Raises:
         ValueError: that beside is of another file.
     """
-    fields = {"input", "architecture", "family", "method"}
-    ours = content.get("__author__") == AUTHOR and fields <= content.keys()
-    within = {key: content[key] for key in fields} if ours else None
+    if spelling != "detectron2":
+        return _dict_of(content.metadata.get(AUTHOR, ""), COMPANION_FIELDS)
+    ours = content.value.get("__author__") == AUTHOR and content.value.keys() >= COMPANION_FIELDS
+    within = {key: content.value[key] for key in COMPANION_FIELDS} if ours else None
     file = path.with_suffix(".json")
     if path.suffix != ".pkl" or not file.is_file() or file.stat().st_size > MAX_COMPANION:
         return within
-    try:
-        companion = json.loads(file.read_text("utf-8"))
-    except (ValueError, RecursionError):
-        return within
     fields = {"output_sha256", "input", "architecture", "detectron2"}
-    if not isinstance(companion, dict) or not fields <= companion.keys():
+    companion = _dict_of(file.read_bytes(), fields)
+    if companion is None:
         return within
     if companion["output_sha256"] != sha256_of(path):
         raise ValueError(
@@ -256,6 +256,15 @@ def _companion(path: Path, content: Mapping[Any, Any]) -> dict[str, Any] | None:
             "move the .json away"
         )
     return companion
+
+
+def _dict_of(text: Any, fields: set[str]) -> dict[str, Any] | None:
+    """Return what a JSON text holds, None where it is no dict with these keys."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError, TypeError):
+        return None
+    return content if isinstance(content, dict) and content.keys() >= fields else None
 
 
 def _refuse_detectron_1(chosen: Candidate, tensors: StateDict) -> None:

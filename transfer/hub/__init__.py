@@ -1,1 +1,1 @@
-"""Backbones that travel: the Hugging Face hub."""
+"""Backbones that travel: formats of other libraries, model cards, and the Hugging Face hub."""

@@ -1,0 +1,54 @@
+"""Write a backbone as a folder that timm, torchvision, transformers or detectron2 load."""
+
+import sys
+import warnings
+from argparse import ArgumentParser
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/pretrain.py hides pretrain
+from pipeline.commands.command_line import leave_if_missing, leave_on_signals, need_packages
+
+need_packages()
+from transfer.checkpoints.families import FORMATS, check_format
+from transfer.files import one_line
+from transfer.hub.formats import LIBRARIES
+from transfer.hub.snapshot import local_checkpoint
+
+EXAMPLE = "example: python tools/export_backbone.py runs/cw-rgp exported/cw-rgp --format timm"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Return 0 when OUT_DIR is written, 2 when the input is refused."""
+    parser = ArgumentParser(description=__doc__, epilog=EXAMPLE)
+    what = "folder of a finished pretraining or conversion, or any checkpoint the converter reads"
+    parser.add_argument("input", metavar="RUN_OR_CHECKPOINT", help=what)
+    parser.add_argument("output", type=Path, metavar="OUT_DIR", help="a new folder")
+    parser.add_argument("--format", required=True, choices=LIBRARIES, help="who is to load it")
+    parser.add_argument("--family", metavar="NAME", help="of the checkpoint, where not recognised: "
+                        f"{', '.join(FORMATS)}")  # fmt: skip
+    parser.add_argument("--encoder", help="encoder to take: its prefix, such as module.encoder_q.")
+    options = parser.parse_args(arguments)
+    warnings.simplefilter("ignore", FutureWarning)  # fvcore's, at import
+    try:
+        check_format(options.family)
+        from transfer.export import check_target, export_backbone, summary  # noqa: PLC0415
+
+        check_target(options.output)
+        export = export_backbone(local_checkpoint(options.input), options.output, options.format,
+                                 family=options.family, encoder=options.encoder)  # fmt: skip
+        print("\n".join(summary(export, options.output)))
+        return 0
+    except KeyboardInterrupt:
+        line, code = "stopped by Ctrl-C", 130
+    except Exception as error:  # noqa: BLE001  (an untrusted file found a gap: still one line)
+        leave_if_missing(error)
+        is_refusal = isinstance(error, ValueError | OSError)
+        line, code = one_line(error if is_refusal else f"{options.input}: unexpected {error!r}"), 2
+    print(f"export_backbone: {line[:370]}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    leave_on_signals()
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    sys.exit(main())
