@@ -9,6 +9,7 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ from pipeline.config.yaml_files import parse, validated
 from pipeline.stages.files import read_json, sha256_of, write_json
 from pipeline.stages.provenance import with_this_code
 from pipeline.stages.run_folder import EXIT_INTERRUPTED, JOB, TRACKING
-from pipeline.tracking.follow import LAST_WORDS_S
+from pipeline.tracking.follow import EXIT_LATE, LAST_WORDS_S
 from pipeline.tracking.writers import Status, TrackedRun
 
 INTERRUPTED_S = 10.0  # a cluster kills who has not ended soon
@@ -99,9 +100,11 @@ class Tracking:
                 assert child.stdin is not None
                 child.stdin.close()
             if child.returncode != 0 and fault_of(self.run_dir, name) is None:  # not told yet
+                late = child.returncode in (EXIT_LATE, -signal.SIGKILL)
+                why = f"was not done in {patience_s:.0f} s" if late else "ended by itself"
                 logger.warning(
-                    "tracking: %s: ended with code %d, perhaps before all was sent; see %s",
-                    name, child.returncode, self.run_dir / TRACKING / f"{name}.txt",
+                    "tracking: %s: %s (code %d), perhaps not all was sent; see %s",
+                    name, why, child.returncode, self.run_dir / TRACKING / f"{name}.txt",
                 )  # fmt: skip
 
 

@@ -31,6 +31,7 @@ from pipeline.tracking.writers import WRITERS, Status, TrackedRun, Writer
 POLL_S = 1.0
 RETRY_S = 60.0
 LAST_WORDS_S = 30.0  # to send the rest, once the stage was killed; else it says so itself
+EXIT_LATE = 77  # it was not done then
 NO_METRICS = ("step", "max_steps")
 LOGIN = re.compile(r"//[^/\s]*@")
 SECRET = re.compile(r"(KEY|TOKEN|PASSWORD)$")
@@ -56,7 +57,7 @@ class Ending:
             self.patience_s = last["patience_s"]
         self.came.set()
         time.sleep(self.patience_s)
-        os._exit(1)
+        os._exit(EXIT_LATE)
 
 
 @dataclass
@@ -125,6 +126,7 @@ class Follower:
         self.state: dict[str, Any] = {"id": None, "step": -1, "fault": None}
         with contextlib.suppress(FileNotFoundError):
             self.state |= read_json(self.path)
+        self.is_told = self.state["fault"] is not None  # by an earlier attempt
         self.steps = Steps(run_dir / METRICS)
         self.writer: Writer | None = None
 
@@ -182,7 +184,8 @@ class Follower:
     def _tell(self, error: BaseException) -> None:
         """Keep a fault, and tell the first one, in one line without anybody's secrets."""
         fault = without_secrets(f"{type(error).__name__}: {one_line(error)}"[:300], os.environ)
-        if self.state["fault"] is None:
+        if not self.is_told:
+            self.is_told = True
             print(
                 f"tracking: {self.tracker}: {fault}; nothing else depends on it, and it is tried "
                 f"again as long as this runs; see {self.path.with_suffix('.txt')}",
@@ -206,7 +209,7 @@ def without_secrets(text: str, environment: Mapping[str, str]) -> str:
 
 
 def main() -> int:
-    """Return 0 when all was sent, 1 when not."""
+    """Return 0 when all was sent, 1 when not; late it ends with `EXIT_LATE`."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # it ends with the stage, which is asked to stop too
     told = os.fdopen(os.dup(2), "w", encoding="utf-8")

@@ -139,7 +139,7 @@ def test_a_tracker_that_fails_is_told_of_once_and_stops_nothing(
     log = (stage.run_dir / "log.txt").read_text("utf-8")
     (line,) = [line for line in log.splitlines() if "tracking" in line]
     assert "tracking: trackio: " in line and "Traceback" not in log
-    assert "ended with code 5" in line if where == "crash" else "no luck" in line
+    assert "ended by itself (code 5)" in line if where == "crash" else "no luck" in line
     manifest = json.loads((stage.run_dir / "manifest.json").read_text("utf-8"))
     assert manifest["metrics"]["bbox/AP"] == 10.0
     told = capsys.readouterr()
@@ -182,7 +182,7 @@ Run.finish = finish
             raise raised
     assert Path("hangs.txt").exists()
     assert [record.message.split(",")[0] for record in caplog.records] == [
-        "tracking: trackio: ended with code 1"
+        "tracking: trackio: was not done in 4 s (code 77)"
     ]
     assert all(process.poll() is not None for process in tracking.children.values())
 
