@@ -180,7 +180,7 @@ def _quiet() -> Iterator[None]:
 def _of_timm(arch: str, folder: Path, images: Any) -> list[Any]:
     import timm  # noqa: PLC0415
 
-    place = folder / WEIGHTS
+    place = str(folder / WEIGHTS)
     model = timm.create_model(
         arch, features_only=True, out_indices=(1, 2, 3, 4), checkpoint_path=place
     )

@@ -46,6 +46,7 @@ class Export:
         """A name for the model: `w-mse-resnet18`, or the file's."""
         arch, file = self.backbone.arch, re.sub(r"\W+", "-", self.source.rpartition("/")[2])
         stem = self.method or self.facts.name or re.sub(r"-(pth|pt|pkl|safetensors)\b", "", file)
+        stem = re.sub(r"[^\w.-]+", "-", stem)  # what the hub takes for a name
         return stem if arch in stem else f"{stem}-{arch}"
 
 
@@ -188,6 +189,8 @@ def _made(export: Export) -> str:
         f"- source of these weights: {_text(export.source)}, sha256 {_text(export.sha256)}, "
         f"recognised as {_text(backbone.format)}"
     ]
+    if facts.origin:
+        lines.append(f"- converted from: {_text(facts.origin)}")
     lines += [f"- note: {_text(note)}" for note in backbone.notes]
     if facts.recipe:
         recipe = {"method": export.method or "not known", **facts.recipe}

@@ -29,9 +29,10 @@ class RunFacts:
     """What is known of a backbone beside its weights; empty where nothing is.
 
     `recipe` is the config of its pretraining without paths; `data` name, number and digest of its
-    files, as text; `summary` and `probes` are its rows of a pipeline's results.json, `tasks` their
-    titles and `seeds` those of its finished fine-tunings, both by task. `no_numbers` says why there
-    are none; `in_detectron2` is the proof of its conversion, where its pipeline converted it.
+    files, as text; `origin` the checkpoint that was converted; `summary` and `probes` are its rows
+    of a pipeline's results.json, `tasks` their titles and `seeds` those of its finished
+    fine-tunings, both by task. `no_numbers` says why there are none; `in_detectron2` is the proof
+    of its conversion, where its pipeline converted it.
     """
 
     name: str = ""
@@ -39,6 +40,7 @@ class RunFacts:
     data: tuple[str, ...] = ()
     num_processes: int | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
+    origin: str = ""
     pipeline: str = ""
     command: str = ""
     baseline: str = ""
@@ -68,7 +70,9 @@ def weights_and_facts(source: Path) -> tuple[Path, RunFacts]:
     elif source.name not in OF_STAGES:
         return source, RunFacts()
     manifest = _read(folder / MANIFEST)
-    if not any((folder / name).is_file() for name in (JOB, MANIFEST, LAST)):
+    if not {"stage", "outputs"} <= manifest.keys():
+        manifest = {}  # another program's
+    if not manifest and not any((folder / name).is_file() for name in (JOB, LAST)):
         return source, RunFacts()
     if (folder / JOB).is_file() and not manifest:
         raise ValueError(f"{folder}: this stage is not finished (no {MANIFEST}); run it to its end")
@@ -101,13 +105,18 @@ def _facts(folder: Path, manifest: dict[str, Any]) -> RunFacts:
     kind, root = manifest.get("stage"), folder.absolute().parent.parent
     pretraining = folder
     if kind == "convert":
-        signature = _dict(_read(folder / CONFIG).get("inputs")).get("checkpoint")
-        pretraining = next(root.glob(f"pretrain/*-{signature}"), folder)
+        signature = str(_dict(_read(folder / CONFIG).get("inputs")).get("checkpoint"))
+        made = root.glob(f"pretrain/*-{signature}") if signature.isalnum() else iter(())
+        pretraining = next(made, folder)
     is_pretraining = kind is None or pretraining is not folder or kind == "pretrain"
     facts = _pretraining(pretraining) if is_pretraining else RunFacts()
     _, _, name = str(_read(folder / JOB).get("name", "")).rpartition("/")
     proof = _conversion(folder, str(kind), root)
     facts = replace(facts, name=name, of_run=True, in_detectron2=proof)
+    companion = _read(folder / "backbone.json") if kind == "convert" and not facts.recipe else {}
+    if companion:
+        origin = (f"{key} {companion.get(key)}" for key in ("source", "sha256", "family"))
+        facts = replace(facts, origin=", ".join(origin))
     return _with_results(facts, str(kind), folder / MANIFEST, root) if manifest else facts
 
 
@@ -140,12 +149,7 @@ def _pretraining(folder: Path) -> RunFacts:
     recipe = dict(_dict(_read(folder / CONFIG).get("config")))
     content, processes = recipe.pop("data_content", None), recipe.pop("world_size", None)
     if not recipe:
-        state: Any = {}
-        with suppress(ValueError, OSError):
-            state = _dict(read_content(folder / LAST).value)
-        recipe, ranks = dict(_dict(state.get("config"))), state.get("ranks")
-        processes = len(ranks) if isinstance(ranks, list) else None
-        content = {"images": {"num_files": state.get("num_images")}}
+        recipe, content, processes = _last_state(folder / LAST)
     settings = _dict(_dict(_read(folder / JOB).get("settings")).get("data"))
     name = _dict(recipe.get("data")).get("name", settings.get("name"))
     if recipe and name is not None:
@@ -158,6 +162,16 @@ def _pretraining(folder: Path) -> RunFacts:
         probes=_probe_on_the_way(folder),
         no_numbers="a pretraining alone has none; a pipeline measures them",
     )
+
+
+def _last_state(path: Path) -> tuple[dict[str, Any], Any, Any]:
+    """Return recipe, data and number of processes that the last state of a pretraining holds."""
+    with suppress(ValueError, OSError, TypeError, RecursionError):
+        state = _dict(read_content(path).value)
+        if {"config", "num_images", "ranks"} <= state.keys():
+            recipe = _dict(json.loads(json.dumps(state["config"])))  # plain values alone
+            return recipe, {"num_files": state["num_images"]}, len(_list(state["ranks"]))
+    return {}, None, None
 
 
 def _files(content: Any, name: str = "", depth: int = 0) -> list[str]:

@@ -37,7 +37,10 @@ def declared(*extras: str) -> dict[str, str]:
 
 def test_conda_environment_has_the_bounds_of_the_project() -> None:
     names = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
-    bounds = {names.get(name, name): bound for name, bound in declared("dev", "docs").items()}
+    bounds = {
+        names.get(name, name): bound
+        for name, bound in declared("dev", "docs", "hub", "peers").items()
+    }
     text = (ROOT / "environment.yml").read_text("utf-8").partition("dependencies:")[2]
     parts = [line.split("#")[0].strip(" -").partition(">=") for line in text.splitlines()]
     there = {name: bound for name, _, bound in parts if name}

@@ -1,9 +1,11 @@
 """Facts of run folders: of a pipeline, by hand, changed, unfinished, and damaged."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.transfer.hub.runs import by_hand, converted, pretrained, recipe, reported
 from tests.transfer.published import save_backbone
@@ -62,6 +64,27 @@ def test_a_checkpoint_alone_says_nothing(tmp_path: Path) -> None:
     (tmp_path / "manifest.txt").write_text("of something else", encoding="utf-8")
     assert weights_and_facts(source) == (source, RunFacts())
     assert weights_and_facts(tmp_path / "none.pth") == (tmp_path / "none.pth", RunFacts())
+
+
+def test_files_of_another_program_beside_a_checkpoint_say_nothing(tmp_path: Path) -> None:
+    source = save_backbone(tmp_path / "backbone.pth", "resnet18")
+    (tmp_path / "manifest.json").write_text('{"name": "an app"}', encoding="utf-8")
+    assert weights_and_facts(source) == (source, RunFacts())
+    for state in ({"config": {"seed": 1}}, {"config": {"a": torch.ones(2)}, "num_images": 3,
+                  "ranks": []}, [1]):  # fmt: skip
+        torch.save(state, tmp_path / "last.pth")
+        assert weights_and_facts(source)[1].recipe == {}
+
+
+def test_a_converted_checkpoint_says_where_it_came_from(tmp_path: Path) -> None:
+    stage = pretrained(tmp_path / "demo")
+    folder = converted(stage).run_dir
+    shutil.rmtree(stage.run_dir)
+    companion = {"source": "moco.pth", "sha256": "0f", "family": "moco", "verification": 3}
+    (folder / "backbone.json").write_text(json.dumps(companion), encoding="utf-8")
+    _, facts = weights_and_facts(folder)
+    assert facts.origin == "source moco.pth, sha256 0f, family moco"
+    assert (facts.recipe, facts.in_detectron2) == ({}, ())
 
 
 def test_what_is_no_finished_backbone_is_refused(tmp_path: Path) -> None:
