@@ -18,7 +18,7 @@ from transfer.config.convert import ConvertConfig
 from transfer.convert import convert_checkpoint, read_as_stated, sha256_of_all
 from transfer.files import one_line, refusal, whole_folder
 from transfer.hub.card import Export, card
-from transfer.hub.formats import WEIGHTS, check_expressible, write_weights
+from transfer.hub.formats import WEIGHTS, format_fault, write_weights
 from transfer.hub.run_facts import detectron2_proof, weights_and_facts
 from transfer.hub.snapshot import place_of
 
@@ -78,10 +78,8 @@ def export_backbone(
     check_target(target)
     weights, facts = weights_and_facts(source)
     backbone = read_as_stated(weights, ConvertConfig(format=family, encoder=encoder))
-    try:
-        check_expressible(backbone, format)
-    except ValueError as error:
-        raise ValueError(refusal(weights, error)) from None
+    if (fault := format_fault(backbone, format)) is not None:
+        raise ValueError(refusal(weights, fault))
     with whole_folder(target) as folder:
         if format == "detectron2":
             report = convert_checkpoint(weights, folder / PICKLE, format=family, encoder=encoder)
@@ -93,7 +91,9 @@ def export_backbone(
         proof = (_read_back(weights, backbone, folder), *proof)
         digest, place = sha256_of_all(weight_files(weights)), place_of(weights)
         place = f"{weights.parent.name}/{place}" if facts.of_run else place
-        export = Export(backbone, format, facts, place, digest, proof)
+        given = {"--family": family, "--encoder": encoder}
+        options = shlex.join(word for pair in given.items() if pair[1] for word in map(str, pair))
+        export = Export(backbone, format, facts, place, digest, proof, options)
         (folder / CARD).write_text(card(export), encoding="utf-8", errors="replace")
     return export
 

@@ -141,7 +141,7 @@ def test_detectron2_has_what_the_converter_writes(sources: dict[str, Path], tmp_
     convert_checkpoint(sources["resnet50"], tmp_path / "backbone.pkl")
     for name in ("backbone.pkl", "backbone.json"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / name).read_bytes()
-    assert "318 entries of an FPN model and 318 entries of an C4 model" in " ".join(made.proof)
+    assert "318 entries of the FPN model and 318 entries of the C4 model" in " ".join(made.proof)
 
 
 def same(one: Backbone, other: Backbone) -> None:
@@ -267,7 +267,11 @@ def test_a_library_that_is_not_there_is_said_in_the_card(
 def test_the_encoder_and_family_of_a_published_file_are_taken(tmp_path: Path) -> None:
     torch.save({"state_dict": {f"module.encoder_q.{k}": v for k, v in resnet().items()}},
                tmp_path / "moco.pth.tar")  # fmt: skip
-    made = export_backbone(tmp_path / "moco.pth.tar", tmp_path / "out", "transformers")
+    made = export_backbone(
+        tmp_path / "moco.pth.tar", tmp_path / "out", "transformers", encoder="module.encoder_q."
+    )
+    card = (tmp_path / "out" / "README.md").read_text("utf-8")
+    assert "moco.pth.tar OUT --format transformers --encoder module.encoder_q.\n" in card
     assert (made.method, made.name) == ("moco", "moco-resnet18")
     again = read_backbone(tmp_path / "out")
     assert (again.format, again.method, again.encoder) == ("moco", "moco", "")

@@ -27,7 +27,10 @@ ORDER_WARNING = (
 
 @dataclass(frozen=True)
 class Export:
-    """What a card is about: weights, their format, their source, and the proof of both."""
+    """What a card is about: weights, their format, their source, and the proof of both.
+
+    `options` are words of the command line that said how the source was read.
+    """
 
     backbone: Backbone
     format: str
@@ -35,6 +38,7 @@ class Export:
     source: str
     sha256: str
     proof: tuple[str, ...]
+    options: str = ""
 
     @property
     def method(self) -> str:
@@ -268,5 +272,6 @@ def _reproduce(export: Export) -> str:
     if facts.command:
         kind = "pretrain" if facts.recipe else "convert"
         place = f"RUNS/{facts.pipeline}/{kind}/{facts.name}-SIGNATURE"
-    commands.append(f"python tools/export_backbone.py {place} OUT --format {export.format}")
+    command = f"python tools/export_backbone.py {place} OUT --format {export.format}"
+    commands.append(f"{command} {export.options}".rstrip())
     return f"```sh\n{_fenced(chr(10).join(printable(line) for line in commands))}\n```"

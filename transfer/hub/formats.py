@@ -49,27 +49,27 @@ def to_transformers(name: str) -> str:
     raise ValueError(f"{name}: no such entry in torchvision's ResNet backbone")
 
 
-def check_expressible(backbone: Backbone, format: str) -> None:
-    """Raise ValueError where the library of a format builds no network of these weights."""
+def format_fault(backbone: Backbone, format: str) -> str | None:
+    """Return why the library of a format builds no network of these weights, or None."""
     built, arch = backbone.architecture, backbone.arch
-    if format == "transformers":
-        plain = built.groups == 1 and built.width == (built.stem if built.base in BASIC
-                                                      else built.res2 // 4)  # fmt: skip
-        if not plain or (built.base not in BASIC and built.stem == built.res2):
-            raise ValueError(
-                f"transformers' ResNet has no groups and no wide 3x3 convolutions, as {arch} has; "
-                "say --format timm, torchvision or detectron2"
-            )
+    width = built.stem if built.base in BASIC else built.res2 // 4
+    shortcut = built.base in BASIC or built.stem != built.res2  # in the first block
+    if format == "transformers" and (built.groups, built.width, shortcut) != (1, width, True):
+        return (
+            f"transformers' ResNet has no groups and no wide 3x3 convolutions, as {arch} has; "
+            "say --format timm, torchvision or detectron2"
+        )
     if format in NAMES and built.stride_in_1x1:
-        raise ValueError(
+        return (
             f"its bottlenecks halve their map in the 1x1 convolution, which {format}'s {arch} does "
             "not; say --format transformers or detectron2"
         )
     if format in NAMES and arch not in NAMES[format]:
-        raise ValueError(
+        return (
             f"{format} has no {arch}; it has {', '.join(NAMES[format])}; say --format detectron2, "
             "which takes all widths, or transformers"
         )
+    return None
 
 
 def entries(backbone: Backbone, format: str) -> dict[str, Tensor]:

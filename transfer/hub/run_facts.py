@@ -136,7 +136,7 @@ def detectron2_proof(verification: dict[str, Any]) -> tuple[str, ...]:
     if not isinstance(difference, float):
         return ()
     for kind, count in _dict(verification.get("entries_loaded")).items():
-        loaded.append(f"{count} entries of an {str(kind).upper()} model")
+        loaded.append(f"{count} entries of the {str(kind).upper()} model")
     return (
         f"Converted to detectron2, its own loader fills {' and '.join(loaded)}; its features of "
         f"four stages against torchvision's: largest relative difference {difference:.1e}.",

@@ -73,7 +73,7 @@ def test_the_card_holds_recipe_numbers_proof_and_what_makes_it_again(of_pipeline
     assert "| during the pretraining | probe/knn/top1 | 61.2 |" in numbers
     proof = section(of_pipeline, "Proof")
     assert "all 120 tensors are those of the source bit for bit" in proof
-    assert "torchvision " in proof and "its own loader fills 120 entries of an FPN model" in proof
+    assert "torchvision " in proof and "its own loader fills 120 entries of the FPN model" in proof
     commands = section(of_pipeline, "Reproduce")
     assert "python tools/run_pipeline.py run x.yaml\n" in commands
     assert "export_backbone.py RUNS/demo/pretrain/cw-rgp-SIGNATURE OUT --format torch" in commands

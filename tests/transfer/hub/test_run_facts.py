@@ -34,7 +34,7 @@ def test_a_pipeline_says_recipe_data_code_and_numbers(tmp_path: Path) -> None:
         assert facts.tasks == {"voc": "Faster R-CNN on VOC", "coco": "Mask R-CNN on COCO"}
         assert [row["metrics"] for row in facts.probes] == [{"probe/knn/top1": 61.25},
                                                             {"top1": 71.25}]  # fmt: skip
-        assert "fills 120 entries of an FPN model" in facts.in_detectron2[0]
+        assert "fills 120 entries of the FPN model" in facts.in_detectron2[0]
         assert "2.0e-07" in facts.in_detectron2[0]
     assert (
         weights_and_facts(stage.run_dir / "backbone.pth")[1] == weights_and_facts(stage.run_dir)[1]
