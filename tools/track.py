@@ -21,8 +21,8 @@ need_packages()
 from pipeline.tracking.child import tracking_by_hand
 
 EXAMPLE = """example:
-  python tools/track.py '{wandb: {project: mine}}' runs/first \\
-      python tools/pretrain.py --config-file F --output-dir runs/first"""
+  python tools/track.py '{wandb: {project: mine}}' runs/watched \\
+      python tools/pretrain.py --config-file F --output-dir runs/watched"""
 PASSED_ON = (signal.SIGTERM, signal.SIGUSR2)
 
 

@@ -6,6 +6,7 @@ Nothing that becomes of them is raised: a tracker that fails stops no training.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -21,9 +22,10 @@ from typing import Any, Self
 
 from pipeline.config.tracking import TrackingConfig
 from pipeline.config.yaml_files import parse, validated
-from pipeline.stages.files import read_json, sha256_of, write_json
+from pipeline.stages.files import read_json, write_json
 from pipeline.stages.provenance import with_this_code
 from pipeline.stages.run_folder import EXIT_INTERRUPTED, JOB, TRACKING
+from pipeline.stages.stage import canonical_json
 from pipeline.tracking.follow import EXIT_LATE, LAST_WORDS_S
 from pipeline.tracking.writers import Status, TrackedRun
 
@@ -145,34 +147,31 @@ def track_report(trackers: Mapping[str, dict[str, Any]], folder: Path) -> None:
 
     `folder` has `results.json` and `results.csv`.
     """
-    marker, table = folder / TRACKING / "shown.json", folder / "results.csv"
-    shown: dict[str, str] = {}
+    if not trackers:
+        return
+    table, results = folder / "results.csv", read_json(folder / "results.json")
+    means = {
+        f"{line['backbone']}/{line['task']}/{line['metric']}": line["mean"]
+        for line in results["summary"]
+    } | {
+        f"{line['backbone']}/{line['probe']}/{name}": value
+        for line in results["probes"]
+        for name, value in line["metrics"].items()
+    }
+    digest = hashlib.sha256(table.read_bytes() + canonical_json(means).encode()).hexdigest()
+    marker, shown = folder / TRACKING / "shown.json", {}
     with contextlib.suppress(OSError, ValueError):
         shown = read_json(marker)
-    digest = sha256_of(folder / "results.json")
     new = {name: each for name, each in trackers.items() if shown.get(name) != digest}
-    if not new:
-        return
-    results = read_json(folder / "results.json")
-    place = str(folder.parent.absolute())
-    has_rows = table.read_text(encoding="utf-8").count("\n") > 1
-    run = TrackedRun(
-        {}, place, "report", "report", {}, {}, str(table.absolute()) if has_rows else None
-    )
+    has_rows = table.read_bytes().count(b"\n") > 1
+    rows, place = str(table.absolute()) if has_rows else None, str(folder.parent.absolute())
+    run = TrackedRun({}, place, "report", "report", {}, {}, rows)
     with Tracking(new, run, folder.absolute()) as tracking:
-        tracking.summary = {
-            f"{line['backbone']}/{line['task']}/{line['metric']}": line["mean"]
-            for line in results["summary"]
-            if line["mean"] is not None
-        } | {
-            f"{line['backbone']}/{line['probe']}/{name}": value
-            for line in results["probes"]
-            for name, value in line["metrics"].items()
-            if value is not None
-        }
+        tracking.summary = means
     sent = [name for name, each in tracking.children.items() if each.returncode == 0]
-    with contextlib.suppress(OSError):  # it is sent once more then
-        write_json(marker, shown | dict.fromkeys(sent, digest))
+    if sent:
+        with contextlib.suppress(OSError):  # it is sent once more then
+            write_json(marker, shown | dict.fromkeys(sent, digest))
 
 
 def tracking_by_hand(text: str, folder: Path, config: dict[str, Any]) -> Tracking:

@@ -195,7 +195,7 @@ def trackio_writer(run: TrackedRun, run_id: str | None) -> Writer:
     def finish(status: Status, summary: dict[str, float], step: int) -> None:
         if summary:
             log(summary, step)
-        tracked.finish()
+        trackio.finish()  # and not the run's own, which leaves it to be finished again at exit
 
     return Writer(name, log, show, finish)
 

@@ -134,8 +134,8 @@ class Run:
     def log(self, metrics, step=None):
         with Path("stub.txt").open("a") as file:
             print(step, sorted(metrics), file=file)
-    def finish(self):
-        pass
+def finish():
+    pass
 def init(**settings):
     return Run()
 def Table(**cells):

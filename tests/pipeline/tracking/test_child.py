@@ -121,7 +121,7 @@ FAULTS = {
     "import": "raise RuntimeError('no luck')",
     "init": "def init(**settings): raise RuntimeError('no luck')",
     "log": "def log(*words, **more): raise RuntimeError('no luck')\nRun.log = log",
-    "finish": "def finish(self): raise RuntimeError('no luck')\nRun.finish = finish",
+    "finish": "def finish(): raise RuntimeError('no luck')",
     "exit": "def init(**settings): raise SystemExit('no luck')",
     "crash": "def init(**settings): os._exit(5)",
 }
@@ -168,10 +168,9 @@ def test_a_tracker_that_hangs_at_the_end_is_left(
 ) -> None:
     text = """
 import time
-def finish(self):
+def finish():
     Path("hangs.txt").touch()
     time.sleep(600)
-Run.finish = finish
 """
     stub(alone / "stub", monkeypatch, text)
     for name in ("LAST_WORDS_S", "INTERRUPTED_S"):
