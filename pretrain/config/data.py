@@ -192,6 +192,8 @@ class AugmentConfig(Section):
         faults += range_faults("crop_ratio", self.crop_ratio)
         if self.blur_probability:
             faults += range_faults("blur_sigma", self.blur_sigma)
+        if self.blur_probability and self.size == 1:
+            faults.append("blur_probability: a view of size 1 cannot be blurred, wanted 2 or more")
         if self.jitter[3] > 0.5:
             faults.append(f"jitter: hue {self.jitter[3]:g}, wanted 0 to 0.5")
         return faults

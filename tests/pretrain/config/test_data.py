@@ -65,6 +65,13 @@ def test_faults_of_a_view_are_named_with_its_place_and_shared_ones_once() -> Non
         assert f"; views.{place}: {fault}" in text
 
 
+def test_a_view_of_one_pixel_is_not_blurred() -> None:
+    with pytest.raises(
+        ValidationError, match=r"views\.1: blur_probability: a view of size 1 cannot"
+    ):
+        AugmentConfig.model_validate({"blur_probability": 0.5, "views": [{"size": 2}, {"size": 1}]})
+
+
 @pytest.mark.parametrize("count", [1, 1025, 10**12])
 def test_so_many_views_are_refused(count: int) -> None:
     with pytest.raises(ValidationError, match=f"views: {count} described, wanted 2 to 1024"):
