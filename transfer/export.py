@@ -100,7 +100,8 @@ def export_backbone(
 
 def summary(export: Export, target: Path) -> list[str]:
     """Return what was written, what of it is not known, and how to upload it, as lines of text."""
-    facts, numbers = export.facts, len(export.facts.summary)
+    facts = export.facts
+    numbers = sum(row.get("mean") is not None for row in facts.summary)
     notes = list(export.backbone.notes[:MAX_NOTES])
     if export.backbone.input["format"] != "RGB" and export.format != "detectron2":
         notes.append(f"{WARNING}channels go in as BGR, which {export.format} does not know")

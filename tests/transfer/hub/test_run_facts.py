@@ -9,6 +9,7 @@ import torch
 
 from tests.transfer.hub.runs import by_hand, converted, pretrained, recipe, reported
 from tests.transfer.published import save_backbone
+from transfer.checkpoints.read import read_backbone
 from transfer.hub.run_facts import RunFacts, weights_and_facts
 
 
@@ -56,6 +57,7 @@ def test_a_pretraining_by_hand_has_its_recipe_in_its_last_state(tmp_path: Path) 
     assert weights == tmp_path / "run" / "backbone.pth"
     assert facts.recipe == recipe().identity() and facts.num_processes == 2
     assert facts.data == ("images: 6000 files",)
+    assert read_backbone(weights.parent).method == "test"  # such a folder is the converter's INPUT
     assert facts.summary == () and facts.no_numbers.startswith("a pretraining alone has none")
 
 
