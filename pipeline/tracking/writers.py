@@ -81,11 +81,11 @@ def wandb_writer(run: TrackedRun, run_id: str | None) -> Writer:
     )
 
     def log(metrics: dict[str, float], step: int) -> None:
-        tracked.log(metrics, step=step)
+        tracked.log(metrics, step=step, commit=True)  # else it is kept in memory until the next
 
     def show(table: Path, step: int) -> None:
         columns, rows = cells(table)
-        tracked.log({table.stem: wandb.Table(columns=columns, data=rows)}, step=step)
+        tracked.log({table.stem: wandb.Table(columns=columns, data=rows)}, step=step, commit=True)
 
     def finish(status: Status, summary: dict[str, float], step: int) -> None:
         tracked.summary.update(summary)
