@@ -46,10 +46,10 @@ IMAGENET = """
 recipe                   epochs batch optimizer lr   decay warmup layers hidden dim  last  zero end
 moco_v2_2_imagenet       200    256   sgd       0.03 1e-4  0      2      2048   128  none  no   0
 simsiam_2_imagenet       100    512   sgd       0.05 1e-4  0      3      2048   2048 plain yes  0
-simclr_2_imagenet        100    4096  lars      0.3  1e-6  10     2      2048   128  none  no   0
-byol_2_imagenet          300    4096  lars      0.3  1e-6  10     2      4096   256  none  no   0
-barlow_twins_2_imagenet  1000   2048  lars      0.2  1e-6  10     3      8192   8192 none  no   .001
-vicreg_2_imagenet        100    2048  lars      0.3  1e-6  10     3      8192   8192 none  no   .001
+simclr_2_imagenet        100    4096  lars      0.3  1e-6  10     2      2048   128  none  yes  0
+byol_2_imagenet          300    4096  lars      0.3  1e-6  10     2      4096   256  none  yes  0
+barlow_twins_2_imagenet  1000   2048  lars      0.2  1e-6  10     3      8192   8192 none  yes  .001
+vicreg_2_imagenet        100    2048  lars      0.3  1e-6  10     3      8192   8192 none  yes  .001
 intl_2_imagenet          800    256   sgd       0.3  1e-5  2      3      8192   8192 none  yes  .001
 intl_6_imagenet          100    256   sgd       0.5  1e-5  2      3      8192   8192 none  yes  .001
 intl_6_imagenet_200      200    256   sgd       0.4  1e-5  2      3      8192   8192 none  yes  .001
@@ -68,13 +68,13 @@ ON_IMAGENET: dict[str, dict[str, Any]] = {
 SIGNATURES = """
 barlow_twins_2_cifar10   1a32e3ddafc2685c
 barlow_twins_2_cifar100  1783b9791953c113
-barlow_twins_2_imagenet  4581efcc0a4f0ec1
+barlow_twins_2_imagenet  55c062c05f8455a4
 barlow_twins_2_imagenet100 6541ed7800cb1704
 barlow_twins_2_stl10     ed822863553c9788
 barlow_twins_2_tiny_imagenet d49cbced1e803611
 byol_2_cifar10           6fc1cfc005898c21
 byol_2_cifar100          85cdc7083c5aac4a
-byol_2_imagenet          4c387cd4bf71159a
+byol_2_imagenet          d15349470e8b2161
 byol_2_imagenet100       52edcd2175f83f81
 byol_2_stl10             4694c13657e5529a
 byol_2_tiny_imagenet     8e0a471f467bcffe
@@ -101,7 +101,7 @@ moco_v2_2_stl10          b208b6ac8c4ddf9b
 moco_v2_2_tiny_imagenet  82bf751968e9c42d
 simclr_2_cifar10         04529359b8cf9a95
 simclr_2_cifar100        96c1a9bad300adfd
-simclr_2_imagenet        7eace466f17b5ccb
+simclr_2_imagenet        14dd4529ef0dedcf
 simclr_2_imagenet100     acee67e9eec9470b
 simclr_2_stl10           681084fa47fcadcf
 simclr_2_tiny_imagenet   e6c3c0bee258e109
@@ -113,7 +113,7 @@ simsiam_2_stl10          3d71b8183d4625d9
 simsiam_2_tiny_imagenet  929d145e5e136a5a
 vicreg_2_cifar10         9cb7e14b65f2b8ed
 vicreg_2_cifar100        a1c6fa7a78ae72c4
-vicreg_2_imagenet        78299ea3f03da1f2
+vicreg_2_imagenet        82d722e0fe6f7e7b
 vicreg_2_imagenet100     461055befaaa59c3
 vicreg_2_stl10           bb1b137a538cc53b
 vicreg_2_tiny_imagenet   dd5302c04ca01c55
