@@ -36,22 +36,25 @@ for path in library.iterdir():
 ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
 site = Path(subprocess.check_output([python, "-c", ask], text=True).strip())
 site.mkdir(parents=True, exist_ok=True)
-todo, names = ["torch", "torchvision"], set()
+todo, names = [("torch", ""), ("torchvision", "")], set()
 while todo:
-    name = todo.pop()
+    name, extras = todo.pop()
     try:
         dist = metadata.distribution(name)
     except metadata.PackageNotFoundError:
         continue  # of another platform
-    if dist.name in names:
+    if (dist.name, extras) in names:
         continue
-    names.add(dist.name)
-    needs = [need for need in dist.requires or [] if "extra ==" not in need]
-    todo += [re.match(r"[\w.-]+", need)[0] for need in needs]
+    names.add((dist.name, extras))
+    for need in dist.requires or []:
+        extra = re.search(r"""extra == ['"]([\w-]+)""", need)
+        if extra is None or extra[1] in extras.split(","):
+            match = re.match(r"([\w.-]+)\s*(?:\[([\w,\s-]*)\])?", need)
+            todo.append((match[1], (match[2] or "").replace(" ", "")))
     for top in {file.parts[0] for file in dist.files or () if ".." not in file.parts}:
         if top not in ("bin", "__pycache__") and not (site / top).exists():
             (site / top).symlink_to(dist.locate_file(top))
-print(f"{site}: {', '.join(sorted(names))}")
+print(f"{site}: {', '.join(sorted({name for name, _ in names}))}")
 PY
 cd "$root"
 versions='from importlib.metadata import version as v
