@@ -1,5 +1,6 @@
 """The training loop: resuming bit by bit, stopping cleanly, refusing to go on with NaN."""
 
+import math
 import os
 import signal
 from collections.abc import Callable, Sequence
@@ -50,6 +51,27 @@ def test_ridges_of_channel_whitening_are_added_over_processes_and_kept_apart(
         trainer.save()
         ranks = torch.load(tmp_path / LAST, weights_only=True)["ranks"]
         assert [int(own["loss"]["num_regularized"]) for own in ranks] == [2, 5]
+
+
+def test_a_momentum_branch_follows_after_every_step_at_its_place_in_the_run(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny(loss={"name": "byol", "momentum": 0.9, "predictor_hidden": 8})
+    trainer = Trainer(config, tmp_path, Processes(torch.device("cpu")))
+    weight = trainer.model.get_parameter("projector.0.weight").detach()
+    average, total = weight.double(), config.max_steps
+    assert total is not None
+
+    def update() -> None:
+        Trainer.update(trainer)
+        m = 1 - (1 - 0.9) * (math.cos(math.pi * trainer.step / total) + 1) / 2
+        average.mul_(m).add_(weight.double(), alpha=1 - m)
+
+    monkeypatch.setattr(trainer, "update", update)
+    trainer.train()
+    branch = trainer.model.get_parameter("momentum_projector.0.weight").double()
+    torch.testing.assert_close(branch, average, rtol=0, atol=1e-7)
+    assert (branch - weight).abs().max() > 1e-4
 
 
 def test_every_process_waits_for_what_the_first_does_after_an_epoch(
