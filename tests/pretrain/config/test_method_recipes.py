@@ -85,8 +85,8 @@ digits_moco_v2           0c65d0208035395c
 digits_simclr            bb6628b60c06c2af
 digits_simsiam           6b0c84859f889766
 digits_vicreg            05e1a01414cb6022
-intl_2_cifar10           5f083109cc7e302e
-intl_2_cifar100          747f487046a8dcdb
+intl_2_cifar10           c5929184e7b52f37
+intl_2_cifar100          abeefa03a78ce0ab
 intl_2_imagenet          0dc3eae582cf53c7
 intl_2_imagenet100       766a92dc7073db61
 intl_2_stl10             14248420e9f73592
@@ -124,6 +124,10 @@ ASYMMETRIC = [
     ((0.08, 1.0), (0.4, 0.4, 0.2, 0.1), 0.2, 1.0, 0.0),
     ((0.08, 1.0), (0.4, 0.4, 0.2, 0.1), 0.2, 0.1, 0.2),
 ]
+INTL_COLOURS = {  # its code divides by other numbers than that of W-MSE
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+}
 NUM_IMAGENET = 1_281_167
 
 
@@ -177,7 +181,8 @@ def test_small_images_have_the_recipe_of_the_whitening_code(row: dict[str, str],
     data_format, size, stem, mean, std, _ = SETS[data]
     assert (config.data.format, config.data.name) == (data_format, data.replace("_", "-"))
     assert (config.augment.size, model.stem) == (size, stem)
-    assert (config.augment.mean, config.augment.std) == (mean, std)
+    of_code = INTL_COLOURS.get(data) if method == "intl" else None
+    assert (config.augment.mean, config.augment.std) == (of_code or (mean, std))
     if method == "intl":
         return
     assert (config.batch_size, config.epochs, optimizer.weight_decay) == (512, epochs, 1e-6)
