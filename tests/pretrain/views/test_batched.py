@@ -88,6 +88,23 @@ def test_without_chance_the_views_are_torchvisions(tiny: Make, interpolation: st
     assert float((got - want).abs().max()) < 2.5 / 255 / 0.224
 
 
+@pytest.mark.parametrize("colours", ["in_loader", "by_view"])
+def test_a_view_is_blurred_and_then_solarised(tiny: Make, colours: str) -> None:
+    augment = {
+        "size": 36, "crop_scale": (1, 1), "crop_ratio": (1, 1), "flip": 0, "jitter_probability": 0,
+        "grayscale": 0, "blur_probability": 1.0, "blur_sigma": (1.5, 1.5), "solarize": 1.0,
+        "mean": (0, 0, 0), "std": (1, 1, 1), "colours": colours,
+    }  # fmt: skip
+    config = tiny(augment=augment)
+    images = open_images(config.data)
+    got = next(ViewLoader(config, images, torch.device("cpu")).batches(0, [[4, 7]]))
+    image = images.read(4)[:, 2:38] / 255  # the largest square in the middle
+    blurred = tv.gaussian_blur(image, [config.augment.blur_kernel] * 2, [1.5, 1.5])
+    assert (got[0][0] - tv.solarize(blurred, 128 / 255)).abs().max() < 0.01
+    other = tv.gaussian_blur(tv.solarize(image, 128 / 255), [5, 5], [1.5, 1.5])
+    assert (got[0][0] - other).abs().max() > 0.1
+
+
 @pytest.mark.parametrize("threshold", [0.2, 128 / 255, 1.0])
 def test_solarised_views_are_torchvisions_to_the_byte(tiny: Make, threshold: float) -> None:
     still = PLAIN | {
