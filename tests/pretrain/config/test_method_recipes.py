@@ -83,7 +83,7 @@ digits_byol              43221369a2994e5b
 digits_intl              ebd7d980f5f1c8cd
 digits_moco_v2           0c65d0208035395c
 digits_simclr            bb6628b60c06c2af
-digits_simsiam           6b0c84859f889766
+digits_simsiam           5096fee7ab89fce8
 digits_vicreg            05e1a01414cb6022
 intl_2_cifar10           c5929184e7b52f37
 intl_2_cifar100          abeefa03a78ce0ab
