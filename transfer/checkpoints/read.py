@@ -53,9 +53,10 @@ THIS_PROJECT = "whitening-transfer"
 SHARED_BYTES = 2**24  # that the tensors of a network may have in common
 AUTHOR = "whitening-transfer-benchmark"  # of detectron2's files that this project writes
 RGB_AUTHORS = ("torchvision", "moco", "openselfsup", AUTHOR)
-MAX_METHOD = 60
+MAX_METHOD, MAX_PROGRESS = 60, 120
 MAX_COMPANION = 2**22
 COMPANION_FIELDS = {"input", "architecture", "family", "method"}
+STATE_FIELDS = {"config", "num_images", "ranks", "step"}  # of a pretraining's last.pth
 CAFFE2_SUFFIX = "_stride_in_1x1"
 
 
@@ -176,7 +177,7 @@ def _backbone(content: Content, format: str | None, encoder: str | None, path: P
         notes.append("of that format as the user states it")
     if name == UNLISTED and said.mean is None and companion is None:
         notes.append("ImageNet's mean and std are assumed")
-    notes = [family.note, from_where, *said.notes, *notes]
+    notes = [family.note, from_where, *said.notes, *notes, _of_pretraining(content.value)[1]]
     return Backbone(
         state_dict=state,
         arch=architecture.name,
@@ -365,10 +366,25 @@ def _origin(content: Content, family: Family, companion: dict[str, Any] | None) 
     if not isinstance(name, str) or name not in FORMATS:
         name = UNLISTED
     said = content.value if name == THIS_PROJECT else {}
+    if loss := _of_pretraining(content.value)[0]:
+        said = {"method": loss}
     method = (companion or said).get("method", name if name in METHODS else UNLISTED)
     if not isinstance(method, str) or not method.isprintable() or len(method) > MAX_METHOD:
         method = UNLISTED
     return name, method
+
+
+def _of_pretraining(state: Mapping[Any, Any]) -> tuple[Any, str]:
+    """Return the loss and a note of the progress of a pretraining whose state this is, if any."""
+    config = state.get("config")
+    if not state.keys() >= STATE_FIELDS or not isinstance(config, dict):
+        return None, ""
+    loss, steps, epochs = (config.get(key) for key in ("loss", "max_steps", "epochs"))
+    length = f"{steps} steps" if steps is not None else f"{epochs} epochs"
+    progress = f"the state of a pretraining of {length} after step {state['step']}"
+    if steps is None:
+        progress += f" (epoch {state.get('epoch')})"
+    return loss.get("name") if isinstance(loss, dict) else None, progress[:MAX_PROGRESS]
 
 
 def _tensors(chosen: Candidate, architecture: Architecture) -> tuple[dict[str, Tensor], list[str]]:

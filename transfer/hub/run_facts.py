@@ -67,6 +67,8 @@ def weights_and_facts(source: Path) -> tuple[Path, RunFacts]:
     folder = source if source.is_dir() else source.parent
     if source.is_dir():
         _refuse_pipelines(source)
+    elif source.name == LAST and _last_state(source)[0]:  # perhaps of one that is not finished
+        return source, replace(_pretraining(folder), of_run=True, probes=())
     elif source.name not in OF_STAGES:
         return source, RunFacts()
     manifest = _read(folder / MANIFEST)

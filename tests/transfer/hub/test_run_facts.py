@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.transfer.hub.runs import by_hand, converted, pretrained, recipe, reported
-from tests.transfer.published import save_backbone
+from tests.transfer.published import resnet, save_backbone
 from transfer.checkpoints.read import read_backbone
 from transfer.hub.run_facts import RunFacts, weights_and_facts
 
@@ -59,6 +59,20 @@ def test_a_pretraining_by_hand_has_its_recipe_in_its_last_state(tmp_path: Path) 
     assert facts.data == ("images: 6000 files",)
     assert read_backbone(weights.parent).method == "test"  # such a folder is the converter's INPUT
     assert facts.summary == () and facts.no_numbers.startswith("a pretraining alone has none")
+
+
+def test_the_state_of_a_pretraining_says_its_recipe_and_how_far_it_was(tmp_path: Path) -> None:
+    state = by_hand(tmp_path / "run") / "last.pth"
+    content = torch.load(state) | {"model": {f"encoder.{k}": v for k, v in resnet().items()}}
+    torch.save(content | {"step": 7, "epoch": 0}, state)
+    (state.parent / "metrics.jsonl").write_text('{"step": 9, "probe/knn/top1": 61.25}\n', "utf-8")
+    weights, facts = weights_and_facts(state)
+    assert (weights, facts.recipe, facts.of_run) == (state, recipe().identity(), True)
+    assert facts.probes == ()  # of a later step, perhaps
+    backbone = read_backbone(state)
+    assert backbone.method == "cw-rgp"
+    steps = recipe().max_steps
+    assert f"the state of a pretraining of {steps} steps after step 7" in backbone.notes
 
 
 def test_a_checkpoint_alone_says_nothing(tmp_path: Path) -> None:
