@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_image
 from torch import Tensor
+from torchvision.transforms.v2 import functional as tv
 
 from pretrain.config.data import AugmentConfig
 from pretrain.config.pretrain import PretrainConfig
@@ -86,6 +87,20 @@ def test_entries_that_change_nothing_draw_the_views_of_none(
     settings = {"blur_probability": 0.5, "solarize": 0.3, "noise_std": 0.1}
     plain = loaded(tiny, colours, **settings)
     assert same(plain, loaded(tiny, colours, **settings, views=views))
+
+
+@pytest.mark.parametrize("colours", COLOURS)
+def test_a_kernel_of_blur_is_a_tenth_of_its_own_view(tiny: Make, colours: str) -> None:
+    still = {
+        "crop_scale": (1, 1), "crop_ratio": (1, 1), "flip": 0, "jitter_probability": 0,
+        "grayscale": 0, "mean": (0, 0, 0), "std": (1, 1, 1), "blur_sigma": (1.5, 1.5),
+        "views": [{"size": 60}, {"size": 16}],
+    }  # fmt: skip
+    sharp = loaded(tiny, colours, **still)[0]
+    blurred = loaded(tiny, colours, **still, blur_probability=1.0)[0]
+    for got, view, side in zip(blurred, sharp, (7, 3), strict=True):
+        want = tv.gaussian_blur(view, [side, side], [1.5, 1.5])
+        torch.testing.assert_close(got, want, rtol=0, atol=0.51 / 255)  # by_view rounds to bytes
 
 
 def test_each_view_has_its_own_chances(tiny: Make) -> None:
