@@ -30,7 +30,7 @@ from transfer.checkpoints.families import (
     check_format,
 )
 from transfer.checkpoints.haiku import EXPERIMENT, without_haiku
-from transfer.checkpoints.other_files import OF_DETECTRON2, WEIGHT_FILES
+from transfer.checkpoints.other_files import OF_DETECTRON2, OF_TRANSFORMERS, WEIGHT_FILES
 from transfer.checkpoints.settings import groups_of, settings_beside
 from transfer.checkpoints.state_dicts import (
     Instance,
@@ -158,12 +158,10 @@ def _backbone(content: Content, format: str | None, encoder: str | None, path: P
     companion = _companion(path, content, chosen.spelling)
     said = Statement()
     if family.name != THIS_PROJECT and companion is None:
-        beside = path.is_dir() or path.name in WEIGHT_FILES or chosen.spelling == "hugging-face"
-        files = settings_beside(path) if beside else {}
-        if chosen.spelling == "detectron2":
-            files = settings_beside(path, OF_DETECTRON2)
+        files, unread = _files_beside(path, chosen.spelling)
         groups = groups_of(content.value, {"metadata": content.metadata, **files})
         said = statement_of(groups, tensors, architecture)
+        said.notes += [f"{name} beside it holds no settings: not used" for name in unread]
     state, notes = _tensors(chosen, architecture)
     if family.name == "simclr-v1" and format is None and not _fits_unit_input(state):
         family = next(one for one in FAMILIES if one.name == "torchvision")
@@ -191,6 +189,17 @@ def _backbone(content: Content, format: str | None, encoder: str | None, path: P
         unknown=tuple(printable(name) for name in sorted(content.unknown)),
         method=method,
     )
+
+
+def _files_beside(path: Path, spelling: str) -> tuple[dict[str, Any], list[str]]:
+    """Return the settings in files beside weights by their names, and the files without any."""
+    names: tuple[str, ...] = ()
+    if spelling == "detectron2":
+        names = OF_DETECTRON2
+    elif path.is_dir() or path.name in WEIGHT_FILES or spelling == "hugging-face":
+        names = OF_TRANSFORMERS
+    folder, files = path if path.is_dir() else path.parent, settings_beside(path, names)
+    return files, [name for name in names if name not in files and (folder / name).exists()]
 
 
 def with_input(

@@ -277,7 +277,7 @@ def _input(groups: list[Group], tensors: StateDict, statement: Statement) -> Non
     """Take order, mean and std from the nearest place to the network that says them."""
     said = _layers(tensors)
     for path, group in groups:
-        said += _stated(path, group, statement)
+        said += _not_normalised(path, group) or _stated(path, group, statement)
     for what in ("order", "mean"):
         places = [one for one in said if getattr(one, what) is not None]
         nearest = [one for one in places if one.rank == min(other.rank for other in places)]
@@ -357,6 +357,16 @@ def _stated(path: tuple[str, ...], group: Mapping[str, Any], statement: Statemen
         scale = [255.0 if unit else 1.0] * 3
         return [_Input(rank, where, order, _times(mean, scale), _times(std, scale))]
     return [_Input(rank, where, order)] if order is not None else []
+
+
+def _not_normalised(path: tuple[str, ...], group: Mapping[str, Any]) -> list[_Input]:
+    """Return what transformers says of pixels that are scaled alone, or taken as they are."""
+    if group.get("do_normalize") is not False:
+        return []
+    factor = group.get("rescale_factor", 1 / 255)
+    is_number = isinstance(factor, int | float) and 1e-6 < factor < 1e6
+    std = round(1 / factor, 3) if is_number and group.get("do_rescale") is not False else 1.0
+    return [_Input(2, ".".join(path) or "the file", None, (0.0,) * 3, (std,) * 3)]
 
 
 def _times(values: list[float], scale: list[float]) -> tuple[float, ...]:

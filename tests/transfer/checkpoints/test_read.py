@@ -111,3 +111,14 @@ def test_a_file_that_is_cut_while_it_is_read_does_not_kill_the_process(
 
     monkeypatch.setattr(read_module, "recognise", cut)
     assert same(read_backbone(path).state_dict, state)
+
+
+@pytest.mark.parametrize(
+    "text", ["{nonsense", "[1]", "version https://git-lfs", "[" * 10**5, "\xff"]
+)
+def test_settings_beside_weights_that_hold_none_are_noted(tmp_path: Path, text: str) -> None:
+    torch.save(resnet(), tmp_path / "pytorch_model.bin")
+    assert not any("beside it" in note for note in read_backbone(tmp_path).notes)
+    (tmp_path / "config.json").write_text(text, "latin-1")
+    for path in (tmp_path, tmp_path / "pytorch_model.bin"):
+        assert "config.json beside it holds no settings: not used" in read_backbone(path).notes

@@ -134,6 +134,11 @@ INPUTS: dict[str, tuple[Any, str, tuple[list[float], list[float]]]] = {
         "BGR", CAFFE),
     "Cadene's settings": (lambda s: {"state_dict": s, "input_space": "BGR", "input_range": [0, 255],
         "mean": [103.53, 116.28, 123.675], "std": [1, 1, 1]}, "BGR", CAFFE),
+    "transformers', scaled alone": (lambda s: {"state_dict": s, "a": {"do_normalize": False,
+        "rescale_factor": 0.00392156862745098, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}},
+        "RGB", ([0.0] * 3, [255.0] * 3)),
+    "transformers', as they are": (lambda s: {"state_dict": s, "a": {"do_normalize": False,
+        "do_rescale": False, "rescale_factor": "x"}}, "RGB", ([0.0] * 3, [1.0] * 3)),
 }  # fmt: skip
 
 
