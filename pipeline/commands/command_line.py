@@ -78,18 +78,38 @@ def parsed(
 ) -> argparse.Namespace:
     """Return the options; a config is taken without its flag, where it stands first of the words.
 
-    With `report` a JSON file is a run's results and stays among the words.
+    With `report` a JSON file is a run's results and stays among the words. Changes may stand behind
+    an option with several values, none of which has a `=`.
 
     Ends the program with exit code 2, as argparse does, without a config that is not `optional`.
     """
-    options = parser.parse_intermixed_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    options = parser.parse_intermixed_args(_before_several(parser, words))
     if options.config_file is None:
         is_report = vars(options).get("command") == "report"
-        words = config_among(options.overrides, but=".json" if is_report else None)
-        options.config_file, options.overrides = words
+        among = config_among(options.overrides, but=".json" if is_report else None)
+        options.config_file, options.overrides = among
     if options.config_file is None and not optional:
         parser.error("the config is missing: --config-file FILE.yaml")
     return options
+
+
+def _before_several(parser: argparse.ArgumentParser, words: Sequence[str]) -> list[str]:
+    """Return the words, those with `=` before the option with several values that takes them."""
+    several = [name for each in parser._actions if each.nargs in ("+", "*")
+               for name in each.option_strings]  # fmt: skip
+    ordered: list[str] = []
+    place = None  # that of the option whose values are being read
+    for word in words:
+        if word.startswith("-"):
+            is_several = any(name.startswith(word.partition("=")[0]) for name in several)
+            place = len(ordered) if is_several else None
+        if place is not None and "=" in word and not word.startswith("-"):
+            ordered.insert(place, word)
+            place += 1
+        else:
+            ordered.append(word)
+    return ordered
 
 
 def config_among(words: Sequence[str], but: str | None = None) -> tuple[Path | None, list[str]]:

@@ -52,6 +52,20 @@ def test_a_flag_counts_before_a_word() -> None:
     assert left.value.code == 2
 
 
+@pytest.mark.parametrize("flag", ["--gpus", "--gpu"])
+def test_changes_stand_behind_an_option_with_several_values_too(flag: str) -> None:
+    parser = argparse.ArgumentParser()
+    add_config(parser, "pipeline")
+    parser.add_argument("--gpus", type=int, nargs="+")
+    parser.add_argument("--rates", type=Path)
+    words = ["--rates", "r=1.yaml", "--config-file", "a.yaml", "z=0", flag, "8", "x+=[a=1]", "64"]
+    options = parsed(parser, [*words, "y=2"])
+    assert (options.gpus, options.overrides) == ([8, 64], ["z=0", "x+=[a=1]", "y=2"])
+    assert (options.rates, options.config_file) == (Path("r=1.yaml"), Path("a.yaml"))
+    with pytest.raises(SystemExit):
+        parsed(parser, ["a.yaml", "--gpus", "x=1"])  # none of its values is left
+
+
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
