@@ -80,7 +80,7 @@ def load_plan(
         config = PipelineConfig.model_validate(content)
     except ValidationError as error:
         lines = faults_of(error, str(config_file), PipelineConfig) + _faults_in_named_files(
-            content, config_file
+            content, config_file, on_paper
         )
         raise ValueError("\n".join(lines)) from None
     scope = _Scope(config, config_file, on_paper, recorded)
@@ -106,7 +106,7 @@ def load_plan(
     return Plan(config, config_file, tuple(overrides), tuple(stages), notes)
 
 
-def _faults_in_named_files(content: dict[str, Any], config_file: Path) -> list[str]:
+def _faults_in_named_files(content: dict[str, Any], config_file: Path, on_paper: bool) -> list[str]:
     """Return faults of the files a broken config names, so that one try shows them all."""
     models: dict[str, type[BaseModel]]
     models = {"backbones": BackboneConfig, "tasks": TaskConfig, "probes": ProbeEntry}
@@ -126,7 +126,7 @@ def _faults_in_named_files(content: dict[str, Any], config_file: Path) -> list[s
             sound["datasets"][name] = adapter.validate_python(entry)
     config = PipelineConfig.model_construct(name="unchecked", seeds=(0,), num_pictures=1, **sound)
     unread = frozenset(declared) - sound["datasets"].keys()
-    scope = _Scope(config, config_file, unread_datasets=unread)
+    scope = _Scope(config, config_file, on_paper, unread_datasets=unread)
     _build_stages(scope)
     return list(dict.fromkeys(scope.faults))
 

@@ -71,6 +71,13 @@ def test_without_gpus_nothing_is_simulated() -> None:
         simulate([job("probe/a", 0, 0.5)], 0)
 
 
+def test_a_fault_of_the_plan_stands_alone_without_data_and_checkpoints() -> None:
+    with pytest.raises(ValueError, match="overrides") as fault:
+        load_plan(FULL, ["backbones.0.overrides+=[compute.precision=tf32]"], on_paper=True)
+    [line] = str(fault.value).splitlines()
+    assert line.endswith("backbones.0: overrides go with pretrain")
+
+
 def test_a_stage_that_its_jobs_cannot_end_is_named() -> None:
     plan = load_plan(FULL, ["resources.pretrain.max_jobs=6"], on_paper=True)
     fault = r"full_comparison.yaml: resources.pretrain: pretrain/w-mse-4 takes 158.9 h, 7 jobs of"
