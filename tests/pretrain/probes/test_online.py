@@ -49,6 +49,20 @@ def test_a_compiled_encoder_is_measured_as_it_is(
     assert compiler.frame_count == 0
 
 
+@pytest.mark.parametrize(("given", "shown"), [({}, 24), ({"size": 40}, 40)])
+def test_images_are_shown_in_the_size_of_the_largest_view_unless_told(
+    tiny: Callable[..., PretrainConfig],
+    labelled: dict[str, object],
+    given: dict[str, int],
+    shown: int,
+) -> None:
+    augment = {"size": 224, "views": [{"size": 16}, {"size": 24}]}
+    probe = {"every_epochs": 1, "data": labelled, "k": 3, **given}
+    config = tiny(augment=augment, probe=probe)
+    assert config.probe is not None
+    assert TrainingProbe(config, config.probe).config.image.size == shown
+
+
 def test_every_image_votes_or_an_even_part_of_them(labelled: dict[str, object]) -> None:
     data = TrainingProbeConfig.model_validate({"every_epochs": 1, "data": labelled}).data
     assert data is not None
