@@ -55,10 +55,10 @@ class Target:
         Raises:
             ValueError: what is wrong, and what is wanted.
         """
-        minor = re.fullmatch(r"3\.(\d+)", self.python)
+        minor = re.fullmatch(r"3\.(\d{1,2})", self.python)
         if not minor or int(minor[1]) < MIN_PYTHON:
             raise ValueError(f"Python {self.python}: wanted 3.{MIN_PYTHON} or newer, such as 3.12")
-        if not re.fullmatch(r"manylinux_2_\d+_(x86_64|aarch64)", self.platform):
+        if not re.fullmatch(r"manylinux_2_\d{1,2}_(x86_64|aarch64)", self.platform):
             raise ValueError(
                 f"platform {self.platform}: wanted manylinux_2_<glibc>_x86_64 or _aarch64, such as "
                 "manylinux_2_28_x86_64 (ldd --version names the machine's glibc, such as 2.28)"

@@ -178,6 +178,8 @@ def test_a_folder_that_is_no_bundle_is_left_alone(project: Path) -> None:
         ("cp312", ARM.platform, "Python cp312: wanted"),
         ("3.12", "linux_x86_64", "platform linux_x86_64: wanted manylinux_2_<glibc>_x86_64"),
         ("3.12", "manylinux_2_28_riscv64", "wanted manylinux_2_<glibc>"),
+        ("3.12", "manylinux_2_99999999_x86_64", "wanted manylinux_2_<glibc>"),
+        ("3.120", "manylinux_2_28_x86_64", "Python 3.120: wanted"),
     ],
 )
 def test_targets_that_no_wheel_is_for(python: str, platform: str, words: str) -> None:
