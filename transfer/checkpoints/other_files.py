@@ -56,6 +56,8 @@ FOLDERS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("saved_model.pb",), f"a TensorFlow SavedModel; {SAVE}, under torch's names"),
     (("data.pkl", "data"), "a torch file that was unpacked; give the file itself, or pack the "
      "folder again with zip -0 -r"),
+    (("blobs", "snapshots"), "a repository in the hub's cache; give the folder of one commit in "
+     "its snapshots"),
 )  # fmt: skip
 TYPES = {
     stat.S_IFIFO: "a named pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
@@ -80,6 +82,9 @@ def weight_files(path: Path) -> list[Path]:
         names = [entry.name for entry in islice(path.iterdir(), MAX_LISTED)]
         places = (*WEIGHT_FILES, *OF_STAGES)
         inside = next((name for name in places if (path / name).is_file()), None)
+        dangling = next((name for name in places if (path / name).is_symlink()), None)
+        if inside is None and dangling is not None:
+            raise ValueError(f"its {dangling} is a link to nothing; download it again")
         if inside is None:
             raise ValueError(f"{_folder(names)}")
         path = path / inside

@@ -121,6 +121,10 @@ FOLDERS = {
     "deepspeed": (("zero_to_fp32.py", "latest"), r"DeepSpeed checkpoint; join it with the zero"),
     "tensorflow": (("saved_model.pb",), "TensorFlow SavedModel"),
     "unpacked": (("data.pkl", "data", "version"), "a torch file that was unpacked"),
+    "the hub's cache": (
+        ("blobs", "refs", "snapshots"),
+        "give the folder of one commit in its snap",
+    ),
     "other": (("last.pth", "args.txt"), r"wanted the checkpoint file in it; it holds args\.txt, l"),
     "empty": ((), "it holds nothing"),
 }
@@ -132,6 +136,17 @@ def test_a_folder_is_named(name: str, tmp_path: Path) -> None:
     for file in files:
         (tmp_path / file).write_bytes(b"x")
     with pytest.raises(ValueError, match=expected):
+        read_backbone(tmp_path)
+
+
+def test_a_link_to_weights_that_were_not_downloaded_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").symlink_to("../../blobs/0123")
+    with pytest.raises(
+        ValueError, match=r"its model\.safetensors is a link to nothing; download it"
+    ):
+        read_backbone(tmp_path)
+    torch.save(torch.zeros(3), tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="holds a single tensor"):  # and not the link
         read_backbone(tmp_path)
 
 
