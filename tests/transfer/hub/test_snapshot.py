@@ -206,6 +206,17 @@ def test_without_a_network_the_line_says_how_to_bring_it(
     assert "org/timm --revision v1 --local-dir FOLDER; then give that folder" in line
 
 
+def test_the_client_does_not_log_each_of_its_attempts(hub: Hub, tmp_path: Path) -> None:
+    code = (
+        "import logging, sys; from transfer.hub.snapshot import local_checkpoint\n"
+        "try: local_checkpoint('hf://org/timm@v1')\n"
+        "except ValueError: logging.getLogger('huggingface_hub.utils._http').warning('Retrying')"
+    )
+    env = hub.env(tmp_path, HF_HUB_OFFLINE="1")
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, env=env)
+    assert run.stderr == b""
+
+
 def test_without_the_library_the_line_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
