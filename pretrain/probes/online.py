@@ -93,7 +93,7 @@ class TrainingProbe:
             bank = features(self.train)
             return measure_knn(bank, queries, self.num_classes, {"knn": self.config.knn})
         except _StoppedError:
-            logger.warning("asked to stop: the probe is left out")
+            logger.warning("asked to stop: the probe is left to the run that goes on")
             return {}
         finally:
             set_tf32(self.trains_in_tf32)

@@ -129,6 +129,8 @@ class Trainer:
                 logger.info("%s", memory_estimate(config, self.processes.size))
             parallel = precision.parallel(self.model, self.processes)
             with Report(config, self.output_dir, self.step, total, main=main) as report:
+                if state is not None and self.step_in_epoch == 0 and self.step < total:
+                    self._leave_if(self._probe_epoch(report, resumed=True))
                 for views in self._batches():
                     self._set_rates()
                     output = self.gradients(parallel, views)
@@ -295,10 +297,16 @@ class Trainer:
         config, at_end = self.config, self.step == self.length.total_steps
         self.stop.number = signal or self.stop.number
         if self.step_in_epoch == 0:
-            self._end_epoch(report)
+            signal = signal if at_end else self._probe_epoch(report)
+            if config.keep_every_epochs and self.epoch % config.keep_every_epochs == 0:
+                self.save(f"epoch_{self.epoch:04d}.pth")
         if signal or at_end or self.step % config.checkpoint_every == 0:
             self.save()
-        if signal and not at_end:
+        if not at_end:
+            self._leave_if(signal)
+
+    def _leave_if(self, signal: int) -> None:
+        if signal:
             self.processes.barrier()  # none ends before rank 0 has saved
             self._leave(signal)
 
@@ -307,13 +315,22 @@ class Trainer:
             logger.warning("signal %d: saved at step %d", signal, self.step)
         raise SystemExit(EXIT_INTERRUPTED)
 
-    def _end_epoch(self, report: Report) -> None:
-        if self.step < self.length.total_steps:
+    def _probe_epoch(self, report: Report, *, resumed: bool = False) -> int:
+        """Call `after_epoch` and return a signal that any process has got meanwhile.
+
+        That ends the run here, at the encoder that a probe was interrupted at. A run that is
+        resumed at the end of an epoch calls it unless the log has what it measured.
+        """
+        if not (resumed and self.processes.is_main and self._is_probed()):
             self._call_after_epoch(report, self.epoch)
-            self.processes.barrier()  # here and not in nccl, which gives up sooner
-        every = self.config.keep_every_epochs
-        if every is not None and self.epoch % every == 0:
-            self.save(f"epoch_{self.epoch:04d}.pth")
+        # here and not in nccl, which gives up sooner, the others wait for rank 0
+        signals = self.processes.all_gather([float(self.stop.number)])
+        return int(max(number for (number,) in signals))
+
+    def _is_probed(self) -> bool:
+        """Return whether the log has what a probe measured at the current step."""
+        logged = final_metrics(self.output_dir / METRICS)
+        return PROBED in logged and logged["step"] == self.step
 
     def _end_training(self, report: Report) -> None:
         """Call `after_epoch` of the finished encoder, whose state is saved.
@@ -323,7 +340,7 @@ class Trainer:
         if self.after_epoch is None:
             return
         done, main = True, self.processes.is_main
-        if main and PROBED not in final_metrics(self.output_dir / METRICS):
+        if main and not self._is_probed():
             done = self._call_after_epoch(report, None)
         of_main = self.processes.all_gather([float(done), float(self.stop.number)])[0]
         if not of_main[0] and of_main[1]:

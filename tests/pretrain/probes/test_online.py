@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from pretrain.runtime.signals import EXIT_INTERRUPTED, StopRequest
 from pretrain.runtime.tf32 import set_tf32
 from pretrain.train import check_stage, pretrain
 from pretrain.training.metrics import METRICS
+from pretrain.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("small_net")
 
@@ -231,23 +233,55 @@ def test_faults_name_the_data(
             TrainingProbe(config, config.probe)
 
 
-def test_a_signal_within_a_probe_ends_it_and_the_next_step_saves(
+@pytest.mark.parametrize("when", ["in the probe", "in the step before"])
+def test_a_probe_that_was_left_out_is_made_up_by_the_run_that_goes_on(
     tiny: Callable[..., PretrainConfig], labelled: dict[str, object], tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, when: str,
 ) -> None:  # fmt: skip
-    original, seen = FrozenEncoder.features, []
+    in_probe, seen = FrozenEncoder.features, []
+    in_step = Trainer.gradients
 
     def features(self: FrozenEncoder, images: torch.Tensor) -> torch.Tensor:
         seen.append(len(images))
         os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, images)
+        return in_probe(self, images)
 
-    monkeypatch.setattr(FrozenEncoder, "features", features)
+    def gradients(self: Trainer, *given: Any) -> Any:
+        if self.step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return in_step(self, *given)
+
     config = tiny(checkpoint_every=100, probe={"every_epochs": 1, "data": labelled, "k": 3})
-    with pytest.raises(SystemExit) as stopped:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    pretrain(config, whole)
+    with monkeypatch.context() as patched, pytest.raises(SystemExit) as left:
+        if when == "in the probe":
+            patched.setattr(FrozenEncoder, "features", features)
+        else:
+            patched.setattr(Trainer, "gradients", gradients)
+        pretrain(config, stopped)
+    assert left.value.code == EXIT_INTERRUPTED
+    assert seen == ([6] if when == "in the probe" else [])  # those of the bank were left alone
+    assert "asked to stop: the probe is left to the run that goes on" in caplog.text
+    assert torch.load(stopped / LAST, weights_only=True)["step"] == 2  # an epoch has two steps
+    assert probed_steps(stopped) == []
+    pretrain(config, stopped)
+    assert probed_steps(stopped) == probed_steps(whole) == [2, 4, 5]
+    weights = [torch.load(folder / LAST, weights_only=True)["model"] for folder in (whole, stopped)]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_a_probe_that_is_in_the_log_is_not_repeated(
+    tiny: Callable[..., PretrainConfig], labelled: dict[str, object], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def fails_at_step_2(self: Trainer) -> None:
+        if self.step == 2:
+            raise RuntimeError
+
+    config = tiny(checkpoint_every=2, probe={"every_epochs": 1, "data": labelled, "k": 3})
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError):
+        patched.setattr(Trainer, "_set_rates", fails_at_step_2)
         pretrain(config, tmp_path)
-    assert stopped.value.code == EXIT_INTERRUPTED
-    assert seen == [6]  # the test images; those of the bank were left alone
-    assert "asked to stop: the probe is left out" in caplog.text
-    assert torch.load(tmp_path / LAST, weights_only=True)["step"] == 3  # an epoch has two steps
-    assert "knn/top1" not in (tmp_path / METRICS).read_text("utf-8")
+    pretrain(config, tmp_path)
+    assert probed_steps(tmp_path) == [2, 4, 5]
