@@ -16,6 +16,7 @@ from transfer.files import printable
 from transfer.hub.formats import loading_code, unit
 from transfer.hub.run_facts import RunFacts
 
+MAX_NAME = 96  # of a model on the hub
 PROJECT = "the whitening transfer benchmark"
 KINDS = {"bbox": ("Box", "object-detection"), "segm": ("Mask", "image-segmentation")}
 NO_LICENCE = "license: unknown  # to be filled in before you publish, such as apache-2.0\n"
@@ -47,11 +48,12 @@ class Export:
 
     @property
     def name(self) -> str:
-        """A name for the model: `w-mse-resnet18`, or the file's."""
+        """A name for the model that the hub takes: `w-mse-resnet18`, or the file's."""
         arch, file = self.backbone.arch, re.sub(r"\W+", "-", self.source.rpartition("/")[2])
         stem = self.method or self.facts.name or re.sub(r"-(pth|pt|pkl|safetensors)\b", "", file)
-        stem = re.sub(r"[^\w.-]+", "-", stem)  # what the hub takes for a name
-        return stem if arch in stem else f"{stem}-{arch}"
+        stem = re.sub(r"\.{2,}", ".", re.sub(r"[^A-Za-z0-9_.]+", "-", stem))
+        stem = stem[: MAX_NAME - len(arch) - 1].strip("-.")
+        return stem if arch in stem else f"{stem}-{arch}".strip("-")
 
 
 def card(export: Export) -> str:

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from huggingface_hub.utils import validate_repo_id
 
 from pipeline.config.yaml_files import apply_overrides
 from pretrain.config.pretrain import PretrainConfig
 from tests.transfer.hub.runs import by_hand, converted, pretrained, reported
 from tests.transfer.published import resnet
+from transfer.checkpoints.families import UNLISTED
 from transfer.checkpoints.read import Backbone
 from transfer.export import export_backbone
 from transfer.hub.card import Export, card
@@ -122,3 +124,14 @@ def test_text_of_a_run_is_shown_and_not_obeyed() -> None:
     assert len(fences) % 2 == 0 and len(fences) == 6
     titles = [line for line in body.splitlines() if line.startswith("# ")]
     assert titles == ["# moco-resnet18"]
+
+
+@pytest.mark.parametrize(
+    "name", ["-rf", "a--b", "..", "a..b-$c", "été", "x" * 300, "模型", ".", "a b"]
+)
+def test_the_hub_takes_the_name_of_every_backbone(name: str) -> None:
+    for changes in ({"facts": RunFacts(name=name)}, {"source": f"{name}.pth"}):
+        backbone = Backbone(resnet(), "resnet18", "unlisted", method=UNLISTED)
+        made = export(backbone=backbone, **changes)  # type: ignore[arg-type]
+        validate_repo_id(f"ORG/{made.name}")
+        assert made.name.isascii() and made.name.endswith("resnet18")
