@@ -38,6 +38,8 @@ def report_several(paths: Sequence[Path], console: Console, output_dir: Path | N
     if output_dir is not None:
         is_report = (output_dir / MADE_FROM).exists()
         other = f"{output_dir}: is the report of a pipeline; give another --output-dir"
+        if output_dir.exists() and not output_dir.is_dir():
+            raise ValueError(f"{output_dir}: is a file, wanted a folder; give another --output-dir")
         if fault := other if is_report else folder_fault(output_dir, "report", "--output-dir"):
             raise ValueError(fault)
     if len(paths) == 2 and all((path / RESULTS).is_file() for path in paths):

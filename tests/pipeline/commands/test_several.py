@@ -64,6 +64,7 @@ def test_everything_is_written_where_it_is_asked_for(two: Path, capsys) -> None:
     assert capsys.readouterr().err == f"{told}{', '.join(paths)}\n"
     for folder, told in (
         ("runs/first/report", "is the report of a pipeline; give another --output-dir"),
+        ("runs/first/report/results.csv", "is a file, wanted a folder; give another --output-dir"),
         ("runs/first", "runs/first: is the folder of a pipeline"),
     ):
         before = {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
