@@ -40,7 +40,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     Raises:
         OSError: `path` is there, and is no empty folder.
     """
-    path = path.absolute()
+    path = path.resolve()  # a folder takes no link's place
     stem = os.fsencode(path.name)[:MAX_STEM_BYTES].decode(errors="ignore")
     temporary = path.with_name(f".{stem}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)

@@ -74,3 +74,8 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         (folder / "a").write_text("another", encoding="utf-8")
     assert [path.name for path in out.parent.iterdir()] == ["out"]
     assert (out / "a").read_text("utf-8") == "whole"
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    with whole_folder(tmp_path / "link") as folder:
+        (folder / "a").write_text("whole", encoding="utf-8")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "empty" / "a").is_file()
