@@ -14,6 +14,7 @@ from pipeline.executors.preflight import check_before_start
 from pipeline.executors.slurm.ledger import LEDGER
 from pipeline.executors.slurm.states import read_standings
 from pipeline.plan.length import length_lines
+from pipeline.plan.place import left_out
 from pipeline.plan.plan import Plan, record_stages, select
 from pipeline.report.collect import MADE_FROM, all_states, collect, report_dir
 from pipeline.report.remarks import other_origins, read_manifests
@@ -111,7 +112,20 @@ def show_plan(plan: Plan, console: Console) -> int:
 
 
 def rebuild_report(plan: Plan, console: Console) -> int:
-    """Write the report anew from whatever is done, and print its table."""
+    """Write the report anew from whatever is done, and print its table.
+
+    Raises:
+        ValueError: nothing is, and what is there is of another plan of this folder.
+    """
+    states, others = all_states(plan), left_out(plan)
+    again = changed_lines(plan.stages, states)
+    needed = {source.name for stage in plan.stages for source in stage.inputs.values()}
+    ends = [stage for stage in plan.stages if stage.name not in needed]
+    if others and not any(states[stage.name].status == "done" for stage in ends):
+        raise ValueError(
+            "; ".join([f"report: nothing of this plan is finished, and {others}", *again])
+        )
+    tell(console, [*again, *([others] if others else [])])
     (report_dir(plan) / MADE_FROM).unlink(missing_ok=True)
     make_report(plan)
     show_report(plan, console)

@@ -16,13 +16,22 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.executors.slurm.states import Standing, last_lines, read_standings
-from pipeline.plan.place import nothing_begun, others_runs, run_folders
+from pipeline.plan.place import left_out, nothing_begun, others_runs, run_folders
 from pipeline.plan.plan import Plan, stage_named
 from pipeline.report.remarks import read_manifests, remarks
 from pipeline.stages.files import last_json_line, one_line, read_json, size_of, size_text
-from pipeline.stages.run_folder import FAILURE, JOB, LOG, METRICS, is_kept_back
+from pipeline.stages.run_folder import (
+    FAILURE,
+    JOB,
+    LOCK,
+    LOG,
+    METRICS,
+    State,
+    is_kept_back,
+    is_locked,
+)
 from pipeline.stages.stage import Stage
-from pipeline.stages.staleness import how_it_differs, newest_folder
+from pipeline.stages.staleness import changed_lines, how_it_differs, newest_folder
 
 NOT_RUN = "not run"  # missing, as what it needs failed
 STYLES = {"done": "green", "failed": "red", NOT_RUN: "red", "running": "yellow", "queued": "cyan"}
@@ -72,9 +81,19 @@ def _read(plan: Plan) -> tuple[dict[str, Standing], list[str]]:
             standings[stage.name] = replace(standing, reason=reason)
         if folder := earlier_attempt(stage):
             with suppress(OSError, ValueError, LookupError, TypeError):
-                why = one_line(read_json(folder / FAILURE)["reason"])
-                reason = f"the latest attempt failed: {why} (log: {folder / LOG}); {_since(stage)}"
+                if is_locked(folder / LOCK):
+                    why = f"at work in {folder} for another plan"
+                else:
+                    failure = one_line(read_json(folder / FAILURE)["reason"])
+                    why = f"the latest attempt failed: {failure} (log: {folder / LOG})"
+                reason = f"{why}; {_since(stage)}"
                 standings[stage.name] = replace(standing, reason=reason, log=str(folder / LOG))
+    states = {name: State(each.status) for name, each in standings.items()}
+    untold = [stage for stage in plan.stages if standings[stage.name].reason is None]
+    notes += changed_lines(
+        (stage for stage in untold if states[stage.name].status == "missing"), states
+    )
+    notes += [line] if (line := left_out(plan)) else []
     if not any(stage.run_dir.exists() for stage in plan.stages):
         where = nothing_begun(plan.config) or others_runs(plan.config.root)
         notes = [*([where] if where else []), *notes]

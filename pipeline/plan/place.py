@@ -6,12 +6,13 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.plan.plan import CONFIGS
+from pipeline.plan.plan import CONFIGS, results_of_another
 from pipeline.stages.run_folder import JOB, METRICS
 from pipeline.stages.stage import SIGNATURE_DIGITS, STAGE_KINDS
 
 if TYPE_CHECKING:
     from pipeline.config.schema import PipelineConfig
+    from pipeline.plan.plan import Plan
 
 RUN_FOLDER = re.compile(rf".+-[0-9a-f]{{{SIGNATURE_DIGITS}}}")
 PIPELINE, PRETRAINING, FINE_TUNING = "pipeline", "pretraining", "fine-tuning"
@@ -81,6 +82,17 @@ def others_runs(root: Path) -> str | None:
     """Return what lies in a pipeline's folder, for a plan of which nothing does."""
     names = [path.relative_to(root).as_posix() for path in run_folders(root)]
     return f"{root} holds no run of this plan as it is now, but {_listed(names)}" if names else None
+
+
+def left_out(plan: Plan) -> str | None:
+    """Return which results of the plan that was last run in the folder are not this plan's."""
+    names = results_of_another(plan)
+    if not names:
+        return None
+    return (
+        f"the plan that was last run in {plan.config.root} has {len(names)} results that are not "
+        f"of this one: {_listed(names)}; give the same key=value changes as to that run"
+    )
 
 
 def _listed(names: list[str]) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.config.yaml_files import load_yaml
 from pipeline.stages.files import MAX_LISTED, read_json, unknown, write_json
-from pipeline.stages.run_folder import MANIFEST, identity_fault
+from pipeline.stages.run_folder import MANIFEST, TRACKED, identity_fault
 from pipeline.stages.stage import SIGNATURE_DIGITS, STAGE_KINDS, Stage
 
 if TYPE_CHECKING:
@@ -164,3 +164,21 @@ def record_stages(plan: Plan) -> None:
     root = plan.config.root
     folders = {stage.name: stage.run_dir.relative_to(root).as_posix() for stage in plan.stages}
     write_json(root / STAGES, folders)
+
+
+def results_of_another(plan: Plan) -> list[str]:
+    """Return the finished stages of the plan that was last run in its folder that it has not.
+
+    Those that measure something, by name; the same name may be of other settings here.
+    """
+    root = plan.config.root
+    try:
+        recorded = {str(name): root / str(path) for name, path in read_json(root / STAGES).items()}
+    except (OSError, ValueError, AttributeError):
+        return []
+    folders = {stage.run_dir for stage in plan.stages}
+    return [
+        name
+        for name, path in recorded.items()
+        if name.partition("/")[0] in TRACKED and path not in folders and (path / MANIFEST).is_file()
+    ]

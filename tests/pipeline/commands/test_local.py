@@ -17,7 +17,7 @@ from pipeline.commands.main import Options, execute
 from pipeline.commands.status import show_status
 from pipeline.plan.build import load_plan
 from pipeline.report.write import make_report
-from pipeline.stages.run_folder import MANIFEST, State, prepare, read_state
+from pipeline.stages.run_folder import MANIFEST, State, lock, prepare, read_state
 from tests.pipeline.edits import edit
 from tests.pipeline.local_runs import CONFIG, ONLY_A, ONLY_RANDOM, RUN, ran, run, small_plan, until
 from transfer.config import finetune
@@ -104,6 +104,58 @@ def test_a_report_follows_results_that_were_made_again(fakes: Path) -> None:
     page.unlink()
     make_report(plan)
     assert page.exists()
+
+
+SHORT = "tasks.0.overrides=[SOLVER.MAX_ITER=4]"
+
+
+def test_a_report_of_another_plan_does_not_replace_that_of_the_last_run(
+    fakes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two seeds were run with changes that `status` and `report` are not given: none is theirs."""
+    plan = ["backbones=[{name: a, pretrain: a.yaml}]", "tasks=[{name: coco, config: coco.yaml}]"]
+    assert execute("run", CONFIG, [*plan, SHORT]) == 0
+    folder = Path("runs/tiny/report")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    again = "again: finetune/a--coco--seed0, finetune/a--coco--seed1: "
+    others = "the plan that was last run in runs/tiny has 2 results that are not of this one: "
+    capsys.readouterr()
+    assert execute("report", CONFIG, plan) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"run_pipeline: report: nothing of this plan is finished, and {others}")
+    assert "give the same key=value changes as to that run" in line
+    assert again in line and "SOLVER.MAX_ITER: before 4, now " in line
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert execute("status", CONFIG, plan) == 0
+    told = capsys.readouterr().out
+    assert again in told and others in told
+
+
+def test_a_report_that_leaves_results_of_the_last_run_out_says_which(
+    fakes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert execute("run", CONFIG, [*ONLY_A[:1], "seeds=[0, 1]"]) == 0
+    capsys.readouterr()
+    assert execute("report", CONFIG, [*ONLY_A[:1], "seeds=[0, 1]"]) == 0
+    assert "last run" not in capsys.readouterr().out
+    assert execute("report", CONFIG, ONLY_A) == 0
+    told = capsys.readouterr().out
+    assert "2 results that are not of this one: finetune/a--coco--seed1, finetune/a--voc--" in told
+    Path("runs/tiny/stages.json").write_text("[1]", encoding="utf-8")
+    assert execute("report", CONFIG, [*ONLY_A, SHORT]) == 0  # which plan was run is not known
+    assert "last run" not in capsys.readouterr().out
+
+
+def test_status_says_that_a_stage_is_at_work_for_another_plan(
+    fakes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (other,) = [stage for stage in small_plan([*ONLY_RANDOM, SHORT]).stages if stage.task == "coco"]
+    prepare(other)
+    with lock(other.run_dir / "lock"):
+        assert execute("status", CONFIG, ONLY_RANDOM) == 0
+    told = capsys.readouterr().out
+    assert f"finetune/random--coco--seed0: at work in {other.run_dir} for another plan; " in told
+    assert "SOLVER.MAX_ITER: before 4, now " in told
 
 
 def test_status_and_report_of_finished_runs_need_no_data(
