@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -39,11 +40,17 @@ DATASETS = {
         "digits/coco/annotations/instances_train2017.json",
         "python tools/make_digits.py draws them",
     ),
-    "VOC 2007": ("VOC2007/ImageSets/Main/trainval.txt", "put VOCdevkit/VOC2007 there"),
-    "VOC 2012": ("VOC2012/ImageSets/Main/trainval.txt", "put VOCdevkit/VOC2012 there"),
+    "VOC 2007": (
+        "VOC2007/ImageSets/Main/trainval.txt",
+        "python tools/get_data.py voc2007 --to {root}",
+    ),
+    "VOC 2012": (
+        "VOC2012/ImageSets/Main/trainval.txt",
+        "python tools/get_data.py voc2012 --to {root}",
+    ),
     "COCO 2017": (
         "coco/annotations/instances_train2017.json",
-        "put annotations/, train2017/ and val2017/ there",
+        "python tools/get_data.py coco2017 --to {root}",
     ),
 }
 TORCH_PROBE = """
@@ -161,7 +168,9 @@ def datasets(root: Path) -> list[Finding]:
     return [
         Finding(name, "ok", f"{root / path}")
         if (root / path).is_file()
-        else Finding(name, "absent", f"no {root / path}", remedy)
+        else Finding(
+            name, "absent", f"no {root / path}", remedy.format(root=shlex.quote(str(root)))
+        )
         for name, (path, remedy) in DATASETS.items()
     ]
 

@@ -147,6 +147,7 @@ def test_data_sets_are_looked_for_below_the_root(tmp_path: Path) -> None:
     assert found["VOC 2007"].status == "ok" and not found["VOC 2007"].remedy
     assert found["COCO 2017"].status == "absent"
     assert str(tmp_path / "coco/annotations/instances_train2017.json") in found["COCO 2017"].text
+    assert found["COCO 2017"].remedy == f"python tools/get_data.py coco2017 --to {tmp_path}"
 
 
 def test_disk_is_judged_where_the_folder_would_be(
