@@ -28,10 +28,10 @@ AS_SHARED: Any = Field(default=None, json_schema_extra=IDENTITY_IF_GIVEN)
 class DataConfig(Section):
     """Images on disk; their content identifies them, `name` is a label.
 
-    `folder` is any folder of images without labels; `imagefolder` has one folder per class below
-    `train` and `val`; the others are the layouts that torchvision knows by these names. With
-    `identity: blocks` image files are known by size, first and last 16 KiB; the identity of the
-    data says so.
+    `folder` is any folder of images without labels; `imagefolder` has one folder per class in
+    `train` and `val`, or in `root` itself; the others are the layouts that torchvision knows by
+    these names. With `identity: blocks` image files are known by size, first and last 16 KiB; the
+    identity of the data says so.
     """
 
     name: str = Field(json_schema_extra=left_out("a label"))
@@ -39,8 +39,8 @@ class DataConfig(Section):
     root: Path = Field(json_schema_extra=left_out("a path; the files enter by content"))
     """the folder, relative to the working directory"""
     format: Literal["folder", "imagefolder", "cifar10", "cifar100", "stl10"] = "folder"
-    """`folder`: any images, without labels; `imagefolder`: one folder per class below `train` and
-    `val`; the others as torchvision lays them out"""
+    """`folder`: any images, without labels; `imagefolder`: one folder per class in `train` and
+    `val`, or in `root` itself; the others as torchvision lays them out"""
     identity: Literal["content", "blocks"] = Field(
         default="content", json_schema_extra=left_out("the identity of the data says it")
     )

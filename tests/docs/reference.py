@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,21 +40,14 @@ a config that names its schema, `init --schemas FOLDER` all schemas. A task is a
 [detection.md](detection.md) tells of the few keys that are this project's.
 """
 TITLES = {
-    "BYOLConfig": "Loss BYOL",
-    "BarlowTwinsConfig": "Loss Barlow Twins",
     "CocoData": "Data in COCO's layout",
-    "INTLConfig": "Loss INTL",
     "KnnConfig": "k-NN",
     "LossConfig": "Loss, whitening",
     "MlflowTracking": "MLflow",
-    "MoCoConfig": "Loss MoCo",
     "ProbeEntry": "Probe of a plan",
     "ResourcesConfig": "Resources by kind of stage",
-    "SimCLRConfig": "Loss SimCLR",
-    "SimSiamConfig": "Loss SimSiam",
     "TrackingConfig": "Trackers",
     "TrackioTracking": "Trackio",
-    "VICRegConfig": "Loss VICReg",
     "VocData": "Data in VOC's layout",
     "WandbTracking": "Weights & Biases",
     "WeightedKnnConfig": "Weighted k-NN",
@@ -96,15 +90,30 @@ def several(schema: dict[str, Any]) -> str:
     return f"mapping of names to {values[0]}" if values else "mapping"
 
 
+@cache
+def sections() -> dict[str, dict[str, Any]]:
+    """The schema of every section of every config, by the name of its model."""
+    wholes = {model.__name__: model.model_json_schema() for model, _ in MODELS.values()}
+    return wholes | {
+        name: part for whole in wholes.values() for name, part in whole.get("$defs", {}).items()
+    }
+
+
 def heading(name: str) -> str:
-    """A model's name in words: `TrainingProbeConfig` is a training probe."""
+    """A model's name in words: `TrainingProbeConfig` is a training probe; a loss has its own."""
+    loss = sections()[name].get("properties", {}).get("name", {}).get("const")
     words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name.removesuffix("Config")).capitalize()
-    return TITLES.get(name, words)
+    return TITLES.get(name, words) if loss is None else f"Loss {loss}"
+
+
+def anchor(title: str) -> str:
+    """A heading's address in the page, as GitHub and the site make it."""
+    return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
 
 
 def link(name: str) -> str:
-    """A link to a model's heading, as GitHub and the site name it."""
-    return f"[{heading(name)}](#{re.sub(r'[^a-z -]', '', heading(name).lower()).replace(' ', '-')})"
+    """A link to a model's heading."""
+    return f"[{heading(name)}](#{anchor(heading(name))})"
 
 
 def default(schema: dict[str, Any], is_required: bool) -> str:

@@ -1,8 +1,10 @@
 """docs/reference.md tells of every key that the config models have."""
 
+import re
+
 from pydantic import BaseModel
 
-from tests.docs.reference import MODELS, PAGE, page
+from tests.docs.reference import MODELS, PAGE, anchor, page
 from transfer.config.finetune import FinetuneConfig
 
 
@@ -26,3 +28,13 @@ def test_every_key_has_a_description() -> None:
 
 def test_the_page_is_what_the_models_say() -> None:
     assert PAGE.read_text("utf-8") == page(), "python -m tests.docs.reference writes it anew"
+
+
+def test_links_lead_to_headings() -> None:
+    text = page()
+    titles = re.findall(r"^#+ (.*)$", text, re.M)
+    assert {"Loss moco-v2", "Loss, whitening", "Training probe"} <= {*titles}
+    assert {*re.findall(r"\]\(#([^)]*)\)", text)} <= {anchor(title) for title in titles}
+    assert [anchor(title) for title in ("Loss moco-v3", "Weights & Biases", "k-NN 5")] == [
+        "loss-moco-v3", "weights--biases", "k-nn-5",
+    ]  # fmt: skip
