@@ -4,7 +4,8 @@ A block ```sh or ```python is run in a copy of the project with embedded data, a
 applied to it; Python blocks in a row share a process, which imports torch once, but no names. A
 comment on the line before says otherwise: `<!-- needs: ... -->` what the machine would have to have
 (then only its commands are checked to exist), `<!-- file: ... -->` the file that the block is. A
-block ```yaml must be a config that this version accepts.
+block ```yaml must be a config that this version accepts. Where a page writes modules, the project
+that comes out of it has to pass `RULES`.
 """
 
 import itertools
@@ -44,6 +45,12 @@ RUN = {
     "python": ["python", "-c", EACH],
     "diff": ["git", "apply"],
 }
+RULES = (
+    "ruff check .",
+    "ruff format --check .",
+    "mypy -p pretrain -p transfer -p pipeline",
+    "python -m pytest -q tests/test_sizes.py tests/test_imports.py tests/docs/test_reference.py",
+)
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,7 @@ def commands(body: str) -> list[str]:
 def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("docs") / "project"
     anywhere = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info")
-    at_the_top = shutil.ignore_patterns("runs", "datasets", "tests", "build", "bundle")
+    at_the_top = shutil.ignore_patterns("runs", "datasets", "build", "bundle")
 
     def ignored(path: str, names: list[str]) -> set[str]:
         return anywhere(path, names) | (at_the_top(path, names) if Path(path) == ROOT else set())
@@ -154,6 +161,13 @@ def test_documents_name_different_runs() -> None:
 def test_commands_run(path: Path, sandbox: Path) -> None:
     path_of = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     env = {**os.environ, "PATH": path_of, "TMPDIR": str(sandbox)}
+
+    def succeeds(command: list[str], about: str) -> None:
+        answer = subprocess.run(
+            command, cwd=sandbox, env=env, capture_output=True, text=True, check=False
+        )
+        assert answer.returncode == 0, f"{about}\n{answer.stdout}\n{answer.stderr}"
+
     steps = [block for block in blocks(path) if block.is_run or block.file is not None]
     for _, group in itertools.groupby(steps, lambda each: each.is_of_python or id(each)):
         block, *others = group
@@ -165,9 +179,7 @@ def test_commands_run(path: Path, sandbox: Path) -> None:
         for number, each in enumerate([block, *others]):
             names.append(f"block-{number}")
             (sandbox / names[-1]).write_text(each.body, "utf-8")
-        answer = subprocess.run(
-            [*RUN[block.language], *names],
-            cwd=sandbox, env=env, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        said = f"{answer.stdout}\n{answer.stderr}"
-        assert answer.returncode == 0, "\n".join(each.body for each in [block, *others]) + said
+        succeeds([*RUN[block.language], *names], "\n".join(each.body for each in [block, *others]))
+    if any(str(block.file).endswith(".py") for block in steps):
+        for rule in RULES:
+            succeeds(rule.split(), rule)
