@@ -36,8 +36,9 @@ from pipeline.report.plots import (
     scatter_plot,
 )
 from pipeline.report.statistics import Spread, finite, rank_correlation
-from pipeline.report.tables import MARK, paper_table, probe_table, task_table
+from pipeline.report.tables import paper_table, probe_table, task_table
 from pipeline.report.text import (
+    MARK,
     duration,
     findings,
     gpu_hours,

@@ -24,6 +24,8 @@ from pipeline.report.statistics import SIGNIFICANT, Verdict, finite
 from pipeline.report.text import (
     BOLD,
     DASH,
+    MARK,
+    SEARCHED,
     STATUS_TEXT,
     difference_text,
     failure_text,
@@ -36,20 +38,12 @@ from pipeline.report.text import (
     rule_text,
     source_notes,
     task_decimals,
+    tex,
     verdict_heading,
     verdict_text,
 )
 from pipeline.stages.files import one_line
 from pipeline.stages.run_folder import is_kept_back
-
-MARK = "‡"
-SEARCHED = "§"
-LATEX_SPECIAL = str.maketrans({
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
-    "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "†": r"\dag{}", MARK: r"\ddag{}", SEARCHED: r"\S{}",
-    "±": r"$\pm$", "−": "$-$", "<": r"\textless{}",
-})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -136,7 +130,7 @@ def task_table(summary: TaskSummary, baseline: str | None, kind: str | None = No
         title=task.title,
         headings=tuple(map(metric_label, task.metrics)),
         lines=tuple(lines),
-        verdict_heading="" if baseline is None else verdict_heading(baseline),
+        verdict_heading="" if baseline is None else verdict_heading(task, baseline),
         failures=tuple(
             (STATUS_TEXT.get(row.status, row.status), failure_text(row))
             for row in rows
@@ -396,7 +390,8 @@ def rich_tables(data: ReportData) -> list[RichTable]:
             table = task_table(summary, data.baseline, kind)
             if rule := rule_text(data, summary.task):
                 table = replace(table, title=f"{table.title} ({rule})")
-            verdicts = ["Higher\n(95 %)"] if table.verdict_heading else []
+            labels = table.verdict_heading.partition(" higher than ")[0].replace(", ", ",\n")
+            verdicts = [f"{labels}\nhigher\n(95 %)"] if labels else []
             tables.append(_rich_table(table, ["Backbone", "Seeds", *table.headings, *verdicts]))
         failures = "\n".join(f"{word}: {text}" for word, text in table.failures)
         tables[-1].caption = Text(failures, style="red") if failures else None
@@ -474,11 +469,6 @@ def _latex_line(line: Line) -> str:
         mark = tex(MARK) if cell.significant else ""
         cells.append("--" if cell.mean == DASH else f"${mean}{spread}${mark}")
     return rf"{' & '.join(cells)} \\"
-
-
-def tex(text: str) -> str:
-    """Return untrusted text for LaTeX: every special character escaped."""
-    return text.translate(LATEX_SPECIAL)
 
 
 def results_csv(data: ReportData) -> str:

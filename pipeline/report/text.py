@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -25,6 +25,14 @@ from pipeline.stages.provenance import MODIFIED
 from pipeline.stages.run_folder import is_kept_back
 
 DASH = "–"
+MARK = "‡"
+SEARCHED = "§"
+LATEX_SPECIAL = str.maketrans({
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
+    "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "†": r"\dag{}", MARK: r"\ddag{}", SEARCHED: r"\S{}",
+    "±": r"$\pm$", "−": "$-$", "<": r"\textless{}",
+})  # fmt: skip
 MAX_REASON = 400
 KINDS = {"bbox": "Box", "segm": "Mask", "keypoints": "Keypoint"}
 STATUS_TEXT = {"missing": "not run", "running": "still running"}  # others as they are
@@ -121,9 +129,10 @@ def verdict_text(task: TaskInfo, line: BackboneSummary) -> str:
     return "; ".join(f"{metric_label(metric)}: {text}" for metric, text in words.items())
 
 
-def verdict_heading(baseline: str) -> str:
-    """The verdict column's heading."""
-    return f"Higher than {baseline} (95 % interval)"
+def verdict_heading(task: TaskInfo, baseline: str) -> str:
+    """`Box AP higher than random (95 % interval)`: the verdict column's heading, by its metrics."""
+    labels = ", ".join(map(metric_label, main_metrics(task)))
+    return f"{labels} higher than {baseline} (95 % interval)"
 
 
 def legend(data: ReportData) -> list[str]:
@@ -135,14 +144,16 @@ def legend(data: ReportData) -> list[str]:
         "A seed repeats the fine-tuning with the same pretrained backbone: the spread does not "
         "hold how much another pretraining would differ.",
     ]
-    if data.baseline is not None:
+    if data.baseline is not None and data.tasks:
+        headings = dict.fromkeys(verdict_heading(task, data.baseline) for task in data.tasks)
         notes += [
             f"Difference to {data.baseline}: mean ± sample standard deviation of the paired "
             "differences, of the seeds in common. A * marks an unpaired one (no seeds in "
             "common): difference of the means ± the root of the summed variances.",
-            f"“{verdict_heading(data.baseline)}”: yes if the 95 % interval of the mean difference "
-            "(Student's t over the seeds) lies above 0, “no, lower” if below, “not told apart” if "
-            "it holds 0, n/a without one: with fewer than two seeds, or equal differences.",
+            f"{' and '.join(f'“{heading}”' for heading in headings)}, of that metric alone: yes if "
+            "the 95 % interval of the mean difference (Student's t over the seeds) lies above 0, "
+            "“no, lower” if below, “not told apart” if it holds 0, n/a without one: with fewer "
+            "than two seeds, or equal differences.",
             "p: two-sided paired t-test of the differences, same seed against same seed, not "
             "corrected for the number of comparisons.",
         ]
@@ -189,6 +200,7 @@ def _finding(summary: TaskSummary, baseline: str | None) -> str:
         and line.backbone not in summary.task.apart
     }
     title, failures = summary.task.title, _failures(summary)
+    lines = {line.backbone: line.cells for line in summary.backbones}
     if not cells:
         return f"{title}: {failures}no finished result."
     counts = sorted({len(cell.values) for cell in cells.values()})
@@ -203,7 +215,8 @@ def _finding(summary: TaskSummary, baseline: str | None) -> str:
     for name, cell in cells.items():
         if base is not None and cell is not base:
             num_seeds = max(len(cell.values), len(base.values))
-            against[cell.verdict].append(f"{name} ({_by_how_much(cell, decimals, num_seeds)})")
+            how_much = [_by_how_much(cell, decimals, num_seeds), *_otherwise(cell, lines[name])]
+            against[cell.verdict].append(f"{name} ({'; '.join(how_much)})")
     parts = [
         f"{words} {baseline}: {', '.join(against[verdict])}"
         for verdict, words in AGAINST.items()
@@ -220,6 +233,19 @@ def _finding(summary: TaskSummary, baseline: str | None) -> str:
     shown = "; ".join(parts) or f"nothing to compare {next(iter(cells))} with"
     head = f"{title}, {metric_label(metric)}: {failures}{shown}"
     return f"{head}. Evidence: {', '.join(evidence)}."
+
+
+def _otherwise(main: Cell, cells: Iterable[Cell]) -> list[str]:
+    """`Box AP50 is higher`: metrics that differ from the baseline where the main one does not so.
+
+    A mark or colour of theirs in the tables would else contradict the sentence.
+    """
+    words: dict[Verdict, str] = {"yes": "higher", "worse": "lower"}
+    return [
+        f"{metric_label(cell.metric)} is {words[cell.verdict]}"
+        for cell in cells
+        if cell.verdict in words and cell.verdict != main.verdict
+    ]
 
 
 def _failures(summary: TaskSummary) -> str:
@@ -262,6 +288,11 @@ def warnings(data: ReportData) -> list[str]:
     counts |= {f"from {doubt}, marked †": n for doubt, n in doubts.items()}
     lines = [f"{n} of {len(data.rows)} fine-tunings {text}" for text, n in counts.items() if n]
     return [*lines, *data.remarks]
+
+
+def tex(text: str) -> str:
+    """Return untrusted text for LaTeX: every special character escaped."""
+    return text.translate(LATEX_SPECIAL)
 
 
 # --- provenance -------------------------------------------------------------------------------

@@ -32,6 +32,19 @@ def test_every_format_says_first_what_the_numbers_allow():
     assert said.replace("%", r"\%") in latex(case())
 
 
+def test_a_verdict_names_its_metric_in_every_format():
+    text, page = markdown(case()), html(case())
+    for heading in ("Box AP higher than random", "Box AP, Mask AP higher than random"):
+        assert f"| {heading} (95 % interval) |" in text
+        assert f">{heading} (95 % interval)</th>" in page
+        assert f"“{heading} (95 % interval)”" in text and f"“{heading} (95 % interval)”" in page
+    assert "(95 % interval)”, of that metric alone: yes if" in text
+    voc, coco, _ = (shown(table) for table in rich_tables(case()))
+    heads = [re.split(" *┃ *", line)[-2] for line in voc.splitlines() if "┃" in line]
+    assert " ".join(filter(None, heads)) == "Box AP higher (95 %)"
+    assert "Box AP," in coco and "Mask AP" in coco
+
+
 def test_markdown_names_cannot_break_the_table():
     text = markdown(case(ours="a|b\n| <i>`*"))
     assert r"| a\|b \| &lt;i&gt;\`\* † | 2 |" in text

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.report.tables import markdown
 from pipeline.report.text import Entry, duration, entry, findings, metric_label, number
-from tests.pipeline.report.cases import COCO, case, row
+from tests.pipeline.report.cases import COCO, VOC, case, row
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,25 @@ def test_findings_say_what_the_numbers_allow_and_on_how_much_they_stand():
         "from random: cw-rgp (+10.0, 1 of 2 seeds in common). Evidence: 1 to 2 "
         f"seeds of fine-tuning, {COMMON}, {evidence.removeprefix('of fine-tuning, ')}",
     ]
+
+
+def test_the_first_sentence_says_where_another_metric_differs_than_the_main_one():
+    rows = [
+        row(name, VOC, seed, values)
+        for name, each in {
+            "random": ((30.0, 16.0, 25.0), (32.0, 17.0, 26.0)),
+            "a": ((50.0, 17.0, 4.0), (53.0, 15.0, 5.5)),
+            "b": ((50.0, 36.0, 45.0), (53.0, 38.0, 47.0)),
+        }.items()
+        for seed, values in enumerate(each)
+    ]
+    data = replace(case(), rows=tuple(rows), backbones=("random", "a", "b"), tasks=(VOC,))
+    (text,) = findings(replace(data, probes=(), pretraining=(), finetuning=()))
+    assert (
+        "not told apart from random: a (−0.5, 95 % interval −19.6 to 18.6; Box AP50 is higher; "
+        "Box AP75 is lower)" in text
+    )
+    assert "higher than random: b (+20.5, 95 % interval 14.1 to 26.9)" in text
 
 
 def told(**values):
