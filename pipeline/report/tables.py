@@ -39,6 +39,7 @@ from pipeline.report.text import (
     source_notes,
     task_decimals,
     tex,
+    unclean_notes,
     verdict_heading,
     verdict_text,
 )
@@ -208,7 +209,7 @@ def paper_table(data: ReportData) -> Table:
         lines.append(Line(name, cells, seeds, dirty=any(part.dirty for part in parts)))
     published = _published_lines(data)
     notes = source_notes(data)
-    if data.baseline is not None:
+    if any(cell.significant for line in lines for cell in line.cells):
         notes.append(
             f"{MARK} differs from {data.baseline} with p < {SIGNIFICANT}: two-sided paired t-test, "
             "same seed against same seed, not corrected for the number of comparisons."
@@ -436,6 +437,7 @@ def latex(data: ReportData) -> str:
     heads = (rf"\multicolumn{{{len(labels)}}}{{c}}{{{tex(h)}}}" for h, labels in table.groups)
     labels = [tex(label) for _, group in table.groups for label in group]
     published = [_latex_line(line) for line in table.lines if line.source]
+    notes = [*findings(data), *table.notes, *unclean_notes(data)]
     caption = f"Transfer to detection: mean ± standard deviation over seeds; {BOLD}."
     lines = [
         r"% \usepackage{booktabs}",
@@ -452,7 +454,7 @@ def latex(data: ReportData) -> str:
         *published,
         r"\bottomrule",
         r"\end{tabular}",
-        rf"\caption{{{tex(' '.join([caption, *findings(data), *table.notes]))}}}",
+        rf"\caption{{{tex(' '.join([caption, *notes]))}}}",
         rf"\label{{tab:{''.join(c if c.isalnum() else '-' for c in data.pipeline)}}}",
         r"\end{table}",
     ]

@@ -157,13 +157,18 @@ def legend(data: ReportData) -> list[str]:
             "p: two-sided paired t-test of the differences, same seed against same seed, not "
             "corrected for the number of comparisons.",
         ]
-    if any(row.dirty and row.status == "done" for row in data.rows):
-        notes.append(
-            "† holds results that cannot be told from clean commits: of modified or unknown code, "
-            "or of attempts that differ, in the fine-tuning or in what it is made from; or results "
-            "of one row that stand on different backbones."
-        )
-    return notes
+    return notes + unclean_notes(data)
+
+
+def unclean_notes(data: ReportData) -> list[str]:
+    """What † means, where a result has it."""
+    if not any(row.dirty and row.status == "done" for row in data.rows):
+        return []
+    return [
+        "† holds results that cannot be told from clean commits: of modified or unknown code, or "
+        "of attempts that differ, in the fine-tuning or in what it is made from; or results of one "
+        "row that stand on different backbones."
+    ]
 
 
 def source_notes(data: ReportData) -> list[str]:

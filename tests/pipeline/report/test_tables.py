@@ -238,6 +238,23 @@ def test_significance_is_of_the_paired_test():
     assert "| *supervised ImageNet \\[2\\]* | published | *81.3* |" in text
 
 
+def test_a_mark_is_explained_in_every_format_where_it_occurs_and_nowhere_else():
+    significant, unclean = "differs from random with p", "cannot be told from clean commits"
+    marks = {significant: ("‡", r"\ddag{}"), unclean: ("†", r"\dag{}")}
+    rows = tuple(replace(row, dirty=False) for row in case().rows)
+    one_seed = tuple(row for row in rows if row.seed == 0)
+    for data, explained in (
+        (case(), {significant, unclean}),
+        (replace(case(), rows=rows), {significant}),
+        (replace(case(), rows=one_seed), set()),
+    ):
+        for text in (markdown(data), latex(data), html(data)):
+            assert {note for note in marks if note in text} == explained
+            assert {note for note, signs in marks.items() if any(s in text for s in signs)} == (
+                explained
+            )
+
+
 def test_latex_table_is_complete():
     text = latex(paper_case("a_b & 50% {x}"))
     assert r"a\_b \& 50\% \{x\} & 2 & $\mathbf{31.0} \pm 1.4$\ddag{}" in text
