@@ -19,7 +19,7 @@ from pipeline.plan.plan import Plan, record_stages, select
 from pipeline.report.collect import MADE_FROM, all_states, collect, report_dir
 from pipeline.report.remarks import other_origins, read_manifests
 from pipeline.report.tables import rich_tables
-from pipeline.report.text import findings
+from pipeline.report.text import findings, warnings
 from pipeline.report.write import make_report
 from pipeline.stages.run_folder import lock
 from pipeline.stages.staleness import changed_lines, kept_lines, shared_lines, takeover_lines
@@ -135,9 +135,8 @@ def rebuild_report(plan: Plan, console: Console) -> int:
 def show_report(plan: Plan, console: Console) -> None:
     """Print the result tables and the path of the page."""
     data = collect(plan)
-    tell(console, findings(data))
+    tell(console, findings(data) + warnings(data))
     for table in rich_tables(data):
         console.print(table)
-    tell(console, list(data.remarks))
     page = (report_dir(plan) / "index.html").absolute()
     console.print(f"report: {page}", soft_wrap=True, highlight=False)

@@ -15,7 +15,7 @@ from pipeline.report.compare import compare
 from pipeline.report.merge import merge
 from pipeline.report.sources import RESULTS, read_runs
 from pipeline.report.tables import rich_tables
-from pipeline.report.text import findings, source_notes
+from pipeline.report.text import findings, source_notes, warnings
 from pipeline.report.write import write_report
 
 
@@ -47,10 +47,10 @@ def report_several(paths: Sequence[Path], console: Console, output_dir: Path | N
     words = ["python", "tools/run_pipeline.py", "report", *map(str, paths)]
     words += ["--output-dir", str(output_dir)] if output_dir else []
     data = merge(runs, shlex.join(words))
-    tell(console, findings(data))
+    tell(console, findings(data) + warnings(data))
     for table in rich_tables(data):
         console.print(table)
-    tell(console, [*source_notes(data), *data.remarks])
+    tell(console, source_notes(data))
     if output_dir is None:
         tell(console, ["nothing is written; --output-dir FOLDER writes the page and all tables"])
     else:

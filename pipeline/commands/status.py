@@ -18,7 +18,7 @@ from rich.text import Text
 from pipeline.executors.slurm.states import Standing, last_lines, read_standings
 from pipeline.plan.place import left_out, nothing_begun, others_runs, run_folders
 from pipeline.plan.plan import Plan, stage_named
-from pipeline.report.remarks import read_manifests, remarks
+from pipeline.report.remarks import read_manifests, remarks, row_doubts, unclean_remarks
 from pipeline.stages.files import last_json_line, one_line, read_json, size_of, size_text
 from pipeline.stages.run_folder import (
     FAILURE,
@@ -72,7 +72,10 @@ def _read(plan: Plan) -> tuple[dict[str, Standing], list[str]]:
     latest attempt failed.
     """
     standings, notes = read_standings(plan)
-    notes = notes + remarks(plan, read_manifests(plan, standings))
+    manifests = read_manifests(plan, standings)
+    doubts, rows = row_doubts(plan, manifests), [s for s in plan.stages if s.kind == "finetune"]
+    unclean = unclean_remarks((doubts[s.name] for s in rows if s.name in doubts), len(rows))
+    notes = notes + unclean + remarks(plan, manifests)
     for stage in plan.stages:
         standing = standings[stage.name]
         if standing.status != "missing" or is_kept_back(standing.reason):

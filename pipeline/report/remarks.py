@@ -188,6 +188,12 @@ def row_doubts(plan: Plan, manifests: Manifests) -> dict[str, str]:
     return doubts
 
 
+def unclean_remarks(doubts: Iterable[str], total: int) -> list[str]:
+    """Return a line for each of the `doubts` of finished fine-tunings, and how many have it."""
+    counts = Counter(doubts).items()
+    return [f"{n} of {total} fine-tunings from {doubt}, marked †" for doubt, n in counts]
+
+
 def version_remarks(plan: Plan, manifests: Manifests) -> list[str]:
     """Return a line for every table whose rows were made by different commits or packages."""
     titles = {task.name: task.title or task.name for task in plan.config.tasks}

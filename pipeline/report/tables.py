@@ -42,6 +42,7 @@ from pipeline.report.text import (
     unclean_notes,
     verdict_heading,
     verdict_text,
+    warnings,
 )
 from pipeline.stages.files import one_line
 from pipeline.stages.run_folder import is_kept_back
@@ -290,7 +291,7 @@ def _sources_note(sources: Iterable[str]) -> str:
 def markdown(data: ReportData) -> str:
     """Return the report's tables in GitHub's Markdown."""
     parts = [f"# {md(data.pipeline)}: transfer to detection", bullets(findings(data))]
-    parts.append(bullets(data.remarks))
+    parts.append(bullets(warnings(data)))
     paper = paper_table(data)
     parts += [_markdown_table(paper, _text_and_mark), bullets(paper.notes)]
     for summary in summarise(data):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -18,6 +17,7 @@ from pipeline.report.data import (
     main_metrics,
     summarise,
 )
+from pipeline.report.remarks import unclean_remarks
 from pipeline.report.results import Status
 from pipeline.report.statistics import Difference, Spread, Verdict, finite, leaders
 from pipeline.stages.files import one_line
@@ -287,12 +287,9 @@ def warnings(data: ReportData) -> list[str]:
         for status in get_args(Status)
         if status != "done"
     }
-    doubts = Counter(
-        row.doubt or MODIFIED for row in data.rows if row.dirty and row.status == "done"
-    )
-    counts |= {f"from {doubt}, marked †": n for doubt, n in doubts.items()}
     lines = [f"{n} of {len(data.rows)} fine-tunings {text}" for text, n in counts.items() if n]
-    return [*lines, *data.remarks]
+    doubts = [row.doubt or MODIFIED for row in data.rows if row.dirty and row.status == "done"]
+    return [*lines, *unclean_remarks(doubts, len(data.rows)), *data.remarks]
 
 
 def tex(text: str) -> str:

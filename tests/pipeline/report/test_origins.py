@@ -17,6 +17,7 @@ from pipeline.worker import check_what_is_read
 
 CONFIG = Path("configs/tiny.yaml")
 CHANGES = ["tasks=[{name: voc, config: voc.yaml, title: VOC}]"]
+FILES = ("index.html", "report.md")
 CLEAN = {"commit": "a" * 40, "dirty": False}
 
 
@@ -77,7 +78,7 @@ def test_versions_of_what_rows_are_made_from_count_by_kind(stages: dict[str, Sta
 
 
 def test_a_row_is_marked_for_each_attempt_of_all_that_it_is_made_from(
-    stages: dict[str, Stage],
+    stages: dict[str, Stage], capsys: pytest.CaptureFixture[str]
 ) -> None:
     finish(stages["pretrain/a"], attempt(dirty=True, diff="d1"), attempt())
     finish(stages["finetune/b--voc--seed1"], attempt(commit=None, dirty=None), attempt())
@@ -87,12 +88,16 @@ def test_a_row_is_marked_for_each_attempt_of_all_that_it_is_made_from(
         ("a", 1): modified,
         ("b", 1): "unknown code (no git)",
     }
+    capsys.readouterr()
     commands.execute("report", CONFIG, CHANGES)
-    page = Path("runs/tiny/report/index.html").read_text("utf-8")
-    assert f"2 of 6 fine-tunings from {modified}, marked †" in page
-    assert "1 of 6 fine-tunings from unknown code (no git), marked †" in page
-    before_folds = page.partition("<details")[0]
-    assert "rows differ in" in before_folds
+    terminal = capsys.readouterr().out
+    commands.execute("status", CONFIG, CHANGES)
+    files = (Path("runs/tiny/report", name).read_text("utf-8") for name in FILES)
+    for text in (terminal, capsys.readouterr().out, *files):
+        top = text.partition("<details")[0].partition("\n| Backbone")[0].partition("┃")[0]
+        assert f"2 of 6 fine-tunings from {modified}, marked †" in top
+        assert "1 of 6 fine-tunings from unknown code (no git), marked †" in top
+        assert "rows differ in" in top
 
 
 def sha(text: str) -> str:

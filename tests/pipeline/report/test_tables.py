@@ -224,7 +224,7 @@ def test_the_rule_of_ap_and_the_classes_measured_are_said_with_the_table():
 
 def test_remarks_stand_before_the_numbers():
     data = replace(case(), remarks=("cw-rgp: <b> collapsed",))
-    assert "\n\n- cw-rgp: &lt;b&gt; collapsed\n\n| Backbone" in markdown(data)
+    assert "\n- cw-rgp: &lt;b&gt; collapsed\n\n| Backbone" in markdown(data)
     assert "<li>cw-rgp: &lt;b&gt; collapsed</li>" in html(data)
     assert json.loads(results_json(data))["remarks"] == ["cw-rgp: <b> collapsed"]
 
