@@ -1,7 +1,8 @@
 """`clean`: what a pipeline's folder holds that nothing needs, with its size, and its removal.
 
-A run folder is kept that a stage of the config needs, or of another config that was used with this
-folder and has its name still, or a job in the queue, or a process at work.
+A run folder is kept that a stage of the config needs, with the changes given and without them, or
+of another config that was used with this folder and has its name still, or a job in the queue, or a
+process at work.
 """
 
 from __future__ import annotations
@@ -114,22 +115,26 @@ def wastes(plan: Plan) -> list[Waste]:
 def other_plans(plan: Plan) -> list[Plan]:
     """Return the plans of the other configs that were used with this folder and have its name.
 
+    The config itself without the changes that were given is one of them.
+
     Raises:
         ValueError: one cannot be read as `plan` reads it.
     """
-    path, plans = plan.config.root / CONFIGS, []
-    for name in read_json(path) if path.is_file() else []:
-        config_file = Path(str(name))
-        if config_file == plan.config_file.resolve() or not config_file.is_file():
+    path, plans, itself = plan.config.root / CONFIGS, [], plan.config_file.resolve()
+    used = map(str, read_json(path) if path.is_file() else [])
+    for config_file in dict.fromkeys([itself, *map(Path, used)]):
+        if (config_file == itself and not plan.overrides) or not config_file.is_file():
             continue
         try:
             if load_yaml(config_file).get("name") == plan.config.name:
                 plans.append(load_plan(config_file, []))
         except ValueError as error:
             first = str(error).splitlines()[0]
+            used_by, way_out = "used this folder too", f"fix it, or take it out of {path}"
+            if config_file == itself:
+                used_by, way_out = "without the changes given it counts too", "fix it"
             raise ValueError(
-                f"{config_file}: used this folder too, and what it needs cannot be told ({first}); "
-                f"fix it, or take it out of {path}"
+                f"{config_file}: {used_by}, and what it needs cannot be told ({first}); {way_out}"
             ) from None
     return plans
 

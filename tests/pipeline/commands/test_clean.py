@@ -73,6 +73,22 @@ def test_another_config_of_the_name_keeps_what_it_needs(
     assert wastes(load_plan(other, []))
 
 
+def test_changes_take_nothing_from_what_the_config_needs_without_them(
+    fakes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit(str(CONFIG), lambda content: content.update(seeds=[0]))
+    assert execute("run", CONFIG, ["seeds=[0, 1]"]) == 0
+    assert names(["seeds=[1]"]) == names(["seeds=[0, 1]"]) == []
+    assert names([]) and all("seed1" in name for name in names([]))
+    before = folders()
+    edit(str(CONFIG), lambda content: content.update(tasks="none"))
+    tasks = "tasks=[{name: voc, config: voc.yaml}]"
+    assert execute("clean", CONFIG, [tasks, "seeds=[1]"], YES) == 2
+    told = capsys.readouterr().err
+    assert "tiny.yaml: without the changes given it counts too, and what it needs cannot" in told
+    assert folders() == before
+
+
 def test_what_is_at_work_stays_and_a_broken_off_removal_goes_on(fakes: Path) -> None:
     assert execute("run", CONFIG, ONLY_A) == 0
     edit("configs/a.yaml", lambda content: content["optimizer"].update(lr=0.5))
