@@ -46,7 +46,7 @@ def local_checkpoint(text: str) -> Path:
     if match is None:
         raise ValueError(f"{text}: wanted hf://ORG/NAME@REVISION, or with /FILE behind it")
     try:
-        from huggingface_hub.utils import disable_progress_bars, logging  # noqa: PLC0415  (optional)
+        from huggingface_hub import utils  # noqa: PLC0415  (optional)
     except ImportError:
         raise ValueError(
             f"{text}: huggingface_hub is not installed: pip install huggingface_hub; or download "
@@ -54,8 +54,8 @@ def local_checkpoint(text: str) -> Path:
         ) from None
     repo, revision = match["repo"], unquote(match["revision"] or "main")
     if not sys.stderr.isatty():
-        disable_progress_bars()
-    logging.set_verbosity_error()  # of each new attempt without a network: one line tells of all
+        utils.disable_progress_bars()
+    utils.logging.set_verbosity_error()  # without a network: of each new attempt
     try:
         return _fetched(repo, revision, match["file"])
     except (OSError, ValueError) as error:
