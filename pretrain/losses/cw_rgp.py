@@ -29,7 +29,9 @@ class CWRGPLoss(WhiteningLoss):
 
     Args:
         sub_batch: images n that are whitened together, at least 2; divides this process's batch.
-            D / `groups` channels should exceed it, or every covariance is singular.
+            D / `groups` channels should be well more: from fewer, and in one group from as many,
+            every covariance is singular. In several groups as many give one of full rank, but so
+            badly conditioned that whitening scales up noise, with or without a ridge.
         groups: groups of channels, whitened apart and drawn anew for every round, sub-batch and
             view; divides D.
         iterations: shuffles T of the batch per step, at least 1.

@@ -39,6 +39,17 @@ def test_a_covariance_batch_takes_the_mean_over_parts_of_the_batch():
         loss(x[:, :8])
 
 
+@pytest.mark.parametrize(("groups", "sub_batch", "is_singular"), [
+    (1, 15, False), (1, 16, True), (2, 7, False), (2, 8, False), (2, 9, True),
+])  # fmt: skip
+def test_covariances_are_singular_from_fewer_channels_than_images(
+    embeddings, groups, sub_batch, is_singular
+):
+    loss = CWRGPLoss(sub_batch, groups)
+    loss(embeddings(2, 2 * sub_batch, 16), generator=torch.Generator().manual_seed(0))
+    assert loss.regularized_count == (2 * 2 * groups if is_singular else 0)
+
+
 def test_a_small_covariance_beside_large_variances_does_not_cancel():
     # covariance 1e3 (1 - 0.999) / 3; the square of the first sample's variance, 2e6 / 3, holds
     # all digits of float32
