@@ -103,13 +103,16 @@ def test_every_form_is_recognised_and_the_right_encoder_taken(
 ) -> None:
     family, encoder, content = form(name, arch)
     backbone = read_backbone(save(content, tmp_path / "file.bin"))
-    assert (backbone.format, backbone.arch) == (family, arch)
-    assert backbone.encoder.rstrip(".").endswith(encoder.rstrip("."))
+    got, entry = (backbone.format, backbone.arch), (family, arch)
+    assert got == entry, f"{name}: got {got}, the entry says {entry}"
+    got_encoder, got_input = backbone.encoder, backbone.input  # a failed assert prints no tensors
+    is_right = got_encoder.rstrip(".").endswith(encoder.rstrip("."))
+    assert is_right, f"{name}: got encoder {got_encoder!r}, the entry says {encoder!r}"
     wanted = weights(arch)
     if family == "simclr-v1":
         wanted = wanted | published.fed_with(wanted, UNIT_INPUT)
     holds(backbone.state_dict, wanted, content)
-    assert backbone.input == INPUTS[family]
+    assert got_input == INPUTS[family]
     assert backbone.detectron2["MODEL.RESNETS.STRIDE_IN_1X1"] is (family == "caffe2")
 
 
