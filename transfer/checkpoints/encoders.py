@@ -430,4 +430,4 @@ def absent(state_dicts: Mapping[str, StateDict]) -> str:
     listed = ", ".join(names[:4])
     if all(SIDE.fullmatch(first) for first in firsts):
         return f"only a head in it, no backbone ({len(names)} tensors: {listed})"
-    return f"no ResNet among its {len(names)} tensors ({listed}, ...)"
+    return f"no ResNet among its {len(names)} tensors, or {SPELT_OTHERWISE} ({listed}, ...)"

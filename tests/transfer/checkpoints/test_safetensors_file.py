@@ -14,6 +14,7 @@ from torch import Tensor
 from tests.transfer import published
 from transfer.checkpoints.read import read_backbone
 from transfer.checkpoints.safetensors_file import read_safetensors
+from transfer.resnet import SPELT_OTHERWISE
 
 resnet = published.resnet
 State = dict[str, Tensor]
@@ -75,7 +76,7 @@ def test_they_are_told_by_structure_not_by_the_first_byte(tmp_path: Path) -> Non
         if source.read_bytes()[0] == 0x80:
             break
     assert source.read_bytes()[0] == 0x80
-    with pytest.raises(ValueError, match="no ResNet among its 1 tensors"):
+    with pytest.raises(ValueError, match=f"no ResNet among its 1 tensors, or {SPELT_OTHERWISE}"):
         read_backbone(source)
 
 
