@@ -60,6 +60,7 @@ class Listed:
     folder: Path
     counts: Counter[str] = field(default_factory=Counter)
     is_locked: bool = False
+    is_planned: bool = False
     best: tuple[Best, ...] = ()
     newest: float | None = None
     size: int | None = None
@@ -67,11 +68,15 @@ class Listed:
 
     @property
     def state(self) -> str:
-        """Return `running`, else `failed`, `waiting` or `done`; `unknown` without a stage."""
+        """Return `running`, else `failed`, `waiting` or `done`.
+
+        Without a stage it is `planned`, or `unknown` where nobody knows of a plan either.
+        """
         if self.is_locked:
             return "running"
         words = ("running", "failed", "waiting", "done")
-        return next((word for word in words if self.counts[word]), "unknown")
+        nothing = "planned" if self.is_planned else "unknown"
+        return next((word for word in words if self.counts[word]), nothing)
 
     def seen(self, when: float) -> None:
         """Keep the newest of the times of its stages."""
@@ -264,7 +269,11 @@ def _read_report(listed: Listed, values: dict[tuple[str, str], dict[str, list[fl
     """Take the numbers of a pipeline of which nothing but the report is there."""
     path = listed.folder / RESULTS
     if not path.is_file():
-        listed.notes.append("nothing was run yet, or it is no pipeline of this project")
+        with suppress(OSError, ValueError, TypeError, RecursionError):
+            configs = read_json(listed.folder / CONFIGS)
+            listed.is_planned = bool(configs) and all(Path(name).suffix for name in configs)
+        no_plan = "nothing was run yet, or it is no pipeline of this project"
+        listed.notes.append("nothing was run yet" if listed.is_planned else no_plan)
         return
     try:
         content = read_json(path)

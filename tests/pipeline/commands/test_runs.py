@@ -148,6 +148,8 @@ def test_a_damaged_file_is_one_line(
 def test_folders_of_something_else_are_told_apart(tmp_path: Path, capsys) -> None:
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "configs.json").write_text("not of this project", encoding="utf-8")
+    (tmp_path / "planned").mkdir()
+    write_json(tmp_path / "planned" / "configs.json", ["/home/me/plan.yaml"])
     (tmp_path / "images" / "pretrain" / "class-a").mkdir(parents=True)
     for name, content in {
         "handed": {
@@ -162,6 +164,7 @@ def test_folders_of_something_else_are_told_apart(tmp_path: Path, capsys) -> Non
     notes = {each["pipeline"]: (each["state"], *each["notes"]) for each in content["pipelines"]}
     assert notes == {
         "foreign": ("unknown", "nothing was run yet, or it is no pipeline of this project"),
+        "planned": ("planned", "nothing was run yet"),
         "handed": ("failed", "only its report is here: fine-tunings are counted"),
         "strange": (
             "unknown",
