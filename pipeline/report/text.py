@@ -222,16 +222,16 @@ def _finding(summary: TaskSummary, baseline: str | None) -> str:
             num_seeds = max(len(cell.values), len(base.values))
             how_much = [_by_how_much(cell, decimals, num_seeds), *_otherwise(cell, lines[name])]
             against[cell.verdict].append(f"{name} ({'; '.join(how_much)})")
-    parts = [
-        f"{words} {baseline}: {', '.join(against[verdict])}"
+    one_seed = counts[-1] == 1 and len(cells) > 1
+    parts = ["no difference can be told with one seed, two give an interval"] if one_seed else []
+    parts += [
+        f"{'compared with' if one_seed else words} {baseline}: {', '.join(against[verdict])}"
         for verdict, words in AGAINST.items()
         if against[verdict]
     ]
     best = leaders({name: dict(cell.values) for name, cell in cells.items()})
     others = [name for name in cells if name != baseline]
-    if counts[-1] == 1 and len(cells) > 1:
-        parts.append("with one seed nothing can be told apart, two give an interval")
-    elif len(best) == 1 and len(others) > 1:
+    if len(best) == 1 and len(others) > 1:
         parts.append(f"{best[0]} is higher than each of the others")
     elif len(best) > 1 and len(others) > 1:
         parts.append(f"not told apart from the highest mean: {', '.join(best)}")
