@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -162,20 +162,21 @@ def queued_folders(root: Path) -> set[Path]:
     return folders
 
 
-def _states(plans: Iterable[Plan], queued: set[Path]) -> Iterable[tuple[Path, str]]:
+def _states(plans: Sequence[Plan], queued: set[Path]) -> Iterable[tuple[Path, str]]:
     """Yield the files with states of finished stages that no plan's probe waits for, and why.
 
     An output that another folder shares as a hard link frees nothing. One that was stripped has no
     state.
     """
-    for plan in plans:
-        states = read_states(plan.stages)
-        late = late_probes(plan, states)
+    of_plans = [(plan, read_states(plan.stages)) for plan in plans]
+    waiting = [late_probes(plan, states).values() for plan, states in of_plans]
+    probed = {stage.run_dir for late in waiting for stage, _ in late}
+    for plan, states in of_plans:
         for stage in plan.distinct:
             folder = stage.run_dir
             if (
                 states[stage.name].status != "done"
-                or stage.name in late
+                or folder in probed
                 or folder.resolve() in queued
                 or is_locked(folder / LOCK)
             ):

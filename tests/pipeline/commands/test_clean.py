@@ -213,3 +213,20 @@ def test_a_hard_link_counts_once(tmp_path: Path) -> None:
     (tmp_path / "one").write_bytes(b"four")
     (tmp_path / "two").hardlink_to(tmp_path / "one")
     assert size_of(tmp_path) == 4 and size_of(tmp_path / "one") == 4
+
+
+def test_states_that_the_probe_of_another_plan_reads_stay(
+    fakes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert execute("run", CONFIG, ONLY_A) == 0
+    plan = load_plan(CONFIG, ONLY_A)
+    pretrain = plan.stages[0]
+    (pretrain.run_dir / "last.pth").write_bytes(b"state")
+    assert names(ONLY_A) == ["last.pth"]
+    # the plan with the changes given has no probe, the config without them has one
+    monkeypatch.setattr(
+        clean,
+        "late_probes",
+        lambda each, _: {} if len(each.stages) == len(plan.stages) else {"a": (pretrain, [])},
+    )
+    assert names(ONLY_A) == []
