@@ -51,9 +51,9 @@ def finish(project: Path, name: str) -> Path:
 
 def results(folder: Path) -> dict[str, object]:
     """Everything a result is: numbers, and the sha256 of every file that a stage hands on."""
-    found: dict[str, object] = {
-        "report": json.loads((folder / "report" / "results.json").read_text("utf-8"))
-    }
+    report = json.loads((folder / "report" / "results.json").read_text("utf-8"))
+    del report["command"]  # it names the folder
+    found: dict[str, object] = {"report": report}
     for path in sorted(folder.glob("*/*/manifest.json")):
         manifest = json.loads(path.read_text("utf-8"))
         name = path.parent.name
