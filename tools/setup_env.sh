@@ -42,7 +42,7 @@ install() {
         sleep 1
         seconds=$((seconds + 1))
         [ $((seconds % 15)) -ne 0 ] ||
-            echo "setup: ${seconds} s, $(du -sm "$VENV" | cut -f1) MB, $(tail -n 1 "$log" | cut -c 1-80)"
+            echo "setup: ${seconds} s, $(du -sm "$VENV" 2>/dev/null | cut -f1) MB, $(tail -n 1 "$log" | cut -c 1-80)"
     done
     wait "$pip" || explain
     pip=
@@ -59,7 +59,7 @@ explain() {
 }
 
 seconds=0
-echo "setup: packages into $VENV (about 5.5 GB once; see $log)"
+echo "setup: packages into $VENV (about 7 GB once; see $log)"
 install setuptools wheel
 install --no-build-isolation -e ".${EXTRAS:+[$EXTRAS]}"
 "$VENV/bin/python" tools/install_detectron2.py
