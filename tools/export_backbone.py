@@ -10,6 +10,7 @@ from pipeline.commands.command_line import leave_if_missing, leave_on_signals, n
 
 need_packages()
 from transfer.checkpoints.families import FORMATS, check_format
+from transfer.checkpoints.other_files import check_present
 from transfer.files import one_line
 from transfer.hub.formats import LIBRARIES
 from transfer.hub.snapshot import local_checkpoint
@@ -31,10 +32,13 @@ def main(arguments: list[str] | None = None) -> int:
     warnings.simplefilter("ignore", FutureWarning)  # fvcore's, at import
     try:
         check_format(options.family)
+        path = local_checkpoint(options.input)
+        if not path.exists():
+            check_present(path)  # says so before anything slow is imported
         from transfer.export import check_target, export_backbone, summary  # noqa: PLC0415
 
         check_target(options.output)
-        export = export_backbone(local_checkpoint(options.input), options.output, options.format,
+        export = export_backbone(path, options.output, options.format,
                                  family=options.family, encoder=options.encoder)  # fmt: skip
         print("\n".join(summary(export, options.output)))
         return 0

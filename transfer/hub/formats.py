@@ -8,12 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transfer.checkpoints import Backbone
-from transfer.checkpoints.read import AUTHOR
 from transfer.resnet import BASIC, BLOCKS, COUNTER, ordered_names
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from transfer.checkpoints import Backbone
 
 LIBRARIES = ("timm", "torchvision", "transformers", "detectron2")
 WEIGHTS, CONFIG, IMAGES = "model.safetensors", "config.json", "preprocessor_config.json"
@@ -96,6 +96,8 @@ def metadata(backbone: Backbone) -> dict[str, str]:
         "family": backbone.format,
         "method": backbone.method,
     }
+    from transfer.checkpoints.read import AUTHOR  # noqa: PLC0415  (imports numpy)
+
     return {"format": "pt", AUTHOR: json.dumps(stated)}
 
 
