@@ -149,7 +149,7 @@ def test_folders_of_something_else_are_told_apart(tmp_path: Path, capsys) -> Non
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "configs.json").write_text("not of this project", encoding="utf-8")
     (tmp_path / "planned").mkdir()
-    write_json(tmp_path / "planned" / "configs.json", ["/home/me/plan.yaml"])
+    write_json(tmp_path / "planned" / "configs.json", ["plan.yaml"])
     (tmp_path / "images" / "pretrain" / "class-a").mkdir(parents=True)
     for name, content in {
         "handed": {
