@@ -46,9 +46,11 @@ NEED_NONE = {"doctor.py", "install_detectron2.py", "make_bundle.py"}
 def test_without_its_packages_a_script_says_what_makes_them(script: str, tmp_path: Path) -> None:
     """`-S` leaves out the environment's packages; a benchmark imports them when it begins."""
     words = [sys.executable, "-S", str(ROOT / "tools" / script)]
-    words += {"benchmark.py": ["whitening"], "convert_to_detectron2.py": ["a.pth", "a.pkl"]}.get(
-        script, []
-    )
+    words += {
+        "benchmark.py": ["whitening"], "convert_to_detectron2.py": ["a.pth", "a.pkl"],
+        "export_backbone.py": ["a.pth", "out", "--format", "timm"],
+    }.get(script, [])  # fmt: skip
+    (tmp_path / "a.pth").touch()  # one that is not there is refused without any package
     bare = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     answer = subprocess.run(
         words, capture_output=True, text=True, cwd=tmp_path, check=False, env=bare
