@@ -6,13 +6,12 @@ from argparse import ArgumentParser, BooleanOptionalAction
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/pretrain.py hides pretrain
-from pipeline.commands.command_line import leave_if_missing, leave_on_signals, need_packages
+from pipeline.commands.command_line import answered, leave_on_signals, need_packages
 
 need_packages()
 from transfer.checkpoints.families import FORMATS
 from transfer.checkpoints.other_files import check_present
 from transfer.config.convert import check_places, stated_input
-from transfer.files import one_line
 from transfer.hub.snapshot import local_checkpoint
 
 
@@ -43,14 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
                                     encoder=options.encoder, stated=stated)  # fmt: skip
         print("\n".join(summary(report, options.output)))
         return 0
-    except KeyboardInterrupt:
-        line, code = "stopped by Ctrl-C", 130
-    except Exception as error:  # noqa: BLE001  (an untrusted file found a gap: still one line)
-        leave_if_missing(error)
-        is_refusal = isinstance(error, ValueError | OSError)
-        line, code = one_line(error if is_refusal else f"{options.input}: unexpected {error!r}"), 2
-    print(f"convert_to_detectron2: {line[:370]}", file=sys.stderr)
-    return code
+    except (KeyboardInterrupt, Exception) as error:  # noqa: BLE001  (an untrusted file found a gap)
+        return answered(Path(__file__).stem, options.input, error)
 
 
 if __name__ == "__main__":

@@ -44,6 +44,22 @@ def leave_if_missing(error: BaseException) -> None:
         _leave(" ".join(str(error).split()))
 
 
+def answered(script: str, place: object, error: BaseException) -> int:
+    """Print in one line why a script that reads an untrusted file ends; return its exit code.
+
+    What is no refusal of ours is a gap that the file at `place` found, and is told as unexpected.
+    """
+    leave_if_missing(error)
+    from pipeline.stages.files import one_line  # noqa: PLC0415  (needs packages)
+
+    is_refusal = isinstance(error, ValueError | OSError)
+    line, code = one_line(error if is_refusal else f"{place}: unexpected {error!r}"), 2
+    if isinstance(error, KeyboardInterrupt):
+        line, code = "stopped by Ctrl-C", 130
+    print(f"{script}: {line[:370]}", file=sys.stderr)
+    return code
+
+
 def _leave(why: str) -> None:
     script = Path(sys.argv[0]).stem
     print(f"{script}: {why} (by {sys.executable}); {REMEDY}", file=sys.stderr, flush=True)
