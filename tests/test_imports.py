@@ -21,8 +21,6 @@ TORCH_FREE = {
     "transfer.config.data",
     "transfer.config.finetune",
     "transfer.config.recipe",
-    "transfer.datasets.files",
-    "transfer.datasets.findings",
     "transfer.files",
 }
 FORBIDDEN = {

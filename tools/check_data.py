@@ -13,12 +13,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from pipeline.commands.command_line import config_among, need_packages
+from transfer.files import number_of
 
 need_packages()
 
 from pipeline.plan.data_sets import chosen_sets, recipe_faults
 from transfer.datasets.check import print_reports
-from transfer.datasets.findings import Needs, number_of
+from transfer.datasets.findings import Needs
 from transfer.datasets.voc import make_splits
 
 

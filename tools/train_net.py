@@ -21,7 +21,6 @@ from transfer.config.command_line import argument_parser, merged_config, parsed,
 from transfer.config.data import known_datasets
 from transfer.config.finetune import defaults
 from transfer.datasets.check import task_faults
-from transfer.datasets.files import index_file
 from transfer.datasets.findings import Needs
 
 load = partial(load_config, kind="detectron2 config")  # with its `_BASE_`, and nothing executed
@@ -35,7 +34,7 @@ def check_early(options: Namespace) -> None:
         names = dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
         sets = {name: known_datasets()[name] for name in names if name in known_datasets()}
         missing = {name: (data, Needs(evaluated=name in cfg.DATASETS.TEST, masks=False))
-                   for name, data in sets.items() if not index_file(data).is_file()}  # fmt: skip
+                   for name, data in sets.items() if not data.index_file.is_file()}  # fmt: skip
         place = folder_fault(Path(cfg.OUTPUT_DIR), FINE_TUNING, "OUTPUT_DIR")
         faults = [*filter(None, [weights_place_fault(cfg.MODEL.WEIGHTS), place])]
         if faults := [*faults, *task_faults(missing)]:

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, digests, and words of messages. Imports no torch."""
+"""Files written whole or not at all, digests, lists in JSON, words of messages. No torch."""
 
 from __future__ import annotations
 
@@ -7,15 +7,21 @@ import gc
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 MAX_STEM_BYTES = 200  # of a temporary name, whose whole may have 255
+MAX_LISTED = 3  # names in a line
 MAX_LINE, MAX_PLACE = 370, 150  # characters of a refusal, and of the path in it
+LIMIT = 1e15  # beyond it a number is a mistake, and whole numbers stop being exact in floats
+SPACE = re.compile(r"[ \t\n\r]*")
+AFTER_ENTRY = re.compile(r"[ \t\n\r]*([,\]])[ \t\n\r]*")
+BEFORE_LIST = re.compile(r"[ \t\n\r]*:[ \t\n\r]*(?=\[)")
 
 
 @contextmanager
@@ -88,6 +94,101 @@ def no_collection() -> Iterator[None]:
             gc.enable()
 
 
+def read_text(path: Path) -> str:
+    """Return the text of a regular file (a pipe would be waited on for ever).
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not UTF-8, or no regular file.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError("not a file")
+    return path.read_text(encoding="utf-8")
+
+
+def list_under(text: str, key: str) -> list[Any] | None:
+    """Return the list under a key of the outermost object of a JSON text, and decode little else.
+
+    Nearly all of COCO's file are its annotations. A key that stands once in the text, plainly and
+    before a list, is the outermost object's if what comes before it, or else what follows its list,
+    is the rest of one. None where only the whole text can tell.
+    """
+    mark = f'"{key}"'
+    at = text.find(mark)
+    value = BEFORE_LIST.match(text, at + len(mark))
+    if at < 0 or value is None or text.find(mark, at + 1) >= 0:
+        return None
+    try:
+        entries, end = json.JSONDecoder().raw_decode(text, value.end())
+        is_at_start = at < len(text) - end
+        around = json.loads(text[:at] + '"":0}' if is_at_start else '{"":0' + text[end:])
+    except (ValueError, RecursionError):
+        return None
+    return entries if isinstance(around, dict) else None
+
+
+class Entries:
+    """A list in a JSON text, decoded anew whenever it is walked, one entry in memory at a time.
+
+    `around` is the text's outermost object with an empty list in its place. `see` is called with
+    the entries and their indices as they are walked for the first time.
+
+    Raises:
+        ValueError: that cannot be told without decoding the whole text, which may be no JSON.
+    """
+
+    def __init__(self, text: str, key: str, see: Callable[[int, Any], None]) -> None:
+        mark = f'"{key}"'
+        at = text.find(mark)
+        value = BEFORE_LIST.match(text, at + len(mark))
+        if at < 0 or value is None or text.find(mark, at + 1) >= 0:
+            raise ValueError(f"{mark} is not there once, before a list")
+        self.text, self.start, self.count = text, value.end(), 0
+        end = self.start
+        for entry, end in self._walk():  # noqa: B007  (the last one's counts)
+            see(self.count, entry)
+            self.count += 1
+        close = text.index("]", end) + 1
+        self.around = json.loads(text[: self.start] + "[]" + text[close:])
+        if not isinstance(self.around, dict) or self.around.get(key) != []:
+            raise ValueError(f"{mark} is none of the outermost object's keys")
+
+    def __iter__(self) -> Iterator[Any]:
+        return (entry for entry, _ in self._walk())
+
+    def __len__(self) -> int:
+        return self.count
+
+    def _walk(self) -> Iterator[tuple[Any, int]]:
+        decode = json.JSONDecoder().raw_decode
+        at = self.start + 1
+        if empty := AFTER_ENTRY.match(self.text, at):
+            if empty[1] == "]":
+                return
+            raise ValueError("a comma before the first entry")
+        first = SPACE.match(self.text, at)
+        at = first.end() if first else at
+        while True:
+            entry, at = decode(self.text, at)
+            yield entry, at
+            after = AFTER_ENTRY.match(self.text, at)
+            if after is None:
+                raise ValueError("no comma or bracket after an entry")
+            if after[1] == "]":
+                return
+            at = after.end()
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Return whether a value is a finite number of a sane size."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LIMIT
+
+
+def is_whole(value: Any) -> TypeGuard[int]:
+    """Return whether a value is a whole number of a sane size."""
+    return isinstance(value, int) and is_number(value)
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as JSON, whole or not at all; NaN, which is no JSON, is refused."""
     with whole_file(path) as temporary:
@@ -138,3 +239,20 @@ def near_file(path: Path) -> str:
                 stems[each.stem] = each
     hint = did_you_mean(path.stem, stems, lambda stem: printable(stems[stem]))
     return f";{hint}" if hint else ""
+
+
+def number_of(count: int, noun: str, verb: str = "", verb_of_many: str = "") -> str:
+    """Return `1 image is` or `2 images are`: a number with its noun and, if any, its verb."""
+    text = f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+    return f"{text} {verb if count == 1 else verb_of_many}".rstrip()
+
+
+def share_of(count: int, total: int, noun: str, verb: str, verb_of_many: str) -> str:
+    """Return `1 of 2 images is` or `2 of 2 images are`."""
+    return f"{count:,} of {number_of(total, noun)} {verb if count == 1 else verb_of_many}"
+
+
+def few(names: Sequence[str], limit: int = MAX_LISTED) -> str:
+    """Return the first names of a list, and how many more there are."""
+    more = len(names) - limit
+    return f"{', '.join(names[:limit])}{f' and {more:,} more' if more > 0 else ''}"

@@ -29,7 +29,6 @@ from pipeline.stages.run_folder import read_state
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.config.probe import ProbeConfig
 from transfer.config.data import VOC_CLASSES, CocoData, DetectionData, VocData, known_datasets
-from transfer.datasets.files import index_file
 from transfer.files import near_file
 
 EXAMPLE = """examples:
@@ -298,7 +297,7 @@ def _class_names(data: DetectionData) -> set[str]:
     if not isinstance(data, VocData):
         return names
     with contextlib.suppress(OSError, ValueError):
-        for line in index_file(data).read_text(encoding="utf-8").splitlines():
+        for line in data.index_file.read_text(encoding="utf-8").splitlines():
             path = data.root / "Annotations" / f"{line.strip()}.xml"
             if not path.is_file() or path.stat().st_size > MAX_XML_BYTES:
                 continue

@@ -1,7 +1,7 @@
 """The identity of data: digests of the labels and images that are read, wherever they lie on disk.
 
 Names of data sets are labels. Which files are read is said by `pretrain.data.splits` and
-`transfer.datasets.files`, from which the loaders take it too; nothing else enters.
+`transfer.config.data`, from which the loaders take it too; nothing else enters.
 
 The plan takes what a stage reads, besides results of other stages, into its identity, which
 `config.json` keeps; the worker takes it again when the stage starts and before its manifest, and
@@ -34,18 +34,18 @@ from pretrain.data.splits import (
     split_folder,
 )
 from transfer.checkpoints.other_files import files_read
-from transfer.config.data import CocoData, DetectionData, VocData
-from transfer.config.finetune import FinetuneConfig
-from transfer.datasets.files import (
+from transfer.config.data import (
+    CocoData,
+    DetectionData,
+    VocData,
     coco_images,
     image_files,
-    image_root,
-    index_file,
     part_ids,
+    path_fault,
     split_names,
 )
-from transfer.datasets.findings import few, path_fault, share_of
-from transfer.files import refusal
+from transfer.config.finetune import FinetuneConfig
+from transfer.files import few, refusal, share_of
 
 SPLITS: dict[str, tuple[Split, ...]] = {"pretrain": ("pretrain",), "probe": ("train", "test")}
 PUBLISHED = ("imagenet", "imagenet100", "tiny-imagenet")  # measured on as they are
@@ -125,7 +125,7 @@ def detection_identity(name: str, data: CocoData | VocData) -> Identity:
     Raises:
         ValueError: a file or folder of the layout is missing or cannot be read.
     """
-    index, images = index_file(data), image_root(data)
+    index, images = data.index_file, data.image_root
     if not index.is_file():
         what = "COCO's annotation file" if isinstance(data, CocoData) else "VOC's list of images"
         problem = "is a folder" if index.is_dir() else "no such file"
@@ -162,7 +162,7 @@ def _coco(data: CocoData) -> tuple[Identity, list[str]]:
 
 def _voc(name: str, data: VocData) -> tuple[Identity, list[str]]:
     """Return the identity of a split's annotations in its order, and the names of its images."""
-    split, folder = index_file(data), data.root / "Annotations"
+    split, folder = data.index_file, data.root / "Annotations"
     try:
         names = [name for name in split_names(data) if path_fault(name) is None]
     except (OSError, ValueError):
@@ -172,7 +172,7 @@ def _voc(name: str, data: VocData) -> tuple[Identity, list[str]]:
     for annotation, digest in zip(annotations, digests, strict=True):
         if digest is None:
             raise ValueError(f"{folder / annotation}: no such file; {split} lists it")
-    images = image_root(data)
+    images = data.image_root
     files = [str(file) for files in image_files(images, names).values() for file in files]
     below = len(str(images)) + 1
     return _part_of(annotations, digests), [file[below:] for file in files]

@@ -20,7 +20,6 @@ from transfer.config.data import (
     known_datasets,
 )
 from transfer.config.finetune import FinetuneConfig
-from transfer.datasets.files import index_file
 
 # Halves of trainval, which the field trains on; two boxes of VOC 2012 (2011_003353, 2011_006777)
 # lie between pixels, which only an evaluation minds.
@@ -152,7 +151,7 @@ def chosen_sets(names: list[str], config_file: Path | None) -> dict[str, NamedSe
             )
         return of_config | {name: (known | of_config)[name] for name in names}
     present = of_config or {
-        name: each for name, each in known.items() if index_file(each.data).is_file()
+        name: each for name, each in known.items() if each.data.index_file.is_file()
     }
     if not present:
         raise ValueError(f"{datasets_root()}: no known set is there; set DETECTRON2_DATASETS")

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and their digests."""
+"""Files that are whole or absent, their digests, and lists in JSON."""
 
 import hashlib
 import json
@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from transfer.files import locked_folder, sha256_of, whole_file, whole_folder, write_json
+from transfer.files import (
+    Entries,
+    list_under,
+    locked_folder,
+    sha256_of,
+    whole_file,
+    whole_folder,
+    write_json,
+)
 
 
 def test_a_file_is_the_old_one_until_the_new_one_is_whole(tmp_path: Path) -> None:
@@ -79,3 +87,59 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     with whole_folder(tmp_path / "link") as folder:
         (folder / "a").write_text("whole", encoding="utf-8")
     assert (tmp_path / "link").is_symlink() and (tmp_path / "empty" / "a").is_file()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"a": [1, {"b": "x"}], "info": {}}', [1, {"b": "x"}]),
+        ('{"info": {"b": [0]}, "a" :\n [2], "rest": [[]]}', [2]),
+        ('{"long": "long enough to be no start", "a": [3]}', [3]),
+        ('{"a": []}', []),
+        ('{"info": {"a": [1]}}', None),
+        ('{"info": {"a": [1]}, "long": "so that the start is shorter"}', None),
+        ('[{"a": [1]}]', None),
+        ('{"a": [1], "a": [2]}', None),
+        ('{"a": [1], "b": "a"}', None),
+        ('{"\\u0061": [1]}', None),
+        ('{"b": "\\"a\\": [1]"}', None),
+        ('{"a": {"b": [1]}}', None),
+        ('{"a": [1}', None),
+        ('{"b": [1]}', None),
+        ("", None),
+    ],
+)
+def test_a_list_is_read_where_it_can_only_be_the_outermost_objects(
+    text: str, expected: list[object] | None
+) -> None:
+    assert list_under(text, "a") == expected
+    if expected is not None:
+        assert json.loads(text)["a"] == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"a": [1, {"b": [2]} , "x"], "b": 3}', [1, {"b": [2]}, "x"]),
+        ('{"b": {}, "a":[ ] }', []),
+        ('{"b": 1,\n "a" : [\n [1]\n]}', [[1]]),
+    ],
+)
+def test_entries_are_decoded_whenever_they_are_walked(text: str, expected: list[object]) -> None:
+    seen: list[tuple[int, object]] = []
+    entries = Entries(text, "a", lambda *each: seen.append(each))
+    assert list(entries) == list(entries) == expected == [entry for _, entry in seen]
+    assert len(entries) == len(expected) and [index for index, _ in seen] == [*range(len(seen))]
+    assert entries.around == json.loads(text) | {"a": []}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a": [1], "a": [2]}', '{"b": {"a": [1]}}', '[{"a": [1]}]', '{"a": [1] 2}', "",
+        '{"a": [,]}', '{"a": [1', '{"a": [1 2]}', '{"a": {}}', '{"a": [1]} 2', '{"a": [1,]}',
+    ],
+)  # fmt: skip
+def test_entries_that_only_the_whole_text_can_tell_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"\w"):
+        Entries(text, "a", lambda *_: None)

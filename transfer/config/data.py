@@ -1,4 +1,4 @@
-"""Detection sets: where they lie, in which layout, and those known by name. Torch-free.
+"""Detection sets: their settings, the files and images that these name, the known sets. No torch.
 
 Fields marked with `left_out(why)` cannot change a result and stay out of a stage's signature. A
 set's key `identity` says how its images are known: by `content`, or by size, first and last 16 KiB
@@ -7,11 +7,16 @@ set's key `identity` says how its images are known: by `content`, or by size, fi
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from transfer.files import is_whole, list_under, no_collection, read_text, sha256_of
 
 Level = Literal["content", "blocks"]
 # of an image, in COCO's AP as it is published; detectron2's TEST.DETECTIONS_PER_IMAGE for all sets
@@ -24,6 +29,11 @@ VOC_CLASSES = (
 DIGIT_CLASSES = (
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"
 )  # fmt: skip
+
+Id = int | str  # of an image in COCO's layout
+IMAGE_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".jp2")
+)
 
 
 def left_out(why: str) -> dict[str, Any]:
@@ -67,6 +77,16 @@ class CocoData(Section):
         """Return in words by which rule AP is measured, of `num_kept` detections an image."""
         return f"COCO's, of at most {min(num_kept, MAX_DETECTIONS)} detections an image"
 
+    @property
+    def index_file(self) -> Path:
+        """The file that lists the images."""
+        return self.annotations
+
+    @property
+    def image_root(self) -> Path:
+        """The folder of the images."""
+        return self.images
+
     def under(self, root: Path) -> CocoData:
         """Return the same set with its paths taken below `root`."""
         return self.model_copy(
@@ -103,6 +123,16 @@ class VocData(Section):
         rule = f"VOC {self.year}'s, the {rule}"
         is_usual = num_kept == MAX_DETECTIONS
         return rule if is_usual else f"{rule}, of at most {num_kept} detections an image"
+
+    @property
+    def index_file(self) -> Path:
+        """The file that lists the images."""
+        return self.root / "ImageSets" / "Main" / f"{self.split}.txt"
+
+    @property
+    def image_root(self) -> Path:
+        """The folder of the images."""
+        return self.root / "JPEGImages"
 
     def under(self, root: Path) -> VocData:
         """Return the same set with its paths taken below `root`."""
@@ -158,3 +188,122 @@ def datasets_root() -> Path:
 def known_datasets() -> dict[str, CocoData | VocData]:
     """Return the sets known by name, with their paths below `datasets_root()`."""
     return {name: data.under(datasets_root()) for name, data in KNOWN_DATASETS.items()}
+
+
+def path_fault(name: Any) -> str | None:
+    """Return why a name does not lie below its folder, or None."""
+    if not isinstance(name, str) or not name or "\0" in name:
+        return "is not a file name"
+    path = Path(name)
+    return "leaves the folder of the set" if path.is_absolute() or ".." in path.parts else None
+
+
+def split_names(data: VocData) -> list[str]:
+    """Return the image names of a split that the check accepts.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no text.
+    """
+    return read_text(data.index_file).split()
+
+
+def image_files(folder: Path, names: Iterable[str]) -> dict[str, list[Path]]:
+    """Return the image files of each name: those of its stem with an image's suffix, in any case.
+
+    Where there is none it is the `.jpg` of the layout, which then is missing.
+    """
+    listed: dict[Path, dict[str, list[Path]]] = {}
+    files: dict[str, list[Path]] = {}
+    for name in names:
+        straight = folder / name
+        if straight.parent not in listed:
+            listed[straight.parent] = _image_stems(straight.parent)
+        missing = [straight.with_name(f"{straight.name}.jpg")]
+        files[name] = listed[straight.parent].get(straight.name, missing)
+    return files
+
+
+def _image_stems(folder: Path) -> dict[str, list[Path]]:
+    stems: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            stems.setdefault(path.stem, []).append(path)
+    return stems
+
+
+def coco_images(annotations: bytes) -> list[tuple[Id, str]]:
+    """Return id and file name of the images in COCO's JSON, as the check accepts them.
+
+    What it refuses is left out, so that a damaged file has none.
+    """
+    try:
+        with no_collection():
+            text = annotations.decode("utf-8")
+            entries: Any = list_under(text, "images") if text.rstrip().endswith("}") else None
+            if entries is None:
+                content = json.loads(text)
+                entries = content.get("images") if isinstance(content, dict) else None
+    except (ValueError, RecursionError):
+        return []
+    images: dict[Id, str] = {}
+    for entry in entries if isinstance(entries, list) else ():
+        if isinstance(entry, dict) and path_fault(entry.get("file_name")) is None:
+            number = entry.get("id")
+            if is_whole(number) or isinstance(number, str):
+                images.setdefault(number, str(entry["file_name"]))
+    return list(images.items())
+
+
+def coco_classes(path: Path) -> list[str] | None:
+    """Return the class names of COCO's annotation file in detectron2's order, that of their ids.
+
+    None where reading the whole file has to tell them.
+    """
+    with no_collection():
+        entries = list_under(read_text(path), "categories")
+    names: dict[int, str] = {}
+    for entry in entries or ():
+        number, name = (entry.get("id"), entry.get("name")) if isinstance(entry, dict) else (0, 0)
+        if not is_whole(number) or not isinstance(name, str) or number in names:
+            return None
+        names[number] = name
+    return [names[number] for number in sorted(names)] or None
+
+
+def part_ids(ids: Iterable[Id], fraction: float, seed: int) -> set[Id]:
+    """Return a fraction of the image ids, drawn by the hash of seed and id.
+
+    Nothing but the ids and the seed decides: not the order, no generator of any library. The result
+    lies within that of a larger fraction.
+    """
+
+    def draw(number: Id) -> bytes:
+        return hashlib.sha256(f"{seed}:{number}".encode()).digest()
+
+    drawn = sorted(ids, key=draw)
+    return set(drawn[: max(1, round(fraction * len(drawn)))])
+
+
+def content_digest(data: CocoData | VocData) -> str:
+    """Return a digest of the content of a set that the check accepts, wherever it lies.
+
+    Images count by name and size, so that 118,000 of them cost a second and not all their bytes.
+    """
+    digest = hashlib.sha256(
+        data.model_dump_json(exclude={"annotations", "images", "root", "identity"}).encode()
+    )
+    annotations, root = [data.index_file], data.image_root
+    if isinstance(data, CocoData):
+        names = [name for _, name in coco_images(data.annotations.read_bytes())]
+        images = [os.path.join(root, name) for name in names]  # noqa: PTH118  (a Path each is slow)
+    else:
+        names = split_names(data)
+        annotations += [data.root / "Annotations" / f"{name}.xml" for name in names]
+        images = [str(files[0]) for files in image_files(root, names).values()]
+    for path in annotations:
+        digest.update(f"{sha256_of(path)}\n".encode())
+    for image in images:
+        line = f"{os.path.basename(image)} {os.stat(image).st_size}\n"  # noqa: PTH116, PTH119
+        digest.update(line.encode(errors="surrogateescape"))
+    return digest.hexdigest()

@@ -10,14 +10,12 @@ from typing import Literal, NamedTuple
 
 from transfer.config.data import KNOWN_DATASETS, MAX_DETECTIONS, CocoData, VocData
 from transfer.datasets.coco import check_coco
-from transfer.datasets.files import image_root, index_file
 from transfer.datasets.findings import (
     Finding,
     Findings,
     Needs,
     class_findings,
     crowd_findings,
-    number_of,
     tally_findings,
 )
 from transfer.datasets.images import (
@@ -27,6 +25,7 @@ from transfer.datasets.images import (
     shared_findings,
 )
 from transfer.datasets.voc import check_voc
+from transfer.files import number_of
 
 logger = logging.getLogger(__name__)
 Decode = Literal["auto", "all", "none"]
@@ -165,7 +164,7 @@ def _examined(name: str, data: CocoData | VocData, needs: Needs, decode: Decode)
     """Return the findings of one set by itself."""
     whole = whole_of(name)
     named = name, whole in KNOWN_COUNTS
-    findings = Findings(needs, index_file(data), image_root(data), *named)
+    findings = Findings(needs, data.index_file, data.image_root, *named)
     if isinstance(data, CocoData):
         findings.add(check_coco(data, findings))
         max_counted: float = MAX_DETECTIONS

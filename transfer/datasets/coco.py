@@ -11,8 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from transfer.config.data import CocoData
-from transfer.datasets.files import Entries, Id, part_ids
+from transfer.config.data import CocoData, Id, part_ids, path_fault
 from transfer.datasets.findings import (
     Edges,
     Finding,
@@ -21,15 +20,17 @@ from transfer.datasets.findings import (
     Needs,
     box_findings,
     is_dropped_box,
-    is_number,
-    is_whole,
-    number_of,
-    path_fault,
-    read_text,
-    share_of,
     shown,
 )
-from transfer.files import no_collection
+from transfer.files import (
+    Entries,
+    is_number,
+    is_whole,
+    no_collection,
+    number_of,
+    read_text,
+    share_of,
+)
 
 KEYS = ("images", "annotations", "categories")
 ID_KEYS = ("id", "image_id", "category_id")

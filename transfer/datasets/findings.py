@@ -6,16 +6,15 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
 
 from transfer.config.data import MAX_DETECTIONS
-from transfer.files import printable
+from transfer.files import few, number_of, printable, share_of
 
 MAX_PER_KIND = 10
 MAX_SHOWN = 80
-MAX_LISTED, MAX_CLASSES = 3, 20  # names in a line
+MAX_CLASSES = 20  # names in a line
 MAX_LINE = 600
-LIMIT = 1e15  # beyond it a number is a mistake, and whole numbers stop being exact in floats
 NOTES = (  # kinds that stop nothing
     "object counts", "parts of sets", "classes without objects", "classes that are not trained on",
     "images left out of training", "images of many objects", "orientation tags",
@@ -29,9 +28,6 @@ OF_SIZE = ("boxes outside the image", "broken masks", "areas")  # follow from a 
 NOTHING = "sets without objects to train on"
 # pixels: detectron2 drops a box that is at most 1e-5 wide or high; 1 % more is for rounding
 MIN_SIDE = 1.01e-5
-IMAGE_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".jp2")
-)
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
 
 Finding = tuple[str, str]  # its kind, and a line
@@ -155,18 +151,6 @@ class Findings:
         return report
 
 
-def read_text(path: Path) -> str:
-    """Return the text of a regular file (a pipe would be waited on for ever).
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it is not UTF-8, or no regular file.
-    """
-    if path.exists() and not path.is_file():
-        raise ValueError("not a file")
-    return path.read_text(encoding="utf-8")
-
-
 def bounded(text: str) -> str:
     """Return a text that a terminal can print on one line, whatever a file put into it."""
     text = printable(text, " ")
@@ -180,24 +164,6 @@ def shown(value: Any) -> str:
     except ValueError:  # a whole number of more than 4,300 digits
         return "a number of thousands of digits"
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}.."
-
-
-def is_number(value: Any) -> TypeGuard[float]:
-    """Return whether a value is a finite number of a sane size."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LIMIT
-
-
-def is_whole(value: Any) -> TypeGuard[int]:
-    """Return whether a value is a whole number of a sane size."""
-    return isinstance(value, int) and is_number(value)
-
-
-def path_fault(name: Any) -> str | None:
-    """Return why a name does not lie below its folder, or None."""
-    if not isinstance(name, str) or not name or "\0" in name:
-        return "is not a file name"
-    path = Path(name)
-    return "leaves the folder of the set" if path.is_absolute() or ".." in path.parts else None
 
 
 def is_dropped_box(edges: Edges, size: tuple[int, int]) -> bool:
@@ -301,20 +267,3 @@ def class_findings(test: Findings, trained: Sequence[Findings]) -> Iterator[Find
         yield "classes that are not trained on", f"{line}; their AP will be near 0"
     elif unseen and not any(findings.totals[NOTHING] for findings in trained):
         yield NOTHING, f"{sets}: no objects; nothing to train on is left"
-
-
-def number_of(count: int, noun: str, verb: str = "", verb_of_many: str = "") -> str:
-    """Return `1 image is` or `2 images are`: a number with its noun and, if any, its verb."""
-    text = f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
-    return f"{text} {verb if count == 1 else verb_of_many}".rstrip()
-
-
-def share_of(count: int, total: int, noun: str, verb: str, verb_of_many: str) -> str:
-    """Return `1 of 2 images is` or `2 of 2 images are`."""
-    return f"{count:,} of {number_of(total, noun)} {verb if count == 1 else verb_of_many}"
-
-
-def few(names: Sequence[str], limit: int = MAX_LISTED) -> str:
-    """Return the first names of a list, and how many more there are."""
-    more = len(names) - limit
-    return f"{', '.join(names[:limit])}{f' and {more:,} more' if more > 0 else ''}"

@@ -15,18 +15,9 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from transfer.datasets.findings import (
-    ARCHIVES,
-    IMAGE_SUFFIXES,
-    Finding,
-    Findings,
-    ImageFile,
-    ImageJob,
-    few,
-    number_of,
-    share_of,
-)
-from transfer.files import sha256_of
+from transfer.config.data import IMAGE_SUFFIXES
+from transfer.datasets.findings import ARCHIVES, Finding, Findings, ImageFile, ImageJob
+from transfer.files import few, number_of, sha256_of, share_of
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
 ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)  # of EXIF

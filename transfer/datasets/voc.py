@@ -9,25 +9,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from transfer.config.data import VocData
-from transfer.datasets.files import image_files, index_file
+from transfer.config.data import IMAGE_SUFFIXES, VocData, image_files, path_fault
 from transfer.datasets.findings import (
     ARCHIVES,
-    IMAGE_SUFFIXES,
     Edges,
     Finding,
     Findings,
     ImageJob,
     box_findings,
-    few,
     is_dropped_box,
-    is_number,
-    number_of,
-    path_fault,
-    read_text,
-    share_of,
     shown,
 )
+from transfer.files import few, is_number, number_of, read_text, share_of
 
 EDGES = ("xmin", "ymin", "xmax", "ymax")
 FOLDERS = ("Annotations", "JPEGImages", "ImageSets")
@@ -159,7 +152,7 @@ def _layout(data: VocData) -> Iterator[Finding]:
 
 def _split(data: VocData, names: dict[str, None]) -> Iterator[Finding]:
     """Add a split's image names, as detectron2 and the development kit read them, to `names`."""
-    kind, path = "broken splits", index_file(data)
+    kind, path = "broken splits", data.index_file
     try:
         lines = read_text(path).splitlines()
     except (OSError, ValueError) as error:

@@ -26,9 +26,9 @@ from transfer.config.data import (
 from transfer.config.finetune import FinetuneConfig, with_own_keys
 from transfer.config.recipe import value_at
 from transfer.datasets.check import task_faults
-from transfer.datasets.findings import MAX_CLASSES, Needs, few, number_of
+from transfer.datasets.findings import MAX_CLASSES, Needs
 from transfer.detection.loader import class_names
-from transfer.files import one_line, sha256_of
+from transfer.files import few, number_of, one_line, sha256_of
 
 logger = logging.getLogger(__name__)
 

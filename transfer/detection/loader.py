@@ -32,8 +32,7 @@ from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from torch.utils.data import IterableDataset, get_worker_info
 
-from transfer.config.data import CocoData, VocData
-from transfer.datasets.files import coco_classes, image_files, part_ids, split_names
+from transfer.config.data import CocoData, VocData, coco_classes, image_files, part_ids, split_names
 from transfer.datasets.voc import objects_of, read_annotation
 from transfer.files import no_collection, one_line
 

@@ -31,10 +31,9 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.multiprocessing.spawn import ProcessExitedException
 
-from transfer.config.data import DetectionData
+from transfer.config.data import DetectionData, content_digest
 from transfer.config.finetune import Optimizer
 from transfer.config.recipe import batch_fault
-from transfer.datasets.files import content_digest
 from transfer.detection.cfg import notes_before_start
 from transfer.detection.evaluation import as_json, flat_metrics
 from transfer.detection.loader import register

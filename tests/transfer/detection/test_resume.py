@@ -11,8 +11,7 @@ import torch
 from detectron2.config import CfgNode
 
 from examples.digits.build import Sizes, build_digits
-from transfer.config.data import CocoData, VocData
-from transfer.datasets.files import content_digest
+from transfer.config.data import CocoData, VocData, content_digest
 from transfer.detection.cfg import for_this_machine
 from transfer.detection.cli import main, read_config
 from transfer.detection.resume import evaluation_faults, resume_faults, weights_ignored
