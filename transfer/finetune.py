@@ -14,15 +14,16 @@ from transfer.config.finetune import FinetuneConfig
 from transfer.config.recipe import config_faults
 from transfer.detection import Run, build_cfg, run_detector
 from transfer.detection.cfg import (
+    build_faults,
     check_companion,
     class_faults,
     data_faults,
     notes_before_start,
+    weights_faults,
 )
 from transfer.detection.loader import category_ids, class_names, register
 from transfer.detection.pictures import write_pictures
 from transfer.detection.precision import precision_faults, precision_of
-from transfer.detection.rehearsal import build_faults, weights_faults
 from transfer.detection.run import machines_of, repair_last_checkpoint, run_on
 
 

@@ -7,7 +7,7 @@ tensors are compared.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,17 @@ DEPTHS = {arch: int(arch.removeprefix("resnet")) for arch in BLOCKS}
 COUNTER = "num_batches_tracked"
 NORM_ENTRIES = ("weight", "bias", "running_mean", "running_var", COUNTER)
 PLACES = ("backbone.bottom_up.", "backbone.", "roi_heads.")  # of a backbone in a detector
+# Parts of a detector that a backbone has not: their parameters start at random.
+NEW_PARAMETERS = (
+    "proposal_generator.",
+    "backbone.fpn_lateral",
+    "backbone.fpn_output",
+    "roi_heads.res5.norm.",  # of Res5ROIHeadsExtraNorm
+    "roi_heads.box_head.",
+    "roi_heads.box_predictor.",
+    "roi_heads.mask_head.",
+)
+FROM_CONFIG = ("pixel_mean", "pixel_std")
 BASIC = ("resnet18", "resnet34")
 SPELT_OTHERWISE = "names of a spelling of its own: docs/add-a-checkpoint-family.md"
 BY_WIDTH = {
@@ -339,3 +350,29 @@ def lost_entries(model: nn.Module, weights: Mapping[str, Any]) -> list[str]:
         ):
             lost.append(name)
     return lost
+
+
+def unfilled_fault(
+    state: Iterable[str], lost: Sequence[str], names: Collection[str], *, whole: bool = False
+) -> str | None:
+    """Return which entries of a file are lost, or which parameters it leaves random; None if none.
+
+    Args:
+        state: the names of all that the model holds.
+        lost: entries of the file that the model does not hold.
+        names: what the file fills, by the model's names.
+        whole: heads have to be filled too.
+    """
+    if lost:
+        return f"{len(lost)} entries were not loaded: {', '.join(lost)}"
+    allowed = FROM_CONFIG if whole else (*FROM_CONFIG, *NEW_PARAMETERS)
+    random = [name for name in state if name not in names and not name.startswith(allowed)]
+    if not any(name.endswith(COUNTER) for name in names):
+        random = [name for name in random if not name.endswith(COUNTER)]
+    if not random:
+        return None
+    return (
+        f"has nothing for {len(random)} parameters: {', '.join(random)}; only "
+        f"{'' if whole else ', '.join(NEW_PARAMETERS) + ' and '}{', '.join(FROM_CONFIG)} "
+        "may start without it"
+    )

@@ -22,7 +22,8 @@ from tests.faults import malformed, tiny
 from tests.scripts import load_script
 from tests.source import ROOT
 from transfer import finetune
-from transfer.detection import cli, rehearsal
+from transfer.detection import cfg as task_config
+from transfer.detection import cli
 
 TOOLS = ROOT / "tools"
 CONFIG = ["--config-file"]
@@ -88,7 +89,7 @@ def build_faults(cfg: CfgNode, optimizer: str) -> list[str]:
     """Build the model of each config once."""
     key = (cfg.dump(), optimizer)
     if key not in BUILT:
-        BUILT[key] = rehearsal.build_faults(cfg, optimizer)
+        BUILT[key] = task_config.build_faults(cfg, optimizer)
     return list(BUILT[key])
 
 

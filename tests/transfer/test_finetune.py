@@ -19,10 +19,7 @@ from transfer.config.finetune import FinetuneConfig
 from transfer.convert import convert_checkpoint
 from transfer.detection import trainer as trainer_module
 from transfer.detection.cfg import build_cfg
-from transfer.detection.run import (
-    EFFECTIVE,
-    NEW_PARAMETERS,
-)
+from transfer.detection.run import EFFECTIVE
 from transfer.detection.trainer import EXIT_INTERRUPTED, METRICS, TRAINERS, AdamWTrainer, Trainer
 from transfer.finetune import (
     check_machine,
@@ -31,6 +28,7 @@ from transfer.finetune import (
     run_stage,
     strip_state,
 )
+from transfer.resnet import NEW_PARAMETERS
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "transfer"
 

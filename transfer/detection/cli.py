@@ -21,6 +21,7 @@ from transfer.config.command_line import Loader, argument_parser, merged_config,
 from transfer.config.data import DetectionData, known_datasets
 from transfer.config.recipe import recipe_faults, value_faults
 from transfer.detection.cfg import (
+    build_faults,
     check_companion,
     class_faults,
     data_faults,
@@ -31,7 +32,6 @@ from transfer.detection.cfg import (
 from transfer.detection.evaluation import as_json
 from transfer.detection.loader import register
 from transfer.detection.precision import precision_faults
-from transfer.detection.rehearsal import build_faults
 from transfer.detection.resume import evaluation_faults, resume_faults, weights_ignored
 from transfer.detection.run import (
     Machines,

@@ -17,7 +17,7 @@ import os
 import pickle
 import re
 import signal
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ from transfer.detection.trainer import (
     Unreadable,
 )
 from transfer.files import sha256_of, write_json
-from transfer.resnet import COUNTER, PLACES, lost_entries
+from transfer.resnet import PLACES, lost_entries, unfilled_fault
 
 EFFECTIVE = "effective_config.yaml"
 INPUTS = "inputs.json"  # digests of the weights and the sets that a folder was trained with
@@ -59,17 +59,6 @@ COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 GB = 1e9
 COPIES = {"SGD": 3, "AdamW": 4}  # of each parameter: weight, gradient, what the optimiser keeps
 KEPT = (nn.Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm)
-# Parts of a detector that a backbone has not: their parameters start at random.
-NEW_PARAMETERS = (
-    "proposal_generator.",
-    "backbone.fpn_lateral",
-    "backbone.fpn_output",
-    "roi_heads.res5.norm.",  # of Res5ROIHeadsExtraNorm
-    "roi_heads.box_head.",
-    "roi_heads.box_predictor.",
-    "roi_heads.mask_head.",
-)
-FROM_CONFIG = ("pixel_mean", "pixel_std")
 logger = logging.getLogger(__name__)
 Metrics = dict[str, float]
 
@@ -397,32 +386,6 @@ def check_loaded(model: nn.Module, weights: Path, *, whole: bool = False) -> Non
         names = set(content)
     if fault := unfilled_fault(state, lost, names, whole=whole):
         raise ValueError(f"{weights}: {fault}")
-
-
-def unfilled_fault(
-    state: Iterable[str], lost: Sequence[str], names: Collection[str], *, whole: bool = False
-) -> str | None:
-    """Return which entries of a file are lost, or which parameters it leaves random; None if none.
-
-    Args:
-        state: the names of all that the model holds.
-        lost: entries of the file that the model does not hold.
-        names: what the file fills, by the model's names.
-        whole: heads have to be filled too.
-    """
-    if lost:
-        return f"{len(lost)} entries were not loaded: {', '.join(lost)}"
-    allowed = FROM_CONFIG if whole else (*FROM_CONFIG, *NEW_PARAMETERS)
-    random = [name for name in state if name not in names and not name.startswith(allowed)]
-    if not any(name.endswith(COUNTER) for name in names):
-        random = [name for name in random if not name.endswith(COUNTER)]
-    if not random:
-        return None
-    return (
-        f"has nothing for {len(random)} parameters: {', '.join(random)}; only "
-        f"{'' if whole else ', '.join(NEW_PARAMETERS) + ' and '}{', '.join(FROM_CONFIG)} "
-        "may start without it"
-    )
 
 
 def memory_estimate(cfg: CfgNode, model: nn.Module, optimizer: Any, world_size: int) -> str:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from transfer.detection.cfg import build_faults, weights_faults
 from transfer.detection.cli import read_config
-from transfer.detection.rehearsal import build_faults, weights_faults
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs" / "transfer"
 MASKS = "digits_mask_rcnn_coco.yaml"
