@@ -76,7 +76,8 @@ def run(plan: Plan, console: Console, replace: bool = False) -> int:
             return 0
         folder = plan.config.root / LEDGER
         current = [e for e in reports if is_report_of(plan, folder / e.token / PLAN)]
-        if not waiting and any(_is_active(rows.get(entry.job_id)) for entry in current):
+        told = [rows[entry.job_id] for entry in current if entry.job_id in rows]
+        if not waiting and any(row.is_active for row in told):
             console.print("nothing to submit; everything that is left is in the queue")
             return 0
         states = {name: State(standing.status) for name, standing in standings.items()}
@@ -105,10 +106,6 @@ def run(plan: Plan, console: Console, replace: bool = False) -> int:
     )
     tell(console, [left] if left else [])
     return 0
-
-
-def _is_active(row: JobRow | None) -> bool:
-    return row is not None and row.is_active
 
 
 def _clear(plan: Plan, reports: list[Submission], rows: dict[str, JobRow], stale: set[str]) -> None:

@@ -191,7 +191,9 @@ def read_results(path: Path) -> Results:
     """
     try:
         content = json.loads(
-            path.read_bytes(), parse_constant=lambda _: None, parse_float=_finite_or_none
+            path.read_bytes(),
+            parse_constant=lambda _: None,
+            parse_float=lambda text: finite(float(text)),
         )
         return Results.model_validate(_one_lined(content))
     except ValidationError as error:
@@ -201,10 +203,6 @@ def read_results(path: Path) -> Results:
     except (ValueError, RecursionError) as error:
         why = "nested too deeply" if isinstance(error, RecursionError) else one_line(error)
         raise ValueError(f"{path}: not JSON ({why})") from None
-
-
-def _finite_or_none(text: str) -> float | None:
-    return finite(float(text))
 
 
 def _one_lined(value: Any) -> Any:

@@ -316,7 +316,8 @@ def markdown(data: ReportData) -> str:
 
 
 def _markdown_task(table: Table, baseline: str | None) -> list[str]:
-    parts = [f"## {md(table.title)}", _markdown_table(table, _text_and_n)]
+    whole = _markdown_table(table, lambda cell: f"{cell.text} ({cell.n})" if cell.n else DASH)
+    parts = [f"## {md(table.title)}", whole]
     if baseline is not None:
         body = []
         for line in table.lines:
@@ -325,10 +326,6 @@ def _markdown_task(table: Table, baseline: str | None) -> list[str]:
                 body.append([md(line.name), *map(md, texts)])
         parts.append(grid([f"Difference to {md(baseline)}", *map(md, table.headings)], body))
     return [*parts, "\n".join(f"- **{word}**: {md(text)}" for word, text in table.failures)]
-
-
-def _text_and_n(cell: TableCell) -> str:
-    return f"{cell.text} ({cell.n})" if cell.n else DASH
 
 
 def _text_and_mark(cell: TableCell) -> str:

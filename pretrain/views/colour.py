@@ -39,7 +39,10 @@ def jitter_and_gray(views: Tensor, rows: Tensor) -> Tensor:
     for position in range(order.shape[1]):
         for op, function in _OPS.items():
             views = _where(order[:, position] == op, function, views, rows[:, op])
-    return _where(rows[:, GRAYSCALE] > 0, _grayscale, views, rows[:, GRAYSCALE])
+    chosen = rows[:, GRAYSCALE]
+    return _where(
+        chosen > 0, lambda some, _: some.copy_(to_gray(some).expand_as(some)), views, chosen
+    )
 
 
 def blur(views: Tensor, rows: Tensor, kernel_size: int) -> Tensor:
@@ -152,10 +155,6 @@ def blur_by_sums(views: Tensor, kernels: Tensor) -> Tensor:
     for tap in range(1, size):
         rows.addcmul_(columns[..., tap : tap + width], taps[tap])
     return rows
-
-
-def _grayscale(views: Tensor, _: Tensor) -> Tensor:
-    return views.copy_(to_gray(views).expand_as(views))
 
 
 def _where(chosen: Tensor, function: Op, views: Tensor, settings: Tensor) -> Tensor:

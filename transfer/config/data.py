@@ -218,18 +218,13 @@ def image_files(folder: Path, names: Iterable[str]) -> dict[str, list[Path]]:
     for name in names:
         straight = folder / name
         if straight.parent not in listed:
-            listed[straight.parent] = _image_stems(straight.parent)
+            stems = listed[straight.parent] = {}
+            for path in sorted(straight.parent.iterdir()) if straight.parent.is_dir() else ():
+                if path.suffix.lower() in IMAGE_SUFFIXES:
+                    stems.setdefault(path.stem, []).append(path)
         missing = [straight.with_name(f"{straight.name}.jpg")]
         files[name] = listed[straight.parent].get(straight.name, missing)
     return files
-
-
-def _image_stems(folder: Path) -> dict[str, list[Path]]:
-    stems: dict[str, list[Path]] = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.suffix.lower() in IMAGE_SUFFIXES:
-            stems.setdefault(path.stem, []).append(path)
-    return stems
 
 
 def coco_images(annotations: bytes) -> list[tuple[Id, str]]:

@@ -240,7 +240,8 @@ def build_faults(cfg: CfgNode, optimizer: str = "sgd") -> list[str]:
         return faults
     try:
         with _undisturbed():
-            _rehearse_mapping(cfg)
+            for is_train in (True, False):
+                _mapped(cfg, is_train)  # read and augmented at the config's own sizes
             _rehearse(cfg, optimizer)
     except Exception as error:  # noqa: BLE001  (detectron2 raises many types for a wrong value)
         said = str(error) or str(traceback.extract_tb(error.__traceback__)[-1].line)
@@ -274,12 +275,6 @@ def _mapped(cfg: CfgNode, is_train: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         mapped: dict[str, Any] = DatasetMapper(cfg, is_train=is_train)(_record(Path(folder)))
         return mapped
-
-
-def _rehearse_mapping(cfg: CfgNode) -> None:
-    """Read and augment the picture as the config says, at its sizes."""
-    _mapped(cfg, is_train=True)
-    _mapped(cfg, is_train=False)
 
 
 def _rehearse(cfg: CfgNode, optimizer: str) -> None:

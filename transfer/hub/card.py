@@ -95,12 +95,13 @@ def _results(facts: RunFacts) -> list[dict[str, Any]]:
     for row in _measured(facts):
         task, metric = str(row.get("task")), str(row["metric"])
         name, kind = KINDS.get(metric.partition("/")[0], ("", "object-detection"))
-        seeds = list(facts.seeds.get(task, []))
+        std: Any = row.get("std")
+        args = {"std": round(std, 4) if _is_number(std) else None, "n": row["n"]}
         measured: dict[str, Any] = {
             "type": metric,
             "name": f"{name} {metric.rpartition('/')[2]}, mean over seeds (n={row['n']})".strip(),
             "value": round(row["mean"], 4),
-            "args": {"std": _rounded(row.get("std")), "n": row["n"], "seeds": seeds},
+            "args": args | {"seeds": list(facts.seeds.get(task, []))},
         }
         _add(entries, kind, task, facts.tasks.get(task, task), measured)
     for row, metric, value in _probed(facts):
@@ -124,10 +125,6 @@ def _add(
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _rounded(value: Any) -> float | None:
-    return round(value, 4) if _is_number(value) else None
 
 
 def _measured(facts: RunFacts) -> Iterable[dict[str, Any]]:
