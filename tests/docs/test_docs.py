@@ -29,10 +29,7 @@ PIPELINES = sorted((ROOT / "configs" / "pipeline").glob("[!r]*.yaml"))  # rates 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NEEDS = {
     "a cluster", "real data", "20 minutes", "a GPU", "an editor", "the published code", "a browser",
-    "torch of your own", "a builder of images", "a bundle",
-
-
-    "a network", "a tracker",
+    "torch of your own", "a builder of images", "a bundle", "a network", "a tracker",
 }  # fmt: skip
 FENCE = re.compile(
     r"(?:^ *<!-- (?P<mark>needs|file): (?P<value>[^>]*) -->\n)?"
@@ -100,6 +97,8 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return anywhere(path, names) | (at_the_top(path, names) if Path(path) == ROOT else set())
 
     shutil.copytree(ROOT, folder, ignore=ignored)
+    if (cache := ROOT / ".mypy_cache").is_dir():  # a page's rules then check what it adds alone
+        shutil.copytree(cache, folder / cache.name)
     return folder
 
 
