@@ -32,7 +32,7 @@ from transfer.detection.cfg import (
 from transfer.detection.evaluation import as_json
 from transfer.detection.loader import register
 from transfer.detection.precision import precision_faults
-from transfer.detection.resume import evaluation_faults, resume_faults, weights_ignored
+from transfer.detection.resume_check import evaluation_faults, resume_faults, weights_ignored
 from transfer.detection.run import (
     Machines,
     Run,

@@ -14,7 +14,7 @@ from examples.digits.build import Sizes, build_digits
 from transfer.config.data import CocoData, VocData, content_digest
 from transfer.detection.cfg import for_this_machine
 from transfer.detection.cli import main, read_config
-from transfer.detection.resume import evaluation_faults, resume_faults, weights_ignored
+from transfer.detection.resume_check import evaluation_faults, resume_faults, weights_ignored
 from transfer.detection.run import EFFECTIVE, INPUTS, input_digests
 from transfer.files import write_json
 
