@@ -91,7 +91,8 @@ def left_out(plan: Plan) -> str | None:
         return None
     return (
         f"the plan that was last run in {plan.config.root} has {len(names)} results that are not "
-        f"of this one: {_listed(names)}; give the same key=value changes as to that run"
+        f"of this one: {_listed(names)}; give the same key=value changes as to that run, or put "
+        "back what was edited in its configs since"
     )
 
 

@@ -123,7 +123,7 @@ def test_a_report_of_another_plan_does_not_replace_that_of_the_last_run(
     assert execute("report", CONFIG, plan) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith(f"run_pipeline: report: nothing of this plan is finished, and {others}")
-    assert "give the same key=value changes as to that run" in line
+    assert "changes as to that run, or put back what was edited in its configs since" in line
     assert again in line and "SOLVER.MAX_ITER: before 4, now " in line
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert execute("status", CONFIG, plan) == 0

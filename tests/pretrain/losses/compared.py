@@ -9,3 +9,4 @@ COMPARED = {
     "simclr": SimCLRConfig(name="simclr", temperature=0.2),
     "vicreg": VICRegConfig(name="vicreg"),
 }
+BELOW_ZERO: set[str] = set()  # of these, the losses that are not bounded by 0
