@@ -10,24 +10,24 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import yaml
-from pydantic import BaseModel, TypeAdapter
+from pydantic import TypeAdapter
 
+from pipeline.config.json_schema import SCHEMAS, write_schemas
 from pipeline.config.kinds import Kind, load_config
 from pipeline.config.schema import PipelineConfig
-from pipeline.config.yaml_files import BASE_KEY, validated
+from pipeline.config.yaml_files import validated
 from pipeline.executors.preflight import check_before_start
 from pipeline.executors.slurm.arrays import resource_faults
 from pipeline.plan.build import load_plan
 from pipeline.plan.compatibility import dataset_names
-from pipeline.stages.files import atomic_path, unknown, write_text
+from pipeline.stages.files import atomic_path, unknown
 from pipeline.stages.run_folder import read_state
 from pretrain.config.pretrain import PretrainConfig
-from pretrain.config.probe import ProbeConfig
 from transfer.config.data import VOC_CLASSES, CocoData, DetectionData, VocData, known_datasets
 from transfer.files import near_file
 
@@ -44,11 +44,6 @@ EXAMPLES = {
 YAML = (".yaml", ".yml")
 COMMAND = "python tools/run_pipeline.py"
 EXECUTORS = ("local", "slurm")
-SCHEMAS: dict[str, type[BaseModel]] = {
-    "pipeline.schema.json": PipelineConfig,
-    "pretrain.schema.json": PretrainConfig,
-    "probe.schema.json": ProbeConfig,
-}
 TEMPLATE = """\
 # yaml-language-server: $schema=pipeline.schema.json
 # What is compared: every backbone is fine-tuned on every task with every seed.
@@ -341,21 +336,3 @@ def _check_files(
         except ValueError as error:
             faults += str(error).splitlines()
     return recipes, tasks, faults
-
-
-def write_schemas(folder: Path, names: Iterable[str]) -> list[Path]:
-    """Write JSON schemas of configs, for editors that complete and check YAML; return the paths.
-
-    Any key may come from the file that `_BASE_` names, so that none is required.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        schema = SCHEMAS[name].model_json_schema()
-        schema["properties"][BASE_KEY] = {
-            "type": "string",
-            "description": "config that this one is merged over, beside this file",
-        }
-        for part in (schema, *schema.get("$defs", {}).values()):
-            part.pop("required", None)
-        write_text(folder / name, json.dumps(schema, indent=1) + "\n")
-    return [folder / name for name in names]

@@ -28,7 +28,7 @@ Inferred = Literal["data", "detector", "schedule", "epochs", "views", "search"]
 class Part(BaseModel):
     """A frozen part of the file that refuses unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
 
 class PublishedEntry(Part):

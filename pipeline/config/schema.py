@@ -77,7 +77,6 @@ class Container(BaseModel):
     model_config = ConfigDict(
         extra="forbid",
         frozen=True,
-        use_attribute_docstrings=True,
         json_schema_extra=left_out("what a job asks a cluster for"),
     )
 
@@ -115,7 +114,6 @@ class Resources(BaseModel):
         extra="forbid",
         frozen=True,
         allow_inf_nan=False,
-        use_attribute_docstrings=True,
         json_schema_extra=left_out("what a job asks a cluster for"),  # but for `gpus` and `nodes`
     )
 
@@ -200,7 +198,7 @@ class Resources(BaseModel):
 class ResourcesConfig(BaseModel):
     """Resources by kind of stage; what a kind leaves out is taken from `default`."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="allow", frozen=True)
     __pydantic_extra__: dict[str, Resources] = Field(init=False)
 
     default: Resources = Resources()
@@ -264,9 +262,7 @@ Seeds = Annotated[tuple[Seed, ...], BeforeValidator(_not_a_number)]
 class Section(BaseModel):
     """A frozen part of a config that refuses unknown keys."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
 
 LABEL = left_out("a label")

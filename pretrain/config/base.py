@@ -29,9 +29,7 @@ def left_out(why: str) -> dict[str, Any]:
 class Section(BaseModel):
     """A frozen part of a config that refuses unknown keys, and yes and no where a number goes."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
     @field_validator("*", mode="before")
     @classmethod

@@ -49,9 +49,7 @@ class LossSettings(BaseModel):
     neither is for one process and whole batches. `most_views` are as many as it is defined for.
     """
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
     gathers: ClassVar[bool] = False
     takes_parts: ClassVar[bool] = False
     most_views: ClassVar[int] = 1024

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from pipeline.config.json_schema import json_schema
 from pipeline.config.schema import PipelineConfig
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.config.probe import ProbeConfig
@@ -93,7 +94,7 @@ def several(schema: dict[str, Any]) -> str:
 @cache
 def sections() -> dict[str, dict[str, Any]]:
     """The schema of every section of every config, by the name of its model."""
-    wholes = {model.__name__: model.model_json_schema() for model, _ in MODELS.values()}
+    wholes = {model.__name__: json_schema(model) for model, _ in MODELS.values()}
     return wholes | {
         name: part for whole in wholes.values() for name, part in whole.get("$defs", {}).items()
     }
@@ -150,7 +151,7 @@ def rows(schema: dict[str, Any], of_all: dict[str, Any]) -> Iterator[str]:
 def page() -> str:
     lines, told = [HEAD], set()
     for title, (model, where) in MODELS.items():
-        whole = model.model_json_schema()
+        whole = json_schema(model)
         sections = {model.__name__: whole} | whole.get("$defs", {})
         lines += [f"## {title}", "", where, ""]
         for name, schema in sections.items():

@@ -4,13 +4,14 @@ import re
 
 from pydantic import BaseModel
 
+from pipeline.config.json_schema import json_schema
 from tests.docs.reference import MODELS, PAGE, anchor, page
 from transfer.config.finetune import FinetuneConfig
 
 
 def properties(model: type[BaseModel]) -> dict[str, str]:
     """The description of every property of a model and of all sections below it."""
-    schema = model.model_json_schema()
+    schema = json_schema(model)
     sections = {model.__name__: schema} | schema.get("$defs", {})
     return {
         f"{name}.{key}": value.get("description", "")
