@@ -16,6 +16,7 @@ TORCH_FREE = {
     "pretrain.config.pretrain",
     "pretrain.config.probe",
     "pretrain.data.splits",
+    "pretrain.runtime.bars",
     "transfer.checkpoints.other_files",
     "transfer.config.convert",
     "transfer.config.data",

@@ -18,7 +18,6 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
-    Progress,
     TextColumn,
     TransferSpeedColumn,
 )
@@ -28,6 +27,7 @@ from pipeline.downloads.published_sets import SETS, Archive, Part
 from pipeline.downloads.unpack import unpack
 from pipeline.stages.files import size_of, size_text, unknown
 from pipeline.stages.run_folder import LockedError, lock
+from pretrain.runtime.bars import FittingProgress
 
 DOWNLOADS = ".downloads"
 
@@ -156,7 +156,8 @@ def _get(part: Part, folder: Path, console: Console, mirror: str | None) -> None
 @contextmanager
 def _progress(archive: Archive, console: Console) -> Iterator[Callable[[int], None]]:
     """Give what shows the bytes that are there: a bar, or elsewhere a line every tenth."""
-    bar = (TextColumn(archive.name), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    bar, speed = BarColumn(), TransferSpeedColumn()
+    columns = (TextColumn(archive.name), bar, DownloadColumn(), speed)
     tenths = 0
 
     def show(size: int) -> None:
@@ -167,7 +168,9 @@ def _progress(archive: Archive, console: Console) -> Iterator[Callable[[int], No
             of_all = f"{size_text(size)} of {size_text(archive.num_bytes)}"
             _say(console, f"{archive.name}: {of_all}, {time.strftime('%H:%M:%S')}")
 
-    with Progress(*bar, console=console, disable=not console.is_terminal) as progress:
+    with FittingProgress(
+        *columns, dispensable=(bar, speed), console=console, disable=not console.is_terminal
+    ) as progress:
         task = progress.add_task("", total=archive.num_bytes)
         yield show
 

@@ -42,6 +42,7 @@ from pipeline.stages.staleness import TAKEN_FROM
 from pipeline.tracking.child import stage_faults
 from pretrain.config.base import identity
 from pretrain.config.pretrain import PretrainConfig
+from pretrain.runtime.bars import FittingProgress
 
 POLL_S = 0.5
 STOP_WAIT_S = 60.0
@@ -229,13 +230,12 @@ class Progress:
         self.num_over = num_done
         self.tasks: dict[str, bars.TaskID] = {}
         self.last_lines: dict[str, float] = {}
-        self.bars = bars.Progress(
+        bar, elapsed = bars.BarColumn(bar_width=24), bars.TimeElapsedColumn()
+        left, note = bars.TimeRemainingColumn(), bars.TextColumn("{task.fields[note]}")
+        self.bars = FittingProgress(
             bars.TextColumn("{task.description}"),
-            bars.BarColumn(bar_width=24),
-            bars.MofNCompleteColumn(),
-            bars.TimeElapsedColumn(),
-            bars.TimeRemainingColumn(),
-            bars.TextColumn("{task.fields[note]}"),
+            *(bar, bars.MofNCompleteColumn(), elapsed, left, note),
+            dispensable=(bar, elapsed, note, left),
             console=console,
             disable=not console.is_terminal,
         )

@@ -15,6 +15,7 @@ from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
 
 from pretrain.config.pretrain import PretrainConfig
+from pretrain.runtime.bars import FittingProgress
 from pretrain.runtime.files import whole_file
 
 METRICS = "metrics.jsonl"
@@ -48,7 +49,7 @@ def note(metrics: dict[str, float]) -> str:
     return "  ".join(f"{name} {metrics[name]:.4g}" for name in SHOWN if name in metrics)
 
 
-class TrainingProgress(bars.Progress):
+class TrainingProgress(FittingProgress):
     """Shows the step, the time left, and the metrics as they are logged.
 
     What a probe measures gets a line of its own, on a terminal too.
@@ -59,15 +60,12 @@ class TrainingProgress(bars.Progress):
         self.first_step, self.begun = step, time.monotonic()
         self.last_line = self.begun
         console = console or Console(stderr=True)
+        bar, left = bars.BarColumn(bar_width=16), bars.TimeRemainingColumn()
+        note = bars.TextColumn("{task.fields[note]}")
         super().__init__(
-            bars.TextColumn("step"),
-            bars.MofNCompleteColumn(),
-            bars.BarColumn(bar_width=16),
-            bars.TimeRemainingColumn(),
-            bars.TextColumn("{task.fields[note]}"),
-            console=console,
-            disable=not console.is_terminal,
-        )
+            bars.TextColumn("step"), bars.MofNCompleteColumn(), bar, left, note,
+            dispensable=(bar, note, left), console=console, disable=not console.is_terminal,
+        )  # fmt: skip
         self.step_bar = self.add_task("step", total=total_steps, completed=step, note="")
 
     def stepped(self, step: int) -> None:
