@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.commands.result_tables import rich_tables
 from pipeline.commands.status import STAGE_WIDTH, STYLES
 from pipeline.executors.local import Progress, late_probe_lines, measure_late_probes, run_local
 from pipeline.executors.preflight import check_before_start
@@ -18,7 +19,6 @@ from pipeline.plan.place import left_out
 from pipeline.plan.plan import Plan, record_stages, select
 from pipeline.report.collect import MADE_FROM, all_states, collect, report_dir
 from pipeline.report.remarks import other_origins, read_manifests
-from pipeline.report.tables import rich_tables
 from pipeline.report.text import findings, warnings
 from pipeline.report.write import make_report
 from pipeline.stages.run_folder import lock
@@ -136,7 +136,7 @@ def show_report(plan: Plan, console: Console) -> None:
     """Print the result tables and the path of the page."""
     data = collect(plan)
     tell(console, findings(data) + warnings(data))
-    for table in rich_tables(data):
+    for table in rich_tables(data, console.width):
         console.print(table)
     page = (report_dir(plan) / "index.html").absolute()
     console.print(f"report: {page}", soft_wrap=True, highlight=False)

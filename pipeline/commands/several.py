@@ -9,12 +9,12 @@ from pathlib import Path
 from rich.console import Console
 
 from pipeline.commands.local import tell
+from pipeline.commands.result_tables import rich_tables
 from pipeline.plan.place import folder_fault
 from pipeline.report.collect import MADE_FROM
 from pipeline.report.compare import compare
 from pipeline.report.merge import merge
 from pipeline.report.sources import RESULTS, read_runs
-from pipeline.report.tables import rich_tables
 from pipeline.report.text import findings, source_notes, warnings
 from pipeline.report.write import write_report
 
@@ -48,7 +48,7 @@ def report_several(paths: Sequence[Path], console: Console, output_dir: Path | N
     words += ["--output-dir", str(output_dir)] if output_dir else []
     data = merge(runs, shlex.join(words))
     tell(console, findings(data) + warnings(data))
-    for table in rich_tables(data):
+    for table in rich_tables(data, console.width):
         console.print(table)
     tell(console, source_notes(data))
     if output_dir is None:

@@ -9,9 +9,6 @@ from dataclasses import dataclass, replace
 from io import StringIO
 from itertools import count
 
-from rich.table import Table as RichTable
-from rich.text import Text
-
 from pipeline.report.data import (
     Cell,
     PublishedProbe,
@@ -374,53 +371,6 @@ def code_span(text: str) -> str:
     fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
     space = " " if fence != "`" else ""  # Markdown takes one off each side
     return f"{fence}{space}{line}{space}{fence}"
-
-
-# --- terminal ---------------------------------------------------------------------------------
-
-
-def rich_tables(data: ReportData) -> list[RichTable]:
-    """Return the tables for a terminal; a task with many metrics gives one per kind (box, mask)."""
-    tables = []
-    for summary in summarise(data):
-        metrics = summary.task.metrics
-        kinds = dict.fromkeys(metric.partition("/")[0] for metric in metrics)
-        for kind in kinds if len(metrics) > 3 else [None]:
-            table = task_table(summary, data.baseline, kind)
-            if rule := rule_text(data, summary.task):
-                table = replace(table, title=f"{table.title} ({rule})")
-            labels = table.verdict_heading.partition(" higher than ")[0].replace(", ", ",\n")
-            verdicts = [f"{labels}\nhigher\n(95 %)"] if labels else []
-            tables.append(_rich_table(table, ["Backbone", "Seeds", *table.headings, *verdicts]))
-        failures = "\n".join(f"{word}: {text}" for word, text in table.failures)
-        tables[-1].caption = Text(failures, style="red") if failures else None
-    if data.probes:
-        table = probe_table(data)
-        headings = ["Backbone", *(re.sub("[ /]", "\n", heading) for heading in table.headings)]
-        tables.append(_rich_table(table, headings))
-    return tables
-
-
-def _rich_table(table: Table, headings: Sequence[str]) -> RichTable:
-    rich = RichTable(
-        title=Text(one_line(table.title)), title_justify="left", caption_justify="left"
-    )
-    rich.add_column(Text(headings[0]), overflow="fold", min_width=len(headings[0]))
-    for heading in headings[1:]:
-        rich.add_column(Text(heading), justify="right", no_wrap=True)
-    for line in (line for line in table.lines if not line.source):
-        cells = []
-        for cell in line.cells:
-            cells.append(Text(cell.text, style="bold" if cell.best else ""))
-            if cell.difference:
-                cells[-1].append(f"\n{cell.difference}", style="dim not bold")
-        seeds = [Text("\n".join(filter(None, [line.seeds, line.state])))] if line.seeds else []
-        verdict = [Text(line.verdict)] if table.verdict_heading else []
-        name = Text(one_line(line.marked))
-        if any(cell.difference for cell in line.cells):
-            name.append("\ndifference", style="dim")
-        rich.add_row(name, *seeds, *cells, *verdict)
-    return rich
 
 
 # --- LaTeX and CSV ----------------------------------------------------------------------------

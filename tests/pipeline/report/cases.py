@@ -1,6 +1,9 @@
 """Data of reports, shared by the tests of what is made of them."""
 
 import math
+from io import StringIO
+
+from rich.console import Console
 
 from pipeline.config.references import load_references
 from pipeline.report.data import Curve, ProbeRow, ReportData, ResultRow, TaskInfo
@@ -26,6 +29,13 @@ def row(backbone, task, seed, values, **more):
         "signature": "0123456789abcdef",
     }
     return ResultRow(backbone, task.name, seed, **(given | more))
+
+
+def shown(table, width=80):
+    """A table as a terminal shows it."""
+    console = Console(width=width, file=StringIO())
+    console.print(table)
+    return console.file.getvalue()
 
 
 def case(ours="cw-rgp", reason="out of memory"):

@@ -3,15 +3,13 @@
 import json
 import re
 from dataclasses import replace
-from io import StringIO
 
-from rich.console import Console
-
+from pipeline.commands.result_tables import rich_tables
 from pipeline.report.data import ProbeRow, results_json
 from pipeline.report.html import html
 from pipeline.report.published import Protocol, published_probes, published_rows
-from pipeline.report.tables import TableCell, latex, markdown, paper_table, results_csv, rich_tables
-from tests.pipeline.report.cases import COCO, COCO_2X, REFERENCES, VOC, case, paper_case, row
+from pipeline.report.tables import TableCell, latex, markdown, paper_table, results_csv
+from tests.pipeline.report.cases import COCO, COCO_2X, REFERENCES, VOC, case, paper_case, row, shown
 
 
 def test_markdown_tables():
@@ -39,7 +37,7 @@ def test_a_verdict_names_its_metric_in_every_format():
         assert f">{heading} (95 % interval)</th>" in page
         assert f"“{heading} (95 % interval)”" in text and f"“{heading} (95 % interval)”" in page
     assert "(95 % interval)”, of that metric alone: yes if" in text
-    voc, coco, _ = (shown(table) for table in rich_tables(case()))
+    voc, coco, _ = (shown(table) for table in rich_tables(case(), 80))
     heads = [re.split(" *┃ *", line)[-2] for line in voc.splitlines() if "┃" in line]
     assert " ".join(filter(None, heads)) == "Box AP higher (95 %)"
     assert "Box AP," in coco and "Mask AP" in coco
@@ -65,34 +63,6 @@ def test_unpaired_differences_are_marked():
     assert "| cw-rgp | +10.0 ± 3.2* | 0.0 ± 0.0* |".replace("*", r"\*") in markdown(
         replace(case(), rows=rows)
     )
-
-
-def test_tables_on_the_terminal():
-    voc, coco, probes = (shown(table) for table in rich_tables(case(ours="[b]x[/b]")))
-    for part in ("[b]x[/b] †", "28.0 ± 1.4", "+11.5 ± 0.7", "baseline", "yes"):
-        assert part in voc
-    (line,) = (line for line in voc.splitlines() if "+11.5 ± 0.7" in line)
-    assert re.search(r"^\W*difference\W", line) and voc.count("difference") == 1
-    for part in ("1 of 2", "1 failed", "failed: [b]x[/b], seed 1: out of memory"):
-        assert part in coco
-    assert "[b]x[/b]" in probes
-    assert max(len(line) for line in voc.splitlines()) <= 80
-
-
-def test_several_probes_keep_the_names_of_the_backbones_on_the_terminal():
-    found = {
-        f"{kind}/top{k}": 90.0 + k for kind in ("knn", "weighted_knn", "linear") for k in (1, 5)
-    }
-    probes = shown(rich_tables(replace(case(), probes=(ProbeRow("cw-rgp", "crops", found),)))[-1])
-    assert "cw-rgp" in probes and "Backbone" in probes and "weighted_knn" in probes
-    assert probes.count("91.0") == probes.count("95.0") == 3 and "…" not in probes
-
-
-def shown(table):
-    """A table as an 80-column terminal shows it."""
-    console = Console(width=80, file=StringIO())
-    console.print(table)
-    return console.file.getvalue()
 
 
 def test_results_csv_is_wide_with_one_line_per_planned_run():
@@ -200,7 +170,7 @@ def test_published_rows_beside_probes():
     assert "| *CW-RGP, 1000 epochs, 4 views \\[1\\]* | *92.47* | – |" in text
     assert "- Beside cifar: cifar10, resnet18; linear classifier on features of the" in text
     assert "CW-RGP, 1000 epochs, 4 views [1]</th>" in html(data)
-    assert "92.47" not in shown(rich_tables(data)[-1])  # a terminal shows what is measured here
+    assert "92.47" not in shown(rich_tables(data, 80)[-1])  # a terminal shows what is measured here
     [_, entry] = json.loads(results_json(data))["published_probes"]
     assert (entry["probe"], entry["arch"], entry["views"]) == ("cifar", "resnet18", 4)
     assert entry["metrics"] == {"linear/top1": 92.47}
@@ -216,7 +186,7 @@ def test_the_rule_of_ap_and_the_classes_measured_are_said_with_the_table():
     text = "VOC 2007's, 11; 8 of 10 classes measured"
     assert f"- AP of Faster R-CNN on VOC: {text}.\n" in markdown(data)
     assert f"AP of Faster R-CNN on VOC: {text}." in latex(data)
-    assert f"({text})" in " ".join(shown(rich_tables(data)[0]).split())
+    assert f"({text})" in " ".join(shown(rich_tables(data, 80)[0]).split())
     assert json.loads(results_json(data))["tasks"][0]["rule"] == "VOC 2007's, 11"
     assert results_csv(data).splitlines()[1].endswith(',8.0,"VOC 2007\'s, 11"')
     assert "AP of" not in markdown(case())
