@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-import warnings
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -51,7 +50,6 @@ def main() -> int:
     checked = {name: (data, Needs(*needs)) for name, (data, *needs) in sets.items()}
     is_sound = print_reports(checked, arguments.decode, names or list(sets))
     logging.disable(logging.WARNING)
-    warnings.simplefilter("ignore", FutureWarning)  # fvcore's, at import
     faults = recipe_faults(config_file, classes=is_sound) if config_file and not names else []
     print("".join(f"{fault}\n" for fault in faults), end="", file=sys.stderr)
     return 0 if is_sound and not faults else 2

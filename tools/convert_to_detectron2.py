@@ -1,7 +1,6 @@
 """Convert a ResNet checkpoint to detectron2 weights, and prove that nothing was lost."""
 
 import sys
-import warnings
 from argparse import ArgumentParser, BooleanOptionalAction
 from pathlib import Path
 
@@ -29,7 +28,6 @@ def main(arguments: list[str] | None = None) -> int:
         fed.add_argument(name, type=float, nargs=3, help="of pixels from 0 to 255")
     fed.add_argument("--stride-in-1x1", action=BooleanOptionalAction, help="maps halve in the 1x1")
     options = parser.parse_args(arguments)
-    warnings.simplefilter("ignore", FutureWarning)  # fvcore's, at import
     try:
         check_places(Path(options.input), options.output)
         source = local_checkpoint(options.input)

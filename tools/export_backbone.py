@@ -1,7 +1,6 @@
 """Write a backbone as a folder that timm, torchvision, transformers or detectron2 load."""
 
 import sys
-import warnings
 from argparse import ArgumentParser
 from pathlib import Path
 
@@ -28,7 +27,6 @@ def main(arguments: list[str] | None = None) -> int:
                         f"{', '.join(FORMATS)}")  # fmt: skip
     parser.add_argument("--encoder", help="encoder to take: its prefix, such as module.encoder_q.")
     options = parser.parse_args(arguments)
-    warnings.simplefilter("ignore", FutureWarning)  # fvcore's, at import
     try:
         check_format(options.family)
         path = local_checkpoint(options.input)
