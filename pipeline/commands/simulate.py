@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, model_validator
 
@@ -22,13 +22,19 @@ from pipeline.plan.compatibility import task_value
 from pipeline.plan.data_identity import DETECTION, count_images
 from pipeline.plan.plan import Plan
 from pipeline.stages.stage import STAGE_KINDS, Stage
-from pretrain.config.data import AugmentConfig, DataConfig
 from pretrain.data.splits import FOLDER_FORMATS
 from transfer.config.data import DetectionData
 from transfer.config.finetune import FLOAT32, OWN_KEYS, flat
 
+if TYPE_CHECKING:
+    from pretrain.config.data import DataConfig
+    from pretrain.config.pretrain import PretrainConfig
+
 COUNTED = ", or put the set where the plan has it, to be counted"
 VIEW_PX, IMAGES, NUM_GPUS, SHORT_SIDE_PX = 224, 16, 8, 800  # what the rates are of
+TRAINED = (
+    3  # forward passes that a view costs which is trained on: its own, and two for the gradient
+)
 STEM_STRIDE = {"imagenet": 1, "small": 2, "small-no-pool": 4}  # sides of later maps, times as long
 
 
@@ -206,16 +212,29 @@ def _job(stage: Stage, plan: Plan, numbers: Numbers) -> Job:
     return Job(stage.name, stage.kind, gpus, hours, storage, needs, num_jobs, is_estimated)
 
 
+def _recipe(settings: dict[str, Any]) -> PretrainConfig:
+    from pretrain.config.pretrain import PretrainConfig  # noqa: PLC0415  (--help needs none)
+
+    return PretrainConfig.model_validate(settings)
+
+
 def _pretrain_hours(settings: dict[str, Any], gpus: int, numbers: Numbers) -> float:
-    """A view takes as long as its area; each halving that the stem leaves out doubles its side."""
-    model, data = settings["model"], DataConfig.model_validate(settings["data"])
-    views = AugmentConfig.model_validate(settings["augment"]).of_views(settings["num_views"])
-    stride = STEM_STRIDE[model["stem"]]
-    num_views = sum((view.size * stride / VIEW_PX) ** 2 for view in views)  # as those of the rate
-    rate = numbers.of("views_per_s_per_gpu", model["arch"]) * gpus
-    if settings["max_steps"] is not None:
-        images = settings["max_steps"] * settings["batch_size"]
+    """A view takes as long as its area; each halving that the stem leaves out doubles its side.
+
+    What a momentum branch sees passes forward alone.
+    """
+    config = _recipe(settings)
+    views, passes = config.augment.of_views(config.num_views), config.loss.passes(config.num_views)
+    stride = STEM_STRIDE[config.model.stem]
+    num_views = sum(  # as those of the rate, which are trained on
+        (view.size * stride / VIEW_PX) ** 2 * each / TRAINED
+        for view, each in zip(views, passes, strict=True)
+    )
+    rate = numbers.of("views_per_s_per_gpu", config.model.arch) * gpus
+    if config.max_steps is not None:
+        images: float = config.max_steps * config.batch_size
     else:
+        data = config.data
         name = data.name if data.format in FOLDER_FORMATS else data.format
         images = settings["epochs"] * numbers.images(name, data)
     return float(images * num_views / rate / 3600)
@@ -358,9 +377,14 @@ def other_conditions(plan: Plan, rates: Rates) -> list[str]:
     """Return a line for every size of images and precision, other than the rates', of training."""
     sizes: dict[int, list[str]] = {}
     precisions: dict[str, list[str]] = {}
+    branches: dict[tuple[int, float], list[str]] = {}
     for stage in plan.stages:
         if stage.kind == "pretrain":
             precisions.setdefault(stage.settings["compute"]["precision"], []).append(stage.name)
+            config = _recipe(stage.settings)
+            counted = sum(config.loss.passes(config.num_views)) / TRAINED
+            if counted != config.num_views:
+                branches.setdefault((config.num_views, counted), []).append(stage.name)
         if stage.task is not None:
             keys = flat(stage.settings["detectron2"])
             half = str(keys.get("SOLVER.AMP.ENABLED", False)).lower() == "true"
@@ -378,6 +402,10 @@ def other_conditions(plan: Plan, rates: Rates) -> list[str]:
         if precision != rates.precision
     ]
     return [
+        f"- {', '.join(names)}: {views} views count as {counted:.3g}: what a momentum branch sees "
+        "passes forward alone, a third of a view that is trained on"
+        for (views, counted), names in branches.items()
+    ] + [
         f"- {', '.join(dict.fromkeys(names))}: {what}: it takes {'less' if less else 'more'} than "
         "this"
         for names, what, less in told

@@ -65,6 +65,10 @@ class LossSettings(BaseModel):
         del embedding_dim, num_ranks
         return [] if batch_size > 1 else [f"batch of {batch_size} images; use at least 2"]
 
+    def passes(self, num_views: int) -> list[int]:
+        """Return what each view costs, in forward passes; a backward pass costs two."""
+        return [3] * num_views
+
     def reason_against_parts(self) -> str | None:
         """Return why the losses of parts of a batch do not add up to that of the whole."""
         if self.takes_parts:

@@ -85,6 +85,10 @@ class BYOLConfig(LossSettings):
     momentum: Fraction = 0.99
     """of the momentum branch at the first step; rises to 1 along half a cosine"""
 
+    def passes(self, num_views: int) -> list[int]:
+        """As of every loss; the branch sees each view too."""
+        return [4] * num_views
+
 
 class MoCoConfig(LossSettings):
     """InfoNCE of a query against its key and a queue of earlier keys (arXiv 2003.04297)."""
@@ -101,6 +105,10 @@ class MoCoConfig(LossSettings):
     """by which cosines are divided"""
     momentum: Fraction = 0.999
     """of the branch that makes the keys, the same at all steps"""
+
+    def passes(self, num_views: int) -> list[int]:
+        """As of every loss; the second view is seen by the branch alone."""
+        return [3] + [1] * (num_views - 1)
 
     def check(self, batch_size: int, embedding_dim: int, num_ranks: int = 1) -> list[str]:
         """As of every loss; the queue takes the keys of a whole batch."""
@@ -130,6 +138,10 @@ class INTLConfig(LossSettings):
     momentum: Fraction | None = None
     """of a momentum branch for the first view at the first step, rising to 1 along half a cosine;
     none unless given"""
+
+    def passes(self, num_views: int) -> list[int]:
+        """As of every loss; the first view is the branch's alone, where there is one."""
+        return [3 if self.momentum is None else 1] + [3] * (num_views - 1)
 
     def check(self, batch_size: int, embedding_dim: int, num_ranks: int = 1) -> list[str]:
         """As of every loss; the variance is that of two channels or more."""

@@ -163,6 +163,36 @@ def test_the_comparison_of_methods_is_under_one_length_batch_and_number_of_views
     assert sum(job.kind == "finetune" for job in jobs.values()) == 10 * (5 + 3 + 3)
 
 
+def test_what_a_momentum_branch_sees_counts_a_third_of_a_view() -> None:
+    """Two views each: BYOL's branch sees both of them too, MoCo v2's the second alone."""
+    plan = load_plan(PLANS / "full_comparison_methods.yaml", [], on_paper=True)
+    jobs = jobs_of(plan)
+    hours = {
+        name: jobs[f"pretrain/{name}"].hours * jobs[f"pretrain/{name}"].gpus for name in METHODS
+    }
+    two_views = 200 * 1_281_167 * 2 / 224 / 3600
+    views = dict.fromkeys(METHODS, 1.0) | {"byol": 4 / 3, "moco-v2": 2 / 3}
+    assert {name: each / two_views for name, each in hours.items()} == pytest.approx(views)
+    assert hours["moco-v2"] == pytest.approx(53 * 8, rel=0.01)  # the rate is MoCo's own
+    text = summary(plan, read_rates(RATES), (64,))
+    assert "- pretrain/byol: 2 views count as 2.67: what a momentum branch sees passes" in text
+    assert "- pretrain/moco-v2: 2 views count as 1.33: " in text and text.count("count as") == 2
+
+
+def test_a_view_of_the_branch_alone_counts_by_its_own_size() -> None:
+    backbones = "backbones=[{name: six, pretrain: ../pretrain/intl_6_imagenet.yaml}]"
+    plan = load_plan(FULL, [backbones, "resources.pretrain.max_jobs=99"], on_paper=True)
+    settings = plan.stages[0].settings
+    augment = settings["augment"]
+    sizes = [
+        view["size"] or augment["size"] for view in augment["views"] for _ in range(view["count"])
+    ]
+    first, *others = ((size / 224) ** 2 for size in sizes)
+    views = settings["epochs"] * 1_281_167 * (first / 3 + sum(others))
+    assert len(others) == 5
+    assert jobs_of(plan)["pretrain/six"].hours == pytest.approx(views / (224 * 8) / 3600)
+
+
 def test_the_digits_comparison_has_all_methods_of_the_demos_length() -> None:
     configs = pretrainings("methods.yaml")
     assert configs.keys() == METHODS
