@@ -87,13 +87,19 @@ def dearest_s(folder: Path, commands: Sequence[Sequence[str]], rounds: int) -> f
 
 
 def cpu_s(folder: Path, command: Sequence[str]) -> float:
-    """Return the user and system seconds of a script of `tools/`, run in `folder`."""
+    """Return the user and system seconds of a script of `tools/`, run in `folder`.
+
+    Compiled code is kept in `folder`, as Python keeps it for whoever runs the script again.
+    """
     script, *words = command
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(
         [sys.executable, str(ROOT / "tools" / script), *words],
         cwd=folder, capture_output=True, check=False,
-        env=os.environ | {"DETECTRON2_DATASETS": str(folder / "datasets")},
+        env=os.environ | {
+            "DETECTRON2_DATASETS": str(folder / "datasets"),
+            "PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(folder / "compiled"),
+        },
     )  # fmt: skip
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

@@ -6,6 +6,7 @@ Only the standard library is imported, so that this can be where nothing else is
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ def need_packages() -> None:
     imported later, for one command alone, is told in the same words.
     """
     sys.excepthook = _tell
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # else it reads all distributions
     if sys.version_info < PYTHON:
         _leave(f"Python {sys.version_info[0]}.{sys.version_info[1]}, wanted 3.11 or newer")
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
@@ -57,6 +56,8 @@ def show_status(plan: Plan, console: Console, watch: bool = False, as_json: bool
     if not watch:
         console.print(status_text(plan, standings, notes), soft_wrap=True)
         return _code(standings)
+    from rich.live import Live  # noqa: PLC0415  (one look needs none)
+
     with Live(status_text(plan, standings, notes), console=console, auto_refresh=False) as live:
         while any(standing.status in ("queued", "running") for standing in standings.values()):
             time.sleep(WATCH_EVERY_S)
@@ -161,7 +162,7 @@ def status_text(plan: Plan, standings: dict[str, Standing], notes: list[str]) ->
     """
     shown = list(standings.values())
     lines: list[RenderableType] = []
-    if not run_folders(plan.config.root) and all(each.status == "missing" for each in shown):
+    if all(each.status == "missing" for each in shown) and not run_folders(plan.config.root):
         return Group(*(Text(note, style="yellow") for note in notes))
     if len(shown) > MAX_ROWS:
         lines.append(matrix(plan, standings))

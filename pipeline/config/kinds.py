@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pipeline.config.schema import PipelineConfig
 from pipeline.config.yaml_files import apply_overrides, load_yaml
-from pretrain.config.pretrain import PretrainConfig
-from pretrain.config.probe import ProbeConfig
 
 Kind = Literal[
-    "pipeline config", "pretraining config", "probe config", "detectron2 config",
-    "file of rates", "file of published rows",
+    "pipeline config", "pretraining config", "probe config", "file of rates",
+    "file of published rows", "detectron2 config",
 ]  # fmt: skip
 WHITE = b"\xef\xbb\xbf \t\r\n"  # and the mark of byte order
 OF_DETECTRON2 = re.compile(r"[A-Z][A-Z0-9_]*")
-KEYS: dict[Kind, frozenset[str]] = {  # detectron2's are all those in capitals
-    "pipeline config": frozenset(PipelineConfig.model_fields),
-    "pretraining config": frozenset(PretrainConfig.model_fields),
-    "probe config": frozenset(ProbeConfig.model_fields),
-    "file of rates": frozenset(("hardware", "s_per_iteration", "storage_gb", "hours")),
-    "file of published rows": frozenset(("sources", "detection", "probes")),
-}
+OF_RATES = frozenset(("hardware", "s_per_iteration", "storage_gb", "hours"))
+OF_PUBLISHED_ROWS = frozenset(("sources", "detection", "probes"))
 TAKEN_BY: dict[Kind, str] = {
     "pipeline config": "tools/run_pipeline.py takes it",
     "pretraining config": "tools/pretrain.py takes it, and `pretrain:` of a pipeline's backbone",
@@ -75,7 +68,25 @@ def kind_of(content: dict[str, Any], kind: Kind) -> Kind:
         >>> kind_of({"MODEL": {}, "SOLVER": {}, "seed": 0}, "pretraining config")
         'detectron2 config'
     """
-    counts = {name: len(keys & content.keys()) for name, keys in KEYS.items()}
-    counts["detectron2 config"] = sum(bool(OF_DETECTRON2.fullmatch(key)) for key in content)
+    if len(keys_in(content, kind)) == len(content):  # none has more; their models are not imported
+        return kind
+    counts: dict[Kind, int] = {name: len(keys_in(content, name)) for name in get_args(Kind)}
     most = max(counts, key=counts.__getitem__)
     return most if counts[most] > counts[kind] else kind
+
+
+def keys_in(content: dict[str, Any], kind: Kind) -> Set[str]:
+    """Return the keys of a config that are those of a kind; detectron2's are all in capitals."""
+    if kind == "detectron2 config":
+        return {key for key in content if OF_DETECTRON2.fullmatch(key)}
+    if kind == "pretraining config":
+        from pretrain.config.pretrain import PretrainConfig  # noqa: PLC0415  (takes a tenth of a second)
+
+        return PretrainConfig.model_fields.keys() & content.keys()
+    if kind == "probe config":
+        from pretrain.config.probe import ProbeConfig  # noqa: PLC0415
+
+        return ProbeConfig.model_fields.keys() & content.keys()
+    if kind == "pipeline config":
+        return PipelineConfig.model_fields.keys() & content.keys()
+    return (OF_RATES if kind == "file of rates" else OF_PUBLISHED_ROWS) & content.keys()

@@ -7,12 +7,11 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from pipeline.config.kinds import Kind, load_config
-from pipeline.config.references import references_of
 from pipeline.config.schema import BackboneConfig, PipelineConfig, ProbeEntry, TaskConfig
 from pipeline.config.yaml_files import apply_overrides, faults_of, load_yaml, validated
 from pipeline.plan.compatibility import dataset_names, demands_of, disagreements, stem_fault
@@ -29,18 +28,20 @@ from pipeline.plan.place import place_faults, run_folders
 from pipeline.plan.plan import Plan, share_folders
 from pipeline.plan.recorded import MISSING, as_recorded
 from pipeline.stages.stage import CHECKPOINT, DATA, RANDOM_ARCH, WORLD_SIZE, Stage, identity_of
-from pretrain.config.data import DataConfig
-from pretrain.config.pretrain import PretrainConfig
-from pretrain.config.probe import ProbeConfig
 from transfer.config.convert import ConvertConfig
 from transfer.config.data import DetectionData, known_datasets
 from transfer.config.finetune import FinetuneConfig, optimizer_fault, signed_keys
 from transfer.config.recipe import config_faults
 
+if TYPE_CHECKING:  # each costs a start some hundredths of a second, and few plans need them all
+    from pretrain.config.data import DataConfig
+    from pretrain.config.pretrain import PretrainConfig
+    from pretrain.config.probe import ProbeConfig
+
 Config = TypeVar("Config", bound=BaseModel)
 Value = TypeVar("Value")
 Identity = dict[str, Any]
-Probe = tuple[ProbeConfig, Identity]
+Probe: TypeAlias = "tuple[ProbeConfig, Identity]"
 Task = tuple[FinetuneConfig, Identity]
 
 
@@ -84,7 +85,7 @@ def load_plan(
         )
         raise ValueError("\n".join(lines)) from None
     scope = _Scope(config, config_file, on_paper, recorded)
-    scope.attempt(lambda: references_of(config, config_file))
+    _check_references(scope)
     scope.faults.extend([] if on_paper else place_faults(config))
     scope.faults.extend(
         f"{config_file}: output_dir: {part} is no folder, and results go below it"
@@ -104,6 +105,15 @@ def load_plan(
             notes = (f"{scope.missing[0]}{more}; taken as the folders in {config.root} have it",)
     stages = share_folders(stages, config.root)
     return Plan(config, config_file, tuple(overrides), tuple(stages), notes)
+
+
+def _check_references(scope: _Scope) -> None:
+    """Keep the faults of a user's published tables; the built-in ones alone need no reading."""
+    config = scope.config
+    if config.references or any(task.reference is not None for task in config.tasks):
+        from pipeline.config.references import references_of  # noqa: PLC0415
+
+        scope.attempt(lambda: references_of(config, scope.config_file))
 
 
 def _faults_in_named_files(content: dict[str, Any], config_file: Path, on_paper: bool) -> list[str]:
@@ -223,6 +233,8 @@ def _build_stages(scope: _Scope) -> list[Stage]:
     for backbone in config.backbones:
         before: list[Stage] = []
         if backbone.pretrain is not None:
+            from pretrain.config.pretrain import PretrainConfig  # noqa: PLC0415
+
             path, what = backbone.pretrain, f"backbone {backbone.name}"
             kind: Kind = "pretraining config"
             recipe = scope.read(path, kind, what, backbone.overrides, PretrainConfig)
@@ -312,6 +324,8 @@ def _digest(checkpoint: Path, backbone: str) -> Any:
 
 def _read_probe(scope: _Scope, probe: ProbeEntry) -> Probe | None:
     """Return the config and what of it can change a result."""
+    from pretrain.config.probe import ProbeConfig  # noqa: PLC0415
+
     what = f"probe {probe.name}"
     config = scope.read(probe.config, "probe config", what, probe.overrides, ProbeConfig)
     if config is None:
@@ -425,18 +439,18 @@ def _finetune_stages(
     inputs: dict[str, Stage],
 ) -> list[Stage]:
     config, identity = resolved
+    settings = config.model_dump(mode="json")
+    for data in settings["datasets"].values():
+        for key in ("annotations", "images", "root"):
+            data.update(_absolute(data, key))
     stages = []
     for seed in task.seeds if task.seeds is not None else scope.config.seeds:
-        settings = config.model_copy(update={"seed": seed}).model_dump(mode="json")
-        for data in settings["datasets"].values():
-            for key in ("annotations", "images", "root"):
-                data.update(_absolute(data, key))
         stages.append(
             Stage(
                 kind="finetune",
                 slug=f"{backbone.name}--{task.name}--seed{seed}",
                 identity=identity | {"seed": seed},
-                settings=settings,
+                settings=settings | {"seed": seed},
                 root=scope.config.root,
                 inputs=inputs,
                 backbone=backbone.name,

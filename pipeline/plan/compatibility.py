@@ -9,10 +9,12 @@ from __future__ import annotations
 import ast
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.stages.stage import Stage
-from pretrain.config.pretrain import PretrainConfig
+
+if TYPE_CHECKING:
+    from pretrain.config.pretrain import PretrainConfig
 
 # detectron2's values where a config is silent (detectron2/config/defaults.py)
 DEFAULTS: dict[str, Any] = {

@@ -16,7 +16,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
@@ -24,7 +24,6 @@ from pipeline.plan.compatibility import dataset_names
 from pipeline.stages.content_index import Level, file_digest, file_digests, kept_json
 from pipeline.stages.stage import CHECKPOINT, DATA, WORLD_SIZE, differences, identity_of
 from pipeline.stages.staleness import by_name, data_parts
-from pretrain.config.data import DataConfig
 from pretrain.data.splits import (
     FOLDER_FORMATS,
     Split,
@@ -46,6 +45,9 @@ from transfer.config.data import (
 )
 from transfer.config.finetune import FinetuneConfig
 from transfer.files import few, refusal, share_of
+
+if TYPE_CHECKING:
+    from pretrain.config.data import DataConfig
 
 SPLITS: dict[str, tuple[Split, ...]] = {"pretrain": ("pretrain",), "probe": ("train", "test")}
 PUBLISHED = ("imagenet", "imagenet100", "tiny-imagenet")  # measured on as they are
@@ -211,6 +213,8 @@ def content_read(kind: str, settings: dict[str, Any]) -> Identity:
         return {name: detection_identity(name, data) for name, data in sets.items()}
     if settings.get("data") is None:
         return {}
+    from pretrain.config.data import DataConfig  # noqa: PLC0415  (most plans and commands need none)
+
     return image_identity(DataConfig.model_validate(settings["data"]), SPLITS[kind])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,8 +27,12 @@ MAX_NAMED = 6
 
 def run_folders(root: Path) -> list[Path]:
     """Return the folders of stages below a pipeline's folder, by their names alone."""
+    return sorted(_runs(root))
+
+
+def _runs(root: Path) -> Iterator[Path]:
     folders = (path for kind in STAGE_KINDS for path in (root / kind).glob("*-*"))
-    return sorted(path for path in folders if RUN_FOLDER.fullmatch(path.name) and path.is_dir())
+    return (path for path in folders if RUN_FOLDER.fullmatch(path.name) and path.is_dir())
 
 
 def folder_fault(folder: Path, wanted: str, key: str) -> str | None:
@@ -35,9 +40,12 @@ def folder_fault(folder: Path, wanted: str, key: str) -> str | None:
 
     `key` is what names the folder. Two kinds in one would each take the other's files for theirs.
     """
+    is_pipeline = _is_of_pipeline(folder)
+    if is_pipeline and wanted == PIPELINE:
+        return None
     marks = [(kind, name) for kind, names in MARKS.items() for name in names]
     shown = [(kind, name) for kind, name in marks if (folder / name).is_file()][:1]
-    if _is_of_pipeline(folder):
+    if is_pipeline:
         runs = [path.relative_to(folder).as_posix() for path in run_folders(folder)]
         shown.insert(0, (PIPELINE, [*runs, CONFIGS][0]))
     if not shown or wanted in dict(shown):
@@ -51,7 +59,7 @@ def place_faults(config: PipelineConfig) -> list[str]:
     root, parent = config.root, config.output_dir
     if fault := folder_fault(root, PIPELINE, "`name` or `output_dir`"):
         return [fault]
-    if run_folders(parent) and not _is_of_pipeline(root):
+    if any(_runs(parent)) and not _is_of_pipeline(root):
         return [
             f"output_dir: {parent} is itself the folder of a pipeline's runs, wanted the one in "
             f"which it lies: output_dir={parent.parent}, and its `name`: {parent.absolute().name}"
@@ -62,11 +70,11 @@ def place_faults(config: PipelineConfig) -> list[str]:
 def nothing_begun(config: PipelineConfig) -> str | None:
     """Return where a pipeline's runs were looked for and what lies there, or None if some do."""
     root, parent = config.root, config.output_dir
-    if run_folders(root):
+    if any(_runs(root)):
         return None
     if parent.is_dir():
         folders = sorted(path for path in parent.iterdir() if path.is_dir() and path != root)
-        pipelines = [path.name for path in folders if run_folders(path)]  # not only planned
+        pipelines = [path.name for path in folders if any(_runs(path))]  # not only planned
         listed = _listed(pipelines or [path.name for path in folders]) or "no other folder"
         state = "it holds no run" if root.is_dir() else "it is not there"
         why = f"{state}; {parent} holds {'the pipelines ' if pipelines else ''}{listed}"
@@ -102,4 +110,4 @@ def _listed(names: list[str]) -> str:
 
 
 def _is_of_pipeline(folder: Path) -> bool:
-    return (folder / CONFIGS).is_file() or bool(run_folders(folder))
+    return (folder / CONFIGS).is_file() or any(_runs(folder))

@@ -59,7 +59,8 @@ def share_folders(stages: Iterable[Stage], root: Path) -> list[Stage]:
     by_name: dict[str, Stage] = {}
     for stage in stages:
         inputs = {role: first[by_name[each.name].signature] for role, each in stage.inputs.items()}
-        stage = replace(stage, inputs=inputs)  # noqa: PLW2901
+        if any(each is not stage.inputs[role] for role, each in inputs.items()):
+            stage = replace(stage, inputs=inputs)  # noqa: PLW2901
         others = folders.get((stage.kind, stage.signature), [])
         if stage.signature in first:
             slug = first[stage.signature].folder_of or first[stage.signature].slug
@@ -67,7 +68,10 @@ def share_folders(stages: Iterable[Stage], root: Path) -> list[Stage]:
             slug = stage.slug
         else:
             slug = _best_folder(stage, others)
-        by_name[stage.name] = replace(stage, folder_of="" if slug == stage.slug else slug)
+        folder_of = "" if slug == stage.slug else slug
+        if folder_of != stage.folder_of:  # a copy would work its signature out anew
+            stage = replace(stage, folder_of=folder_of)  # noqa: PLW2901
+        by_name[stage.name] = stage
         first.setdefault(stage.signature, by_name[stage.name])
     return list(by_name.values())
 

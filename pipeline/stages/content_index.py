@@ -25,12 +25,12 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from stat import S_ISREG
-from typing import Any, BinaryIO, Literal
-
-from rich import progress as bars
-from rich.console import Console
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from transfer.files import near_file
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 VERSION = 1  # of the kept files
 SETTLED_S = 2.0
@@ -209,30 +209,46 @@ def _keep(place: Path, content: Any) -> None:
 @contextlib.contextmanager
 def _progress(root: Path, num_files: int) -> Iterator[Callable[[int], None]]:
     """Give what shows on stderr how many files are done, if it takes longer than a moment."""
-    console = Console(stderr=True)
-    bar = bars.Progress(
-        bars.TextColumn("{task.description}"), bars.BarColumn(bar_width=24),
-        bars.MofNCompleteColumn(), bars.TimeElapsedColumn(), bars.TimeRemainingColumn(),
-        console=console, transient=True,
-    )  # fmt: skip
     text = f"reading {root} once for its identity"
-    task = bar.add_task(text, total=num_files)
     started = time.monotonic()
     said = started + SHOWN_AFTER_S - LINE_EVERY_S
+    bar: Progress | None = None
 
     def show(num_done: int) -> None:
-        nonlocal said
+        nonlocal bar, said
         now = time.monotonic()
-        bar.update(task, completed=num_done)
-        if console.is_terminal and now - started > SHOWN_AFTER_S:
+        if now - started < SHOWN_AFTER_S:
+            return
+        if bar is None:
+            bar = _bar(text, num_files, started)
+        bar.update(bar.task_ids[0], completed=num_done)
+        if bar.console.is_terminal:
             bar.start()
-        elif not console.is_terminal and now - said > LINE_EVERY_S:
+        elif now - said > LINE_EVERY_S:
             said = now
-            console.print(f"{text}: {num_done:,} of {num_files:,} files", soft_wrap=True,
-                          markup=False, highlight=False)  # fmt: skip
+            bar.console.print(f"{text}: {num_done:,} of {num_files:,} files", soft_wrap=True,
+                              markup=False, highlight=False)  # fmt: skip
 
     try:
         yield show
     finally:
-        if bar.live.is_started:
+        if bar and bar.live.is_started:
             bar.stop()
+
+
+def _bar(text: str, num_files: int, started: float) -> Progress:
+    """Return a bar of what began at `started`; what is known by then needs none, and no import."""
+    from rich import progress as bars  # noqa: PLC0415
+    from rich.console import Console  # noqa: PLC0415
+
+    from pretrain.runtime.bars import FittingProgress  # noqa: PLC0415
+
+    line, elapsed, left = bars.BarColumn(24), bars.TimeElapsedColumn(), bars.TimeRemainingColumn()
+    bar = FittingProgress(
+        bars.TextColumn("{task.description}"), line, bars.MofNCompleteColumn(), elapsed, left,
+        dispensable=(line, elapsed, left), console=Console(stderr=True), transient=True,
+        get_time=time.monotonic,
+    )  # fmt: skip
+    bar.add_task(text, total=num_files)
+    bar.tasks[0].start_time = started
+    return bar

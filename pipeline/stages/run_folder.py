@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any, Literal
@@ -35,10 +35,14 @@ Status = Literal["missing", "queued", "running", "done", "failed"]
 
 @dataclass(frozen=True)
 class State:
-    """Where a stage stands; `reason` says why it failed or cannot run."""
+    """Where a stage stands; `reason` says why it failed or cannot run.
+
+    `manifest` is that of a stage that is done.
+    """
 
     status: Status
     reason: str | None = None
+    manifest: dict[str, Any] | None = field(default=None, compare=False, repr=False)
 
 
 def read_states(stages: Sequence[Stage]) -> dict[str, State]:
@@ -117,7 +121,8 @@ def _finished(run_dir: Path, readers: Mapping[str, str]) -> State:
         return State("missing", fault)
     why = "gone; the numbers stay, and nothing that has yet to run reads it"
     more = f" and {len(gone) - 1} more" if len(gone) > 1 else ""
-    return State("done", f"{run_dir / gone[0]}{more}: {why}" if gone else None)
+    reason = f"{run_dir / gone[0]}{more}: {why}" if gone else None
+    return State("done", reason, manifest)
 
 
 def first_broken(inputs: Iterable[Stage], states: Mapping[str, Any]) -> str | None:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from pretrain.config.data import DataConfig
-from pretrain.config.pretrain import PretrainConfig
+if TYPE_CHECKING:
+    from pretrain.config.data import DataConfig
+    from pretrain.config.pretrain import PretrainConfig
 
 Split = Literal["pretrain", "train", "test"]
 TEST_FOLDERS = ("val", "test")  # Tiny ImageNet has both, and labels only in val

@@ -14,13 +14,12 @@ from pipeline.executors.slurm.ledger import LEDGER, Submission, latest_tasks, re
 from pipeline.executors.slurm.queue import JobRow, SlurmError, read_accounting, read_queue
 from pipeline.plan.length import length_of
 from pipeline.plan.plan import Plan
-from pipeline.stages.files import last_json_line, read_json, tail
+from pipeline.stages.files import last_json_line, tail
 from pipeline.stages.provenance import attempts_at
 from pipeline.stages.run_folder import (
     HEARTBEAT,
     JOBS,
     LOG,
-    MANIFEST,
     METRICS,
     State,
     Status,
@@ -171,7 +170,10 @@ def judge(
     standing = Standing(stage.name, stage.backbone, state.status, state.reason)
     standing = replace(standing, log=str(stage.run_dir / LOG))
     if task is None or state.status == "done":
-        return (_done if state.status == "done" else _with_progress)(stage, standing, last)
+        made = state.manifest  # of a stage that is done
+        return (
+            _with_progress(stage, standing, last) if made is None else _done(standing, last, made)
+        )
     entry, index = task
     standing = replace(standing, job_id=entry.task_id(index) if entry.job_id else "")
     if entry.over or not entry.job_id:
@@ -192,8 +194,7 @@ def judge(
     return _with_progress(stage, standing, last)
 
 
-def _done(stage: Stage, standing: Standing, last: Mapping[str, Any]) -> Standing:
-    manifest = read_json(stage.run_dir / MANIFEST)
+def _done(standing: Standing, last: Mapping[str, Any], manifest: Mapping[str, Any]) -> Standing:
     made = manifest.get("provenance", {})
     return replace(
         standing,

@@ -9,7 +9,7 @@ from typing import get_args
 import pytest
 
 from pipeline.commands.simulate import Rates, read_rates
-from pipeline.config.kinds import KEYS, TAKEN_BY, Kind, kind_of, load_config
+from pipeline.config.kinds import OF_PUBLISHED_ROWS, OF_RATES, TAKEN_BY, Kind, kind_of, load_config
 from pipeline.config.references import BUILT_IN, References, load_references
 from pipeline.plan.build import load_plan
 from pipeline.plan.data_sets import chosen_sets
@@ -28,8 +28,8 @@ CONFIGS: dict[Kind, Path] = {
 
 def test_the_keys_are_those_of_the_models() -> None:
     assert set(get_args(Kind)) == TAKEN_BY.keys() == CONFIGS.keys()
-    assert KEYS["file of rates"] <= set(Rates.model_fields)
-    assert KEYS["file of published rows"] == set(References.model_fields)
+    assert set(Rates.model_fields) >= OF_RATES
+    assert set(References.model_fields) == OF_PUBLISHED_ROWS
 
 
 @pytest.mark.parametrize("folder", ["pipeline", "pretrain", "transfer"])
