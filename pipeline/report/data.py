@@ -96,6 +96,16 @@ class TaskInfo:
         """Names of the published rows in tables."""
         return tuple(row.label for row in self.published)
 
+    @property
+    def num_test_images(self) -> int | None:
+        """Return how many images it is measured on, None where its identity does not say that."""
+        try:
+            (test_set,) = (self.identity or {})["data"]["TEST"]
+            count = test_set["images"]["num_files"]
+        except (KeyError, TypeError, ValueError):  # it may be of somebody's file
+            return None
+        return count if type(count) is int and count > 0 else None
+
 
 @dataclass(frozen=True)
 class ResultRow:

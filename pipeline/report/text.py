@@ -213,6 +213,8 @@ def _finding(summary: TaskSummary, baseline: str | None) -> str:
     evidence = [f"{seeds} seed{'' if seeds == '1' else 's'} of fine-tuning"]
     if len({tuple(seed for seed, _ in cell.values) for cell in cells.values()}) > 1:
         evidence.append("each comparison on the seeds in common only")
+    if images := summary.task.num_test_images:
+        evidence.append(f"{images:,} test image{'' if images == 1 else 's'}")
     if cells.keys() - {baseline}:
         evidence.append(EVIDENCE)
     against: dict[Verdict, list[str]] = {"yes": [], "worse": [], "no": [], "n/a": []}

@@ -78,6 +78,7 @@ def test_the_report_holds_what_tells_tasks_and_backbones_from_others(fakes: Path
     (coco, voc) = (task.identity for task in data.tasks)
     assert coco is not None and voc is not None and coco["data"] != voc["data"]
     assert "seed" not in coco and coco["identity_rule"] == RULE and coco["finetune_version"] == 1
+    assert all(task.num_test_images for task in data.tasks)
     assert str(fakes) not in json.dumps(coco) and "my_coco" not in json.dumps(coco)
     weights = {row.backbone: row.weights for row in data.rows}
     assert weights["random"] == {} and weights["a"] == weights["b"]  # two names of one recipe

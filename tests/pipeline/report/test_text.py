@@ -49,6 +49,30 @@ def test_findings_say_what_the_numbers_allow_and_on_how_much_they_stand():
     ]
 
 
+def measured_on(*counts):
+    """The identity of a task with such numbers of files in its test sets."""
+    return {"data": {"TRAIN": [], "TEST": [{"images": {"num_files": n}} for n in counts]}}
+
+
+@pytest.mark.parametrize(
+    ("identity", "told"),
+    [
+        (measured_on(4952), "4,952 test images"),
+        (measured_on(1), "1 test image"),
+        *((each, None) for each in (
+            None, {}, {"data": None}, {"data": {"TEST": [None]}}, measured_on(), measured_on(5, 6),
+            measured_on("5"), measured_on(0), measured_on(float("inf")),
+        )),
+    ],
+)  # fmt: skip
+def test_the_evidence_has_the_number_of_test_images_where_it_is_known(identity, told):
+    given = replace(case(), tasks=(replace(VOC, identity=identity), COCO))
+    first, second = findings(given)
+    seeds = "Evidence: 2 seeds of fine-tuning"
+    assert f"{seeds}, {told}, one pretraining" in first if told else f"{seeds}, one pre" in first
+    assert "test image" not in second
+
+
 def test_the_first_sentence_says_where_another_metric_differs_than_the_main_one():
     rows = [
         row(name, VOC, seed, values)
