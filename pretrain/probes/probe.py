@@ -18,7 +18,7 @@ from pretrain.config.data import DataConfig
 from pretrain.config.pretrain import ModelConfig
 from pretrain.config.probe import MEASURES, KnnConfig, ProbeConfig, WeightedKnnConfig, named_random
 from pretrain.data.images import unreadable
-from pretrain.data.shared_memory import bytes_ready, shared_memory_faults
+from pretrain.data.shared_memory import num_batches, shared_memory_faults
 from pretrain.models.backbone_file import (
     BACKBONE,
     InputConvention,
@@ -237,7 +237,7 @@ def loader_faults(config: ProbeConfig) -> list[str]:
     augmented = config.augmented_linear
     num_images = max(config.batch_size, augmented.batch_size if augmented else 0)
     images = num_images * 3 * config.image.size**2
-    return shared_memory_faults(bytes_ready(config.data, images), config.data)
+    return shared_memory_faults(num_batches(config.data) * images, config.data)
 
 
 def stage_precision(config: dict[str, Any]) -> str:

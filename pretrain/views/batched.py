@@ -5,14 +5,14 @@ V views, N images, M = V N, S side.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from random import Random
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import get_worker_info
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import rotate
 
@@ -30,6 +30,7 @@ from pretrain.views.parameters import (
 )
 
 CPU_VALUES = 2**17  # changed at once on a CPU: small enough for its caches
+Empty = Callable[..., Tensor]  # makes memory as torch.empty does
 
 
 class RawViews(NamedTuple):
@@ -45,7 +46,12 @@ class RawViews(NamedTuple):
 
 
 def cut_views(
-    images: Images, chosen: list[tuple[int, int]], num_views: int, seed: int, config: AugmentConfig
+    images: Images,
+    chosen: list[tuple[int, int]],
+    num_views: int,
+    seed: int,
+    config: AugmentConfig,
+    empty: Empty = torch.empty,
 ) -> list[RawViews]:
     """Return the views of the images in `chosen`, in the runs of `config.runs(num_views)`.
 
@@ -54,12 +60,12 @@ def cut_views(
     images of one size at once as follow each other and fit the caches.
     """
     settings, runs, N = config.of_views(num_views), config.runs(num_views), len(chosen)
-    rows = torch.empty(num_views, N, NUM_COLUMNS)
+    rows = empty((num_views, N, NUM_COLUMNS))
     raws: list[RawViews] = []
     views: list[Tensor] = []  # each `[N, 3, S, S]`, a part of its run
     for same, count in runs:
-        alike = torch.empty(count, N, 3, same.size, same.size, dtype=torch.uint8)
-        noise = torch.empty(alike.shape) if same.noise_std else None
+        alike = empty((count, N, 3, same.size, same.size), dtype=torch.uint8)
+        noise = empty(alike.shape) if same.noise_std else None
         raws.append(RawViews(alike, rows[len(views) : len(views) + count], noise))
         views += alike
     noises = [raw.noise for raw in raws if raw.noise is not None]
@@ -147,14 +153,20 @@ def cut_view(image: Tensor, params: ViewParams, config: AugmentConfig) -> Tensor
     return view.flip(-1) if params.flip else view
 
 
-def finish_batch(raws: Sequence[RawViews], config: AugmentConfig) -> Views:
+def finish_batch(
+    raws: Sequence[RawViews], config: AugmentConfig, empty: Empty | None = None
+) -> Views:
     """Return all views of a batch, finished; `raws` are the runs of `config`."""
+    empty = empty or partial(torch.empty, device=raws[0].views.device)
     runs = config.runs(sum(len(raw.views) for raw in raws))
     shapes = {raw.views.shape[1:] for raw in raws}
     if len(shapes) > 1:
-        finished = [finish_views(raw, same) for raw, (same, _) in zip(raws, runs, strict=True)]
+        finished = [
+            finish_views(raw, same, empty(raw.views.shape))
+            for raw, (same, _) in zip(raws, runs, strict=True)
+        ]
         return tuple(view for run in finished for view in run)
-    whole = _empty((sum(count for _, count in runs), *shapes.pop()), raws[0].views.device)
+    whole = empty((sum(count for _, count in runs), *shapes.pop()))
     start = 0
     for raw, (same, count) in zip(raws, runs, strict=True):
         finish_views(raw, same, whole[start : start + count])
@@ -171,7 +183,7 @@ def finish_views(raw: RawViews, config: AugmentConfig, out: Tensor | None = None
     scale = 1 / torch.tensor(config.std)
     constants = torch.stack([scale, -torch.tensor(config.mean) * scale]).view(2, 3, 1, 1)
     scale, bias = to_device(constants, flat.device)
-    whole = _empty(raw.views.shape, flat.device) if out is None else out
+    whole = torch.empty(raw.views.shape, device=flat.device) if out is None else out
     finished = whole.flatten(0, 1)
     for start in range(0, len(flat), step):
         part = slice(start, start + step)
@@ -183,11 +195,3 @@ def finish_views(raw: RawViews, config: AugmentConfig, out: Tensor | None = None
     if raw.noise is not None:
         whole.addcmul_(raw.noise, config.noise_std * scale)
     return whole
-
-
-def _empty(shape: Sequence[int], device: torch.device) -> Tensor:
-    """Return memory for finished views; a worker's is shared, else it is copied when it is sent."""
-    memory = torch.empty(shape, device=device)
-    if get_worker_info() is not None:
-        memory.share_memory_()  # type: ignore[no-untyped-call]
-    return memory

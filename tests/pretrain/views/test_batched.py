@@ -15,6 +15,7 @@ from torchvision.transforms.v2 import functional as tv
 from pretrain.config.data import AugmentConfig
 from pretrain.config.pretrain import PretrainConfig
 from pretrain.data.images import ImageArrays, open_images
+from pretrain.data.shared_memory import Block, Blocks
 from pretrain.views import ViewLoader, batched
 from pretrain.views.batched import RawViews, cut_view, cut_views, finish_batch, finish_views
 from pretrain.views.parameters import ViewParams
@@ -62,15 +63,20 @@ def test_pixels_beside_each_other_in_memory_give_the_same_bytes(
 
 
 @pytest.mark.parametrize("before_crop", [False, True])
-def test_a_worker_fills_the_memory_that_it_sends(
-    tiny: Make, before_crop: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_fills_the_memory_that_it_sends(tiny: Make, before_crop: bool) -> None:
     config = with_colours(tiny, "in_loader", colours_before_crop=before_crop)
     (raw,) = cut_views(open_images(config.data), [(0, 5)], 2, 0, config.augment)
     alone = finish_views(raw, config.augment)
-    monkeypatch.setattr(batched, "get_worker_info", lambda: "a worker's")
-    shared = finish_views(raw, config.augment)
-    assert shared.is_shared() and not alone.is_shared() and torch.equal(shared, alone)
+    blocks = Blocks(1, 10**6)
+    block = Block(blocks, 0)
+    (there,) = cut_views(open_images(config.data), [(0, 5)], 2, 0, config.augment, block.empty)
+    shared = finish_batch([there], config.augment, block.empty)
+    assert isinstance(shared, torch.Tensor) and torch.equal(shared, alone)
+    parts = [part for part in (*there, shared) if part is not None]
+    assert {part.untyped_storage().data_ptr() for part in parts} == {block.memory.data_ptr()}
+    for part, other in zip(there, raw, strict=True):
+        assert (part is None) == (other is None)
+        assert part is None or other is None or torch.equal(part, other)
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
