@@ -36,8 +36,8 @@ Empty = Callable[..., Tensor]  # makes memory as torch.empty does
 class RawViews(NamedTuple):
     """Views to be finished: uint8 `[V, N, 3, S, S]`, rows `[V, N, 11]`, and noise for each pixel.
 
-    All have the same settings. The noise is drawn with the views, on the CPU: a GPU would draw
-    another.
+    All have the same settings. A pixel's three bytes follow each other in memory, as they are cut
+    out. The noise is drawn with the views, on the CPU: a GPU would draw another.
     """
 
     views: Tensor
@@ -64,7 +64,8 @@ def cut_views(
     raws: list[RawViews] = []
     views: list[Tensor] = []  # each `[N, 3, S, S]`, a part of its run
     for same, count in runs:
-        alike = empty((count, N, 3, same.size, same.size), dtype=torch.uint8)
+        by_pixel = empty((count, N, same.size, same.size, 3), dtype=torch.uint8)
+        alike = by_pixel.permute(0, 1, 4, 2, 3)
         noise = empty(alike.shape) if same.noise_std else None
         raws.append(RawViews(alike, rows[len(views) : len(views) + count], noise))
         views += alike

@@ -74,6 +74,7 @@ def test_a_worker_fills_the_memory_that_it_sends(tiny: Make, before_crop: bool) 
     assert isinstance(shared, torch.Tensor) and torch.equal(shared, alone)
     parts = [part for part in (*there, shared) if part is not None]
     assert {part.untyped_storage().data_ptr() for part in parts} == {block.memory.data_ptr()}
+    assert there.views.permute(0, 1, 3, 4, 2).is_contiguous()  # as they are cut out
     for part, other in zip(there, raw, strict=True):
         assert (part is None) == (other is None)
         assert part is None or other is None or torch.equal(part, other)
