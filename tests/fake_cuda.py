@@ -1,48 +1,140 @@
-"""CUDA without a GPU: tensors that have device, shape and type but no data.
+"""A GPU without values: what is on it has shapes alone, and every wait of the host is noted.
 
 An operation on tensors of two devices raises, as it does on a GPU.
 """
 
+from __future__ import annotations
+
+import contextlib
 import heapq
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
-from unittest.mock import patch
 
+import pytest
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.overrides import TorchFunctionMode
+from torch._subclasses import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-# What the code reads from tensors decides its way: every check is passed, every number is 1.
-ANSWERS: Mapping[Callable[..., Any], Any] = {
-    torch.equal: True,
-    Tensor.equal: True,
-    Tensor.__bool__: True,
-    Tensor.item: 1.0,
-    Tensor.__float__: 1.0,
-    Tensor.__int__: 1,
-}
+CUDA = torch.device("cuda", 0)
+aten = torch.ops.aten
 
 
-class _Answers(TorchFunctionMode):
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is Tensor.pin_memory:  # which asks for the driver
-            return args[0]
-        return ANSWERS[func] if func in ANSWERS else func(*args, **(kwargs or {}))
+class FakeCuda(TorchDispatchMode):
+    """Tensors on the CPU are real, those on the GPU fake: what is read from there is all ones, and
+    every check of it is passed.
+
+    `calls` are the GPU's operations. `waits` are the product's lines at which the host waits for
+    the GPU: values that are read, copies that are not `non_blocking` or not from pinned memory.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self.calls: list[str] = []
+        self.waits: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        on_gpu = any(isinstance(x, FakeTensor) for x in tree_leaves((args, kwargs)))
+        target = torch.device(kwargs.get("device") or (CUDA if on_gpu else "cpu"))
+        if not on_gpu and target.type != "cuda":
+            return func(*args, **kwargs)
+        if func is aten.equal.default:
+            self.waits.append(place())
+            return True
+        if func is aten._local_scalar_dense.default:
+            self.waits.append(place())
+            return torch.ones((), dtype=args[0].dtype).item()
+        if func is aten._to_copy.default and (not on_gpu or target.type == "cpu"):
+            pinned = on_gpu or hasattr(args[0], "pinned")
+            if not (kwargs.get("non_blocking") and pinned):
+                self.waits.append(place())
+            if target.type == "cpu":
+                return torch.ones(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
+        generator = kwargs.get("generator")
+        if generator is not None and generator.device.type != "cuda":
+            raise RuntimeError(f"{func}: expected a 'cuda' generator, got one of the CPU")
+        self.calls.append(func.name())
+        if func is aten._fused_sgd_.default:  # in place, and torch has no fake of it
+            return None
+        with self.fake:
+            return func(*args, **kwargs)
 
 
-@contextmanager
-def fake_cuda() -> Iterator[torch.device]:
-    """Give the device of the tensors to make inside; `backward` works there."""
-    with (
-        patch.multiple(torch.autograd, backward=backward, grad=grad),
-        patch.object(nn.Module, "_apply", _move),
-        FakeTensorMode(),
-        _Answers(),
-    ):
-        yield torch.device("cuda", 0)
+def place() -> str:
+    """Return the innermost line of the product."""
+    for frame in reversed(traceback.extract_stack()):
+        if "/pretrain/" in frame.filename and "/tests/" not in frame.filename:
+            return f"{frame.filename.rpartition('/pretrain/')[2]}: {frame.line}"
+    return "a test"
+
+
+class Stream:
+    """A queue of the GPU, which notes what is done with it."""
+
+    def __init__(self, name: str, notes: list[str]) -> None:
+        self.name = name
+        self.notes = notes
+
+    def record_event(self) -> Stream:
+        self.notes.append(f"{self.name}: event")
+        return self
+
+    def synchronize(self) -> None:
+        self.notes.append(f"{self.name}: host waits for the event")
+
+    def wait_stream(self, other: Stream) -> None:
+        self.notes.append(f"{self.name}: waits for {other.name}")
+
+
+def pinned(x: Tensor) -> Tensor:
+    copy = x.clone()
+    copy.pinned = True  # type: ignore[attr-defined]
+    return copy
+
+
+@contextlib.contextmanager
+def fake_cuda(notes: list[str] | None = None) -> Iterator[FakeCuda]:
+    """Run what is inside on a machine with such a GPU; `notes` get what its streams do."""
+    if not hasattr(torch.backends.mkldnn, "matmul"):
+        pytest.skip("torch before 2.9 has no fake CUDA without a driver")
+    notes = [] if notes is None else notes
+    stack = [Stream("steps", notes)]
+
+    @contextlib.contextmanager
+    def current(stream: Stream | None) -> Iterator[None]:
+        stack.append(stream or stack[-1])
+        yield
+        stack.pop()
+
+    changes: dict[str, Callable[..., Any]] = {
+        "_lazy_init": lambda: None,
+        "is_bf16_supported": lambda *_: True,
+        "is_current_stream_capturing": lambda: False,
+        "current_stream": lambda *_: stack[-1],
+        "Stream": lambda *_: Stream("beside", notes),
+        "stream": current,
+    }
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        # of the message about two devices, where one tensor is no leaf
+        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
+        for name, change in changes.items():
+            patch.setattr(torch.cuda, name, change)
+        patch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+        patch.setattr(Tensor, "pin_memory", pinned)
+        patch.setattr(nn.Module, "_apply", _move)
+        patch.setattr(torch.autograd, "backward", backward)
+        patch.setattr(torch.autograd, "grad", grad)
+        patch.setattr(
+            FakeTensor, "record_stream", lambda _, stream: notes.append(f"kept for {stream.name}")
+        )
+        with FakeCuda() as gpu:
+            yield gpu
 
 
 def _move(module: nn.Module, function: Callable[[Tensor], Tensor], *_: Any, **__: Any) -> nn.Module:

@@ -8,7 +8,7 @@ import torch
 
 from pretrain import indicators
 from pretrain.indicators import centred_indicators, spectrum_indicators
-from tests.pretrain.fake_cuda import CUDA, fake_cuda
+from tests.fake_cuda import CUDA, fake_cuda
 
 
 def test_by_hand():
@@ -102,8 +102,8 @@ def test_they_are_those_of_the_singular_values(shape, falloff):
     assert spectrum_indicators(x) == pytest.approx(want, rel=1e-5)
 
 
-def test_a_gpu_is_read_once(monkeypatch):
-    with fake_cuda(monkeypatch) as gpu:
+def test_a_gpu_is_read_once():
+    with fake_cuda() as gpu:
         found = centred_indicators(
             {"a": torch.empty(16, 64, device=CUDA), "b": torch.empty(16, 4, device=CUDA)}
         )

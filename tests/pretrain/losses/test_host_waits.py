@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain.config.loss import LossSettings, loss_config
 from pretrain.losses import build_loss
-from tests.pretrain.fake_cuda import CUDA, fake_cuda
+from tests.fake_cuda import CUDA, fake_cuda
 from tests.pretrain.losses.compared import COMPARED
 
 WHITENING: dict[str, dict[str, Any]] = {
@@ -28,10 +28,8 @@ CASES: dict[str, LossSettings] = {
 
 
 @pytest.mark.parametrize("config", CASES.values(), ids=CASES)
-def test_a_loss_reads_nothing_and_waits_for_no_copy(
-    config: LossSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with fake_cuda(monkeypatch) as gpu:
+def test_a_loss_reads_nothing_and_waits_for_no_copy(config: LossSettings) -> None:
+    with fake_cuda() as gpu:
         loss = build_loss(config).to(CUDA)
         gpu.waits.clear()
         value = loss(torch.empty(2, 128, 40, device=CUDA), generator=torch.Generator())
@@ -40,10 +38,8 @@ def test_a_loss_reads_nothing_and_waits_for_no_copy(
 
 
 @pytest.mark.parametrize(("dim", "on_cpu"), [(32, False), (40, True)])
-def test_only_small_eigenproblems_of_pca_stay_on_the_gpu(
-    dim: int, on_cpu: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with fake_cuda(monkeypatch) as gpu:
+def test_only_small_eigenproblems_of_pca_stay_on_the_gpu(dim: int, on_cpu: bool) -> None:
+    with fake_cuda() as gpu:
         loss = build_loss(loss_config(name="w-mse", sub_batch=64, method="pca")).to(CUDA)
         gpu.waits.clear()
         value = loss(torch.empty(2, 128, dim, device=CUDA), generator=torch.Generator())

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from functools import partial
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -14,7 +13,7 @@ from pretrain.runtime.device import (
     to_device,
     views_to_device,
 )
-from tests.pretrain.fake_cuda import CUDA, fake_cuda
+from tests.fake_cuda import CUDA, fake_cuda
 
 CPU = torch.device("cpu")
 
@@ -27,9 +26,9 @@ def test_on_a_cpu_nothing_is_copied() -> None:
     assert all(a is b for a, b in zip(beside_the_steps(iter(batches), CPU), batches, strict=True))
 
 
-def test_no_copy_to_a_gpu_or_from_it_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_copy_to_a_gpu_or_from_it_is_waited_for() -> None:
     notes: list[str] = []
-    with fake_cuda(monkeypatch, notes) as gpu:
+    with fake_cuda(notes) as gpu:
         there = to_device(torch.arange(3), CUDA)
         assert there.device == CUDA and to_device(there, CUDA) is there
         back = HostCopy(there)
@@ -41,9 +40,7 @@ def test_no_copy_to_a_gpu_or_from_it_is_waited_for(monkeypatch: pytest.MonkeyPat
         assert len(gpu.waits) == 2
 
 
-def test_batches_are_made_beside_the_steps_which_wait_for_them(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_batches_are_made_beside_the_steps_which_wait_for_them() -> None:
     notes: list[str] = []
 
     def batches() -> Iterator[Tensor]:
@@ -51,16 +48,16 @@ def test_batches_are_made_beside_the_steps_which_wait_for_them(
             notes.append(f"made in {torch.cuda.current_stream().name}")  # type: ignore[attr-defined]
             yield torch.empty(2, device=CUDA)
 
-    with fake_cuda(monkeypatch, notes):
+    with fake_cuda(notes):
         for _ in beside_the_steps(batches(), CUDA):
             notes.append(f"step in {torch.cuda.current_stream().name}")  # type: ignore[attr-defined]
     of_each = ["made in beside", "steps: waits for beside", "kept for steps", "step in steps"]
     assert notes == 2 * of_each
 
 
-def test_each_tensor_of_a_batch_is_kept_for_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_tensor_of_a_batch_is_kept_for_the_steps() -> None:
     notes: list[str] = []
-    with fake_cuda(monkeypatch, notes) as gpu:
+    with fake_cuda(notes) as gpu:
         host = tuple(torch.ones(side).pin_memory() for side in (3, 2))
         for batch in beside_the_steps(map(partial(views_to_device, device=CUDA), [host]), CUDA):
             assert [view.device for view in batch] == [CUDA] * 2

@@ -20,7 +20,7 @@ from pretrain.training import DivergedError, Trainer, trainer
 from pretrain.training.divergence import DIVERGENCE
 from pretrain.training.optimizers import build_optimizer
 from pretrain.training.trainer import Output
-from tests.pretrain.fake_cuda import CUDA, FakeCuda, fake_cuda
+from tests.fake_cuda import CUDA, FakeCuda, fake_cuda
 from tests.pretrain.training.runs import kill_after, logged, same, weights
 
 Make = Callable[..., PretrainConfig]
@@ -147,16 +147,11 @@ def test_only_a_logged_step_waits_for_the_gpu(
 ) -> None:
     config = tiny(**changes, log_every=4, checkpoint_every=100, max_steps=9)
     notes: list[str] = []
-    with fake_cuda(monkeypatch, notes) as gpu:
+    with fake_cuda(notes) as gpu:
         views = Views(gpu)
         monkeypatch.setattr(trainer, "ShardedViews", lambda *_: views)
         run = Trainer(config, tmp_path, Processes(CUDA))
         monkeypatch.setattr(run, "save", lambda: None)
-        monkeypatch.setattr(
-            Tensor, "backward",
-            lambda _: [setattr(p, "grad", torch.ones_like(p)) for p in run.model.parameters()],
-        )  # fmt: skip
-        monkeypatch.setattr(torch.autograd, "grad", lambda _, leaf: (torch.zeros_like(leaf),))
         run.train()
     waits = [len(lines) for lines in views.waits]
     read = 2 if isinstance(run.loss, WhiteningLoss) else 1  # ridges, and indicators

@@ -20,7 +20,7 @@ from pretrain.views import ViewLoader, batched
 from pretrain.views.batched import RawViews, cut_view, cut_views, finish_batch, finish_views
 from pretrain.views.parameters import ViewParams
 from pretrain.views.per_image import build_view
-from tests.pretrain.fake_cuda import CUDA, fake_cuda
+from tests.fake_cuda import CUDA, fake_cuda
 
 Make = Callable[..., PretrainConfig]
 FULL = {
@@ -148,9 +148,7 @@ def test_statistics_over_many_views_are_torchvisions(tiny: Make) -> None:
     assert torch.allclose(a.std(0), b.std(0), rtol=0.25)
 
 
-def test_a_gpu_takes_the_noise_that_the_loader_drew_in_one_launch(
-    tiny: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_gpu_takes_the_noise_that_the_loader_drew_in_one_launch(tiny: Make) -> None:
     config = with_colours(tiny, "on_device")
     images = open_images(config.data)
     (raw,) = cut_views(images, [(0, n) for n in range(8)], 3, 0, config.augment)
@@ -160,7 +158,7 @@ def test_a_gpu_takes_the_noise_that_the_loader_drew_in_one_launch(
     assert alone is not None and torch.equal(raw.noise[:, 5:6], alone)
     calls = []
     for noise in (None, raw.noise):
-        with fake_cuda(monkeypatch) as gpu:
+        with fake_cuda() as gpu:
             there = RawViews(
                 raw.views.pin_memory().to(CUDA, non_blocking=True),
                 raw.rows,

@@ -18,7 +18,7 @@ from pretrain.views import ViewLoader, batched
 from pretrain.views.batched import RawViews, cut_views, finish_batch
 from pretrain.views.parameters import BLUR_SIGMA, SOLARIZE, ViewParams
 from pretrain.views.per_image import build_view
-from tests.pretrain.fake_cuda import CUDA, fake_cuda
+from tests.fake_cuda import CUDA, fake_cuda
 
 Make = Callable[..., PretrainConfig]
 CPU = torch.device("cpu")
@@ -180,7 +180,7 @@ def test_a_gpu_finishes_them_without_a_wait(
     raws = cut_views(
         open_images(config.data), [(0, 1), (0, 2)], config.num_views, 0, config.augment
     )
-    with fake_cuda(monkeypatch) as gpu:
+    with fake_cuda() as gpu:
         pinned = [
             RawViews(raw.views.pin_memory(), raw.rows, raw.noise.pin_memory()) for raw in raws
         ]
