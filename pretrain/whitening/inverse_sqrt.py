@@ -38,7 +38,7 @@ from pretrain.whitening.newton_schulz import (
     lyapunov_by_matmul,
 )
 
-LARGEST_EIGH_OF_CUDA = 32  # of batches; larger matrices it takes one after the other
+LARGEST_EIGH_OF_CUDA = 32  # of batches; larger ones one by one (docs/performance.md has more)
 RIDGE = 1e-3  # of the mean eigenvalue: well above rounding in float32, whatever k
 
 
