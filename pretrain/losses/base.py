@@ -18,7 +18,7 @@ whose mean over ranks is the loss of the whole.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
@@ -344,12 +344,17 @@ def refuse(faults: list[str]) -> None:
         raise ValueError("; ".join(faults))
 
 
-def checked_views(embeddings: Tensor) -> Tensor:
+def checked_views(embeddings: Tensor | Sequence[Tensor]) -> Tensor:
     """Return `embeddings` [V, N, D] in the precision of the loss: float32, or float64 as they are.
 
     Raises:
-        ValueError: if they have other dimensions or fewer than two views.
+        ValueError: if they have other dimensions or fewer than two views, or are not one tensor.
     """
+    if not isinstance(embeddings, Tensor):
+        raise ValueError(
+            f"embeddings want one tensor [V, N, D], got {type(embeddings).__name__}: "
+            "torch.stack them"
+        )
     if embeddings.dim() != 3 or embeddings.shape[0] < 2:
         raise ValueError(
             f"embeddings want [V views, N batch, D] with at least 2 views, "

@@ -90,7 +90,9 @@ class Backbone:
         }
 
 
-def read_backbone(path: Path, *, format: str | None = None, encoder: str | None = None) -> Backbone:
+def read_backbone(
+    path: Path | str, *, format: str | None = None, encoder: str | None = None
+) -> Backbone:
     """Return the backbone in `path`: of a published family, or under any one prefix.
 
     Args:
@@ -119,6 +121,7 @@ def read_backbone(path: Path, *, format: str | None = None, encoder: str | None 
         [123.675, 116.28, 103.53]
     """
     check_format(format)
+    path = Path(path)
     with cpu_time_limit():
         content = read_content(path)
         try:

@@ -293,6 +293,15 @@ def test_embeddings_are_of_two_views_or_more(shape):
         checked_views(torch.zeros(shape))
 
 
+@pytest.mark.parametrize("views", [[torch.zeros(8, 4)] * 2, (torch.zeros(8, 4),) * 2])
+def test_views_want_to_be_stacked(views):
+    kind = type(views).__name__
+    wanted = rf"^embeddings want one tensor \[V, N, D\], got {kind}: torch.stack them$"
+    for config in (LossConfig(name="w-mse", sub_batch=8), LossConfig(name="none")):
+        with pytest.raises(ValueError, match=wanted):
+            build_loss(config)(views)
+
+
 @pytest.mark.parametrize(
     ("given", "kept"), [("float16", "float32"), ("float32", "float32"), ("float64", "float64")]
 )

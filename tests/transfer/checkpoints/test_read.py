@@ -48,7 +48,9 @@ def test_plain_torchvision_and_prefixed_files_are_read(tmp_path: Path) -> None:
     torch.save({"state_dict": prefixed, "epoch": 3}, tmp_path / "b.pth")
     chosen = read_backbone(tmp_path / "b.pth", encoder="module.encoder_q.")
     assert chosen.state_dict.keys() == state.keys()
-    assert read_backbone(tmp_path / "b.pth").format == "moco"
+    assert read_backbone(str(tmp_path / "b.pth")).format == "moco"
+    with pytest.raises(ValueError, match=f"{tmp_path}/c.pth: no such checkpoint file"):
+        read_backbone(str(tmp_path / "c.pth"))
     with pytest.raises(
         ValueError, match=r"no encoder under 'module\.enc'; found: module\.encoder_q"
     ):
