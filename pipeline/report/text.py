@@ -236,7 +236,8 @@ def _finding(summary: TaskSummary, baseline: str | None) -> str:
     if len(best) == 1 and len(others) > 1:
         parts.append(f"{best[0]} is higher than each of the others")
     elif len(best) > 1 and len(others) > 1:
-        parts.append(f"not told apart from the highest mean: {', '.join(best)}")
+        rest = ", ".join(best[1:])
+        parts.append(f"{best[0]} has the highest mean; not told apart from it: {rest}")
     shown = "; ".join(parts) or f"nothing to compare {next(iter(cells))} with"
     head = f"{title}, {metric_label(metric)}: {failures}{shown}"
     return f"{head}. Evidence: {', '.join(evidence)}."

@@ -111,7 +111,7 @@ def test_what_is_not_told_apart_is_not_ranked():
     )
     text = told(random=(1.0, 2.0, 3.0), a=(20.0, 23.0, 21.0), b=(21.0, 22.5, 23.0))
     assert "higher than random: a (+19.3" in text and "b (+20.2" in text
-    assert "; not told apart from the highest mean: b, a. Evidence: 3 seeds" in text
+    assert "; b has the highest mean; not told apart from it: a. Evidence: 3 seeds" in text
     text = told(random=(1.0, 2.0, 3.0), a=(10.0, 11.5, 12.0), b=(21.0, 22.5, 23.0))
     assert "; b is higher than each of the others. Evidence" in text
 
