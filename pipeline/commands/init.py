@@ -52,7 +52,7 @@ TEMPLATE = """\
 # Configs are named relative to this file; checkpoints, data and output relative to where you run.
 
 {name}
-backbones:                # random: true is the baseline of all differences
+backbones:                # random: true is the baseline, unless `baseline:` names one
 {backbones}
 tasks:
 {tasks}

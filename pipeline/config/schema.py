@@ -16,6 +16,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -293,7 +294,7 @@ class BackboneConfig(Section):
     input: StatedInput | None = None
     """how the checkpoint's network was fed; as file and family say unless given"""
     random: bool = False
-    """no pretraining: the baseline"""
+    """no pretraining: the baseline, unless the plan names another"""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -353,7 +354,12 @@ class PipelineConfig(Section):
     name: Slug = Field(json_schema_extra=FOLDER)
     """of the folder of runs; one config a name"""
     backbones: tuple[BackboneConfig, ...] = Field(min_length=1)
-    """what is compared; the first `random: true` is the baseline"""
+    """what is compared"""
+    baseline: str | None = Field(
+        default=None, json_schema_extra=left_out("what finished results are compared with")
+    )
+    """the backbone that differences, their intervals and p are to; the first `random: true` unless
+    given, none without one"""
     tasks: tuple[TaskConfig, ...] = ()
     """what they are fine-tuned on"""
     seeds: Seeds = ()
@@ -387,6 +393,14 @@ class PipelineConfig(Section):
     def root(self) -> Path:
         """Return the folder of this pipeline's runs."""
         return self.output_dir / self.name
+
+    @field_validator("baseline")
+    @classmethod
+    def _is_a_backbone(cls, value: str | None, info: ValidationInfo) -> str | None:
+        names = [backbone.name for backbone in info.data.get("backbones", ())]
+        if value is not None and names and value not in names:
+            raise ValueError(unknown("backbone", value, names))
+        return value
 
     @field_validator("references", mode="before", json_schema_input_type=tuple[Path, ...] | Path)
     @classmethod

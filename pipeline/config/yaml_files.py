@@ -173,8 +173,10 @@ def faults_of(
             form = _cut(str(given), MAX_SHOWN_VALUE)
             lines.append(f"{where}: {key}: wanted a list, such as [{form}], got {form}")
             continue
-        shown = "" if isinstance(given, dict | list | BaseModel) else f", got {_cut(repr(given))}"
         message = fault["msg"].removeprefix("Value error, ")
+        is_said = isinstance(given, str) and repr(given) in message
+        is_long = isinstance(given, dict | list | BaseModel)
+        shown = "" if is_said or is_long else f", got {_cut(repr(given))}"
         lines.append(f"{where}: {key}: {message}{shown}")
     return lines
 

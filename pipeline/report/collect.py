@@ -80,7 +80,7 @@ def collect(plan: Plan) -> ReportData:
             )
             for task in config.tasks
         ),
-        baseline=next((backbone.name for backbone in config.backbones if backbone.random), None),
+        baseline=config.baseline or next((b.name for b in config.backbones if b.random), None),
         rows=tuple(
             _row(stage, states[stage.name], manifests.get(stage.name, {}), doubts, command)
             for stage in finetunes

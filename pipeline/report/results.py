@@ -145,7 +145,10 @@ class SummaryEntry(Part):
     n: int
     planned: int
     difference: DifferenceEntry | None
-    verdict: Verdict
+    verdict: Verdict = Field(
+        description="yes: higher than the baseline and told apart from it (95 % interval); worse: "
+        "lower and told apart; no: not told apart; n/a: no interval; baseline: it is the baseline"
+    )
     p: float | None = Field(description="two-sided paired t-test against the baseline")
     interval: tuple[float, float] | None = Field(None, description="95 %, of the difference")
 

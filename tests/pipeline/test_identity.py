@@ -147,6 +147,7 @@ CHANGES: dict[type[BaseModel], dict[str, str]] = {
     PipelineConfig: {
         "name": "name=other",
         "seeds": "seeds=[5, 6]",
+        "baseline": "baseline=a",
         "references": "references=[]",
         "num_pictures": "num_pictures=1",
         "output_dir": "output_dir=elsewhere",

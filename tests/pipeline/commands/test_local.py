@@ -106,6 +106,25 @@ def test_a_report_follows_results_that_were_made_again(fakes: Path) -> None:
     assert page.exists()
 
 
+def test_a_report_with_another_baseline_is_of_the_same_results(
+    fakes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By `report` and by `run`, which has nothing else to do."""
+    results = Path("runs/tiny/report/results.json")
+    assert execute("run", CONFIG, ["seeds=[0, 1]"]) == 0
+    assert json.loads(results.read_text("utf-8"))["baseline"] == "random"
+    made = sorted(Path("runs/tiny").glob("*/*/manifest.json"))
+    for command, name in (("report", "a"), ("run", "b")):
+        capsys.readouterr()
+        assert execute(command, CONFIG, ["seeds=[0, 1]", f"baseline={name}"]) == 0
+        content = json.loads(results.read_text("utf-8"))
+        assert content["baseline"] == name
+        others = {each["backbone"] for each in content["summary"] if each["difference"]}
+        assert others == {"random", "a", "b"} - {name}
+        assert f" {name}: " in capsys.readouterr().out
+    assert sorted(Path("runs/tiny").glob("*/*/manifest.json")) == made
+
+
 SHORT = "tasks.0.overrides=[SOLVER.MAX_ITER=4]"
 
 

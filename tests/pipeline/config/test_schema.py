@@ -45,6 +45,12 @@ def test_names_of_two_stages_cannot_be_the_same(project: Path) -> None:
     assert any("probes.0.name: 'p--q' holds '--'" in line for line in faults())
 
 
+def test_a_baseline_is_one_of_the_backbones(project: Path) -> None:
+    edit("configs/tiny.yaml", lambda content: content.update(baseline="radnom"))
+    hint = "did you mean 'random'? known: random, a, b"
+    assert faults() == [f"configs/tiny.yaml: baseline: unknown backbone 'radnom'; {hint}"]
+
+
 def test_a_number_of_seeds_is_told_the_form(project: Path) -> None:
     for change in ("seeds=3", "tasks.0.seeds=3"):
         with pytest.raises(ValueError, match="seeds: wanted a list") as caught:

@@ -46,6 +46,11 @@ def test_a_result_is_read_with_its_numbers_and_its_command(fakes: Path) -> None:
     assert set(data.provenance["wall_time_s"]) == set(by_name(plan.stages))
 
 
+def test_the_baseline_is_the_one_named_else_the_first_random_one(fakes: Path) -> None:
+    assert collect(small_plan()).baseline == "random"
+    assert collect(small_plan(["baseline=a"])).baseline == "a"
+
+
 def test_a_curve_has_a_point_a_step_and_no_half_written_line(fakes: Path) -> None:
     plan = small_plan(ONLY_A)
     pretrain = by_name(plan.stages)["pretrain/a"]
