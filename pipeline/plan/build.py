@@ -27,7 +27,16 @@ from pipeline.plan.overrides import blamed, mentioned
 from pipeline.plan.place import place_faults, run_folders
 from pipeline.plan.plan import Plan, share_folders
 from pipeline.plan.recorded import MISSING, as_recorded
-from pipeline.stages.stage import CHECKPOINT, DATA, RANDOM_ARCH, WORLD_SIZE, Stage, identity_of
+from pipeline.stages.stage import (
+    CHECKPOINT,
+    DATA,
+    RANDOM_ARCH,
+    TABLES,
+    WORLD_SIZE,
+    Stage,
+    identity_of,
+)
+from transfer.checkpoints.other_files import tables_sha256
 from transfer.config.convert import ConvertConfig
 from transfer.config.data import DetectionData, known_datasets
 from transfer.config.finetune import FinetuneConfig, optimizer_fault, signed_keys
@@ -304,6 +313,8 @@ def _convert_stage(scope: _Scope, backbone: BackboneConfig, pretrain: Stage | No
             identity[CHECKPOINT] = f"on paper {source}"
         else:
             identity[CHECKPOINT] = scope.read_or_missing(lambda: _digest(source, backbone.name))
+        is_unread = identity[CHECKPOINT] == {MISSING: True}
+        identity[TABLES] = {MISSING: True} if is_unread else tables_sha256()
     return Stage(
         kind="convert",
         slug=backbone.name,

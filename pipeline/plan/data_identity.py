@@ -22,7 +22,7 @@ from pydantic import TypeAdapter
 
 from pipeline.plan.compatibility import dataset_names
 from pipeline.stages.content_index import Level, file_digest, file_digests, kept_json
-from pipeline.stages.stage import CHECKPOINT, DATA, WORLD_SIZE, differences, identity_of
+from pipeline.stages.stage import CHECKPOINT, DATA, TABLES, WORLD_SIZE, differences, identity_of
 from pipeline.stages.staleness import by_name, data_parts
 from pretrain.data.splits import (
     FOLDER_FORMATS,
@@ -32,7 +32,7 @@ from pretrain.data.splits import (
     split_files,
     split_folder,
 )
-from transfer.checkpoints.other_files import files_read
+from transfer.checkpoints.other_files import files_read, tables_sha256
 from transfer.config.data import (
     CocoData,
     DetectionData,
@@ -205,7 +205,8 @@ def content_read(kind: str, settings: dict[str, Any]) -> Identity:
         ValueError: one line of what is missing or cannot be read.
     """
     if "checkpoint" in settings:
-        return {CHECKPOINT: checkpoint_digest(Path(settings["checkpoint"]))}
+        digest = checkpoint_digest(Path(settings["checkpoint"]))
+        return {CHECKPOINT: digest, TABLES: tables_sha256()}
     if "datasets" in settings:
         sets = {
             name: DETECTION.validate_python(data) for name, data in settings["datasets"].items()
@@ -298,6 +299,8 @@ def check_contents(kind: str, planned: Identity, settings: dict[str, Any]) -> No
     lines = differences(sides[0], sides[1], names=("planned", "read"))
     if lines:
         where = settings.get("checkpoint") or "data"
+        if TABLES in read and planned[CHECKPOINT] == read[CHECKPOINT]:
+            where = "the tables of checkpoint families"
         raise ValueError(
             f"{where} changed between the plan and this stage ({'; '.join(lines)}); run again, to "
             "plan with what is there now, or put back what was planned with"

@@ -60,8 +60,8 @@ def _fits(planned: Any, stored: Any, *, strict: bool = False) -> bool:
     if planned == {MISSING: True}:
         return not strict
     if isinstance(planned, dict) and isinstance(stored, dict):
-        return planned.keys() == stored.keys() and all(
-            _fits(value, stored[key], strict=strict) for key, value in planned.items()
+        return stored.keys() <= planned.keys() and all(  # a part it lacks cannot be read from it
+            _fits(value, stored.get(key, MISSING), strict=strict) for key, value in planned.items()
         )
     if isinstance(planned, list) and isinstance(stored, list):
         pairs = zip(planned, stored, strict=False)

@@ -20,6 +20,7 @@ from pydantic import BaseModel
 
 SIGNATURE_DIGITS = 16
 DATA, CHECKPOINT, WORLD_SIZE = "data_content", "checkpoint_sha256", "world_size"  # of an identity
+TABLES = "family_tables_sha256"  # in the identity of a conversion of a checkpoint
 RANDOM_ARCH = "random_arch"  # in the identity of a probe of a random backbone
 RULE = 2  # the version of the rule by which an identity is made; part of every signature
 

@@ -37,6 +37,7 @@ from pipeline.stages.stage import (
     RULE,
     SIGNATURE_DIGITS,
     STAGE_KINDS,
+    TABLES,
     Stage,
     canonical_json,
     differences,
@@ -137,6 +138,8 @@ def _changes(
     lines += _data_changes(sets_before, by_name(stage.settings, now.pop(DATA, None)))
     if before.pop(CHECKPOINT, None) != now.pop(CHECKPOINT, None):
         lines.append(f"checkpoint {stage.settings.get('checkpoint')} has another content")
+    if before.pop(TABLES, None) != now.pop(TABLES, None):
+        lines.append("the tables of checkpoint families have changed")
     settings = differences(before, now, names=NAMES)
     lines += settings[:MAX_CHANGES]
     if len(settings) > MAX_CHANGES:

@@ -6,6 +6,7 @@ import json
 import re
 import stat
 from collections.abc import Iterable
+from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 
@@ -49,6 +50,7 @@ OF_STAGES = ("backbone.pth", "backbone.pkl")  # weights that this project writes
 ON_THE_HUB = "hf:/"  # how a place on the Hugging Face hub begins, as a Path has it
 OF_TRANSFORMERS = ("config.json", "preprocessor_config.json")  # settings beside, also timm's
 OF_DETECTRON2 = ("effective_config.yaml", "config.yaml")
+FAMILY_TABLES = tuple(Path(__file__).with_name(name) for name in ("families.py", "key_patterns.py"))
 FOLDERS: tuple[tuple[tuple[str, ...], str], ...] = (
     ((".metadata",), "a distributed checkpoint; join it with python -m "
      "torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER model.pth"),
@@ -118,6 +120,11 @@ def files_read(path: Path) -> list[Path]:
     if first.suffix == ".pkl":
         beside.append(first.with_suffix(".json"))  # a conversion's companion
     return [*weights, *(file for file in beside if file.is_file())]
+
+
+def tables_sha256() -> str:
+    """Return the sha256 of the tables of families and spellings, which decide what a file gives."""
+    return sha256(b"".join(path.read_bytes() for path in FAMILY_TABLES)).hexdigest()
 
 
 def check_present(path: Path, format: str | None = None) -> None:

@@ -17,8 +17,10 @@ from pipeline.plan.data_identity import (
     image_identity,
 )
 from pipeline.stages import content_index
+from pipeline.stages.stage import TABLES
 from pretrain.config.data import DataConfig
 from tests.files import write
+from transfer.checkpoints.other_files import tables_sha256
 from transfer.config.data import CocoData, VocData
 
 NUM_VOC = 2_100  # no number of files is too many to be read
@@ -337,7 +339,8 @@ def test_all_that_a_stage_reads_from_its_settings(
     write(tmp_path / "w.pth", b"weights")
     digest = hashlib.sha256(b"weights").hexdigest()
     settings = {"checkpoint": str(tmp_path / "w.pth")}
-    assert content_read("convert", settings) == {"checkpoint_sha256": digest}
+    read = content_read("convert", settings)
+    assert read == {"checkpoint_sha256": digest, TABLES: tables_sha256()}
     assert content_read("convert", {}) == content_read("probe", {"data": None}) == {}
 
 

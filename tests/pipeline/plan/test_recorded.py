@@ -18,8 +18,9 @@ def test_what_could_not_be_read_is_as_the_equal_folder_has_it(tmp_path: Path) ->
     made.run_dir.mkdir(parents=True)
     write_json(made.run_dir / CONFIG, made.record)
     unread = replace(made, identity={"lr": 0.1, "data": {MISSING: True}})
+    more = replace(made, identity={**unread.identity, "part of later versions": {MISSING: True}})
     other = replace(unread, identity={"lr": 0.2, "data": {MISSING: True}})
     read = pretraining(tmp_path, "a", lr=0.1, data={"digest": "2"})
     again, still_other, still_read = (as_recorded([s], tmp_path)[0] for s in (unread, other, read))
-    assert again.signature == made.signature
+    assert again.signature == made.signature == as_recorded([more], tmp_path)[0].signature
     assert still_other.identity == other.identity and still_read.identity == read.identity

@@ -149,6 +149,18 @@ def test_another_checkpoint_of_the_same_name(project: Path) -> None:
     assert again()[0] == f"again: convert/given: checkpoint {path} has another content"
 
 
+def test_a_conversion_that_knew_no_tables_of_families(project: Path) -> None:
+    """Those of checkpoints, from before the tables were part of what they are known by."""
+    Path("weights.pth").write_bytes(b"one")
+    given = {"name": "given", "checkpoint": "weights.pth"}
+    edit("configs/tiny.yaml", lambda content: content["backbones"].append(given))
+    for entry in load_plan(CONFIG, ["seeds=[0]"]).stages:
+        older = {key: value for key, value in entry.identity.items() if key != stage.TABLES}
+        finish(replace(entry, identity=older))
+    told = "again: convert/given: the tables of checkpoint families have changed"
+    assert again() == [told]  # conversions of pretrainings are as they were
+
+
 def test_a_damaged_output_and_a_folder_edited_by_hand(done: Plan) -> None:
     entry = done.stages[0]
     entry.result.write_bytes(b"")

@@ -10,10 +10,16 @@ from pipeline.commands import main as commands
 from pipeline.plan.build import load_plan
 from pipeline.report.collect import collect
 from pipeline.stages import stage
-from pipeline.stages.run_folder import MANIFEST
+from pipeline.stages.run_folder import MANIFEST, prepare, read_state
 from pipeline.stages.stage import Stage
 from pipeline.stages.staleness import equal_result, files_read, inputs_of
+from pipeline.worker import run as run_worker
+from tests.pipeline import slurm_runs
 from tests.pipeline.local_runs import CONFIG, ONLY_A, ran, run, small_plan
+from transfer.checkpoints import other_files
+
+GIVEN = "backbones=[{name: given, checkpoint: given.pth}]"
+OF_GIVEN = ["convert/given", "finetune/given--coco--seed0", "finetune/given--voc--seed0"]
 
 
 def stages() -> dict[str, Stage]:
@@ -107,6 +113,65 @@ def test_a_damaged_or_renamed_result_is_not_taken_over(done: dict[str, Stage]) -
     manifest = old.run_dir / MANIFEST
     manifest.write_text(manifest.read_text("utf-8").replace(old.signature, "0" * 16), "utf-8")
     assert equal_result(other, old.record, inputs_of(old)) is None
+
+
+@pytest.mark.parametrize("equal_bytes", [True, False])
+def test_a_corrected_table_of_families_makes_a_conversion_again_and_what_then_differs(
+    fake, equal_bytes: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a cluster, where a task starts once the conversion is there."""
+    Path("given.pth").write_bytes(b"weights")
+    Path("families.py").write_text("a row", encoding="utf-8")
+    monkeypatch.setattr(other_files, "FAMILY_TABLES", (Path("families.py"),))
+    if equal_bytes:
+        Path("bytes-without-signature").touch()
+    assert slurm_runs.run(GIVEN) == 0 and slurm_runs.work(fake, GIVEN) == OF_GIVEN
+    assert ran() == [name.partition("/")[2] for name in OF_GIVEN]
+    Path("families.py").write_text("the row, corrected", encoding="utf-8")
+    capsys.readouterr()
+    commands.execute("plan", CONFIG, ["seeds=[0]", GIVEN])
+    told = capsys.readouterr().out.splitlines()
+    assert "again: convert/given: the tables of checkpoint families have changed" in told
+    assert f"again: {', '.join(OF_GIVEN[1:])}: made from another convert/given" in told
+    assert slurm_runs.run(GIVEN) == 0 and slurm_runs.work(fake, GIVEN) == OF_GIVEN
+    made = OF_GIVEN[:1] if equal_bytes else OF_GIVEN
+    assert ran() == [name.partition("/")[2] for name in made]
+    Path("families.py").write_text("a row", encoding="utf-8")
+    commands.execute("plan", CONFIG, ["seeds=[0]", GIVEN])
+    assert "3 stages, 0 to run" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("equal_bytes", [True, False])
+def test_after_an_older_table_on_this_machine(
+    fakes: Path, equal_bytes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(slurm_runs.__file__).parent))
+    Path("given.pth").write_bytes(b"weights")
+    Path("older.py").touch()
+    if equal_bytes:
+        Path("bytes-without-signature").touch()
+    with monkeypatch.context() as older:
+        older.setattr(other_files, "FAMILY_TABLES", (Path("older.py"),))
+        for entry in small_plan([GIVEN, "seeds=[0]"]).stages:
+            prepare(entry)
+            assert run_worker(entry.run_dir) == 0
+    ran()
+    assert commands.execute("run", CONFIG, [GIVEN, "seeds=[0]"]) == 0
+    made = OF_GIVEN[:1] if equal_bytes else OF_GIVEN
+    assert ran() == [name.partition("/")[2] for name in made]
+
+
+def test_a_table_that_changes_after_the_plan_stops_the_conversion(
+    fakes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("given.pth").write_bytes(b"weights")
+    entry = small_plan([GIVEN, "seeds=[0]"]).stages[0]
+    prepare(entry)
+    Path("families.py").touch()
+    monkeypatch.setattr(other_files, "FAMILY_TABLES", (Path("families.py"),))
+    assert run_worker(entry.run_dir) == 1
+    told = str(read_state(entry).reason)
+    assert told.startswith("the tables of checkpoint families changed between the plan and this")
 
 
 def test_a_companion_that_describes_the_bytes_is_none_of_them() -> None:

@@ -16,7 +16,13 @@ import torch
 import torchvision
 
 from tests.transfer.published import resnet
-from transfer.checkpoints.other_files import kind_of_file, kind_of_text, kind_of_zip
+from transfer.checkpoints import families, key_patterns, other_files
+from transfer.checkpoints.other_files import (
+    kind_of_file,
+    kind_of_text,
+    kind_of_zip,
+    tables_sha256,
+)
 from transfer.checkpoints.read import read_backbone
 
 
@@ -158,6 +164,23 @@ def test_what_is_no_file_is_named_and_never_opened(tmp_path: Path) -> None:
                            (tmp_path / "socket", "a socket")):  # fmt: skip
             with pytest.raises(ValueError, match=f"is {kind}, wanted a checkpoint file"):
                 read_backbone(path)
+
+
+def test_the_digest_of_the_tables_is_that_of_the_code_that_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = [Path(str(module.__file__)) for module in (families, key_patterns)]
+    assert list(other_files.FAMILY_TABLES) == tables
+    before = tables_sha256()
+    copies = [tmp_path / table.name for table in tables]
+    monkeypatch.setattr(other_files, "FAMILY_TABLES", copies)
+    for table, copy in zip(tables, copies, strict=True):
+        copy.write_bytes(table.read_bytes())
+    assert tables_sha256() == before  # wherever they lie
+    for table, copy in zip(tables, copies, strict=True):
+        copy.write_bytes(table.read_bytes() + b"#")
+        assert tables_sha256() != before
+        copy.write_bytes(table.read_bytes())
 
 
 def test_checkpoints_are_none_of_these() -> None:
