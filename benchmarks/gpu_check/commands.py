@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_check.results import ROOT, TINY, WORK, Results, seconds_into, seconds_left
+from benchmarks.gpu_check.timing import DEVICE, ON_GPU
+from pretrain.runtime.tf32 import tf32_faults
 
 NUMERIC_TESTS = (
     "tests/pretrain/views/test_colour.py",
@@ -198,9 +200,13 @@ def pipeline(results: Results) -> None:
 
 
 def fine_tuning(results: Results) -> None:
-    """Fine-tune a detector in float32, fp16 and bf16."""
+    """Fine-tune a detector in every precision that the device has: a CPU in float32 alone."""
     mixed = ("SOLVER.AMP.ENABLED", "True")
-    changes = {"float32": (), "fp16": mixed, "bf16": (*mixed, "SOLVER.AMP.PRECISION", "bf16")}
+    changes: dict[str, tuple[str, ...]] = {"float32": ()}
+    if ON_GPU:
+        changes |= {"fp16": mixed, "bf16": (*mixed, "SOLVER.AMP.PRECISION", "bf16")}
+    if not tf32_faults("MODEL.PRECISION", "tf32", DEVICE):
+        changes["tf32"] = ("MODEL.PRECISION", "tf32")
     for name, options in changes.items():
         folder = new_folder(f"fine-tuned-{name}")
         done = command(
