@@ -25,6 +25,7 @@ from transfer.resnet import not_loaded, to_detectron2
 MAX_RELATIVE_DIFFERENCE = 1e-4
 MAX_LISTED, MAX_SHOWN = 12, 200  # of a list on the terminal, and of a text out of the file
 MAX_LINE = 390
+MAX_NAMED = 3  # other encoders, in a warning
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class ConversionReport:
     """What `OUTPUT.json` holds beside the weights.
 
     `revision` is the commit of a checkpoint of the Hugging Face hub, empty for any other.
+    `warnings` are what a reader of the backbone's numbers should know: the backbone's, and which
+    encoder was taken of several.
     """
 
     source: str
@@ -52,6 +55,7 @@ class ConversionReport:
     largest_feature_difference: float
     verification: dict[str, Any]
     notes: tuple[str, ...]
+    warnings: tuple[str, ...]
     unknown_references: tuple[str, ...]
 
 
@@ -122,13 +126,14 @@ def read_as_stated(source: Path, config: ConvertConfig) -> Backbone:
     """Return the backbone in a checkpoint, fed as the config states.
 
     What it does not state stays as file and family say, mean and std turned to the order stated.
-    The notes begin with a warning where the stem's statistics speak against the input.
+    Notes and warnings begin with one where the stem's statistics speak against the input.
 
     Raises:
         ValueError: as `read_backbone`; or a stride is stated that no layer of the network has.
     """
     backbone = read_backbone(source, format=config.format, encoder=config.encoder)
-    stated, architecture, notes = config.input, backbone.architecture, backbone.notes
+    stated, architecture = config.input, backbone.architecture
+    notes, warnings = backbone.notes, backbone.warnings
     if stated is not None:
         if stated.stride_in_1x1 and architecture.depth < 50:
             raise ValueError(
@@ -144,11 +149,12 @@ def read_as_stated(source: Path, config: ConvertConfig) -> Backbone:
             architecture=architecture if stride is None
             else replace(architecture, stride_in_1x1=stride),
         )  # fmt: skip
-        notes = (*notes, f"input as the user states it: {told}")
-    if stated is not None or backbone.format != THIS_PROJECT:
-        warning = mismatch(backbone.state_dict, backbone.input)
-        notes = (warning, *notes) if warning else notes
-    return replace(backbone, notes=notes)
+        line = f"input as the user states it: {told}"
+        notes, warnings = (*notes, line), (*warnings, line)
+    is_checked = stated is not None or backbone.format != THIS_PROJECT
+    if is_checked and (warning := mismatch(backbone.state_dict, backbone.input)):
+        notes, warnings = (warning, *notes), (warning.removeprefix(WARNING), *warnings)
+    return replace(backbone, notes=notes, warnings=warnings)
 
 
 def _check_companion(path: Path) -> None:
@@ -191,6 +197,12 @@ def _convert(
 def _report(
     source: Path, output: Path, backbone: Backbone, verification: dict[str, Any]
 ) -> ConversionReport:
+    taken, *others = (
+        one_line(name)[:MAX_SHOWN] or "(no prefix)"
+        for name in (backbone.encoder, *backbone.other_encoders)
+    )
+    more = f" and {len(others) - MAX_NAMED} more" if len(others) > MAX_NAMED else ""
+    choice = f"encoder {taken} is taken; also there: {', '.join(others[:MAX_NAMED])}{more}"
     return ConversionReport(
         source=place_of(source),
         revision=revision_of(source),
@@ -210,6 +222,7 @@ def _report(
         largest_feature_difference=verification["largest_feature_difference"],
         verification=verification,
         notes=(*backbone.notes, *verification["not_checked"]),
+        warnings=(*backbone.warnings, *([choice] if others else [])),
         unknown_references=backbone.unknown,
     )
 
@@ -357,9 +370,8 @@ def run_stage(
         plain=output_dir / "backbone.pth",
         stated=options.input,
     )
-    for note in report.notes:
-        if note.startswith(WARNING):
-            logging.getLogger(__name__).warning("%s: %s", source, note.removeprefix(WARNING))
+    for warning in report.warnings:
+        logging.getLogger(__name__).warning("%s: %s", source, warning)
     return {
         "num_entries": report.num_entries,
         "largest_feature_difference": report.largest_feature_difference,

@@ -8,6 +8,7 @@ import pickle
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -373,3 +374,45 @@ def test_ctrl_c_is_one_line(
     (tmp_path / "in").touch()
     assert command.main([str(tmp_path / "in"), str(tmp_path / "out.pkl")]) == 130
     assert capsys.readouterr().err == "convert_to_detectron2: stopped by Ctrl-C\n"
+
+
+ASSUMED = "ImageNet's mean and std are assumed"
+MOMENTUM = "encoder encoder_q. is taken; also there: encoder_k."
+
+
+@pytest.mark.parametrize(("content", "settings", "expected"), [
+    (lambda s: s, {}, []),  # torchvision's
+    (lambda s: {f"any.{k}": v.half() for k, v in s.items()}, {}, ["of no listed family", ASSUMED]),
+    (lambda s: {f"encoder_{copy}.{k}": v for k, v in s.items() for copy in "qk"}, {}, [MOMENTUM]),
+    (lambda s: s, {"format": "torchvision"}, ["of that format as the user states it"]),
+    (lambda s: s, {"input": {"order": "BGR"}}, ["input as the user states it: order BGR"]),
+    (lambda s: {"state_dict": s, "arch": "resnet34"}, {},
+     ["arch says resnet34, its weights are resnet18's: not used"]),
+    (lambda s: {"state_dict_ema": s}, {},
+     ["the averaged weights, which timm's own loader prefers"]),
+    (lambda s: s | {"bn1.running_var": torch.full((64,), 1e-6)}, {},
+     ["bn1's running statistics do not fit the input assumed (mean [123.675"]),
+])  # fmt: skip
+def test_the_companion_holds_what_a_reader_of_the_numbers_should_know(
+    content: Callable, settings: dict, expected: list[str], tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    torch.save(content(source_state("resnet18")), tmp_path / "theirs.pth")
+    settings = {"checkpoint": str(tmp_path / "theirs.pth")} | settings
+    convert.run_stage(settings, {}, tmp_path)
+    companion = json.loads((tmp_path / "backbone.json").read_text("utf-8"))
+    warnings = companion["warnings"]
+    assert len(warnings) == len(expected), warnings
+    assert all(map(str.startswith, warnings, expected)), warnings
+    assert companion["notes"][-1].startswith("proved with FPN only")
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert said == [f"{tmp_path / 'theirs.pth'}: {warning}" for warning in warnings]
+
+
+def test_an_encoder_name_of_any_characters_and_length_is_one_short_warning(tmp_path: Path) -> None:
+    state = source_state("resnet18")
+    names = ["a\x1b[31m\n", *(f"{letter * 400}" for letter in "bcdef")]
+    torch.save({f"{name}.{k}": v for name in names for k, v in state.items()}, tmp_path / "many")
+    report = convert_checkpoint(tmp_path / "many", tmp_path / "many.pkl", encoder="b" * 400 + ".")
+    (line,) = [warning for warning in report.warnings if "also there" in warning]
+    assert line.isprintable() and len(line) < 1000 and line.endswith(" and 2 more")

@@ -64,7 +64,9 @@ CAFFE2_SUFFIX = "_stride_in_1x1"
 class Backbone:
     """A ResNet under torchvision's names without `fc`, and how its input is normalised (0-255).
 
-    `method` is how it was trained, `unlisted` where neither the file nor its family says.
+    `method` is how it was trained, `unlisted` where neither the file nor its family says. `notes`
+    are all that is to be said of it, `warnings` those on which its numbers rest though the file
+    does not say them, such as an input that is assumed, and the family's.
     """
 
     state_dict: dict[str, Tensor]
@@ -76,6 +78,7 @@ class Backbone:
     container: str = ""
     other_encoders: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
     method: str = ""
 
@@ -164,7 +167,7 @@ def _backbone(content: Content, format: str | None, encoder: str | None, path: P
         files, unread = _files_beside(path, chosen.spelling)
         groups = groups_of(content.value, {"metadata": content.metadata, **files})
         said = statement_of(groups, tensors, architecture)
-        said.notes += [f"{name} beside it holds no settings: not used" for name in unread]
+        said.warnings += [f"{name} beside it holds no settings: not used" for name in unread]
     state, notes = _tensors(chosen, architecture)
     if family.name == "simclr-v1" and format is None and not _fits_unit_input(state):
         family = next(one for one in FAMILIES if one.name == "torchvision")
@@ -172,13 +175,15 @@ def _backbone(content: Content, format: str | None, encoder: str | None, path: P
     if said.stride_in_1x1 is not None:
         stride = said.stride_in_1x1
     name, method = _origin(content, family, companion)
+    warnings = [family.note, from_where if companion is None else "", *said.warnings]
+    if format is not None:
+        warnings.append("of that format as the user states it")
+    if name == UNLISTED and said.mean is None and companion is None:
+        warnings.append("ImageNet's mean and std are assumed")
     if name == UNLISTED and LIGHTNING[1:] in content.value:
         notes.append("a Lightning checkpoint")
-    if format is not None:
-        notes.append("of that format as the user states it")
-    if name == UNLISTED and said.mean is None and companion is None:
-        notes.append("ImageNet's mean and std are assumed")
-    notes = [family.note, from_where, *said.notes, *notes, _of_pretraining(content.value)[1]]
+    told = [from_where, *said.notes, *notes, _of_pretraining(content.value)[1]]
+    warnings = [printable(warning) for warning in warnings if warning]
     return Backbone(
         state_dict=state,
         arch=architecture.name,
@@ -188,7 +193,8 @@ def _backbone(content: Content, format: str | None, encoder: str | None, path: P
         architecture=replace(architecture, stride_in_1x1=stride),
         container=content.container,
         other_encoders=tuple(printable(one.label) for one in candidates if one is not chosen),
-        notes=tuple(printable(note) for note in notes if note),
+        notes=tuple(dict.fromkeys([*warnings, *(printable(note) for note in told if note)])),
+        warnings=tuple(warnings),
         unknown=tuple(printable(name) for name in sorted(content.unknown)),
         method=method,
     )

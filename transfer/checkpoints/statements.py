@@ -55,13 +55,17 @@ MAX_SHOWN = 60
 
 @dataclass
 class Statement:
-    """What a file says, None where it is silent; mean and std are of pixels from 0 to 255."""
+    """What a file says, None where it is silent; mean and std are of pixels from 0 to 255.
+
+    `warnings` are of what it says that is not used, or that detectron2 does otherwise.
+    """
 
     order: str | None = None
     mean: list[float] | None = None
     std: list[float] | None = None
     stride_in_1x1: bool | None = None
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 def statement_of(groups: list[Group], tensors: StateDict, architecture: Architecture) -> Statement:
@@ -94,15 +98,16 @@ def statement_of(groups: list[Group], tensors: StateDict, architecture: Architec
             statement.notes.append(f"{where or 'the file'} says: stride in the 1x1 convolution")
     elif len(strides) > 1:
         places = " and ".join(strides.values())[:MAX_SHOWN]
-        statement.notes.append(f"{places} differ in the place of the stride: not used")
+        statement.warnings.append(f"{places} differ in the place of the stride: not used")
     _input(groups, tensors, statement)
-    statement.notes += [
+    statement.warnings += [
         f"{name.removesuffix('.running_var')[:MAX_SHOWN]} is a BatchNorm of three channels, of "
         "the input: not used"
         for name, view in tensors.items()
         if name.endswith(".running_var") and view.shape == (3,)
     ]
     statement.notes = list(dict.fromkeys(statement.notes))
+    statement.warnings = list(dict.fromkeys(statement.warnings))
     return statement
 
 
@@ -121,7 +126,7 @@ def _names(groups: list[Group], architecture: Architecture, statement: Statement
         if kind == "unknown":
             continue
         if re.search(r"caffe|msra", name.lower()):
-            statement.notes.append(
+            statement.warnings.append(
                 f"{where} is {shown}: Caffe's networks often take BGR, std 1 and the stride in the "
                 "1x1; not assumed, state it by hand"
             )
@@ -132,7 +137,7 @@ def _names(groups: list[Group], architecture: Architecture, statement: Statement
             or narrow
             or grouped != (architecture.groups > 1)
         ):
-            statement.notes.append(
+            statement.warnings.append(
                 f"{where} says {shown}, its weights are {architecture.name}'s: not used"
             )
     for where, name, _, _ in kinds:
@@ -256,7 +261,7 @@ def _note_eps(where: str, group: Mapping[str, Any], statement: Statement) -> Non
     for key, eps in (*said, ("norm_cfg.eps", inner)):
         if isinstance(eps, float) and eps != EPS:
             place = ".".join(filter(None, (where, key)))
-            statement.notes.append(
+            statement.warnings.append(
                 f"{place} says BatchNorm eps {eps:g}, detectron2's is 1e-05: features differ where "
                 "variances are small"
             )
@@ -287,7 +292,8 @@ def _input(groups: list[Group], tensors: StateDict, statement: Statement) -> Non
         values = {other.order if what == "order" else (other.mean, other.std) for other in nearest}
         if len(values) > 1:
             shown = " and ".join(dict.fromkeys(other.where for other in nearest))[:MAX_SHOWN]
-            statement.notes.append(f"{shown} differ in {what}, so none is used: state it by hand")
+            why = f"{shown} differ in {what}, so none is used: state it by hand"
+            statement.warnings.append(why)
         elif what == "order":
             statement.order = one.order
             statement.notes.append(f"{one.where} says: {one.order}")
@@ -345,7 +351,8 @@ def _stated(path: tuple[str, ...], group: Mapping[str, Any], statement: Statemen
         if mean is None and std is None:
             continue
         if mean is None or std is None or min(std) <= 0:
-            statement.notes.append(f"{where} says {mean_key if mean else std_key} alone: not used")
+            alone = f"{where} says {mean_key if mean else std_key} alone: not used"
+            statement.warnings.append(alone)
             continue
         if order is None and last == "data_preprocessor":
             order = "BGR"  # OpenMMLab's images are, unless they are turned

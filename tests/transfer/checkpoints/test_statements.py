@@ -148,6 +148,7 @@ def test_the_input_that_a_file_states_is_taken_and_noted(name: str, tmp_path: Pa
     backbone = read(change(published.resnet()), tmp_path / "file")
     assert backbone.input == {"format": order, "pixel_mean": mean, "pixel_std": std}
     assert any(" says: mean" in note for note in backbone.notes) == (name != "silent args")
+    assert not any(" says: " in warning for warning in backbone.warnings)
 
 
 def test_what_cannot_be_used_is_noted(tmp_path: Path) -> None:
@@ -165,6 +166,7 @@ def test_what_cannot_be_used_is_noted(tmp_path: Path) -> None:
     for more, expected in cases:
         backbone = read({"state_dict": state} | more, tmp_path / "file")
         assert any(expected in note for note in backbone.notes), (more, backbone.notes)
+        assert any(expected in warning for warning in backbone.warnings), (more, backbone.warnings)
         assert backbone.input["pixel_mean"] == IMAGENET[0]
 
 
