@@ -38,7 +38,7 @@ from pipeline.executors.slurm.submit import accepted_groups, cancel_jobs, settle
 from pipeline.plan.length import length_lines
 from pipeline.plan.plan import Plan, record_stages
 from pipeline.report.collect import all_states
-from pipeline.report.remarks import other_origins, read_manifests
+from pipeline.report.remarks import conversion_remarks, other_origins, read_manifests
 from pipeline.report.write import make_report
 from pipeline.stages.run_folder import State, lock
 from pipeline.stages.staleness import changed_lines, kept_lines, shared_lines, takeover_lines
@@ -84,6 +84,7 @@ def run(plan: Plan, console: Console, replace: bool = False) -> int:
         remarks = check_before_start(plan, states, here=False)  # first, as in `local.run`
         tell(console, shared_lines(plan.stages, states))
         tell(console, changed_lines(waiting, states) + remarks)
+        tell(console, conversion_remarks(plan, read_manifests(plan, standings)))
         submitted = {
             standing.stage: standing.job_id
             for standing in standings.values()
@@ -149,8 +150,9 @@ def show_plan(plan: Plan, console: Console) -> int:
     tell(console, changed_lines(plan.stages, states))
     tell(console, takeover_lines(plan.distinct, states))
     tell(console, late_probe_lines(plan, states))
-    tell(console, kept_lines(plan.stages, states) + other_origins(read_manifests(plan)))
-    tell(console, remarks)
+    done = read_manifests(plan)
+    tell(console, kept_lines(plan.stages, states) + other_origins(done))
+    tell(console, conversion_remarks(plan, done) + remarks)
     root = plan.config.root.absolute()
     lines: list[str] = []
     for group in groups:

@@ -20,6 +20,7 @@ from rich.console import Console
 from pipeline.config.schema import PipelineConfig
 from pipeline.executors.gpus import GpuPool, gpus_of, visible_gpus
 from pipeline.plan.plan import Plan
+from pipeline.report.remarks import conversion_warnings
 from pipeline.stages.files import last_json_line, read_json, write_json
 from pipeline.stages.provenance import VISIBLE_GPUS, with_this_code
 from pipeline.stages.run_folder import (
@@ -284,6 +285,9 @@ class Progress:
         if state.reason:
             text += f": {state.reason} (log: {stage.run_dir / LOG})"
         self._print(text, style="red" if state.status == "failed" else None)
+        if stage.kind == "convert" and state.status == "done":
+            for line in conversion_warnings(stage):
+                self._print(f"    {line}", style="yellow")
         for tracker, fault in stage_faults(stage.run_dir).items():
             self._print(f"    {tracker} has not all of it: {fault}", style="yellow")
 

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.plan.compatibility import task_value
 from pipeline.plan.data_identity import cheaper_parts
 from pipeline.plan.plan import Plan
-from pipeline.stages.files import read_json, tail
+from pipeline.stages.files import one_line, read_json, tail
 from pipeline.stages.provenance import code_fault, origin
 from pipeline.stages.run_folder import MANIFEST, METRICS, read_states
 from pipeline.stages.stage import DATA, Stage
@@ -23,11 +23,11 @@ Manifests = dict[str, dict[str, Any]]  # of finished stages, by name
 
 
 def remarks(plan: Plan, done: Manifests) -> list[str]:
-    """Return the remarks on data, frozen random backbones, on what was pretrained, and origins.
+    """Return the remarks on data, random and converted backbones, what was pretrained, and origins.
 
     `done` are the manifests of the finished stages.
     """
-    of_plan = data_remarks(plan) + frozen_remarks(plan)
+    of_plan = data_remarks(plan) + frozen_remarks(plan) + conversion_remarks(plan, done)
     return of_plan + collapse_remarks(plan, done) + origin_remarks(plan, done)
 
 
@@ -57,6 +57,29 @@ def frozen_remarks(plan: Plan) -> list[str]:
                 "random to the end, which costs AP"
             )
     return list(dict.fromkeys(lines))
+
+
+def conversion_remarks(plan: Plan, manifests: Manifests) -> list[str]:
+    """Return a line for everything that the converter warned of, with the backbones it is true of.
+
+    Only conversions that are finished are looked at.
+    """
+    backbones: dict[str, dict[str, None]] = {}
+    for stage in plan.stages:
+        if stage.kind == "convert" and stage.name in manifests:
+            for text in conversion_warnings(stage):
+                backbones.setdefault(text, {})[stage.backbone] = None
+    return [f"{', '.join(names)}: {text}" for text, names in backbones.items()]
+
+
+def conversion_warnings(stage: Stage) -> list[str]:
+    """Return the warnings in a conversion's companion; one that is older or damaged has none."""
+    try:
+        companion = read_json(stage.result.with_suffix(".json"))
+    except (OSError, ValueError):
+        return []
+    warnings = companion.get("warnings") if isinstance(companion, dict) else None
+    return list(map(one_line, warnings)) if isinstance(warnings, list) else []
 
 
 def collapse_remarks(plan: Plan, manifests: Manifests) -> list[str]:

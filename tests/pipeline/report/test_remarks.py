@@ -5,10 +5,19 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.commands import main as commands
 from pipeline.plan.build import load_plan
-from pipeline.report.remarks import collapse_signs, data_remarks, read_manifests, remarks
-from pipeline.stages.run_folder import write_manifest
-from tests.pipeline.edits import edit
+from pipeline.report.remarks import (
+    collapse_signs,
+    conversion_remarks,
+    data_remarks,
+    read_manifests,
+    remarks,
+)
+from pipeline.stages.run_folder import prepare, write_manifest
+from tests.pipeline import slurm_runs
+from tests.pipeline.edits import CONFIG, edit
+from tests.pipeline.local_runs import small_plan
 
 RECIPE = Path(__file__).resolve().parents[3] / "configs" / "pretrain" / "digits_w_mse.yaml"
 SETTINGS = {
@@ -99,3 +108,63 @@ def test_sets_that_are_known_by_less_than_their_content(project: Path) -> None:
         f"data set my_voc: images: 3 {end}",
         f"data set huge: pretrain images: 8 {end}",
     ]
+
+
+GIVEN = ["backbones=[{name: x, checkpoint: x.pth}, {name: y, checkpoint: y.pth}]", "seeds=[0]"]
+NOTE = "of <no> *listed* family & 5_%"
+
+
+@pytest.fixture
+def converted(fakes: Path) -> None:
+    """Finish two conversions of which the converter warned, and nothing after them."""
+    for name in ("x", "y"):
+        Path(f"{name}.pth").write_text(name, encoding="utf-8")
+    for stage in small_plan(GIVEN).stages:
+        if stage.kind == "convert":
+            prepare(stage)
+            stage.result.write_text("weights", encoding="utf-8")
+            warnings = [NOTE, *([] if stage.backbone == "x" else ["off by\na factor of 9.7"])]
+            companion = {"notes": [*warnings, "proved with FPN only"], "warnings": warnings}
+            path = stage.result.with_suffix(".json")
+            path.write_text(json.dumps(companion), encoding="utf-8")
+            job = {"stage": "convert", "signature": stage.signature, "outputs": ["out.txt"]}
+            write_manifest(stage.run_dir, job, {}, {})
+
+
+TOLD = [f"x, y: {NOTE}", "y: off by a factor of 9.7"]
+
+
+def test_what_the_converter_warned_of_is_told_everywhere(
+    converted: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in ("plan", "status", "run"):
+        commands.execute(command, CONFIG, GIVEN)
+        lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+        assert [lines.count(text) for text in TOLD] == [1, 1], command
+    folder = small_plan(GIVEN).config.root / "report"
+    results = json.loads((folder / "results.json").read_text("utf-8"))
+    assert [text for text in results["remarks"] if text in TOLD] == TOLD
+    page = (folder / "index.html").read_text("utf-8")
+    assert page.count("x, y: of &lt;no&gt; *listed* family &amp; 5_%") == 1
+    assert (folder / "report.md").read_text("utf-8").count("y: off by a factor of 9.7") == 1
+
+
+def test_it_is_told_before_jobs_are_submitted(
+    fake, converted: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in ("plan", "run"):
+        assert commands.execute(command, CONFIG, GIVEN, slurm_runs.SLURM) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert [lines.count(text) for text in TOLD] == [1, 1], command
+
+
+@pytest.mark.parametrize("text", ['{"notes": ["a"]}', '{"warnings": 3}', "[1]", "{", ""])
+def test_a_companion_without_warnings_tells_nothing(converted: None, text: str) -> None:
+    plan = small_plan(GIVEN)
+    for stage in plan.stages:
+        if stage.kind == "convert":
+            stage.result.with_suffix(".json").write_text(text, encoding="utf-8")
+    assert conversion_remarks(plan, read_manifests(plan)) == []
+    for stage in plan.stages:
+        stage.result.with_suffix(".json").unlink(missing_ok=True)
+    assert conversion_remarks(plan, read_manifests(plan)) == []
