@@ -357,6 +357,17 @@ def files(s: State) -> dict[str, tuple[str, str, Any]]:
     }  # fmt: skip
 
 
+def forms(s: State, arch: str) -> dict[str, tuple[str, str, Any]]:
+    """Return every form that exists for weights of `arch`."""
+    return {**files(s), **(basic_files(s) if arch == "resnet18" else bottleneck_files(s))}
+
+
+def basic_files(s: State) -> dict[str, tuple[str, str, Any]]:
+    """Return the forms that exist for networks of two convolutions a block only."""
+    del s  # none yet
+    return {}
+
+
 def bottleneck_files(s: State) -> dict[str, tuple[str, str, Any]]:
     """Return the forms that exist for bottleneck networks only."""
     params, averages = haiku(s)

@@ -329,6 +329,9 @@ def _input(
             raise ValueError("its `architecture` does not say stride_in_1x1: true or false")
         place = "its companion .json" if "output_sha256" in companion else "the file itself"
         return _sound(companion["input"]), stride, f"input as {place} says"
+    fed = family.input or IMAGENET_INPUT
+    whose = f"`input` of family {family.name!r} in families.py (keys {', '.join(fed)})"
+    fed = _sound(fed if fed.keys() == IMAGENET_INPUT.keys() else None, whose)
     deep = architecture.depth >= 50
     author = content.value.get("__author__")
     if family.name == "detectron2" and str(author).lower() in RGB_AUTHORS:
@@ -337,11 +340,11 @@ def _input(
             "and std and the stride in the 3x3 convolution are assumed"
         )  # fmt: skip
     if family.name == "detectron2":
-        return dict(family.input or {}), deep, (
+        return fed, deep, (
             "detectron2's names: its defaults are assumed, BGR, std 1" + ", stride in 1x1" * deep
         )  # fmt: skip
     if family.name != THIS_PROJECT:
-        return dict(family.input or IMAGENET_INPUT), family.name == "caffe2" and deep, ""
+        return fed, family.name == "caffe2" and deep, ""
     stated = content.value.get("input")
     if stated is None or "arch" not in content.value:
         raise ValueError("not a backbone.pth of this project (no arch and input in it)")
@@ -354,8 +357,8 @@ def _input(
     return convention, stride, ""
 
 
-def _sound(stated: Any) -> dict[str, Any]:
-    """Return an input that a file of this project states.
+def _sound(stated: Any, whose: str = "its `input`") -> dict[str, Any]:
+    """Return an input that a file of this project, or the table of families, states.
 
     Raises:
         ValueError: it is not `{format: RGB or BGR, pixel_mean: [3], pixel_std: [3]}`.
@@ -371,7 +374,7 @@ def _sound(stated: Any) -> dict[str, Any]:
     )
     if not sound or stated.get("format") not in ("RGB", "BGR") or min(triples[1]) <= 0:
         raise ValueError(
-            "its `input` is not {format: RGB or BGR, pixel_mean: [3], pixel_std: [3]}, finite "
+            f"{whose} is not {{format: RGB or BGR, pixel_mean: [3], pixel_std: [3]}}, finite "
             "numbers, the latter above 0"
         )
     numbers = {key: [float(value) for value in stated[key]] for key in keys}

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import sys
 from functools import cache
 from pathlib import Path
@@ -13,12 +14,13 @@ from torch import Tensor
 
 from tests.scripts import load_script
 from tests.transfer import published
-from transfer.checkpoints import read
+from transfer.checkpoints import encoders, read
 from transfer.checkpoints.families import (
     CAFFE2_INPUT,
     FAMILIES,
     IMAGENET_INPUT,
     UNIT_INPUT,
+    Family,
     is_copy,
 )
 from transfer.checkpoints.read import read_backbone
@@ -60,9 +62,7 @@ def weights(arch: str) -> dict[str, Tensor]:
     return state
 
 
-FORMS = [(name, "resnet18") for name in published.files({})] + [
-    (name, "resnet50") for name in {**published.files({}), **published.bottleneck_files({})}
-]
+FORMS = [(name, arch) for arch in ("resnet18", "resnet50") for name in published.forms({}, arch)]
 
 
 def save(content: object, path: Path, legacy: bool = False) -> Path:
@@ -71,11 +71,27 @@ def save(content: object, path: Path, legacy: bool = False) -> Path:
 
 
 def form(name: str, arch: str) -> tuple[str, str, object]:
-    state = weights(arch)
-    return {**published.files(state), **published.bottleneck_files(state)}[name]
+    return published.forms(weights(arch), arch)[name]
 
 
 INPUTS = {family.name: family.input or IMAGENET_INPUT for family in FAMILIES}
+
+
+@pytest.mark.parametrize(
+    "stated", [{"order": "BGR", "mean": [1, 2, 3]}, UNIT_INPUT | {"std": [1, 2, 3]}]
+)
+def test_a_row_with_another_input_than_the_three_keys_is_told(
+    stated: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = Family("mine", ("trunk",), marks=("their_head",), input=stated)
+    monkeypatch.setattr(encoders, "FAMILIES", (row, *FAMILIES))
+    content = published.under("trunk.", weights("resnet18")) | published.head("their_head.weight")
+    source = save(content, tmp_path / "file")
+    wanted = "{format: RGB or BGR, pixel_mean: [3], pixel_std: [3]}, finite numbers"
+    with pytest.raises(ValueError, match=re.escape(wanted)) as caught:
+        read_backbone(source)
+    keys = ", ".join(stated)
+    assert f"`input` of family 'mine' in families.py (keys {keys}) is not" in str(caught.value)
 
 
 def has_counters(content: object) -> bool:
@@ -125,7 +141,7 @@ def test_tables_of_bottleneck_names_give_the_same_features(name: str, tmp_path: 
     for key, value in weights("resnet50").items():
         scale = (6 / value[0].numel()) ** 0.5 if value.ndim > 1 else 1.0
         state[key] = (value - 0.5 * (value.ndim > 1)) * scale if value.ndim else value
-    content = {**published.files(state), **published.bottleneck_files(state)}[name][2]
+    content = published.forms(state, "resnet50")[name][2]
     source, target = tmp_path / "weights", tmp_path / "out.pkl"
     if name == "byol-deepmind":
         source.write_bytes(pickle.dumps(content))
