@@ -1,4 +1,4 @@
-"""Convert a ResNet checkpoint to detectron2 weights, and prove that nothing was lost."""
+"""Convert a ResNet checkpoint to detectron2 weights that compute what torchvision does of it."""
 
 import sys
 from argparse import ArgumentParser, BooleanOptionalAction
