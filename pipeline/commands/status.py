@@ -37,6 +37,7 @@ STYLES = {"done": "green", "failed": "red", NOT_RUN: "red", "running": "yellow",
 ORDER = ("done", "running", "queued", "missing", NOT_RUN, "failed")
 WATCH_EVERY_S = 10.0
 LOG_LINES = 5
+STARTS_S = 10.0  # so long after its job was written a stage may not have its lock yet
 COLUMNS = ("backbone", "stage", "state", "job", "node", "gpus", "elapsed", "left", "last")
 STATES = ("last.pth", "previous.pth", "augmented_linear.pth")  # of a pretraining, of a probe
 LAST_CHECKPOINT = "last_checkpoint"  # detectron2's, which holds the name of the file
@@ -105,12 +106,18 @@ def _read(plan: Plan) -> tuple[dict[str, Standing], list[str]]:
 
 
 def _interrupted(stage: Stage) -> str | None:
-    """Return how far a stage came that was interrupted, and what a run goes on from, or None."""
+    """Return how far a stage came that was interrupted, and what a run goes on from, or None.
+
+    Where nothing was saved it says that, and where the log is.
+    """
     pointer = stage.run_dir / LAST_CHECKPOINT
     names = [pointer.read_text(encoding="utf-8").strip()] if pointer.is_file() else STATES
     saved = [name for name in names if name and (stage.run_dir / name).is_file()]
     if not saved:
-        return None
+        job, log = stage.run_dir / JOB, stage.run_dir / LOG
+        begun = log.exists() and job.exists() and time.time() - job.stat().st_mtime > STARTS_S
+        why = f"ended without a word (stopped, killed, or a full disk); its log: {log}"
+        return why if begun else None
     entry = last_json_line(stage.run_dir / METRICS) or {}
     step, total = entry.get("step"), entry.get("max_steps")
     logged = f", last logged step {step:.0f} of {total:.0f}" if step and total else ""

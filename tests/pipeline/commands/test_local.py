@@ -1,10 +1,12 @@
 """`run` and its report on this machine, with fake stages."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
@@ -87,6 +89,25 @@ def test_an_interrupted_stage_is_told_with_what_goes_on(
     ]
     assert execute("run", CONFIG, ONLY_A) == 0 and execute("status", CONFIG, ONLY_A) == 0
     assert "run goes on from" not in capsys.readouterr().out
+
+
+def test_a_stage_that_ended_without_a_word_is_told_with_its_log(
+    fakes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on a full disk, where neither a result nor a reason could be written."""
+    stage = small_plan(ONLY_A).stages[0]
+    prepare(stage)
+    job, log = stage.run_dir / "job.json", stage.run_dir / "log.txt"
+    said = f"{stage.name}: ended without a word (stopped, killed, or a full disk); its log: {log}\n"
+    for has_log, age_s, is_said in ((False, 60, False), (True, 0, False), (True, 60, True)):
+        if has_log:
+            log.write_text("half a li", encoding="utf-8")
+        os.utime(job, (time.time() - age_s,) * 2)  # a process may be about to take its lock
+        assert execute("status", CONFIG, ONLY_A) == 0
+        assert (said in capsys.readouterr().out) == is_said
+    with lock(stage.run_dir / "lock"):
+        assert execute("status", CONFIG, ONLY_A) == 0
+    assert "without a word" not in capsys.readouterr().out
 
 
 def test_a_report_follows_results_that_were_made_again(fakes: Path) -> None:
