@@ -115,6 +115,7 @@ def fake_cuda(notes: list[str] | None = None) -> Iterator[FakeCuda]:
     changes: dict[str, Callable[..., Any]] = {
         "_lazy_init": lambda: None,
         "is_bf16_supported": lambda *_: True,
+        "get_device_capability": lambda *_: (9, 0),
         "is_current_stream_capturing": lambda: False,
         "current_stream": lambda *_: stack[-1],
         "Stream": lambda *_: Stream("beside", notes),
