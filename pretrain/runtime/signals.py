@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
+import threading
 from types import FrameType
 
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: saved, to be started again
@@ -32,10 +35,18 @@ def leave_signals_to_parent(worker: int = 0) -> None:
     """Make a data-loading worker deaf to them; its parent ends it. For `worker_init_fn`.
 
     A scheduler signals every process of a job: workers that died of it would end the parent before
-    it has saved. The second SIGTERM ends the worker: a parent that leaves by an error sends two,
-    and would wait for ever for one that hears none.
+    it has saved. A parent that leaves sends a SIGTERM of its own and waits for the worker's end.
     """
     del worker
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # not dropped, but waited for
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this process once its parent sends SIGTERM; handlers are not told who sent it."""
+    parent = getattr(multiprocessing.parent_process(), "pid", None)  # not the fork server
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)  # as torch's workers do; the parent takes another code for a failure

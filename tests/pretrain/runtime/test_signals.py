@@ -1,31 +1,31 @@
 """Signals in a data-loading worker; a run's own are in test_interruption.py."""
 
+import multiprocessing
 import signal
 import subprocess
-import sys
-from pathlib import Path
+from multiprocessing.connection import Connection
 
-ECHO = """
-import sys
-from pretrain.runtime.signals import leave_signals_to_parent
-leave_signals_to_parent(3)
-print("ready", flush=True)
-for line in sys.stdin:
-    print(line.strip(), flush=True)
-"""
+import pytest
+
+from pretrain.runtime.signals import STOP_SIGNALS, leave_signals_to_parent
 
 
-def test_a_worker_survives_all_signals_once_and_ends_at_the_second_sigterm() -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", ECHO], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        cwd=Path(__file__).resolve().parents[3],
-    ) as worker:  # fmt: skip
-        assert worker.stdin is not None and worker.stdout is not None
-        assert worker.stdout.readline() == "ready\n"
-        for number in (signal.SIGUSR2, signal.SIGINT, signal.SIGINT, signal.SIGTERM):
-            worker.send_signal(number)
-        worker.stdin.write("alive\n")
-        worker.stdin.flush()
-        assert worker.stdout.readline() == "alive\n"
-        worker.terminate()
-        assert worker.wait() == -signal.SIGTERM
+def echo(pipe: Connection) -> None:
+    leave_signals_to_parent(3)
+    while True:
+        pipe.send(pipe.recv())
+
+
+@pytest.mark.parametrize("start", ["fork", "forkserver"])
+def test_a_worker_hears_no_signal_but_its_parents_sigterm(start: str) -> None:
+    context = multiprocessing.get_context(start)
+    ours, theirs = context.Pipe()
+    worker = context.Process(target=echo, args=(theirs,), daemon=True)  # type: ignore[attr-defined]
+    worker.start()
+    for number in (0, *STOP_SIGNALS, signal.SIGTERM, signal.SIGTERM):
+        subprocess.run(["kill", f"-{int(number)}", str(worker.pid)], check=True)  # not its parent
+        ours.send(number)
+        assert ours.poll(60) and ours.recv() == number
+    worker.terminate()
+    worker.join(60)
+    assert worker.exitcode == 0

@@ -1,5 +1,6 @@
 """Batches of views: the same wherever and by however many workers."""
 
+import multiprocessing
 import shutil
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -144,6 +145,24 @@ def test_an_image_that_cannot_be_read_is_one_line(tiny: Make, workers: int) -> N
     assert next(batches).shape[1] == 2
     with pytest.raises(ValueError, match=r"\A\S*07\.png: not a readable image \([^\n]*\)\Z"):
         next(batches)
+
+
+LEFT_OPEN: list[Any] = []  # still there when the process ends
+
+
+def leave_open(config: PretrainConfig) -> None:
+    loader = ViewLoader(config, open_images(config.data), CPU)
+    LEFT_OPEN.extend((loader, next(loader.batches(0, [[1, 2]] * 20))))
+
+
+def test_a_process_ends_that_leaves_its_workers_open(tiny: Make) -> None:
+    context = multiprocessing.get_context("forkserver")
+    process = context.Process(target=leave_open, args=(with_colours(tiny, "in_loader", 2),))
+    process.start()
+    process.join(60)
+    process.kill()
+    process.join()
+    assert process.exitcode == 0
 
 
 IMAGENET = {"batch_size": 256, "num_views": 2, "loss": {"name": "w-mse", "sub_batch": 128}}
