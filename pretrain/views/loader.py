@@ -98,7 +98,7 @@ class ViewLoader:
         config, dataset = self.config, self.tasks.dataset
         reusable = config.augment.colours != "by_view" and SHARED_MEMORY.is_dir()
         if dataset.blocks is None and config.data.num_workers and reusable:
-            num_bytes = batch_bytes(config, max(map(len, indices), default=0))
+            num_bytes = batch_bytes(config, max(map(len, indices), default=config.batch_size))
             dataset.blocks = Blocks(num_batches(config.data), num_bytes)
         return beside_the_steps(map(self._finished, from_workers(self.loader)), self.device)
 

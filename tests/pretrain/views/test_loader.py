@@ -15,6 +15,7 @@ from pretrain.data.images import open_images
 from pretrain.runtime.distributed import Processes
 from pretrain.train import check_machine
 from pretrain.views import ShardedViews, ViewLoader, loader_faults
+from pretrain.views.loader import batch_bytes
 
 CPU = torch.device("cpu")
 Make = Callable[..., PretrainConfig]
@@ -125,6 +126,13 @@ def test_workers_write_into_the_same_few_blocks(tiny: Make, colours: str, start:
         assert addresses <= in_blocks  # never one more
     del got
     assert sorted(blocks.free) == [*range(6)]
+
+
+def test_an_epoch_without_batches_leaves_room_for_the_next(tiny: Make) -> None:
+    loader = ViewLoader(config := with_colours(tiny, "in_loader", 1), open_images(config.data), CPU)
+    assert list(loader.batches(0, [])) == []
+    blocks = loader.tasks.dataset.blocks
+    assert blocks is not None and blocks.num_bytes > batch_bytes(config, config.batch_size)
 
 
 def test_a_larger_batch_than_the_first_is_whole(tiny: Make) -> None:
