@@ -37,7 +37,7 @@ PARTS = (
     ("settings told, digests of the inputs", "transfer.detection.run", "tell_settings"),
     ("images read and augmented", "transfer.detection.loader", "ImageMapper.__call__"),
     ("backward", "torch", "Tensor.backward"),
-    ("optimiser", "torch.optim", "Adam.step"),
+    ("optimiser", "torch.optim", "AdamW.step"),
     ("precise BN", "detectron2.engine.hooks", "PreciseBN.update_stats"),
     ("evaluation without its forward passes", "transfer.detection.trainer", "Trainer.test"),
     ("checkpoints", "detectron2.checkpoint", "DetectionCheckpointer.save"),
