@@ -59,8 +59,8 @@ class Blocks:
     where they lie; when they arrive, the process makes one storage of the block, of which they are
     parts. It lives as long as anything looks at it: a slice, an array, a graph. Python tells when
     the last of them is gone (of a batch that is copied to pinned memory, or that nobody fetches, at
-    once), and the number is free. What has no number, or no room in its block, is sent as torch
-    sends any tensor.
+    once), and the number is free; that of a batch that raised an error is lost. What has no number,
+    or no room in its block, is sent as torch sends any tensor.
     """
 
     def __init__(self, number: int, num_bytes: int) -> None:
