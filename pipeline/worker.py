@@ -54,6 +54,7 @@ from pipeline.tracking.child import stage_tracking
 
 logger = logging.getLogger(__name__)
 PR_SET_PDEATHSIG = 1
+WRITER_OF_TORCH = "inline_container"  # in what it says where a file does not take all of it
 NOTES_FROM = ("transfer.datasets.check", "pretrain.data.images")  # the loggers
 
 
@@ -131,6 +132,8 @@ def reason_of(error: BaseException) -> str:
     """Return why a stage failed, in one line: what a user can fix without the error's type."""
     name, text = innermost(type(error).__name__, str(error))
     text = one_line(text)
+    if WRITER_OF_TORCH in text:
+        text = f"a checkpoint could not be written whole; is the disk full? ({text})"
     return (text or name) if isinstance(error, ValueError) else f"{name}: {text or name}"
 
 

@@ -16,16 +16,30 @@ from pretrain.runtime.files import whole_file
 LAST = "last.pth"
 PREVIOUS = "previous.pth"
 DAMAGED = "damaged.pth"
+BEYOND_ANY_REST = 2**20  # bytes: more than a disk has left that had no room for a record
 logger = logging.getLogger(__name__)
 
 
 def save_atomically(content: dict[str, Any], path: Path) -> None:
-    """Write with `torch.save` under a temporary name in the same folder, then rename."""
+    """Write with `torch.save` under a temporary name in the same folder, then rename.
+
+    Raises:
+        OSError: it cannot be written; the error names `path`.
+    """
     with whole_file(path) as temporary:
-        with temporary.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with temporary.open("wb") as file:
+                try:
+                    torch.save(content, file)
+                except (
+                    RuntimeError
+                ):  # torch does not tell what its file said; a full disk repeats it
+                    file.write(bytes(BEYOND_ANY_REST))
+                    raise
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from None
         if path.name == LAST and path.exists():
             path.replace(path.with_name(PREVIOUS))
 

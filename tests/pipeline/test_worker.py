@@ -80,6 +80,10 @@ def test_a_failure_in_a_started_process_is_told_in_its_own_words() -> None:
     assert reason_of(RuntimeError(text)) == "KeyError: 4"
     assert reason_of(RuntimeError("CUDA\nout of memory")) == "RuntimeError: CUDA out of memory"
     assert reason_of(AssertionError()) == "AssertionError: AssertionError"
+    full = reason_of(RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 9"))
+    assert full.startswith(
+        "RuntimeError: a checkpoint could not be written whole; is the disk full?"
+    )
 
 
 def test_an_input_edited_by_hand_is_refused_and_made_again(fakes: Path) -> None:

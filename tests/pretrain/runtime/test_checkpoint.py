@@ -1,5 +1,6 @@
 """Checkpoint files: whole or refused, whatever happens to their bytes, and never executed."""
 
+import contextlib
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pretrain.runtime import checkpoint
 from pretrain.runtime.checkpoint import (
     DAMAGED,
     LAST,
@@ -100,3 +102,12 @@ def test_nothing_in_a_checkpoint_is_executed(
     with pytest.raises(ValueError, match="damaged checkpoint"):
         load_state(tmp_path / LAST)
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_full_disk_says_so_and_which_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = contextlib.nullcontext(Path("/dev/full"))
+    monkeypatch.setattr(checkpoint, "whole_file", lambda _: full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/last\.pth'$"):
+        save_atomically({"weight": torch.zeros(1000)}, tmp_path / "last.pth")
