@@ -18,7 +18,12 @@ from pipeline.plan.length import length_lines
 from pipeline.plan.place import left_out
 from pipeline.plan.plan import Plan, record_stages, select
 from pipeline.report.collect import MADE_FROM, all_states, collect, report_dir
-from pipeline.report.remarks import conversion_remarks, other_origins, read_manifests
+from pipeline.report.remarks import (
+    conversion_remarks,
+    other_origins,
+    probe_remarks,
+    read_manifests,
+)
 from pipeline.report.text import findings, warnings
 from pipeline.report.write import make_report
 from pipeline.stages.run_folder import lock
@@ -106,7 +111,7 @@ def show_plan(plan: Plan, console: Console) -> int:
     tell(console, late_probe_lines(plan, states))
     done = read_manifests(plan)
     tell(console, kept_lines(plan.stages, states) + other_origins(done))
-    tell(console, conversion_remarks(plan, done) + notes)
+    tell(console, conversion_remarks(plan, done) + probe_remarks(plan, done) + notes)
     waiting = sum(states[stage.name].status != "done" for stage in plan.distinct)
     console.print(f"{len(plan.stages)} stages, {waiting} to run; folder {plan.config.root}")
     return 0

@@ -38,7 +38,12 @@ from pipeline.executors.slurm.submit import accepted_groups, cancel_jobs, settle
 from pipeline.plan.length import length_lines
 from pipeline.plan.plan import Plan, record_stages
 from pipeline.report.collect import all_states
-from pipeline.report.remarks import conversion_remarks, other_origins, read_manifests
+from pipeline.report.remarks import (
+    conversion_remarks,
+    other_origins,
+    probe_remarks,
+    read_manifests,
+)
 from pipeline.report.write import make_report
 from pipeline.stages.run_folder import State, lock
 from pipeline.stages.staleness import changed_lines, kept_lines, shared_lines, takeover_lines
@@ -152,7 +157,7 @@ def show_plan(plan: Plan, console: Console) -> int:
     tell(console, late_probe_lines(plan, states))
     done = read_manifests(plan)
     tell(console, kept_lines(plan.stages, states) + other_origins(done))
-    tell(console, conversion_remarks(plan, done) + remarks)
+    tell(console, conversion_remarks(plan, done) + probe_remarks(plan, done) + remarks)
     root = plan.config.root.absolute()
     lines: list[str] = []
     for group in groups:

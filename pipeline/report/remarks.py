@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,8 +13,8 @@ from pipeline.plan.data_identity import cheaper_parts
 from pipeline.plan.plan import Plan
 from pipeline.stages.files import one_line, read_json, tail
 from pipeline.stages.provenance import code_fault, origin
-from pipeline.stages.run_folder import MANIFEST, METRICS, read_states
-from pipeline.stages.stage import DATA, Stage
+from pipeline.stages.run_folder import JOB, MANIFEST, METRICS, read_states
+from pipeline.stages.stage import DATA, Stage, differences
 from pipeline.stages.staleness import by_name, files_read
 
 PARTS = ("its stem", "res2", "res3", "res4", "res5")
@@ -28,6 +29,7 @@ def remarks(plan: Plan, done: Manifests) -> list[str]:
     `done` are the manifests of the finished stages.
     """
     of_plan = data_remarks(plan) + frozen_remarks(plan) + conversion_remarks(plan, done)
+    of_plan += probe_remarks(plan, done)
     return of_plan + collapse_remarks(plan, done) + origin_remarks(plan, done)
 
 
@@ -80,6 +82,30 @@ def conversion_warnings(stage: Stage) -> list[str]:
         return []
     warnings = companion.get("warnings") if isinstance(companion, dict) else None
     return list(map(one_line, warnings)) if isinstance(warnings, list) else []
+
+
+def probe_remarks(plan: Plan, manifests: Manifests) -> list[str]:
+    """Return a line for every finished pretraining that was probed otherwise than the config says.
+
+    A probe leaves no trace in what is trained, so it is no part of what a pretraining is known by.
+    """
+    lines = []
+    for stage in plan.stages:
+        probe = stage.settings.get("probe")
+        if stage.kind != "pretrain" or not probe or stage.name not in manifests:
+            continue
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            made = read_json(stage.run_dir / JOB)["settings"].get("probe")
+            if made and made != probe:
+                from pretrain.config.pretrain import TrainingProbeConfig  # noqa: PLC0415  (slow)
+
+                before, now = (TrainingProbeConfig(**side).measured_by() for side in (made, probe))
+                if changes := "; ".join(differences(before, now, names=("before", "now"))):
+                    lines.append(
+                        f"{stage.name}: its k-NN scores are of another probe ({changes}) than the "
+                        "config's; put that back, or measure by an entry of `probes:`"
+                    )
+    return lines
 
 
 def collapse_remarks(plan: Plan, manifests: Manifests) -> list[str]:

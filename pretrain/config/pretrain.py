@@ -165,6 +165,10 @@ class TrainingProbeConfig(Section):
         """Return the splits of the data that are read."""
         return ("train", "test") if self.test_fraction is None else ("train",)
 
+    def measured_by(self) -> dict[str, Any]:
+        """Return by what two scores have to be measured for one curve: all but how often."""
+        return {key: value for key, value in identity(self).items() if key != "every_epochs"}
+
 
 class ComputeConfig(Section):
     """How the steps are computed, on whatever machine.

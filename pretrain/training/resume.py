@@ -13,15 +13,19 @@ LABELS = ("data.name", "method")  # which states of earlier versions hold too
 
 
 def state_to_resume(
-    folder: Path, processes: Processes, config: dict[str, Any], num_images: int
+    folder: Path,
+    processes: Processes,
+    config: dict[str, Any],
+    num_images: int,
+    probe: dict[str, Any] | None = None,
 ) -> State | None:
     """Return the newest whole state in `folder`, on every rank; None without one.
 
-    What rank 0 reads has to reach all ranks: file system caches differ.
+    What rank 0 reads has to reach all ranks: file system caches differ. A `probe` may come later.
 
     Raises:
-        ValueError: it belongs to another config, number of images or number of processes, or
-            all states are damaged.
+        ValueError: it belongs to another config, number of images or number of processes, its
+            scores are of another probe, or all states are damaged.
     """
     fault, newest = None, None
     if processes.is_main:
@@ -49,6 +53,11 @@ def state_to_resume(
         raise ValueError(
             f"{path}: was written by a run with another config ({', '.join(keys)}); "
             "use another output folder"
+        )
+    if probe and (before := state.get("probe")) and (others := _differing(before, probe)):
+        raise ValueError(
+            f"{path}: its k-NN scores are of another probe ({', '.join(others)} was otherwise); "
+            "put that back, leave `probe` out, or use another output folder"
         )
     for what, stored, actual in (
         ("images", state["num_images"], num_images),

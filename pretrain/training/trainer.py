@@ -120,7 +120,8 @@ class Trainer:
         config, main, total = self.config, self.processes.is_main, self.length.total_steps
         with self.stop:
             identity, num_images = config.identity(), self.views.num_images
-            state = state_to_resume(self.output_dir, self.processes, identity, num_images)
+            probe = None if config.probe is None else config.probe.measured_by()
+            state = state_to_resume(self.output_dir, self.processes, identity, num_images, probe)
             if state is not None:
                 self.load_state_dict(state)
                 if main:
@@ -164,6 +165,7 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "ranks": self.processes.gather(rank_state),
             "config": self.config.identity(),
+            "probe": None if self.config.probe is None else self.config.probe.measured_by(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

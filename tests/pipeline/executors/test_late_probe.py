@@ -10,6 +10,7 @@ from PIL import Image
 from pipeline.commands import main as commands
 from pipeline.executors.local import late_probe_lines
 from pipeline.report.collect import all_states, collect
+from pipeline.report.remarks import probe_remarks, read_manifests
 from pipeline.stages.run_folder import LATE_PROBE
 from tests.pipeline.local_runs import CONFIG, ONLY_A, ran, small_plan
 
@@ -64,6 +65,14 @@ def test_a_probe_that_was_measured_along_the_way_is_not_late(finished: Path) -> 
     job = json.loads((finished / "job.json").read_text("utf-8"))
     job["settings"]["probe"] = plan.stages[0].settings["probe"]
     (finished / "job.json").write_text(json.dumps(job), encoding="utf-8")
+    assert late_probe_lines(plan, all_states(plan)) == []
+    assert probe_remarks(plan, read_manifests(plan)) == []
+    job["settings"]["probe"] = job["settings"]["probe"] | {"k": 3, "every_epochs": 7}
+    (finished / "job.json").write_text(json.dumps(job), encoding="utf-8")
+    assert probe_remarks(plan, read_manifests(plan)) == [
+        "pretrain/a: its k-NN scores are of another probe (k: before 3, now 5) than the config's; "
+        "put that back, or measure by an entry of `probes:`"
+    ]
     assert late_probe_lines(plan, all_states(plan)) == []
 
 

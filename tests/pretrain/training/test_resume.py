@@ -97,6 +97,19 @@ def test_another_config_or_number_of_images_is_refused(tiny: Make, tmp_path: Pat
         pretrain(tiny(max_steps=2), tmp_path / "run")
 
 
+def test_scores_of_another_probe_are_not_gone_on_with(tiny: Make, tmp_path: Path) -> None:
+    config, alone = tiny(max_steps=1), Processes(torch.device("cpu"))
+    pretrain(config, tmp_path)
+    state = torch.load(tmp_path / LAST, weights_only=True)
+    assert state["probe"] is None
+    torch.save(state | {"probe": {"k": 5, "size": None}}, tmp_path / LAST)
+    before: dict[str, object] = {"k": 5, "size": None}
+    for probe in (None, before):
+        assert state_to_resume(tmp_path, alone, config.identity(), 20, probe) is not None
+    with pytest.raises(ValueError, match=r"of another probe \(k was otherwise\); put that back"):
+        state_to_resume(tmp_path, alone, config.identity(), 20, before | {"k": 1})
+
+
 def test_a_damaged_last_state_falls_back_to_the_one_before(
     tiny: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
