@@ -227,15 +227,16 @@ def did_you_mean(name: str, known: Iterable[str], show: Callable[[str], str] = s
     return "".join(f" did you mean {show(match)}?" for match in close)
 
 
-def near_file(path: Path) -> str:
-    """Return `; did you mean weights/moco.pth?` for a file that is not there, or nothing.
+def near_path(path: Path) -> str:
+    """Return `; did you mean weights/moco.pth?` for a path that is not there, or nothing.
 
-    It is one beside it of nearly the same name and a suffix that begins alike: .pt and .pth.
+    It is one beside it of nearly the same name and a suffix that begins alike: .pt and .pth. One
+    without a suffix may be a folder.
     """
     stems: dict[str, Path] = {}
     with suppress(OSError):
         for each in path.parent.iterdir():
-            if each.suffix[:2] == path.suffix[:2] and each.is_file():
+            if each.suffix[:2] == path.suffix[:2] and (each.is_file() or not path.suffix):
                 stems[each.stem] = each
     hint = did_you_mean(path.stem, stems, lambda stem: printable(stems[stem]))
     return f";{hint}" if hint else ""

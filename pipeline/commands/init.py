@@ -29,7 +29,7 @@ from pipeline.stages.files import atomic_path, unknown
 from pipeline.stages.run_folder import read_state
 from pretrain.config.pretrain import PretrainConfig
 from transfer.config.data import VOC_CLASSES, CocoData, DetectionData, VocData, known_datasets
-from transfer.files import near_file
+from transfer.files import near_path
 
 EXAMPLE = """examples:
   python tools/run_pipeline.py init mine.yaml          # asks
@@ -314,7 +314,7 @@ def _check_files(
         path = Path(entry.path)
         if entry.path and not path.is_file():
             faults.append(
-                f"{entry.path}: no such file ({entry.what} {entry.name}){near_file(path)}"
+                f"{entry.path}: no such file ({entry.what} {entry.name}){near_path(path)}"
             )
     for entry in sorted(entries, key=lambda entry: entry.what, reverse=True):  # tasks first
         path = Path(entry.path)

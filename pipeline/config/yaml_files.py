@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipeline.stages.files import one_line, printable, unknown
-from transfer.files import near_file
+from transfer.files import near_path
 
 Config = TypeVar("Config", bound=BaseModel)
 BASE_KEY = "_BASE_"
@@ -75,7 +75,7 @@ def _load(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
 def _text(path: Path) -> str:
     try:
         if not path.exists():
-            raise ValueError(f"no such config file{near_file(path)}")
+            raise ValueError(f"no such config file{near_path(path)}")
         if not path.is_file():
             raise ValueError("not a file, wanted a config")
         if path.stat().st_size > MAX_BYTES:

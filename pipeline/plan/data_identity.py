@@ -44,7 +44,7 @@ from transfer.config.data import (
     split_names,
 )
 from transfer.config.finetune import FinetuneConfig
-from transfer.files import few, refusal, share_of
+from transfer.files import few, near_path, refusal, share_of
 
 if TYPE_CHECKING:
     from pretrain.config.data import DataConfig
@@ -131,11 +131,13 @@ def detection_identity(name: str, data: CocoData | VocData) -> Identity:
     if not index.is_file():
         what = "COCO's annotation file" if isinstance(data, CocoData) else "VOC's list of images"
         problem = "is a folder" if index.is_dir() else "no such file"
-        raise ValueError(f"{index}: {problem}; data set {name} wants {what} there")
+        hint = near_path(index)
+        raise ValueError(f"{index}: {problem}; data set {name} wants {what} there{hint}")
     if images.is_file():
         raise ValueError(f"{images}: is a file; data set {name} is expected there")
     if not images.is_dir():
-        raise ValueError(f"{images}: no such folder; data set {name} is expected there")
+        hint = near_path(images)
+        raise ValueError(f"{images}: no such folder; data set {name} is expected there{hint}")
     if next(images.iterdir(), None) is None:
         raise ValueError(f"{images}: empty folder; data set {name} is expected there")
     if isinstance(data, CocoData):

@@ -27,7 +27,7 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
-from transfer.files import near_file
+from transfer.files import near_path
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -51,7 +51,7 @@ def file_digest(path: Path) -> str:
     """
     (digest,) = file_digests(path.parent, [path.name])
     if digest is None:
-        raise ValueError(f"{path}: no such file{near_file(path)}")
+        raise ValueError(f"{path}: no such file{near_path(path)}")
     return digest
 
 

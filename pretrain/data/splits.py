@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from pretrain.runtime.files import near_folder
+
 if TYPE_CHECKING:
     from pretrain.config.data import DataConfig
     from pretrain.config.pretrain import PretrainConfig
@@ -90,11 +92,12 @@ def split_folder(data: DataConfig, split: Split) -> Path:
         ValueError: the folder is missing, or the format has no such split.
     """
     if not data.root.is_dir():
+        hint = near_folder(data.root)
         if data.format == "folder":
-            raise ValueError(f"{data.root}: no such folder; wanted a folder of images")
+            raise ValueError(f"{data.root}: no such folder; wanted a folder of images{hint}")
         raise ValueError(
             f"{data.root}: no such folder; wanted one folder per class in train and val; "
-            f"get {_where(data)}"
+            f"get {_where(data)}{hint}"
         )
     if data.format == "folder":
         if split == "pretrain":
@@ -160,7 +163,7 @@ def image_names(root: Path) -> tuple[list[str], list[str]]:
         ValueError: the folder is missing, cannot be listed or holds no image.
     """
     if not root.is_dir():
-        raise ValueError(f"{root}: no such folder")
+        raise ValueError(f"{root}: no such folder{near_folder(root)}")
     try:
         files = _names_below(str(root), "")
     except OSError as error:

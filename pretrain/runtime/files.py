@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,13 @@ def check_folder_of(path: Path | None) -> None:
     """Raise ValueError where there is no folder to write `path` to; None is written nowhere."""
     if path is not None and not path.parent.is_dir():
         raise ValueError(f"{path.parent}: no such folder to write {path.name} to")
+
+
+def near_folder(path: Path) -> str:
+    """Return `; did you mean data/photos?` for a folder that is not there, or nothing."""
+    beside = path.parent.iterdir() if path.parent.is_dir() else ()
+    close = get_close_matches(path.name, [each.name for each in beside if each.is_dir()], n=1)
+    return "".join(f"; did you mean {path.with_name(name)}?" for name in close)
 
 
 def one_line(error: Exception) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from transfer.files import did_you_mean, near_file, one_line, printable, refusal
+from transfer.files import did_you_mean, near_path, one_line, printable, refusal
 
 
 def test_text_from_files_keeps_nothing_that_a_terminal_obeys() -> None:
@@ -38,12 +38,14 @@ def test_a_refusal_is_one_short_line_with_the_path_and_the_reason() -> None:
         ("mine_slurm.pth", None),  # another kind of file
         ("zzz.yaml", None),
         ("gone/mine_slurm.yaml", None),
+        ("vall", "val"),
     ],
 )
-def test_the_nearest_file_beside_one_that_is_missing(
+def test_the_nearest_file_or_folder_beside_one_that_is_missing(
     tmp_path: Path, missing: str, near: str | None
 ) -> None:
     for name in ("mine_slurm.yaml", "moco_r5.pth"):
         (tmp_path / name).touch()
-    (tmp_path / "mine_slrun.yaml").mkdir()
-    assert near_file(tmp_path / missing) == (f"; did you mean {tmp_path / near}?" if near else "")
+    for name in ("mine_slrun.yaml", "val"):
+        (tmp_path / name).mkdir()
+    assert near_path(tmp_path / missing) == (f"; did you mean {tmp_path / near}?" if near else "")

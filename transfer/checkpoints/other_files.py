@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from transfer.checkpoints.families import check_format
-from transfer.files import near_file, refusal
+from transfer.files import near_path, refusal
 
 SAVE = "save model.state_dict() with torch.save where it loads"
 MAGIC: tuple[tuple[bytes, str], ...] = (
@@ -97,7 +97,7 @@ def weight_files(path: Path) -> list[Path]:
             "COMMIT --local-dir FOLDER, and give the file or folder"
         )
     elif not path.exists():
-        raise ValueError(f"no such checkpoint file{near_file(path)}")
+        raise ValueError(f"no such checkpoint file{near_path(path)}")
     elif not path.is_file():
         kind = TYPES.get(stat.S_IFMT(path.stat().st_mode), "of an unknown type")
         raise ValueError(f"is {kind}, wanted a checkpoint file; copy it into a file first")

@@ -16,7 +16,7 @@ import yaml
 
 from transfer.config.finetune import Optimizer, named_optimizer, optimizer_fault
 from transfer.config.recipe import unknown_keys
-from transfer.files import near_file, one_line
+from transfer.files import near_path, one_line
 
 EXAMPLE = """example:
   python tools/train_net.py --config-file configs/transfer/voc_faster_rcnn_r50_c4_24k.yaml \\
@@ -88,7 +88,7 @@ def merged_config(
         ValueError: the file is not there, or a key or value is none of detectron2's.
     """
     if not Path(path).is_file():
-        raise ValueError(f"{path or '--config-file'}: no such config file{near_file(Path(path))}")
+        raise ValueError(f"{path or '--config-file'}: no such config file{near_path(Path(path))}")
     try:
         content = load(path)  # plain YAML: nothing in it is executed
     except (yaml.YAMLError, AttributeError, TypeError) as error:
@@ -125,4 +125,4 @@ def weights_place_fault(weights: str) -> str | None:
         )
     if not weights or path.is_file():
         return None
-    return f"{weights}: no such file (MODEL.WEIGHTS){near_file(path)}"
+    return f"{weights}: no such file (MODEL.WEIGHTS){near_path(path)}"

@@ -17,7 +17,7 @@ from PIL import Image
 
 from transfer.config.data import IMAGE_SUFFIXES
 from transfer.datasets.findings import ARCHIVES, Finding, Findings, ImageFile, ImageJob
-from transfer.files import did_you_mean, few, number_of, sha256_of, share_of
+from transfer.files import few, near_path, number_of, sha256_of, share_of
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
 ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)  # of EXIF
@@ -159,9 +159,8 @@ def missing_line(missing: list[ImageJob], findings: Findings) -> str:
         line += f" ({len(missing):,} of {len(findings.jobs):,} images are missing)"
     if not root.is_dir():
         line += f"; {root} is no folder"
-        beside = [path.name for path in _files(root.parent) if path.is_dir()]
-        if hint := did_you_mean(root.name, beside, lambda name: str(root.with_name(name))):
-            return f"{line};{hint}"
+        if hint := near_path(root):
+            return line + hint
     names = [os.path.relpath(job.path, root) for job in missing]
     elsewhere, archives = _elsewhere(names, root), _archives(root)
     if archives and not any(place.is_relative_to(root) for place in elsewhere.values()):

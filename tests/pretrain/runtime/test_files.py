@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.runtime.files import one_line, whole_file, write_json
+from pretrain.runtime.files import near_folder, one_line, whole_file, write_json
 
 
 def test_a_file_is_the_old_one_until_the_new_one_is_whole(tmp_path: Path) -> None:
@@ -24,3 +24,10 @@ def test_a_file_is_the_old_one_until_the_new_one_is_whole(tmp_path: Path) -> Non
 def test_errors_in_one_line() -> None:
     assert one_line(ValueError("a\n\tb ")) == "a b"
     assert one_line(KeyError()) == "KeyError"
+
+
+def test_a_folder_of_nearly_the_name_is_named(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "phot").touch()
+    assert near_folder(tmp_path / "photo") == f"; did you mean {tmp_path / 'photos'}?"
+    assert near_folder(tmp_path / "scans") == near_folder(tmp_path / "none" / "photos") == ""
