@@ -168,6 +168,12 @@ def faults_of(
             known = list(dict.fromkeys(name for each in models for name in each.model_fields))
             lines.append(f"{where}: {key}: {unknown('key', _cut(str(last)), known)}")
             continue
+        if fault["type"] == "union_tag_invalid":  # a `name` or `format` that says which keys follow
+            told = fault["ctx"]
+            known = [name.strip("'") for name in told["expected_tags"].split(", ")]
+            tag = told["discriminator"].strip("'")
+            lines.append(f"{where}: {key}.{tag}: {unknown(tag, _cut(str(told['tag'])), known)}")
+            continue
         given = fault["input"]
         if fault["type"] in ("tuple_type", "list_type"):
             form = _cut(str(given), MAX_SHOWN_VALUE)

@@ -6,6 +6,7 @@ import pytest
 from pydantic import BaseModel
 
 from pipeline.config.yaml_files import apply_overrides, load_yaml, validated
+from pretrain.config.pretrain import PretrainConfig
 
 
 def write(path: Path, text: str) -> Path:
@@ -103,3 +104,12 @@ def test_a_missing_config_is_told_with_the_nearest_beside_it(tmp_path: Path) -> 
     with pytest.raises(ValueError, match="no such config file; did you mean ") as caught:
         load_yaml(tmp_path / "mine_slrum.yaml")
     assert str(caught.value).endswith(f"{tmp_path / 'mine_slurm.yaml'}?")
+
+
+def test_a_name_that_says_which_keys_follow_is_told_with_the_nearest() -> None:
+    content = {"loss": {"name": "w-msee"}}
+    with pytest.raises(
+        ValueError,
+        match=r"r\.yaml: loss\.name: unknown name 'w-msee'; did you mean 'w-mse'\? known: w-mse, ",
+    ):
+        validated(PretrainConfig, content, "r.yaml")
