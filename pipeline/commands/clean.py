@@ -1,12 +1,13 @@
 """`clean`: what a pipeline's folder holds that nothing needs, with its size, and its removal.
 
 A run folder is kept that a stage of the config needs, with the changes given and without them, or
-of another config that was used with this folder and has its name still, or a job in the queue, or a
+of another config that was used with this folder and leads to it still, or a job in the queue, or a
 process at work.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from collections.abc import Iterable, Sequence
@@ -15,14 +16,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from pipeline.config.yaml_files import load_yaml
 from pipeline.executors.local import late_probes
 from pipeline.executors.preflight import ask_worker
 from pipeline.executors.slurm.ledger import LEDGER, read_ledger
 from pipeline.executors.slurm.queue import read_queue
 from pipeline.plan.build import load_plan
 from pipeline.plan.place import RUN_FOLDER
-from pipeline.plan.plan import CONFIGS, Plan
+from pipeline.plan.plan import CONFIGS, Plan, used_configs
 from pipeline.stages.files import read_json, size_of, size_text
 from pipeline.stages.run_folder import (
     JOB,
@@ -113,24 +113,30 @@ def wastes(plan: Plan) -> list[Waste]:
 
 
 def other_plans(plan: Plan) -> list[Plan]:
-    """Return the plans of the other configs that were used with this folder and have its name.
+    """Return the plans of the other configs that were used with this folder and lead to it still.
 
     The config itself without the changes that were given is one of them.
 
     Raises:
-        ValueError: one cannot be read as `plan` reads it.
+        ValueError: one is gone, or cannot be read as `plan` reads it.
     """
-    path, plans, itself = plan.config.root / CONFIGS, [], plan.config_file.resolve()
-    used = map(str, read_json(path) if path.is_file() else [])
-    for config_file in dict.fromkeys([itself, *map(Path, used)]):
-        if (config_file == itself and not plan.overrides) or not config_file.is_file():
+    root, plans, itself = plan.config.root, [], plan.config_file.resolve()
+    used = {path: place for path, place in used_configs(root).items() if place != "elsewhere"}
+    place = [
+        f"{key}={json.dumps(str(getattr(plan.config, key)))}" for key in ("output_dir", "name")
+    ]
+    for config_file in dict.fromkeys([itself, *used]):
+        if config_file == itself and not plan.overrides:
             continue
         try:
-            if load_yaml(config_file).get("name") == plan.config.name:
-                plans.append(load_plan(config_file, []))
+            if not config_file.is_file():
+                raise ValueError("it is no longer there")
+            plans.append(load_plan(config_file, place))
         except ValueError as error:
             first = str(error).splitlines()[0]
-            used_by, way_out = "used this folder too", f"fix it, or take it out of {path}"
+            used_by = "used this folder too"
+            way_out = "put it back" if used.get(config_file) == "gone" else "fix it"
+            way_out += f", or take it out of {root / CONFIGS}"
             if config_file == itself:
                 used_by, way_out = "without the changes given it counts too", "fix it"
             raise ValueError(
@@ -231,6 +237,14 @@ def _show(plan: Plan, waste: list[Waste], console: Console) -> None:
     """Print what would be removed and what that frees."""
     for entry in waste:
         line = f"{size_text(entry.num_bytes):>9}  {entry.path}  ({entry.why})"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    elsewhere = [
+        path for path, place in used_configs(plan.config.root).items() if place == "elsewhere"
+    ]
+    for path in elsewhere if any(entry.why == NO_PLAN for entry in waste) else ():
+        line = (
+            f"{path}: was used with this folder and leads to another now, so nothing is kept for it"
+        )
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     freed = size_text(sum(entry.num_bytes for entry in waste))
     size = size_text(size_of(plan.config.root))

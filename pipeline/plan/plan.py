@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from pipeline.config.yaml_files import load_yaml
 from pipeline.stages.files import MAX_LISTED, read_json, unknown, write_json
@@ -16,6 +16,9 @@ from pipeline.stages.stage import SIGNATURE_DIGITS, STAGE_KINDS, Stage
 
 if TYPE_CHECKING:
     from pipeline.config.schema import PipelineConfig
+
+Place: TypeAlias = Literal["here", "gone", "unreadable", "elsewhere"]
+Entries: TypeAlias = dict[Path, dict[str, str] | None]
 
 CONFIGS = "configs.json"  # below a plan's folder: the config files that were used with it
 STAGES = "stages.json"  # beside it: the folder of every stage of the plan that was last run
@@ -138,29 +141,85 @@ def stage_named(plan: Plan, name: str) -> Stage:
 
 
 def other_configs(plan: Plan) -> list[str]:
-    """Return a line for every other config file of the plan's name that used its folder before.
+    """Return a line for every other config file that leads to the plan's folder; note the plan's.
 
     Their stages are told apart by signatures; their reports are one file. Where nothing can be
     written nothing is kept.
     """
-    path, this = plan.config.root / CONFIGS, str(plan.config_file.resolve())
-    known: list[str] = []
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        known = [str(entry) for entry in read_json(path)]
-    lines = []
-    for other in known:
-        with contextlib.suppress(OSError, ValueError):
-            if other != this and load_yaml(Path(other)).get("name") == plan.config.name:
-                lines.append(
-                    f"{plan.config_file}: {other} has the same name, {plan.config.name!r}: they "
-                    f"share {plan.config.root}, and each replaces the other's report; give one "
-                    "another `name`"
-                )
-    if this not in known:
-        with contextlib.suppress(OSError):
+    path, this = plan.config.root / CONFIGS, plan.config_file.resolve()
+    known: Entries = {}
+    with contextlib.suppress(OSError, ValueError):
+        known = _entries(path)
+    lines = [
+        f"{plan.config_file}: {other} has the same name, {plan.config.name!r}: they share "
+        f"{plan.config.root}, and each replaces the other's report; give one another `name`"
+        for other, entry in known.items()
+        if other != this and _place(other, entry, plan.config.root) == "here"
+    ]
+    with contextlib.suppress(OSError, ValueError):
+        entry = {"folder": str(plan.config.root.absolute()), **_names(this)}
+        if known.get(this) != entry:
             plan.config.root.mkdir(parents=True, exist_ok=True)
-            write_json(path, [*known, this])
+            entries = {str(other): before for other, before in known.items()}
+            write_json(path, entries | {str(this): entry})
     return lines
+
+
+def used_configs(root: Path) -> dict[Path, Place]:
+    """Return the config files that were used with a plan's folder, and where each leads now.
+
+    Raises:
+        ValueError: what is noted of them cannot be read.
+    """
+    path = root / CONFIGS
+    known = _entries(path) if path.is_file() else {}
+    return {config: _place(config, entry, root) for config, entry in known.items()}
+
+
+def _entries(path: Path) -> Entries:
+    """Return what is noted of config files; a list of them alone is of older versions.
+
+    Raises:
+        ValueError: it is not what is written there.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict | list):
+        raise ValueError(f"{path}: holds no config files; remove it to have it made again")
+    by_name = content if isinstance(content, dict) else dict.fromkeys(map(str, content))
+    return {
+        Path(name): entry if isinstance(entry, dict) and "folder" in entry else None
+        for name, entry in by_name.items()
+    }
+
+
+def _names(config_file: Path) -> dict[str, str]:
+    """Return the `name` and `output_dir` that a config file says by itself."""
+    from pipeline.config.schema import PipelineConfig  # noqa: PLC0415  (`runs` needs none)
+
+    content, default = load_yaml(config_file), PipelineConfig.model_fields["output_dir"].default
+    output_dir = Path(str(content.get("output_dir", default)))
+    return {"name": str(content.get("name")), "output_dir": str(output_dir)}
+
+
+def _place(config_file: Path, entry: dict[str, str] | None, root: Path) -> Place:
+    """Return where a config file leads now that was used with this folder, or one it is a copy of.
+
+    A relative `output_dir` leads where it led, as long as the file says the same. Of older entries
+    that is not known: it counts from any folder above the file.
+    """
+    here = root.resolve()
+    of_here = entry is None or Path(str(entry["folder"])).resolve() == here
+    if not config_file.is_file():
+        return "gone" if of_here else "elsewhere"
+    try:
+        names = _names(config_file)
+    except (OSError, ValueError):
+        return "unreadable" if of_here else "elsewhere"
+    folder = Path(names["output_dir"], names["name"])
+    above = [] if entry is not None and not folder.is_absolute() else config_file.parents
+    is_same = entry is not None and of_here and entry.items() >= names.items()
+    leads_here = is_same or any((parent / folder).resolve() == here for parent in above)
+    return "here" if leads_here else "elsewhere"
 
 
 def record_stages(plan: Plan) -> None:

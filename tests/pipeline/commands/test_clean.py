@@ -12,7 +12,7 @@ from pipeline.commands.clean import wastes
 from pipeline.commands.main import Options, execute
 from pipeline.plan.build import load_plan
 from pipeline.stages import stage
-from pipeline.stages.files import size_of, size_text
+from pipeline.stages.files import read_json, size_of, size_text, write_json
 from pipeline.stages.run_folder import LOCK, MANIFEST, lock, read_states
 from pipeline.stages.stage import Stage
 from tests.pipeline.edits import CONFIG, edit
@@ -70,7 +70,50 @@ def test_another_config_of_the_name_keeps_what_it_needs(
     assert execute("clean", other, [], YES) == 2
     assert "what it needs cannot be told" in capsys.readouterr().err and folders() == before
     CONFIG.unlink()
+    assert execute("clean", other, [], YES) == 2 and folders() == before
+    told = capsys.readouterr().err
+    assert f"{CONFIG.resolve()}: used this folder too, and what it needs cannot be told" in told
+    assert "(it is no longer there); put it back, or take it out of runs/tiny/configs.json" in told
+    noted = Path("runs/tiny/configs.json")
+    write_json(
+        noted, {name: to for name, to in read_json(noted).items() if name.endswith("other.yaml")}
+    )
     assert wastes(load_plan(other, []))
+
+
+@pytest.mark.parametrize("fault", ["none", "broken", "gone"])
+def test_in_a_copy_nothing_is_kept_for_the_config_of_another_place(
+    fakes: Path, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str], fault: str
+) -> None:
+    assert execute("run", CONFIG, []) == 0
+    clone, there = tmp_path / "clone", CONFIG.resolve()
+    shutil.copytree(Path.cwd(), clone)
+    if fault == "broken":
+        there.write_text("{", encoding="utf-8")
+    elif fault == "gone":
+        there.unlink()
+    monkeypatch.chdir(clone)
+    moved = CONFIG.rename("configs/moved.yaml")
+    edit(str(moved), lambda content: content.update(seeds=[0]))
+    capsys.readouterr()
+    assert execute("plan", moved, []) == 0
+    assert "has the same name" not in capsys.readouterr().out
+    assert all("seed1" in entry.path.name for entry in wastes(load_plan(moved, [])))
+    assert execute("clean", moved, []) == 0
+    line = f"{there}: was used with this folder and leads to another now, so nothing is kept for it"
+    assert line in capsys.readouterr().out
+    assert execute("clean", moved, [], YES) == 0 and not any("seed1" in name for name in folders())
+
+
+def test_configs_that_are_given_their_folder_keep_what_they_need_there(fakes: Path) -> None:
+    given = ["output_dir=disk"]
+    assert execute("run", CONFIG, given) == 0
+    content = yaml.safe_load(CONFIG.read_text("utf-8")) | {"seeds": [0]}
+    other = Path("configs/other.yaml")
+    other.write_text(yaml.safe_dump(content), encoding="utf-8")
+    assert execute("plan", other, given) == 0
+    assert wastes(load_plan(other, given)) == []
+    assert wastes(load_plan(CONFIG, [*given, "seeds=[0]"])) == []
 
 
 def test_changes_take_nothing_from_what_the_config_needs_without_them(

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from pipeline.plan.build import load_plan
-from pipeline.plan.plan import other_configs, select
-from pipeline.stages.files import read_json
+from pipeline.plan.plan import other_configs, select, used_configs
+from pipeline.stages.files import read_json, write_json
 from pipeline.stages.run_folder import JOB, prepare, read_state, write_manifest
 from pipeline.stages.stage import STAGE_KINDS, Stage
 from pipeline.stages.staleness import shared_lines
@@ -99,3 +99,66 @@ def test_two_configs_of_one_name_are_noticed(project: Path) -> None:
     assert lines("configs/tiny.yaml") == []
     Path("runs/tiny/configs.json").write_text("{", encoding="utf-8")
     assert lines("configs/tiny.yaml") == []
+
+
+def copied(project: Path, clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Go on in another clone of the project, into which the runs were copied."""
+    shutil.copytree(project, clone)
+    (clone / "configs" / "tiny.yaml").rename(clone / "configs" / "moved.yaml")
+    monkeypatch.chdir(clone)
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+def test_a_config_of_the_folder_that_this_one_is_a_copy_of_shares_nothing(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_old: bool
+) -> None:
+    other_configs(load_plan(CONFIG, []))
+    if is_old:
+        write_json(Path("runs/tiny/configs.json"), [str(CONFIG.resolve())])
+    copied(project, tmp_path / "clone", monkeypatch)
+    plan = load_plan(Path("configs/moved.yaml"), [])
+    assert other_configs(plan) == other_configs(plan) == []
+    assert [*used_configs(plan.config.root).values()] == ["elsewhere", "here"]
+    (project / CONFIG).unlink()
+    assert used_configs(plan.config.root)[project / CONFIG] == ("gone" if is_old else "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("change", "overrides", "place"),
+    [
+        ({}, [], "here"),
+        ({"output_dir": "./runs"}, [], "here"),
+        ({"output_dir": "elsewhere"}, [], "elsewhere"),
+        ({"output_dir": "/nowhere"}, [], "elsewhere"),
+        ({"name": "other"}, [], "elsewhere"),
+        ({}, ["output_dir=disk"], "here"),  # given behind the command
+        ({"name": "other"}, ["output_dir=disk"], "elsewhere"),
+        ({"output_dir": "{project}/disk"}, ["output_dir=disk"], "here"),
+        ({"output_dir": "{project}/disk"}, [], "elsewhere"),
+        (None, [], "gone"),
+        (None, ["output_dir=disk"], "gone"),
+        ("{", [], "unreadable"),
+    ],
+)
+def test_where_a_config_leads_is_what_it_says_now(
+    project: Path, change: dict[str, str] | str | None, overrides: list[str], place: str
+) -> None:
+    plan = load_plan(CONFIG, overrides)
+    other_configs(plan)
+    content = yaml.safe_load(CONFIG.read_text("utf-8"))
+    CONFIG.unlink()
+    if isinstance(change, dict):
+        change = {key: value.format(project=project) for key, value in change.items()}
+        CONFIG.write_text(yaml.safe_dump(content | change), encoding="utf-8")
+    elif change is not None:
+        CONFIG.write_text(change, encoding="utf-8")
+    assert used_configs(plan.config.root) == {CONFIG.resolve(): place}
+
+
+def test_a_folder_that_moved_behind_a_link_is_the_same(project: Path) -> None:
+    root = load_plan(CONFIG, []).config.root
+    other_configs(load_plan(CONFIG, []))
+    Path("runs").rename("disk")
+    assert used_configs(Path("disk/tiny")) == {CONFIG.resolve(): "elsewhere"}
+    Path("runs").symlink_to("disk")
+    assert used_configs(root) == {CONFIG.resolve(): "here"}
