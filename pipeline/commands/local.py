@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.commands.result_tables import rich_tables
+from pipeline.commands.result_tables import show_tables
 from pipeline.commands.status import STAGE_WIDTH, STYLES
 from pipeline.executors.local import Progress, late_probe_lines, measure_late_probes, run_local
 from pipeline.executors.preflight import check_before_start
@@ -142,7 +142,6 @@ def show_report(plan: Plan, console: Console) -> None:
     """Print the result tables and the path of the page."""
     data = collect(plan)
     tell(console, findings(data) + warnings(data))
-    for table in rich_tables(data, console.width):
-        console.print(table)
+    show_tables(data, console)
     page = (report_dir(plan) / "index.html").absolute()
     console.print(f"report: {page}", soft_wrap=True, highlight=False)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
+from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -17,9 +18,18 @@ from pipeline.stages.files import one_line
 DIFFERENCE = "difference"  # from the baseline: the second line of a row
 
 
-def rich_tables(data: ReportData, width: int) -> list[RichTable]:
-    """Return the tables for a terminal; a task with many metrics gives one per kind (box, mask)."""
-    tables = []
+def show_tables(data: ReportData, console: Console) -> None:
+    """Print the tables; a line of what failed is cut nowhere, as paths stand in it."""
+    for table in rich_tables(data, console.width):
+        console.print(table, soft_wrap=isinstance(table, Text))
+
+
+def rich_tables(data: ReportData, width: int) -> list[RichTable | Text]:
+    """Return the tables for a terminal, what failed below each task's.
+
+    A task with many metrics gives one table per kind (box, mask).
+    """
+    tables: list[RichTable | Text] = []
     for summary in summarise(data):
         metrics = summary.task.metrics
         kinds = dict.fromkeys(metric.partition("/")[0] for metric in metrics)
@@ -32,8 +42,8 @@ def rich_tables(data: ReportData, width: int) -> list[RichTable]:
             tables.append(
                 _rich_table(table, ["Backbone", "Seeds", *table.headings, *verdicts], width)
             )
-        failures = "\n".join(f"{word}: {text}" for word, text in table.failures)
-        tables[-1].caption = Text(failures, style="red") if failures else None
+        if failures := "\n".join(f"{word}: {text}" for word, text in table.failures):
+            tables.append(Text(failures, style="red"))
     if data.probes:
         table = probe_table(data)
         headings = ["Backbone", *(re.sub("[ /]", "\n", heading) for heading in table.headings)]
@@ -43,9 +53,7 @@ def rich_tables(data: ReportData, width: int) -> list[RichTable]:
 
 def _rich_table(table: Table, headings: Sequence[str], width: int) -> RichTable:
     """Return a table of at most `width` columns: names are folded, words and numbers are not."""
-    rich = RichTable(
-        title=Text(one_line(table.title)), title_justify="left", caption_justify="left"
-    )
+    rich = RichTable(title=Text(one_line(table.title)), title_justify="left")
     rows: list[list[Text]] = []
     for line in (line for line in table.lines if not line.source):
         cells = []

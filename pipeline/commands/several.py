@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from pipeline.commands.local import tell
-from pipeline.commands.result_tables import rich_tables
+from pipeline.commands.result_tables import show_tables
 from pipeline.plan.place import folder_fault
 from pipeline.report.collect import MADE_FROM
 from pipeline.report.compare import compare
@@ -48,8 +48,7 @@ def report_several(paths: Sequence[Path], console: Console, output_dir: Path | N
     words += ["--output-dir", str(output_dir)] if output_dir else []
     data = merge(runs, shlex.join(words))
     tell(console, findings(data) + warnings(data))
-    for table in rich_tables(data, console.width):
-        console.print(table)
+    show_tables(data, console)
     tell(console, source_notes(data))
     if output_dir is None:
         tell(console, ["nothing is written; --output-dir FOLDER writes the page and all tables"])

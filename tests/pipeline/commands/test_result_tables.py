@@ -2,24 +2,33 @@
 
 import re
 from dataclasses import replace
+from io import StringIO
 
 import pytest
+from rich.console import Console
 
-from pipeline.commands.result_tables import rich_tables
+from pipeline.commands.result_tables import rich_tables, show_tables
 from pipeline.report.data import ProbeRow
 from tests.pipeline.report.cases import VOC, case, row, shown
 
 
 def test_tables_on_the_terminal():
-    voc, coco, probes = (shown(table) for table in rich_tables(case(ours="[b]x[/b]"), 80))
+    voc, coco, failed, probes = (shown(table) for table in rich_tables(case(ours="[b]x[/b]"), 80))
     for part in ("[b]x[/b] †", "28.0 ± 1.4", "+11.5 ± 0.7", "baseline", "yes"):
         assert part in voc
     (line,) = (line for line in voc.splitlines() if "+11.5 ± 0.7" in line)
     assert re.search(r"^\W*difference\W", line) and voc.count("difference") == 1
-    for part in ("1 of 2", "1 failed", "failed: [b]x[/b], seed 1: out of memory"):
-        assert part in coco
+    assert "1 of 2" in coco and "1 failed" in coco
+    assert "failed: [b]x[/b], seed 1: out of memory" in failed
     assert "[b]x[/b]" in probes
     assert max(len(line) for line in voc.splitlines()) <= 80
+
+
+def test_a_path_in_what_failed_is_not_cut():
+    rows = (row("cw-rgp", VOC, 0, (), status="failed", reason="x", log=f"runs/{'long/' * 40}log"),)
+    console = Console(width=60, file=StringIO())
+    show_tables(replace(case(), tasks=(VOC,), rows=rows), console)
+    assert f"failed: cw-rgp, seed 0: x (log: {rows[0].log})\n" in console.file.getvalue()
 
 
 def test_several_probes_keep_the_names_of_the_backbones_on_the_terminal():

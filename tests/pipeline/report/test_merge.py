@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from pipeline.commands.result_tables import show_tables
 from pipeline.report.data import ReportData, results_json, summarise
 from pipeline.report.html import html
 from pipeline.report.merge import merge
 from pipeline.report.results import Results
 from pipeline.report.sources import read_runs
-from pipeline.report.tables import latex, markdown, results_csv, rich_tables
+from pipeline.report.tables import latex, markdown, results_csv
 from pipeline.report.text import findings, source_notes
 from tests.pipeline.report.cases import EVIL, PUBLISHED_VOC, VOC
 from tests.pipeline.report.several_runs import IDENTITY, as_older, data, edit, probe, write
@@ -164,8 +165,7 @@ def test_versions_and_doubts_are_said(tmp_path: Path) -> None:
 
 def shown(report: ReportData) -> str:
     console = Console(width=200, record=True, file=StringIO())
-    for table in rich_tables(report):
-        console.print(table)
+    show_tables(report, console)
     return console.export_text()
 
 

@@ -37,7 +37,7 @@ def test_a_verdict_names_its_metric_in_every_format():
         assert f">{heading} (95 % interval)</th>" in page
         assert f"“{heading} (95 % interval)”" in text and f"“{heading} (95 % interval)”" in page
     assert "(95 % interval)”, of that metric alone: yes if" in text
-    voc, coco, _ = (shown(table) for table in rich_tables(case(), 80))
+    voc, coco, *_ = (shown(table) for table in rich_tables(case(), 80))
     heads = [re.split(" *┃ *", line)[-2] for line in voc.splitlines() if "┃" in line]
     assert " ".join(filter(None, heads)) == "Box AP higher (95 %)"
     assert "Box AP," in coco and "Mask AP" in coco
