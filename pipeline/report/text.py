@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -226,21 +226,30 @@ def _finding(summary: TaskSummary, baseline: str | None) -> str:
             against[cell.verdict].append(f"{name} ({'; '.join(how_much)})")
     one_seed = counts[-1] == 1 and len(cells) > 1
     parts = ["no difference can be told with one seed, two give an interval"] if one_seed else []
-    parts += [
-        f"{'compared with' if one_seed else words} {baseline}: {', '.join(against[verdict])}"
-        for verdict, words in AGAINST.items()
-        if against[verdict]
-    ]
     best = leaders({name: dict(cell.values) for name, cell in cells.items()})
     others = [name for name in cells if name != baseline]
-    if len(best) == 1 and len(others) > 1:
-        parts.append(f"{best[0]} is higher than each of the others")
-    elif len(best) > 1 and len(others) > 1:
-        rest = ", ".join(best[1:])
-        parts.append(f"{best[0]} has the highest mean; not told apart from it: {rest}")
+    words = {verdict: f"{text} {baseline}" for verdict, text in AGAINST.items()}
+    if best[:1] == [baseline]:
+        words["no"] = f"{baseline} has the highest mean; not told apart from it"
+    parts += [
+        f"{f'compared with {baseline}' if one_seed else words[verdict]}: {', '.join(told)}"
+        for verdict, told in against.items()
+        if told
+    ]
+    everybody = against["no"] or len(against["worse"]) == len(others)
+    if len(others) > 1 and not (best[:1] == [baseline] and everybody):
+        parts += _highest(best)
     shown = "; ".join(parts) or f"nothing to compare {next(iter(cells))} with"
     head = f"{title}, {metric_label(metric)}: {failures}{shown}"
     return f"{head}. Evidence: {', '.join(evidence)}."
+
+
+def _highest(best: Sequence[str]) -> list[str]:
+    """`b has the highest mean; not told apart from it: a`, of those that lead; b comes first."""
+    if len(best) == 1:
+        return [f"{best[0]} is higher than each of the others"]
+    rest = ", ".join(best[1:])
+    return [f"{best[0]} has the highest mean; not told apart from it: {rest}"] if best else []
 
 
 def _otherwise(main: Cell, cells: Iterable[Cell]) -> list[str]:

@@ -116,6 +116,16 @@ def test_what_is_not_told_apart_is_not_ranked():
     assert "; b is higher than each of the others. Evidence" in text
 
 
+def test_that_the_baseline_is_highest_is_said_once():
+    text = told(random=(3.0, 4.0), a=(2.9, 3.8), b=(2.8, 4.1))
+    assert ": random has the highest mean; not told apart from it: a (−0.2" in text
+    assert text.count("told apart") == 1 and text.count("highest") == 1
+    text = told(random=(21.0, 22.5, 23.0), a=(1.0, 2.0, 3.0), b=(20.9, 22.4, 23.1))
+    assert ": lower than random: a (" in text and "; random has the highest mean; not told" in text
+    text = told(random=(21.0, 22.5, 23.0), a=(1.0, 2.0, 3.0), b=(2.0, 3.0, 4.5))
+    assert "lower than random: a (" in text and "random is higher" not in text
+
+
 def test_a_difference_says_on_how_many_seeds_it_stands_where_that_is_fewer_than_the_means_do():
     text = told(random=(1.0, 2.0), a=(20.0, 23.0, 30.0), b=(20.0, 23.0))
     assert "a (+20.0, 95 % interval 7.3 to 32.7, 2 of 3 seeds in common)" in text
