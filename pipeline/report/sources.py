@@ -84,7 +84,7 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
         ValueError: one cannot be read, or is given twice; a line each.
     """
     runs: list[Run] = []
-    faults, places = [], list[Path]()
+    faults, places, numbers = [], list[Path](), list[Any]()
     for number, path in enumerate(paths):
         mark = chr(ord("A") + number % 26) + (str(number // 26) if number >= 26 else "")
         try:
@@ -96,8 +96,8 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
             continue
         same = [
             run.where
-            for run, place in zip(runs, places, strict=True)
-            if place == file.resolve() or run.source.sha256 == sha256
+            for run, place, known in zip(runs, places, numbers, strict=True)
+            if place == file.resolve() or run.source.sha256 == sha256 or known == _numbers(results)
         ]
         shown = printable(path)
         if same:
@@ -106,10 +106,26 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
         name = results.pipeline or "without a name"
         runs.append(Run(Source(mark, shown, name, sha256), results, _is_outdated(file)))
         places.append(file.resolve())
+        numbers.append(_numbers(results))
         faults += [f"{shown}: {fault}" for fault in _faults(results)][:1]
     if faults:
         raise ValueError("\n".join(map(one_line, faults)))
     return runs
+
+
+def _numbers(results: Results) -> Any:
+    """Return what a run's numbers are, whoever made its report, where and by which command.
+
+    Of a run that does not say by what its results are known, all but these tells it from others.
+    """
+    content = results.model_dump()
+    of_rows = [origin for origin in results.origins if origin.probe is None]
+    if of_rows and all(origin.signature for origin in of_rows):
+        origins = [(each.signature, each.weights) for each in results.origins]
+        tasks = [(task.name, task.identity) for task in results.tasks]
+        keys = ("rows", "probes", "probe_identities")
+        return origins, tasks, [content[key] for key in keys]
+    return {key: content[key] for key in content if key not in ("command", "remarks")}
 
 
 def results_file(path: Path) -> Path:

@@ -87,6 +87,21 @@ def test_a_run_that_is_given_twice_is_refused(tmp_path: Path) -> None:
     ]
 
 
+def test_a_copy_whose_report_was_made_anew_is_the_same_run(tmp_path: Path) -> None:
+    a = run(tmp_path / "a")
+    shutil.copytree(a, tmp_path / "copy")
+
+    def made_anew(content: dict) -> None:
+        content.update(command="another", pipeline="other", remarks=["the data are not there"])
+
+    copy = edit(tmp_path / "copy", made_anew)
+    with pytest.raises(ValueError, match=r"copy: is the same as A \(.*wanted each run once"):
+        read_runs([a, copy])
+    edit(copy, lambda content: content["origins"][0].update(signature="f" * 16))
+    assert len(read_runs([a, copy])) == 2
+    assert len(read_runs([as_older(a), as_older(copy)])) == 2  # of which nobody knows
+
+
 def test_marks_go_on_after_z(tmp_path: Path) -> None:
     runs = read_runs([run(tmp_path / str(n), 20.0 + n) for n in range(28)])
     assert [each.mark for each in runs[24:]] == ["Y", "Z", "A1", "B1"]
