@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import product
@@ -17,6 +17,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from pipeline.report.data import (
+    BackboneSummary,
     Curve,
     ReportData,
     ResultRow,
@@ -107,14 +108,26 @@ def predictors(data: ReportData) -> dict[str, dict[str, float]]:
     return values
 
 
+def runs_of(line: BackboneSummary) -> Hashable:
+    """Return what tells a backbone's finished fine-tunings on a task from those of others."""
+    done = [row for row in line.rows if row.status == "done"]
+    return frozenset(
+        (r.seed, r.run_dir, r.signature, repr(r.metrics), repr(r.weights)) for r in done
+    )
+
+
 def predictions(data: ReportData) -> list[Prediction]:
-    """Return every predictor against every task's main metric, two backbones at least."""
+    """Return every predictor against every task's main metric, two backbones at least.
+
+    Backbones whose results are the same runs are one.
+    """
     made = []
     for summary, (name, values) in product(summarise(data), predictors(data).items()):
         metric = main_metrics(summary.task)[0]
+        once = {runs_of(line): line for line in reversed(summary.backbones)}.values()
         places = {
             line.backbone: (values[line.backbone], cell.spread)
-            for line in summary.backbones
+            for line in reversed(once)
             for cell in line.cells
             if cell.metric == metric and cell.spread is not None and line.backbone in values
             if line.backbone not in summary.task.apart

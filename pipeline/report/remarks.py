@@ -6,6 +6,7 @@ import contextlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from pipeline.plan.compatibility import task_value
@@ -24,13 +25,30 @@ Manifests = dict[str, dict[str, Any]]  # of finished stages, by name
 
 
 def remarks(plan: Plan, done: Manifests) -> list[str]:
-    """Return the remarks on data, random and converted backbones, what was pretrained, and origins.
+    """Return the remarks on shared runs, data, backbones, what was pretrained, and origins.
 
     `done` are the manifests of the finished stages.
     """
-    of_plan = data_remarks(plan) + frozen_remarks(plan) + conversion_remarks(plan, done)
-    of_plan += probe_remarks(plan, done)
+    of_plan = shared_remarks(plan) + data_remarks(plan) + frozen_remarks(plan)
+    of_plan += conversion_remarks(plan, done) + probe_remarks(plan, done)
     return of_plan + collapse_remarks(plan, done) + origin_remarks(plan, done)
+
+
+def shared_remarks(plan: Plan) -> list[str]:
+    """Return a line for all backbones that are one run under several names."""
+    folders: dict[str, dict[Path, str]] = {}
+    for stage in plan.stages:
+        folders.setdefault(stage.backbone, {})[stage.run_dir] = stage.kind
+    names: dict[frozenset[Path], list[str]] = {}
+    for backbone, kinds in folders.items():
+        names.setdefault(frozenset(kinds), []).append(backbone)
+    lines = []
+    for first, *others in names.values():
+        what = "pretraining" if "pretrain" in folders[first].values() else "backbone"
+        if others:
+            listed = ", ".join([first, *others[:-1]])
+            lines.append(f"{listed} and {others[-1]} are one {what}: equal settings")
+    return lines
 
 
 def data_remarks(plan: Plan) -> list[str]:

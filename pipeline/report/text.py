@@ -324,12 +324,13 @@ class Entry:
 
 def provenance(data: ReportData) -> list[Entry]:
     """The provenance's entries; a name that ends in `_s` holds seconds."""
-    hours = sum((row.wall_time_s or 0.0) * row.num_gpus / 3600 for row in data.rows)
+    rows = {(row.task, row.run_dir): row for row in data.rows}.values()  # backbones may share some
+    hours = sum((row.wall_time_s or 0.0) * row.num_gpus / 3600 for row in rows)
     values = dict(data.provenance)
     if not data.sources:  # whose results do not say it
         values["GPU hours of fine-tuning"] = f"{hours:.1f}"
     times = {
-        task.title: sum(row.wall_time_s or 0.0 for row in data.rows if row.task == task.name)
+        task.title: sum(row.wall_time_s or 0.0 for row in rows if row.task == task.name)
         for task in data.tasks
     }
     if any(times.values()):

@@ -83,8 +83,9 @@ MORE = {"bbox/APs": 1.0, "bbox/APm": 2.0, "bbox/AP-cat": 3.0, "bbox/AP-dog": 5.0
 def paper_row(backbone, task, seed, value):
     metrics = {metric: value + i for i, metric in enumerate(task.metrics)} | MORE
     return ResultRow(
-        backbone, task.name, seed, "done", metrics, None, None, (), (), 7200.0, "run", False,
-        "0" * 16, num_gpus=8, commit="abc", command="run --only x", config={"key": "value"},
+        backbone, task.name, seed, "done", metrics, None, None, (), (), 7200.0,
+        f"run/{backbone}-{task.name}-{seed}", False, "0" * 16, num_gpus=8, commit="abc",
+        command="run --only x", config={"key": "value"},
     )  # fmt: skip
 
 

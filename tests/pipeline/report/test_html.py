@@ -8,6 +8,7 @@ from PIL import Image
 
 from pipeline.report.data import Curve, ReportData, summarise
 from pipeline.report.html import finetuning_keys, html, picture_uri, pretraining_keys
+from pipeline.report.text import provenance
 from tests.pipeline.report.cases import EVIL, VOC, case, paper_case, row
 
 
@@ -166,6 +167,14 @@ def test_page_holds_the_command_and_config_of_every_row():
     assert "&#34;key&#34;: &#34;value&#34;" in text
     assert "GPU hours of fine-tuning" in text and "128.0" in text  # 8 runs x 2 h x 8 GPUs
     assert 'class="published"' in text
+
+
+def test_fine_tunings_that_backbones_share_count_once_in_the_sums():
+    data = paper_case()
+    ours = [row for row in data.rows if row.backbone == data.backbones[-1]]
+    again = tuple(replace(row, backbone="again") for row in ours)
+    shared = replace(data, rows=(*data.rows, *again), backbones=(*data.backbones, "again"))
+    assert provenance(shared) == provenance(data)
 
 
 def test_picture_uri_tells_the_type_by_content_and_shrinks(tmp_path):

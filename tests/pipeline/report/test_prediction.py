@@ -1,6 +1,7 @@
 """Cheap numbers against AP: which there are, how they rank, and what is said of them."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -45,6 +46,17 @@ def test_prediction_pairs_the_number_with_the_mean_ap_and_ranks_them():
     assert "knn top1 with Box AP of VOC" in answer([found]) and "are few" in answer([found])
     seen = "random 0.3 and 10, a 0.2 and 20, b 0.9 and 30, rank correlation +0.50 over 3 backbones"
     assert f'aria-label="knn top1 and Box AP, VOC: {seen}"' in html(data)
+
+
+def test_one_run_under_two_names_counts_once():
+    values = {"random": 0.3, "a": 0.2, "b": 0.2}
+    data = report(probes=[ProbeRow(name, "knn", {"top1": v}) for name, v in values.items()])
+    a = next(row for row in data.rows if row.backbone == "a")
+    rows = (data.rows[0], a, replace(a, backbone="b"))
+    (found,) = predictions(replace(data, rows=rows))
+    assert found.note == "2 backbones: too few to rank" and list(found.places) == ["random", "a"]
+    other = (*rows[:2], replace(rows[2], run_dir="another"))
+    assert len(predictions(replace(data, rows=other))[0].places) == 3
 
 
 def test_two_backbones_are_shown_and_not_ranked():

@@ -13,6 +13,7 @@ from pipeline.report.remarks import (
     data_remarks,
     read_manifests,
     remarks,
+    shared_remarks,
 )
 from pipeline.stages.run_folder import prepare, write_manifest
 from tests.pipeline import slurm_runs
@@ -112,6 +113,18 @@ def test_sets_that_are_known_by_less_than_their_content(project: Path) -> None:
 
 GIVEN = ["backbones=[{name: x, checkpoint: x.pth}, {name: y, checkpoint: y.pth}]", "seeds=[0]"]
 NOTE = "of <no> *listed* family & 5_%"
+
+
+def test_one_run_under_two_names_is_said(project: Path) -> None:
+    def lines(backbones: str) -> list[str]:
+        return shared_remarks(load_plan(CONFIG, [f"backbones=[{backbones}]"]))
+
+    a, again = "{name: a, pretrain: a.yaml}", "{name: again, pretrain: a.yaml}"
+    b, r = "{name: b, pretrain: b.yaml}", "{name: r, random: true}, {name: s, random: true}"
+    assert lines(f"{a}, {b}, {again}") == ["a and again are one pretraining: equal settings"]
+    assert lines(f"{a}, {b}") == []
+    assert lines(f"{a}, {r}") == ["r and s are one backbone: equal settings"]
+    assert remarks(load_plan(CONFIG, [f"backbones=[{a}, {again}]"]), {})[0].startswith("a and ag")
 
 
 @pytest.fixture
