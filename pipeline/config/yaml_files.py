@@ -174,6 +174,12 @@ def faults_of(
             tag = told["discriminator"].strip("'")
             lines.append(f"{where}: {key}.{tag}: {unknown(tag, _cut(str(told['tag'])), known)}")
             continue
+        if fault["type"] == "union_tag_not_found":
+            tag = fault["ctx"]["discriminator"].strip("'")
+            kinds = [get_args(each.model_fields[tag].annotation) for each in models]
+            listed = ", ".join(name for names in kinds for name in names)
+            lines.append(f"{where}: {key}: has no {tag}; wanted one of {listed}")
+            continue
         given = fault["input"]
         if fault["type"] in ("tuple_type", "list_type"):
             form = _cut(str(given), MAX_SHOWN_VALUE)

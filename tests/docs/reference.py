@@ -141,7 +141,10 @@ def rows(schema: dict[str, Any], of_all: dict[str, Any]) -> Iterator[str]:
         cells = [
             f"`{key}`",
             kind(value).replace("|", "\\|"),
-            "**needed**" if key in schema.get("required", ()) else default(value, False),
+            # one fixed value tells which of several sections it is, and has to be written
+            "**needed**"
+            if key in schema.get("required", ()) or "const" in value
+            else default(value, False),
             " ".join(value["description"].split()),
             f"no: {why}" if mark is False else "by key" if "](#" in kind(value) else "yes",
         ]

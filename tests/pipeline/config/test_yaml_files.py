@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
+from pipeline.config.schema import PipelineConfig
 from pipeline.config.yaml_files import apply_overrides, load_yaml, validated
 from pretrain.config.pretrain import PretrainConfig
 
@@ -113,3 +114,8 @@ def test_a_name_that_says_which_keys_follow_is_told_with_the_nearest() -> None:
         match=r"r\.yaml: loss\.name: unknown name 'w-msee'; did you mean 'w-mse'\? known: w-mse, ",
     ):
         validated(PretrainConfig, content, "r.yaml")
+    with pytest.raises(ValueError, match=r"r\.yaml: loss: has no name; wanted one of w-mse, "):
+        validated(PretrainConfig, {"loss": {}}, "r.yaml")
+    sets = {"datasets": {"mine": {"annotations": "a.json", "images": "a"}}}
+    with pytest.raises(ValueError, match=r"datasets\.mine: has no format; wanted one of coco, voc"):
+        validated(PipelineConfig, sets, "p.yaml")
