@@ -43,7 +43,7 @@ from pipeline.stages.staleness import TAKEN_FROM
 from pipeline.tracking.child import stage_faults
 from pretrain.config.base import identity
 from pretrain.config.pretrain import PretrainConfig
-from pretrain.runtime.bars import FittingProgress
+from pretrain.runtime.bars import FittingProgress, Pairs
 
 POLL_S = 0.5
 STOP_WAIT_S = 60.0
@@ -232,7 +232,7 @@ class Progress:
         self.tasks: dict[str, bars.TaskID] = {}
         self.last_lines: dict[str, float] = {}
         bar, elapsed = bars.BarColumn(bar_width=24), bars.TimeElapsedColumn()
-        left, note = bars.TimeRemainingColumn(), bars.TextColumn("{task.fields[note]}")
+        left, note = bars.TimeRemainingColumn(), Pairs()
         self.bars = FittingProgress(
             bars.TextColumn("{task.description}"),
             *(bar, bars.MofNCompleteColumn(), elapsed, left, note),

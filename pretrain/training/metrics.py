@@ -15,7 +15,7 @@ from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
 
 from pretrain.config.pretrain import PretrainConfig
-from pretrain.runtime.bars import FittingProgress
+from pretrain.runtime.bars import FittingProgress, Pairs
 from pretrain.runtime.files import whole_file
 
 METRICS = "metrics.jsonl"
@@ -61,7 +61,7 @@ class TrainingProgress(FittingProgress):
         self.last_line = self.begun
         console = console or Console(stderr=True)
         bar, left = bars.BarColumn(bar_width=16), bars.TimeRemainingColumn()
-        note = bars.TextColumn("{task.fields[note]}")
+        note = Pairs()
         super().__init__(
             bars.TextColumn("step"), bars.MofNCompleteColumn(), bar, left, note,
             dispensable=(bar, note, left), console=console, disable=not console.is_terminal,

@@ -6,15 +6,15 @@ import pytest
 from rich import progress as bars
 from rich.console import Console
 
-from pretrain.runtime.bars import FittingProgress
+from pretrain.runtime.bars import FittingProgress, Pairs
 
-NOTE = "total_loss 1.234"
+NOTE = "total_loss 1.234  lr 0.5"
 
 
 def lines(width: int, name: str) -> str:
     """What is shown of two tasks, the second with a note; white space as single spaces."""
     bar, elapsed = bars.BarColumn(bar_width=24), bars.TimeElapsedColumn()
-    note = bars.TextColumn("{task.fields[note]}")
+    note = Pairs()
     console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
     progress = FittingProgress(
         bars.TextColumn("{task.description}"), bar, bars.MofNCompleteColumn(), elapsed, note,
@@ -32,9 +32,9 @@ def lines(width: int, name: str) -> str:
 @pytest.mark.parametrize(
     ("width", "columns"),
     [
-        (68, "stage1 ━━━━━━━━━━━━ 12345/24000 0:01:13 total_loss 1.234"),
-        (67, "stage1 12345/24000 0:01:13 total_loss 1.234"),
-        (43, "stage1 12345/24000 0:01:13 total_loss 1.234"),
+        (76, "stage1 ━━━━━━━━━━━━ 12345/24000 0:01:13 total_loss 1.234 lr 0.5"),
+        (75, "stage1 12345/24000 0:01:13 total_loss 1.234 lr 0.5"),
+        (50, "stage1 12345/24000 total_loss 1.234 lr 0.5"),
         (42, "stage1 12345/24000 total_loss 1.234"),
         (35, "stage1 12345/24000 total_loss 1.234"),
         (34, "stage1 12345/24000"),
