@@ -134,16 +134,18 @@ def compare(folder_a: Path, folder_b: Path) -> str:
     """Return the comparison of two pipelines' folders as Markdown."""
     a, b = read_finished(folder_a), read_finished(folder_b)
     changes = number_changes(a.results, b.results)
-    changed = [change for change in changes if not change.identical]
+    alone = [change for change in changes if change.a is None or change.b is None]
+    shared = [change for change in changes if change not in alone]
+    changed = [change for change in shared if not change.identical]
     parts = [
         f"# {md(str(folder_a))} (A) and {md(str(folder_b))} (B)",
-        _outcome(changes, changed),
+        _outcome(shared, changed, len(alone)),
         "## What they were made from",
         bullets(config_changes(a, b) or ["no stage's config differs"]),
         "## What they were made with",
         bullets(provenance_changes(a, b) or ["the same"]),
     ]
-    if changed:
+    for title, listed in (("Numbers that changed", changed), ("Numbers of one alone", alone)):
         headings = ["Backbone", "Task", "Metric", "A", "B", "B − A", "p"]
         rows = [
             [
@@ -153,20 +155,23 @@ def compare(folder_a: Path, folder_b: Path) -> str:
                 difference_text(change.difference, 2),
                 p_text(change.p).removeprefix("p = ").removeprefix("p "),
             ]
-            for change in changed
+            for change in listed
         ]
-        parts += ["## Numbers that changed", grid(headings, rows, num_names=3)]
+        parts += [f"## {title}", grid(headings, rows, num_names=3)] if rows else []
     return "\n\n".join(parts) + "\n"
 
 
-def _outcome(changes: list[NumberChange], changed: list[NumberChange]) -> str:
-    if not changes:
+def _outcome(shared: list[NumberChange], changed: list[NumberChange], num_alone: int) -> str:
+    if not shared and not num_alone:
         return "Neither has a result yet."
+    rest = f" {num_alone} more are of one of them alone." if num_alone else ""
+    if not shared:
+        return f"No number is in both; {num_alone} are of one of them alone."
     if not changed:
-        return f"All {len(changes)} numbers are identical."
+        return f"All {len(shared)} numbers are identical.{rest}"
     significant = sum(change.p is not None and change.p < SIGNIFICANT for change in changed)
     return (
-        f"{len(changed)} of {len(changes)} numbers changed, {significant} of them with "
+        f"{len(changed)} of {len(shared)} numbers changed, {significant} of them with "
         f"p < {SIGNIFICANT} (two-sided paired t-test over common seeds, not corrected for their "
-        "number)."
+        f"number).{rest}"
     )

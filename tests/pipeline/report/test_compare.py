@@ -69,6 +69,15 @@ def test_numbers_of_one_side_only(tmp_path):
     assert (change.a.mean, change.b, change.difference) == (10.0, None, None)
 
 
+def test_numbers_that_only_one_has_have_not_changed(tmp_path):
+    a, b = (pipeline(tmp_path / name, {0: 10.0}, lr=0.1) for name in "ab")
+    path = b / "report" / "results.json"
+    path.write_text(path.read_text("utf-8").replace('"voc"', '"coco"'), encoding="utf-8")
+    text = compare(a, b)
+    assert "\n\nNo number is in both; 2 are of one of them alone.\n\n" in text
+    assert "## Numbers of one alone" in text and "changed" not in text
+
+
 def test_a_folder_without_a_report_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"report/results\.json: no such file; wanted the folder"):
         compare(tmp_path, tmp_path)
