@@ -45,7 +45,10 @@ def leave_signals_to_parent(worker: int = 0) -> None:
 
 
 def _end_with_parent() -> None:
-    """End this process once its parent sends SIGTERM; handlers are not told who sent it."""
+    """End this process once its parent sends SIGTERM; handlers are not told who sent it.
+
+    A process has at most one SIGTERM pending: the parent's is lost if another's is not taken yet.
+    """
     parent = getattr(multiprocessing.parent_process(), "pid", None)  # not the fork server
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass

@@ -3,7 +3,9 @@
 import multiprocessing
 import signal
 import subprocess
+import time
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +18,18 @@ def echo(pipe: Connection) -> None:
         pipe.send(pipe.recv())
 
 
+def wait_until_taken(pid: int | None) -> None:
+    """Wait until a SIGTERM to a process is taken: the next one would be lost in a pending one."""
+    deadline = time.monotonic() + 60
+    while True:
+        status = Path(f"/proc/{pid}/status").read_text("utf-8")
+        pending = int(status.partition("ShdPnd:")[2].split()[0], 16)
+        if not pending >> (signal.SIGTERM - 1) & 1:
+            return
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 @pytest.mark.parametrize("start", ["fork", "forkserver"])
 def test_a_worker_hears_no_signal_but_its_parents_sigterm(start: str) -> None:
     context = multiprocessing.get_context(start)
@@ -26,6 +40,7 @@ def test_a_worker_hears_no_signal_but_its_parents_sigterm(start: str) -> None:
         subprocess.run(["kill", f"-{int(number)}", str(worker.pid)], check=True)  # not its parent
         ours.send(number)
         assert ours.poll(60) and ours.recv() == number
+        wait_until_taken(worker.pid)
     worker.terminate()
     worker.join(60)
     assert worker.exitcode == 0
