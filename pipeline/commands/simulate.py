@@ -32,9 +32,8 @@ if TYPE_CHECKING:
 
 COUNTED = ", or put the set where the plan has it, to be counted"
 VIEW_PX, IMAGES, NUM_GPUS, SHORT_SIDE_PX = 224, 16, 8, 800  # what the rates are of
-TRAINED = (
-    3  # forward passes that a view costs which is trained on: its own, and two for the gradient
-)
+# in forward passes, what a view costs that is trained on: its own, and two for the gradient
+TRAINED = 3
 STEM_STRIDE = {"imagenet": 1, "small": 2, "small-no-pool": 4}  # sides of later maps, times as long
 
 
