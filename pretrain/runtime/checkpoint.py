@@ -31,9 +31,8 @@ def save_atomically(content: dict[str, Any], path: Path) -> None:
             with temporary.open("wb") as file:
                 try:
                     torch.save(content, file)
-                except (
-                    RuntimeError
-                ):  # torch does not tell what its file said; a full disk repeats it
+                except RuntimeError:
+                    # torch does not tell what its file said; a full disk says it again
                     file.write(bytes(BEYOND_ANY_REST))
                     raise
                 file.flush()
