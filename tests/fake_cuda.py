@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision  # noqa: F401  (has NMS)
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -26,7 +27,7 @@ aten = torch.ops.aten
 
 class FakeCuda(TorchDispatchMode):
     """Tensors on the CPU are real, those on the GPU fake: what is read from there is all ones, and
-    every check of it is passed.
+    every check of it is passed. So a mask there selects all, and NMS keeps all boxes.
 
     `calls` are the GPU's operations. `waits` are the product's lines at which the host waits for
     the GPU: values that are read, copies that are not `non_blocking` or not from pinned memory.
@@ -46,7 +47,7 @@ class FakeCuda(TorchDispatchMode):
             return func(*args, **kwargs)
         if func is aten.equal.default:
             self.waits.append(place())
-            return True
+            return _equal(*args)
         if func is aten._local_scalar_dense.default:
             self.waits.append(place())
             return torch.ones((), dtype=args[0].dtype).item()
@@ -63,7 +64,45 @@ class FakeCuda(TorchDispatchMode):
         if func is aten._fused_sgd_.default:  # in place, and torch has no fake of it
             return None
         with self.fake:
-            return func(*args, **kwargs)
+            if func in INDEXING:
+                args = (args[0], _without_masks(*args[:2]), *args[2:])
+            return OF_ALL.get(func, func)(*args, **kwargs)
+
+
+def all_places(x: Tensor) -> Tensor:
+    """Return as many places as `x` has entries."""
+    return torch.empty(x.numel(), x.ndim, dtype=torch.int64, device=x.device)
+
+
+def all_boxes(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    """Return as many places as there are boxes."""
+    return (boxes[:, 0] + scores).argsort()
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    if one.device != other.device:
+        raise RuntimeError("torch.equal: wanted one device, got cuda:0 and cpu")
+    return True
+
+
+def _without_masks(x: Tensor, indices: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Return indices in which masks became the places of all their entries."""
+    places: list[Tensor | None] = []
+    for index in indices:
+        if index is not None and index.is_cuda and not x.is_cuda:  # torch's fake takes it
+            raise RuntimeError("wanted indices on the device of their tensor, got cuda:0 and cpu")
+        if index is not None and index.dtype == torch.bool:
+            places += all_places(index).unbind(1)
+        else:
+            places.append(index)
+    return places
+
+
+INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default)
+OF_ALL: dict[Any, Callable[..., Tensor]] = {
+    aten.nonzero.default: all_places,
+    torch.ops.torchvision.nms.default: all_boxes,
+}
 
 
 def place() -> str:
@@ -103,6 +142,7 @@ def fake_cuda(notes: list[str] | None = None) -> Iterator[FakeCuda]:
     """Run what is inside on a machine with such a GPU; `notes` get what its streams do."""
     if not hasattr(torch.backends.mkldnn, "matmul"):
         pytest.skip("torch before 2.9 has no fake CUDA without a driver")
+    gpu = FakeCuda()
     notes = [] if notes is None else notes
     stack = [Stream("steps", notes)]
 
@@ -114,6 +154,10 @@ def fake_cuda(notes: list[str] | None = None) -> Iterator[FakeCuda]:
 
     changes: dict[str, Callable[..., Any]] = {
         "_lazy_init": lambda: None,
+        "is_available": lambda: True,
+        "synchronize": lambda *_: None,
+        "empty_cache": lambda: None,
+        "max_memory_allocated": lambda *_: 0,
         "is_bf16_supported": lambda *_: True,
         "get_device_capability": lambda *_: (9, 0),
         "is_current_stream_capturing": lambda: False,
@@ -126,7 +170,7 @@ def fake_cuda(notes: list[str] | None = None) -> Iterator[FakeCuda]:
         warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
         for name, change in changes.items():
             patch.setattr(torch.cuda, name, change)
-        patch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+        patch.setattr(FakeTensorMode, "avoid_device_init", True)  # whatever `is_available` says
         patch.setattr(Tensor, "pin_memory", pinned)
         patch.setattr(nn.Module, "_apply", _move)
         patch.setattr(torch.autograd, "backward", backward)
@@ -134,8 +178,13 @@ def fake_cuda(notes: list[str] | None = None) -> Iterator[FakeCuda]:
         patch.setattr(
             FakeTensor, "record_stream", lambda _, stream: notes.append(f"kept for {stream.name}")
         )
-        with FakeCuda() as gpu:
-            yield gpu
+        with gpu:
+            torch._C._ensureCUDADeviceGuardSet()
+            torch._C._set_only_lift_cpu_tensors(True)  # `torch.tensor(.., device="cuda")`
+            try:
+                yield gpu
+            finally:
+                torch._C._set_only_lift_cpu_tensors(False)
 
 
 def _move(module: nn.Module, function: Callable[[Tensor], Tensor], *_: Any, **__: Any) -> nn.Module:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torchvision.ops import nms
 
 from benchmarks.gpu_check.numerics import AUGMENTATIONS, LOSSES
 from benchmarks.gpu_check.training import VARIANTS, digits_config
@@ -53,9 +54,23 @@ def test_a_tensor_left_on_the_cpu_is_told() -> None:
             torch.ones(2, device=CUDA) + torch.ones(2)
         with pytest.raises(RuntimeError, match="cuda:0"):
             layer(torch.ones(1, 2, device=CUDA))
+        with pytest.raises(RuntimeError, match="cuda:0 and cpu"):
+            torch.ones(2)[torch.ones(2, dtype=int, device=CUDA)]
+        with pytest.raises(RuntimeError, match="cuda:0 and cpu"):
+            torch.equal(torch.ones(2), torch.ones(2, device=CUDA))
         with pytest.raises(RuntimeError, match="'cuda' generator"):
             torch.rand(2, device=CUDA, generator=torch.Generator())
         assert layer.to(CUDA)(torch.ones(1, 2, device=CUDA)).device == CUDA
+
+
+def test_what_depends_on_values_takes_all_there_is() -> None:
+    with fake_cuda():
+        x = torch.tensor([[1.0, 0.0, 3.0]], device=CUDA)
+        assert x.nonzero().shape == (3, 2) and x[x > 2].shape == (3,) and x[0].device == CUDA
+        x[:, torch.arange(3) > 2] = 1
+        assert nms(torch.ones(5, 4, device=CUDA), torch.ones(5, device=CUDA), 0.5).shape == (5,)
+        with pytest.raises(RuntimeError, match="cuda:0"):
+            nms(torch.ones(5, 4, device=CUDA), torch.ones(5), 0.5)
 
 
 def test_gradients_are_those_of_torch() -> None:
