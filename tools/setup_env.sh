@@ -3,7 +3,7 @@
 # Says in one line what is missing when something is. CONSTRAINTS: pins other than constraints.txt;
 # EXTRAS: of pyproject.toml, all that tests and documents need unless given, none where empty.
 set -eu
-: "${CONSTRAINTS:=constraints.txt}" "${EXTRAS=dev,docs,hub,peers,wandb,mlflow}"
+: "${CONSTRAINTS:=constraints.txt}" "${EXTRAS=dev,docs,hub,jpeg,peers,wandb,mlflow}"
 
 fail() { printf 'setup: %s\n' "$1" >&2; exit 2; }
 

@@ -22,8 +22,8 @@ STAGE_PYTHON = "STAGE_PYTHON"  # in a job: the words that start a stage's Python
 CODE_STATE = "code_state.json"  # in a copy of the code: what the original was
 CODE_FOLDERS = ("pipeline", "pretrain", "transfer")
 PACKAGES = (
-    "torch", "torchvision", "detectron2", "numpy", "pillow", "pycocotools", "faster-coco-eval",
-    "fvcore",
+    "torch", "torchvision", "detectron2", "numpy", "pillow", "simplejpeg", "pycocotools",
+    "faster-coco-eval", "fvcore",
 )  # fmt: skip
 MODIFIED = "modified (uncommitted) code"
 UNKNOWN = {"commit": None, "dirty": None}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -32,6 +33,11 @@ from pretrain.data.splits import (
 )
 from pretrain.runtime.distributed import rank
 from pretrain.runtime.files import one_line
+
+try:
+    from simplejpeg import decode_jpeg
+except ImportError:  # Pillow gives the same bytes, but copies them on the way
+    decode_jpeg = None
 
 logger = logging.getLogger(__name__)
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF")  # whatever the suffix; EPS would start a program
@@ -157,6 +163,10 @@ def decode_image(path: Path, reduction: Reduction) -> tuple[Tensor, int]:
         with Image.open(path, formats=FORMATS) as image:
             width, height = image.size
             factor = reduction(height, width)
+            if factor == 1 and (image.format, image.mode) == ("JPEG", "RGB") and decode_jpeg:
+                with suppress(ValueError):  # damage: Pillow says whether it is an image
+                    array = decode_jpeg(path.read_bytes())
+                    return torch.from_numpy(array).permute(2, 0, 1), factor
             if factor > 1:
                 image.draft(None, (width // factor, height // factor))
                 factor = factor if image.size != (width, height) else 1

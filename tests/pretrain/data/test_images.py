@@ -3,6 +3,7 @@
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
+from pretrain.data import images as images_module
 from pretrain.data.images import Images, decode_image, open_images, read_image, unreadable
 from tests.pretrain import image_sets
 from tests.pretrain.image_sets import data
@@ -183,3 +185,47 @@ def test_other_images_are_decoded_in_full_and_damage_is_told_as_ever(tmp_path: P
     for factor in (1, 2, 8):
         with pytest.raises(ValueError, match=r"c\.jpg: not a readable image \(.*truncated"):
             decode_image(tmp_path / "c.jpg", lambda height, width, f=factor: f)
+
+
+JPEG_KINDS: tuple[dict[str, Any], ...] = (
+    {"subsampling": 2}, {"subsampling": 1}, {"subsampling": 0}, {"subsampling": "4:1:1"},
+    {"progressive": True}, {"restart_marker_blocks": 3}, {"keep_rgb": True, "subsampling": 0},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", JPEG_KINDS, ids=str)
+def test_simplejpeg_gives_the_bytes_of_pillow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: dict[str, Any]
+) -> None:
+    pytest.importorskip("simplejpeg")
+    path = tmp_path / "a.jpg"
+    for width, height in ((1, 1), (33, 17), (101, 203)):
+        pixels = image_sets.some_pixels(1, 32)[0].transpose(1, 2, 0)
+        Image.fromarray(pixels).resize((width, height)).save(path, **kind)
+        monkeypatch.undo()
+        image = read_image(path)
+        monkeypatch.setattr(images_module, "decode_jpeg", None)
+        assert torch.equal(image, read_image(path)) and image.stride() == (1, 3 * width, 3)
+
+
+def test_simplejpeg_decodes_whole_jpegs_in_colour_and_pillow_what_it_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(content: bytes) -> None:
+        asked.append(content)
+        raise ValueError("Corrupt JPEG data")
+
+    asked: list[bytes] = []
+    pixels = Image.fromarray(image_sets.some_pixels(1, 32)[0].transpose(1, 2, 0))
+    names = ("RGB.jpg", "L.jpg", "CMYK.jpg", "RGB.png")
+    for name in names:
+        pixels.convert(name.partition(".")[0]).save(tmp_path / name)
+    monkeypatch.setattr(images_module, "decode_jpeg", None)
+    pillows = [read_image(tmp_path / name) for name in names]
+    monkeypatch.setattr(images_module, "decode_jpeg", lambda _: np.full((32, 32, 3), 7, np.uint8))
+    assert set(read_image(tmp_path / "RGB.jpg").flatten().tolist()) == {7}
+    monkeypatch.setattr(images_module, "decode_jpeg", refuse)
+    for name, image in zip(names, pillows, strict=True):
+        assert torch.equal(read_image(tmp_path / name), image)
+    assert decode_image(tmp_path / "RGB.jpg", lambda height, width: 2)[0].shape == (3, 16, 16)
+    assert asked == [(tmp_path / "RGB.jpg").read_bytes()]
