@@ -21,7 +21,7 @@ rm -rf /var/lib/apt/lists/*
 # 2.14.1+cpu is above 2.14.1, so the index that has it decides
 [ -z "${TORCH_INDEX:-}" ] ||
     export PIP_EXTRA_INDEX_URL="$TORCH_INDEX${PIP_EXTRA_INDEX_URL:+ $PIP_EXTRA_INDEX_URL}"
-export PIP_NO_CACHE_DIR=1 PYTHON=python3 VENV=/opt/venv EXTRAS=
+export PIP_NO_CACHE_DIR=1 PYTHON=python3 VENV=/opt/venv EXTRAS=jpeg
 sh tools/setup_env.sh
 cuda=$(/opt/venv/bin/python -c 'import torch; print(torch.version.cuda or "")')
 case $1$cuda in

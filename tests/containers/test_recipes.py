@@ -141,5 +141,5 @@ def test_the_variant_says_where_torch_comes_from_and_is_checked(
     )  # fmt: skip
     said = (tmp_path / "said").read_text("utf-8").splitlines()
     assert said[:2] == ["apt-get update", "apt-get install"]
-    assert said[2].strip() == f"sh tools/setup_env.sh /opt/venv [] {indexes}".strip()
+    assert said[2].strip() == f"sh tools/setup_env.sh /opt/venv [jpeg] {indexes}".strip()
     assert (answer.returncode == 2) is bool(fault) and fault in answer.stderr, answer.stderr
