@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from lightly.utils import lars as lightly
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -229,6 +228,7 @@ def test_lars_is_lightlys_at_one_rate() -> None:
     Nor has lightly's a decay where a gradient is zero; it adds 1e-8 to the ratio's denominator, and
     a group without decay has no ratio, whatever its parameters.
     """
+    lightly = pytest.importorskip("lightly.utils.lars")
     model, grads = resnet18_parameters()
     other = copy.deepcopy(model)
     config = OptimizerConfig.model_validate({"name": "lars", "lr": 0.2, "weight_decay": 1e-3})
