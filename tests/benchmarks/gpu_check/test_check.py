@@ -9,9 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.gpu_check import check, smoke
+from benchmarks.gpu_check import check, commands, smoke
 from benchmarks.gpu_check.check import Part, lines_of, main, summary
-from benchmarks.gpu_check.commands import NUMERIC_TESTS, command
+from benchmarks.gpu_check.commands import (
+    GPU_MARKED,
+    NUMERIC_TESTS,
+    PYTEST,
+    command,
+    numeric_tests,
+)
 from benchmarks.gpu_check.part import PARTS, part_function
 from benchmarks.gpu_check.part import main as run_part
 from benchmarks.gpu_check.results import ROOT, Results
@@ -225,3 +231,47 @@ def test_views_tell_the_time_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="the source has ended"):
         monkeypatch.undo()
         next(batches)
+
+
+# none of them is on a GPU machine that has torch and .whl
+WITHOUT_PEERS = """
+import sys
+sys.modules.update(dict.fromkeys(("lightly", "timm", "transformers", "huggingface_hub")))
+import pytest
+sys.exit(pytest.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_its_tests_are_collected_without_what_others_are_compared_with() -> None:
+    folder = GPU_MARKED[-1]
+    assert all(path.startswith(folder + "/") for path in NUMERIC_TESTS)
+    done = command("-c", WITHOUT_PEERS, "--collect-only", *GPU_MARKED[2:])
+    assert done.exit == 0, done.out[-900:]
+    assert "test_equals_the_published_loss_and_gradient_on_a_gpu" in done.out
+
+
+def test_what_its_tests_did_not_pass_is_told_by_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "test_some.py").write_text(
+        "import os, pytest\n"
+        "@pytest.mark.gpu\n"
+        "def test_marked(): pytest.importorskip('no_such_package')\n"
+        "def test_hidden(): assert os.environ.get('CUDA_VISIBLE_DEVICES') == ''\n"
+        "def test_wrong(): assert 1 == 2\n"
+    )
+    options = (*PYTEST, "-c", "pyproject.toml", str(tmp_path))
+    monkeypatch.setattr(commands, "GPU_MARKED", (*options, "-m", "gpu"))
+    monkeypatch.setattr(commands, "NUMERIC", (*options, "-m", "not gpu"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setattr(commands, "TINY", False)
+    results = Results(tmp_path / "tests.json")
+    numeric_tests(results)
+    assert results["gpu-marked"]["exit"] == 0
+    assert results["gpu-marked"]["said"].startswith("1 skipped, 2 deselected in")
+    assert results["numeric"]["said"].startswith("1 failed, 1 passed, 1 deselected in")
+    skipped, failed = results["not passed"]
+    assert "test_some.py:3: could not import 'no_such_package'" in skipped
+    assert failed.startswith("FAILED") and failed.endswith("test_wrong - assert 1 == 2")
+    assert results["failed"] == ["numeric"]
