@@ -1,7 +1,7 @@
 #!/bin/bash
-# On a machine with a GPU, in a checkout with .whl (prepare.sh makes it):
+# On a machine with a GPU and an environment (make env), or with what docs/gpu-check.md lists and .whl:
 #     bash benchmarks/gpu_check/check.sh [--minutes M] [--parts NAME ..] [--serial]
-# Writes summary.txt, results.json and logs.tar.gz to $OUT. PYTHON: an interpreter with torch.
+# Writes summary.txt, results.json and logs.tar.gz to $OUT. PYTHON: the interpreter.
 set -u
 begin=$(date +%s)
 cd "$(dirname "$0")/../.." || exit 1
@@ -17,11 +17,6 @@ if ls .whl/*.whl >/dev/null 2>&1 && [ -z "${GPU_CHECK_NO_INSTALL:-}" ]; then
         { tail -n 5 "$GPU_CHECK_WORK/install.log" >&2; exit 2; }
     export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}"
 fi
-"$python" -c "import torch, pydantic, detectron2, fvcore, pycocotools
-print('torch', torch.__version__, 'cuda', torch.cuda.is_available())" 2>"$GPU_CHECK_WORK/import.log" || {
-    echo "gpu-check: $python: $(tail -n 1 "$GPU_CHECK_WORK/import.log"); run make env here, or" \
-        "make gpu-wheels where there is network and bring .whl along" >&2
-    exit 2
-}
+"$python" -W ignore benchmarks/gpu_check/needs.py || exit 2
 echo "ready after $(($(date +%s) - begin)) s"
 exec "$python" -m benchmarks.gpu_check.check "$@"

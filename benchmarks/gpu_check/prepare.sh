@@ -1,6 +1,6 @@
 #!/bin/sh
 # With network, in a checkout:  sh benchmarks/gpu_check/prepare.sh
-# Makes .whl: the wheels that a machine with Python 3.12, torch, torchvision and numpy still lacks.
+# Makes .whl: what a machine with Python 3.12 and the usual packages lacks; docs/gpu-check.md lists both.
 # PYTHON: an interpreter with pip, torch and setuptools.
 set -eu
 cd "$(dirname "$0")/../.."
