@@ -147,12 +147,14 @@ def test_only_a_logged_step_waits_for_the_gpu(
 ) -> None:
     config = tiny(**changes, log_every=4, checkpoint_every=100, max_steps=9)
     notes: list[str] = []
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     with fake_cuda(notes) as gpu:
         views = Views(gpu)
         monkeypatch.setattr(trainer, "ShardedViews", lambda *_: views)
         run = Trainer(config, tmp_path, Processes(CUDA))
         monkeypatch.setattr(run, "save", lambda: None)
         run.train()
+    assert torch.backends.cudnn.benchmark
     waits = [len(lines) for lines in views.waits]
     read = 2 if isinstance(run.loss, WhiteningLoss) else 1  # ridges, and indicators
     assert waits == [0, 0, 0, read, 0, 0, 0, read]

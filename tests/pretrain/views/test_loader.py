@@ -16,6 +16,7 @@ from pretrain.runtime.distributed import Processes
 from pretrain.train import check_machine
 from pretrain.views import ShardedViews, ViewLoader, loader_faults
 from pretrain.views.loader import batch_bytes
+from tests.fake_cuda import CUDA, fake_cuda
 
 CPU = torch.device("cpu")
 Make = Callable[..., PretrainConfig]
@@ -153,6 +154,20 @@ def test_an_image_that_cannot_be_read_is_one_line(tiny: Make, workers: int) -> N
     assert next(batches).shape[1] == 2
     with pytest.raises(ValueError, match=r"\A\S*07\.png: not a readable image \([^\n]*\)\Z"):
         next(batches)
+
+
+@pytest.mark.parametrize("colours", ["by_view", "in_loader", "on_device"])
+def test_on_a_gpu_batches_are_made_beside_the_steps(
+    tiny: Make, colours: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)  # else nothing is pinned
+    config, notes = with_colours(tiny, colours), list[str]()
+    with fake_cuda(notes) as gpu:
+        for batch in ViewLoader(config, open_images(config.data), CUDA).batches(0, [[1, 2], [3]]):
+            assert batch.device == CUDA
+            notes.append("step")
+    assert notes == 2 * ["steps: waits for beside", "kept for steps", "step"]
+    assert not gpu.waits
 
 
 LEFT_OPEN: list[Any] = []  # still there when the process ends
