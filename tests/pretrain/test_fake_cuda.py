@@ -1,5 +1,6 @@
 """Losses, training steps, colours and probes on CUDA tensors without data: all on one device."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ from benchmarks.gpu_check.numerics import AUGMENTATIONS, LOSSES
 from benchmarks.gpu_check.training import VARIANTS, digits_config
 from pretrain.config.data import AugmentConfig
 from pretrain.config.loss import loss_config
+from pretrain.config.pretrain import PretrainConfig
 from pretrain.config.probe import LinearConfig
 from pretrain.losses import build_loss
+from pretrain.models import InputConvention
+from pretrain.probes.features import FrozenEncoder
 from pretrain.probes.knn import Neighbours
 from pretrain.probes.linear import fit_linear
 from pretrain.runtime.distributed import Processes
@@ -100,6 +104,45 @@ def test_training_steps(title: str, tmp_path: Path) -> None:
         assert devices == {CUDA} == {output.loss.device, output.embedding.device}
 
 
+STATES: dict[str, dict[str, Any]] = {
+    "w-mse, adam": {},
+    "simsiam, sgd": {"loss": {"name": "simsiam"}, "optimizer": {"name": "sgd", "lr": 0.1}},
+    "byol, lars": {"loss": {"name": "byol"}, "optimizer": {"name": "lars", "lr": 0.1}},
+    "moco-v2, adam": {"loss": {"name": "moco-v2", "queue": 32}},
+}
+
+
+def taken_step(trainer: Trainer) -> None:
+    shape = (2, trainer.config.batch_size, 3, 32, 32)
+    trainer.gradients(trainer.model, torch.randn(shape, device=trainer.processes.device))
+    trainer.update()
+    trainer.model.after_step()
+
+
+@pytest.mark.usefixtures("small_net")
+@pytest.mark.parametrize("changes", STATES.values(), ids=STATES)
+def test_a_state_of_a_cpu_goes_on(
+    changes: dict[str, Any], tiny: Callable[..., PretrainConfig], tmp_path: Path
+) -> None:
+    config = tiny(**changes)
+    of_cpu = Trainer(config, tmp_path, Processes(torch.device("cpu")))
+    taken_step(of_cpu)
+    state = of_cpu.state_dict()
+    with fake_cuda():
+        trainer = Trainer(config, tmp_path, Processes(CUDA))
+        trainer.load_state_dict(state)
+        taken_step(trainer)
+        of_optimizer = [
+            value
+            for entry in trainer.optimizer.state.values()
+            for value in entry.values()
+            if isinstance(value, Tensor)
+        ]
+        assert len(of_optimizer) >= len(state["optimizer"]["state"]) > 0
+        tensors = [*trainer.model.state_dict().values(), *trainer.loss.buffers(), *of_optimizer]
+        assert {tensor.device for tensor in tensors} == {CUDA}
+
+
 @pytest.mark.parametrize("title", sorted(AUGMENTATIONS))
 def test_colours(title: str) -> None:
     config = AugmentConfig.model_validate(AUGMENTATIONS[title])
@@ -118,3 +161,11 @@ def test_probes() -> None:
         assert {found.device for found in search.nearest()} == {CUDA}
         classifier = fit_linear(bank, labels, 10, LinearConfig(epochs=1), 0)
         assert classifier(bank).device == CUDA
+
+
+def test_features_of_a_frozen_encoder() -> None:
+    encoder = torch.nn.Sequential(torch.nn.Conv2d(3, 5, 3), torch.nn.AdaptiveAvgPool2d(1))
+    with fake_cuda():
+        frozen = FrozenEncoder(encoder, InputConvention("BGR"), CUDA)
+        features = frozen.features(torch.zeros(4, 3, 8, 8, dtype=torch.uint8))
+        assert features.device == CUDA and features.shape == (4, 5)
