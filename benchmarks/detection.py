@@ -154,15 +154,18 @@ def take_step(
     trainer: Trainer, images: list[dict[str, Any]], mark: Callable[[], object] = lambda: None
 ) -> Tensor:
     """Take a step on images; call `mark` after each part but `data`; return the loss."""
+    mixed = trainer.cfg.SOLVER.AMP.ENABLED
+    scaler = trainer._trainer.grad_scaler if mixed else torch.amp.GradScaler("cpu", enabled=False)
     with EventStorage():
-        with torch.autocast("cuda", enabled=trainer.cfg.SOLVER.AMP.ENABLED):
+        with torch.autocast("cuda", enabled=mixed):
             loss = sum(trainer.model(images).values())
         mark()
         trainer.optimizer.zero_grad()
         assert isinstance(loss, Tensor)
-        torch.autograd.backward(loss)
+        torch.autograd.backward(scaler.scale(loss))
         mark()
-        trainer.optimizer.step()
+        scaler.step(trainer.optimizer)
+        scaler.update()
         mark()
     return loss.detach()
 

@@ -1,9 +1,13 @@
 """The parts of a step of the benchmark are those of an iteration; inference; the JSON."""
 
 import json
+from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 from detectron2.config import CfgNode
 
 from benchmarks import detection
@@ -16,6 +20,7 @@ from benchmarks.detection import (
     case_config,
     draw_dataset,
     measured,
+    take_step,
 )
 from benchmarks.trainer import Cost
 from transfer.detection.loader import register
@@ -43,6 +48,23 @@ def test_the_parts_of_a_step_of_a_detector_that_learns_nothing(tmp_path: Path) -
     parts, inference, peak = measured(cfg, 1)
     assert tuple(parts) == PARTS and all(seconds > 0 for seconds in parts.values())
     assert inference > 0 and peak > 100
+
+
+@pytest.mark.filterwarnings("ignore:.*CUDA is not available")
+@pytest.mark.parametrize(("enabled", "scale"), [(True, 8.0), (False, 1.0)])
+def test_a_step_scales_the_loss_as_the_trainer_does(enabled: bool, scale: float) -> None:
+    weight, grads = torch.nn.Parameter(torch.ones(2)), []
+    trainer: Any = SimpleNamespace(
+        cfg=SimpleNamespace(SOLVER=SimpleNamespace(AMP=SimpleNamespace(ENABLED=enabled))),
+        model=lambda _: {"loss": 3 * weight.sum()},
+        optimizer=torch.optim.SGD([weight], lr=0.1),
+        _trainer=SimpleNamespace(),
+    )
+    if enabled:  # a trainer without AMP has none
+        trainer._trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    loss = take_step(trainer, [], lambda: grads.append(deepcopy(weight.grad)))
+    assert grads[0] is None and grads[1].tolist() == [3 * scale] * 2
+    assert loss.item() == 6 and weight.tolist() == pytest.approx([0.7, 0.7])
 
 
 def test_the_json_has_the_loops_and_a_row_for_each_detector(
