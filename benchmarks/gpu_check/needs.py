@@ -1,4 +1,4 @@
-"""What the check imports, and which of it this Python cannot: told before any part runs.
+"""The packages that the check imports, and those of them that this Python lacks.
 
 Needs nothing but Python's own library: `python benchmarks/gpu_check/needs.py`.
 """

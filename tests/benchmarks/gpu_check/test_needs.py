@@ -1,4 +1,4 @@
-"""What the check needs is all named, and told in one line before a part runs."""
+"""The packages that the check needs: all named, and told in one line before a part runs."""
 
 import os
 import re
