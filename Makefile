@@ -46,12 +46,16 @@ $(OLDEST)/.installed: pyproject.toml constraints.txt tools/setup_env.sh
 	@PYTHON="$(PYTHON)" VENV="$(OLDEST)" CONSTRAINTS=build/oldest.txt sh tools/setup_env.sh
 	@touch $@
 
-# One thread each: OpenMP's threads wait actively for each other.
+# One thread each: OpenMP's threads wait actively for each other. Two thousand processes read the code:
+# compiled once, whatever the user's own setting is.
+PYTEST := -m pytest -n auto --maxprocesses 4 --no-loadscope-reorder
+ALONE := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
+
 test: env
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --no-loadscope-reorder $(TESTS)
+	@$(ALONE) $(BIN)/python $(PYTEST) $(TESTS)
 
 test-oldest: $(OLDEST)/.installed
-	@OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n auto --maxprocesses 4 --no-loadscope-reorder $(TESTS)
+	@$(ALONE) $(OLDEST)/bin/python $(PYTEST) $(TESTS)
 
 test-bare:
 	@sh tools/test_bare.sh

@@ -5,7 +5,6 @@ import os
 import shlex
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -235,6 +234,3 @@ def project_on(
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cluster: Cluster) -> Iterator[Project]:
     with project_on(cluster, tmp_path / AWKWARD, monkeypatch) as project:
         yield project
-
-
-sys.dont_write_bytecode = True
