@@ -11,6 +11,7 @@ import inspect
 import json
 import textwrap
 from collections.abc import Iterable
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,7 @@ class _Described(GenerateJsonSchema):
         return content
 
 
+@cache
 def field_docstrings(model: type[BaseModel]) -> dict[str, str]:
     """Return the text below each field that a model's own source has, by the field's name."""
     (definition,) = ast.parse(textwrap.dedent(inspect.getsource(model))).body

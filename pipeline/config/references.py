@@ -7,6 +7,7 @@ tasks it stands beside.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -160,6 +161,16 @@ def references_of(config: PipelineConfig, where: Path) -> References:
     return references
 
 
+def _read(path: Path) -> References:
+    return validated(References, load_config(path, "file of published rows"), str(path))
+
+
+@cache
+def _built_in() -> References:
+    """Return the tables of the built-in file, which a plan and its report both ask for."""
+    return _read(BUILT_IN)
+
+
 def load_references(paths: Sequence[Path] = ()) -> References:
     """Return the built-in tables and those of the files, every row's source as its text.
 
@@ -173,7 +184,7 @@ def load_references(paths: Sequence[Path] = ()) -> References:
     faults: list[str] = []
     for path in (BUILT_IN, *paths):
         try:
-            given = validated(References, load_config(path, "file of published rows"), str(path))
+            given = _built_in() if path == BUILT_IN else _read(path)
         except ValueError as error:
             faults += str(error).splitlines()
             continue

@@ -7,12 +7,13 @@ import contextlib
 import re
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from io import BytesIO
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 from PIL import Image
 
@@ -152,8 +153,9 @@ def answer(made: list[Prediction]) -> str:
     )
 
 
-def html(data: ReportData) -> str:
-    """The page. Names and reasons are untrusted and escaped by the template."""
+@cache
+def _template() -> Template:
+    """Return the page's template, which takes jinja as long to compile as a plot to draw."""
     environment = Environment(
         loader=PackageLoader("pipeline.report", "templates"),
         autoescape=True,
@@ -161,6 +163,11 @@ def html(data: ReportData) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    return environment.get_template("report.html.j2")
+
+
+def html(data: ReportData) -> str:
+    """The page. Names and reasons are untrusted and escaped by the template."""
     palette = colours(data.backbones, data.baseline)
     predicted = predictions(data)
     scatters: dict[str, list[Plot]] = {"shown": [], "folded": []}
@@ -170,7 +177,7 @@ def html(data: ReportData) -> str:
         dots = [f"{name} {x:.3g} and {y.mean:.3g}" for name, (x, y) in entry.places.items()]
         plot = _plot(label, svg, entry.note, spoken(label, [*dots, entry.note]))
         scatters["shown" if entry.shown else "folded"].append(plot)
-    page = environment.get_template("report.html.j2").render(
+    page = _template().render(
         data=data,
         findings=findings(data),
         warnings=warnings(data),
