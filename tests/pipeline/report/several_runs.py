@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.report.data import ProbeRow, ReportData, TaskInfo
-from pipeline.report.write import write_report
+from pipeline.report.data import ProbeRow, ReportData, TaskInfo, results_json
+from pipeline.report.write import write_files
 from tests.pipeline.report.cases import VOC, row
 
 IDENTITY = {"SOLVER": {"MAX_ITER": 100}, "data": {"TEST": [{"digest": "a" * 64}]}}
@@ -46,7 +46,8 @@ def data(
 
 
 def write(folder: Path, content: ReportData) -> Path:
-    write_report(content, folder / "report")
+    """Write what is read of a report, without its page and plots."""
+    write_files(folder / "report", {"results.json": results_json(content).encode()})
     return folder
 
 
