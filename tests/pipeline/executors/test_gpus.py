@@ -18,7 +18,7 @@ from pipeline.executors.gpus import GpuPool, gpus_of, visible_gpus
 from pipeline.executors.preflight import check_before_start
 from pipeline.stages.run_folder import JOB, MANIFEST, State
 from pipeline.stages.stage import Stage
-from tests.pipeline.local_runs import run, small_plan
+from tests.pipeline.local_runs import ONLY_A, run, small_plan
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
@@ -137,7 +137,7 @@ def test_a_child_sees_its_gpus_alone_and_status_shows_them(
     fakes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(local, "visible_gpus", lambda: ("GPU-5",))
-    plan = small_plan(["seeds=[0]", "num_parallel=2"])
+    plan = small_plan([*ONLY_A, "num_parallel=2"])
     assert {state.status for state in run(plan).values()} == {"done"}
     seen = {
         stage.kind: json.loads((stage.run_dir / MANIFEST).read_text("utf-8"))["provenance"]

@@ -10,11 +10,13 @@ from pipeline.executors import local
 from pipeline.executors.preflight import check_before_start
 from pipeline.plan.plan import select
 from pipeline.stages.run_folder import FAILURE, LOG, MANIFEST, State
-from tests.pipeline.local_runs import ran, run, small_plan
+from tests.pipeline.local_runs import ONLY_RANDOM, ran, run, small_plan
+
+TWO = ["backbones=[{name: a, pretrain: a.yaml}, {name: random, random: true}]", "seeds=[0]"]
 
 
 def test_everything_runs_once_in_order_and_never_again(fakes: Path) -> None:
-    plan = small_plan()
+    plan = small_plan(TWO)
     states = run(plan)
     assert {state.status for state in states.values()} == {"done"}
     assert ran() == [entry.slug for entry in plan.stages]
@@ -30,7 +32,7 @@ def test_everything_runs_once_in_order_and_never_again(fakes: Path) -> None:
 
 def test_a_failed_stage_stops_only_what_needs_it(fakes: Path) -> None:
     Path("behaviour-a").write_text("fail", encoding="utf-8")
-    plan = small_plan()
+    plan = small_plan(TWO)
     states = run(plan)
     assert states["pretrain/a"] == State("failed", "the loss became NaN at step 3")
     assert states["convert/a"].reason == (
@@ -84,7 +86,7 @@ def test_children_import_the_code_that_started_them(
             other.write_text("raise SystemExit('another checkout')", encoding="utf-8")
     paths = [str(fakes / "installed"), os.environ["PYTHONPATH"].split(os.pathsep)[-1]]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
-    plan = small_plan()
+    plan = small_plan(ONLY_RANDOM)
     check_before_start(plan, {entry.name: State("missing") for entry in plan.stages})
     assert {state.status for state in run(plan).values()} == {"done"}
     log = (plan.stages[0].run_dir / LOG).read_text("utf-8")
