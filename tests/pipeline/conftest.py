@@ -3,14 +3,19 @@
 import json
 import os
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
 from PIL import Image
 
-from pipeline.executors import local
+from pipeline import worker
+from pipeline.executors import local, preflight
 from pipeline.stages import stage
+from pipeline.stages.run_folder import LOG
 from pipeline.stages.stage import StageKind
 
 HERE = Path(__file__).resolve().parent
@@ -125,6 +130,30 @@ def fakes(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return project
 
 
+def work_here(run_dir: Path, environment: object, rank: int) -> SimpleNamespace:
+    """Run a stage to its end in this process; return it as a child that has ended."""
+    log = (run_dir / LOG).open("a", encoding="utf-8")
+    with log, redirect_stdout(log), redirect_stderr(log):
+        code = worker.run(run_dir)
+    return SimpleNamespace(returncode=code, poll=lambda: code)
+
+
+def answer_here(command: str, jobs: list[dict[str, Any]]) -> Any:
+    """Return what a worker answers, both through JSON as they go to a child and come back."""
+    return json.loads(json.dumps(worker.ANSWERERS[command](json.loads(json.dumps(jobs)))))
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this process do the workers' work: for tests of what they leave, not of children.
+
+    A child takes longer to start than a fake stage and all that a test asks of it.
+    """
+    monkeypatch.syspath_prepend(str(HERE))
+    monkeypatch.setattr(local, "start_worker", work_here)
+    monkeypatch.setattr(preflight, "ask_worker", answer_here)
+
+
 class Fake:
     """The fake scheduler's state, as a test sees and moves it."""
 
@@ -164,9 +193,11 @@ def fake(fakes: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
     """Put a SLURM that a test moves by hand on the PATH."""
     folder = fakes / "bin"
     folder.mkdir()
+    # isolated and without site-packages, Python starts in half the time
+    text = f"#!{sys.executable} -IS\n" + (HERE / "fake_slurm" / "fake.py").read_text()
     for name in ("sbatch", "squeue", "sacct", "scancel", "scontrol", "sinfo", "srun"):
         script = folder / name
-        script.write_text(f"#!{sys.executable}\n" + (HERE / "fake_slurm" / "fake.py").read_text())
+        script.write_text(text)
         script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
     monkeypatch.setenv("FAKE_SLURM", str(folder))

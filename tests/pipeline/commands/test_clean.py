@@ -21,6 +21,7 @@ from tests.pipeline.slurm_runs import plan_of, standings_of
 from tests.pipeline.slurm_runs import run as submit
 
 YES = Options(yes=True)
+pytestmark = pytest.mark.usefixtures("in_process")
 
 
 def names(changes: list[str]) -> list[str]:

@@ -20,6 +20,12 @@ from pretrain.config.pretrain import PretrainConfig
 from pretrain.config.probe import ProbeConfig
 
 
+@pytest.fixture
+def fakes(fakes: Path, in_process: None) -> Path:
+    """Fake stages whose check is this process's; the real one's is a child's."""
+    return fakes
+
+
 def init(*arguments: str) -> int:
     return main(list(arguments))
 

@@ -44,6 +44,7 @@ def test_an_option_of_another_command_is_refused(command: str, executor: str | N
                 commands.action_of(command, options)
 
 
+@pytest.mark.usefixtures("in_process")
 def test_plan_says_that_another_config_has_the_name(
     fakes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -55,6 +56,7 @@ def test_plan_says_that_another_config_has_the_name(
         assert "tiny.yaml has the same name, 'tiny'" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("in_process")
 def test_plan_says_that_finished_stages_are_from_other_code(
     fakes: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

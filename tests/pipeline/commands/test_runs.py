@@ -50,6 +50,7 @@ def shown(pipeline: Path) -> str:
     return " ".join(console.export_text().split())
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_run_is_listed_by_its_folder_alone(
     fakes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -73,6 +74,7 @@ def test_a_run_is_listed_by_its_folder_alone(
     assert "second failed 1 of 2 1 of 2 coco bbox/AP 10.0 (1) random" in shown(Path("runs/second"))
 
 
+@pytest.mark.usefixtures("in_process")
 def test_the_plan_that_was_last_run_counts(fakes: Path, capsys) -> None:
     """What an older config left is none of its stages, what was not begun is one."""
     Path("behaviour-a").write_text("fail", encoding="utf-8")

@@ -15,6 +15,7 @@ from tests.pipeline.report.several_runs import as_older
 from tests.scripts import load_script
 
 RANDOM = "backbones=[{name: random, random: true}]"
+pytestmark = pytest.mark.usefixtures("in_process")
 
 
 def report(*paths: str | Path, output_dir: str | None = None) -> int:

@@ -14,6 +14,8 @@ from pipeline.executors.slurm.states import read_standings
 from pipeline.stages.run_folder import FAILURE
 from tests.pipeline.slurm_runs import CONFIG, SLURM, plan_of, run, standings_of, work
 
+pytestmark = pytest.mark.usefixtures("in_process")
+
 
 def test_where_nothing_was_submitted_nothing_is_cancelled(fake) -> None:
     console = Console(width=200, record=True, quiet=True)

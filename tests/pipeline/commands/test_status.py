@@ -12,6 +12,8 @@ from pipeline.commands.status import show_status, status_text
 from pipeline.executors.slurm import states
 from tests.pipeline.slurm_runs import CONFIG, plan_of, run, standings_of
 
+pytestmark = pytest.mark.usefixtures("in_process")
+
 
 def test_status_as_json_and_the_table_agree(fake, capsys: pytest.CaptureFixture[str]) -> None:
     run()

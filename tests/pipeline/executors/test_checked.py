@@ -21,8 +21,8 @@ SLURM = Options(executor="slurm")
 
 
 @pytest.fixture
-def asked(fakes: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Count the jobs of every worker that is started."""
+def asked(fakes: Path, in_process: None, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Count the jobs of every worker that is asked."""
     counts: list[int] = []
     ask = preflight.ask_worker
 

@@ -14,6 +14,8 @@ from pipeline.report.remarks import probe_remarks, read_manifests
 from pipeline.stages.run_folder import LATE_PROBE
 from tests.pipeline.local_runs import CONFIG, ONLY_A, ran, small_plan
 
+pytestmark = pytest.mark.usefixtures("in_process")
+
 
 @pytest.fixture
 def finished(fakes: Path) -> Path:

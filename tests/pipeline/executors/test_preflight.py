@@ -15,6 +15,7 @@ from tests.pipeline.local_runs import CONFIG, ONLY_A, ran, run, small_plan
 from transfer.datasets import check
 
 
+@pytest.mark.usefixtures("in_process")
 def test_another_config_in_a_run_folder_is_an_error_with_the_difference(fakes: Path) -> None:
     plan = small_plan(ONLY_A)
     run(plan)
@@ -57,6 +58,7 @@ def test_what_the_check_notes_is_told_once_and_stops_nothing(fakes: Path) -> Non
     assert "note: " not in str(error.value)
 
 
+@pytest.mark.usefixtures("in_process")
 def test_stages_note_what_they_are_made_from(fakes: Path) -> None:
     plan = small_plan()
     states = {stage.name: State("missing") for stage in plan.stages}
@@ -67,6 +69,7 @@ def test_stages_note_what_they_are_made_from(fakes: Path) -> None:
     assert len(notes) == len(set(notes))
 
 
+@pytest.mark.usefixtures("in_process")
 def test_what_this_machine_lacks_stops_a_local_run_only(fakes: Path) -> None:
     Path("machine.txt").write_text("8 GPUs, wanted here 9", encoding="utf-8")
     plan = small_plan()
@@ -108,6 +111,7 @@ def test_a_checkpoints_input_is_compared_with_every_task_before_anything_starts(
     assert ran() == []
 
 
+@pytest.mark.usefixtures("in_process")
 def test_what_was_stated_is_not_asked_for_again(
     fakes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -118,6 +122,7 @@ def test_what_was_stated_is_not_asked_for_again(
     assert all(line.endswith("INPUT.FORMAT is RGB, wanted BGR") for line in errors)
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_task_that_came_later_is_compared_with_weights_that_are_there(
     fakes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

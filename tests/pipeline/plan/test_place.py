@@ -19,6 +19,7 @@ from pipeline.plan.place import (
 from tests.pipeline.local_runs import CONFIG, ONLY_RANDOM
 
 RUN = "pretrain/a-0123456789abcdef"
+pytestmark = pytest.mark.usefixtures("in_process")
 FILES = {  # of a folder, with the kind that it then is of
     f"{RUN}/config.json": PIPELINE,
     "configs.json": PIPELINE,

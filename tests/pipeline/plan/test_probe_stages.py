@@ -153,6 +153,7 @@ def test_faults_of_probes_show_beside_those_of_the_pipeline(probed: Path) -> Non
     assert any("probes: named twice: knn" in line for line in faults())
 
 
+@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize("overrides", [["tasks=[]", "seeds=[]"], ["seeds=[0]"]])
 def test_a_report_shows_what_probes_measured(
     probed: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str]
@@ -160,7 +161,6 @@ def test_a_report_shows_what_probes_measured(
     for name in stage.STAGE_KINDS:
         kind = StageKind("fake_stages", 1, ("out.txt",), "out.txt")
         monkeypatch.setitem(stage.STAGE_KINDS, name, kind)
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
     plan: Plan = load_plan(CONFIG, overrides)
     with Progress(Console(quiet=True), len(plan.stages), 0) as progress:
         states = run_local(plan, progress)

@@ -4,10 +4,14 @@ import json
 from itertools import pairwise
 from pathlib import Path
 
+import pytest
+
 from pipeline.report.collect import all_states, collect, failed_log, report_key
 from pipeline.stages.run_folder import FAILURE, METRICS, prepare
 from pipeline.stages.stage import RULE, Stage
 from tests.pipeline.local_runs import ONLY_A, ran, run, small_plan
+
+pytestmark = pytest.mark.usefixtures("in_process")
 
 
 def by_name(stages: tuple[Stage, ...]) -> dict[str, Stage]:

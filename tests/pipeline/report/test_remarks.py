@@ -21,6 +21,7 @@ from tests.pipeline.edits import CONFIG, edit
 from tests.pipeline.local_runs import small_plan
 
 RECIPE = Path(__file__).resolve().parents[3] / "configs" / "pretrain" / "digits_w_mse.yaml"
+pytestmark = pytest.mark.usefixtures("in_process")
 SETTINGS = {
     "batch_size": 128,
     "num_views": 4,

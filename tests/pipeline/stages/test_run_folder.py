@@ -89,6 +89,7 @@ def numbers() -> int:
     return len(json.loads(Path("runs/tiny/report/results.json").read_text("utf-8"))["rows"])
 
 
+@pytest.mark.usefixtures("in_process")
 def test_changed_outputs_are_noticed_and_made_again(fakes: Path) -> None:
     plan = small_plan(ONLY_RANDOM)
     run(plan)
@@ -119,6 +120,7 @@ def test_what_was_stripped_is_no_changed_output(tmp_path: Path) -> None:
     assert (tmp_path / "model").read_bytes() == b"weights" and not (tmp_path / "other").exists()
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_lost_output_that_nothing_reads_any_more_takes_no_number_with_it(fakes: Path) -> None:
     plan = small_plan(ONLY_A)
     run(plan)
@@ -135,6 +137,7 @@ def test_a_lost_output_that_nothing_reads_any_more_takes_no_number_with_it(fakes
     )
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_lost_output_is_made_again_for_what_is_asked_for_later(fakes: Path) -> None:
     run(small_plan(ONLY_A))
     ran()
@@ -155,6 +158,7 @@ def test_a_lost_output_is_made_again_for_what_is_asked_for_later(fakes: Path) ->
     assert ran() == ["a", "a", "a--coco--seed2"]
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_manifest_without_numbers_keeps_none(fakes: Path) -> None:
     plan = small_plan(ONLY_RANDOM)
     run(plan)
@@ -175,6 +179,7 @@ def test_a_lock_is_exclusive_and_names_its_holder(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_folder_that_holds_another_stages_result_is_refused(fakes: Path) -> None:
     plan = small_plan(ONLY_RANDOM)
     run(plan)
@@ -191,6 +196,7 @@ def test_a_folder_that_holds_another_stages_result_is_refused(fakes: Path) -> No
     assert (of_voc.run_dir / "out.txt").exists() and read_state(of_coco).status == "missing"
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_config_that_is_not_the_signatures_is_refused(fakes: Path) -> None:
     (entry,) = (entry for entry in small_plan(ONLY_RANDOM).stages if entry.task == "voc")
     run(small_plan(ONLY_RANDOM))

@@ -20,6 +20,7 @@ from transfer.checkpoints import other_files
 
 GIVEN = "backbones=[{name: given, checkpoint: given.pth}]"
 OF_GIVEN = ["convert/given", "finetune/given--coco--seed0", "finetune/given--voc--seed0"]
+pytestmark = pytest.mark.usefixtures("in_process")
 
 
 def stages() -> dict[str, Stage]:

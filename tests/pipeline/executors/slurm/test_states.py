@@ -12,6 +12,8 @@ from pipeline.executors.slurm.states import judge, read_standings
 from pipeline.stages.run_folder import HEARTBEAT
 from tests.pipeline.slurm_runs import plan_of, run, standings_of, work
 
+pytestmark = pytest.mark.usefixtures("in_process")
+
 
 def test_one_queue_call_and_one_accounting_call_whatever_the_size(fake) -> None:
     run("seeds=[0,1,2,3,4,5,6,7]")

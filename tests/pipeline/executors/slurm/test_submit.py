@@ -15,6 +15,8 @@ from pipeline.executors.slurm.queue import SlurmError
 from pipeline.executors.slurm.sbatch import sbatch_parameters, sbatch_text
 from tests.pipeline.slurm_runs import plan_of, run, standings_of
 
+pytestmark = pytest.mark.usefixtures("in_process")
+
 
 def test_the_text_shown_is_the_text_submitted(fake) -> None:
     run()
