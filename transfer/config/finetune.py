@@ -283,12 +283,16 @@ def signed_keys(content: dict[str, Any], optimizer: str) -> Keys:
 def why_left_out(keys: Keys, optimizer: str) -> dict[str, str]:
     """Return the keys of a resolved config that are no part of its identity, and why not."""
     known = keys | {OPTIMIZER: optimizer}
-    unread = [row for row in LEFT_OUT if not row.unless(known)]
+    unread = [
+        (row.keys, tuple(each for each in row.keys if each.endswith(".")), row.why)
+        for row in LEFT_OUT
+        if not row.unless(known)
+    ]
     return {
-        key: row.why
+        key: why
         for key in keys
-        for row in unread
-        if any(key == each or (each.endswith(".") and key.startswith(each)) for each in row.keys)
+        for names, sections, why in unread
+        if key in names or key.startswith(sections)
     }
 
 
