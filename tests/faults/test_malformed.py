@@ -3,27 +3,31 @@
 The commands run in this process; the check before the start, else a child, too.
 """
 
+import copy
 import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from detectron2.config import CfgNode
 
 from pipeline import worker
 from pipeline.commands import local, main
 from pipeline.config.yaml_files import load_yaml
 from pipeline.executors import preflight
+from pipeline.plan import build
 from tests.faults import malformed, tiny
 from tests.scripts import load_script
 from tests.source import ROOT
 from transfer import finetune
-from transfer.detection import cfg as task_config
+from transfer.config.finetune import signed_keys
+from transfer.config.recipe import config_faults
 from transfer.detection import cli
+from transfer.detection.cfg import build_faults
 
 TOOLS = ROOT / "tools"
 CONFIG = ["--config-file"]
@@ -78,19 +82,26 @@ def enter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(folder)
     monkeypatch.setattr(preflight.subprocess, "run", check_here)
     monkeypatch.setattr(local, "run_local", started)
-    monkeypatch.setattr(finetune, "build_faults", build_faults)
+    for module, name in ((build, "config_faults"), (build, "signed_keys"),
+                         (finetune, "config_faults"), (finetune, "build_faults")):  # fmt: skip
+        monkeypatch.setattr(module, name, ONCE[name])
     return folder
 
 
-BUILT: dict[tuple[str, str], list[str]] = {}
+def once(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Ask of each config once: most cases spoil something else than the task's."""
+    answers: dict[str, Any] = {}
+
+    def asked(*arguments: Any) -> Any:
+        key = repr(arguments)
+        if key not in answers:
+            answers[key] = function(*arguments)
+        return copy.copy(answers[key])
+
+    return asked
 
 
-def build_faults(cfg: CfgNode, optimizer: str) -> list[str]:
-    """Build the model of each config once."""
-    key = (cfg.dump(), optimizer)
-    if key not in BUILT:
-        BUILT[key] = task_config.build_faults(cfg, optimizer)
-    return list(BUILT[key])
+ONCE = {each.__name__: once(each) for each in (config_faults, signed_keys, build_faults)}
 
 
 def check_here(arguments: list[str], **_: Any) -> subprocess.CompletedProcess[str]:

@@ -6,10 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from examples.digits import write
-from examples.digits.build import Sizes, build_digits, digest
+from examples.digits.build import Sizes, _crops, build_digits, digest
+from examples.digits.draw import draw_crop, load_source_digits, split_digits
 from tests.examples.digits.small import SMALL, load_coco
 
 # pycocotools 2.0.11 under numpy 2
@@ -155,17 +157,29 @@ def test_the_tool_refuses_in_one_line_with_code_2(tmp_path):
     assert done.stdout == ""
 
 
-@pytest.mark.slow
-def test_the_whole_data_set_has_the_published_counts(tmp_path):
-    counts = build_digits(tmp_path / "digits")["counts"]
-    assert counts == {
+def test_all_published_scenes_have_the_published_digits(tmp_path):
+    # the crops are as many as `Sizes` says, and are not drawn here
+    counts = build_digits(tmp_path / "digits", sizes=Sizes(unlabeled=0, train_crops=0, val_crops=0))
+    assert counts["counts"] == {
         "train_scenes": 80,
         "val_scenes": 150,
-        "unlabeled": 6000,
-        "train_crops": 1500,
-        "val_crops": 800,
+        "unlabeled": 0,
+        "train_crops": 0,
+        "val_crops": 0,
         "train_objects": 206,
         "val_objects": 372,
         "train_digits": 1195,
         "val_digits": 602,
     }
+
+
+def test_crops_beyond_the_digits_begin_with_the_first_again():
+    digits = load_source_digits()
+    few = split_digits(digits.labels)["val"][:3]
+    crops = list(_crops(digits, few, "crops/val", 5))
+    labels = [int(digits.labels[few[place]]) for place in (0, 1, 2, 0, 1)]
+    assert [name for name, _ in crops] == [f"{label}/{i:06d}.png" for i, label in enumerate(labels)]
+    for index, (_, picture) in enumerate(crops):
+        drawn = draw_crop(digits, int(few[index % 3]), "crops/val", index)
+        assert np.array_equal(picture, drawn)
+    assert not np.array_equal(crops[3][1], crops[0][1])  # another crop of the same digit
