@@ -24,6 +24,7 @@ from transfer.config.finetune import FinetuneConfig
 
 TASK = Path(__file__).resolve().parents[1] / "configs" / "transfer" / "digits_faster_rcnn_voc.yaml"
 REST = "the rest"
+SIZES = Sizes(unlabeled=8, train_crops=20, val_crops=20)  # all scenes
 # A part, and what it is spent in: a module, and an attribute of it or of a class in it. What is
 # spent in a part within another counts for the inner one.
 PARTS = (
@@ -86,7 +87,7 @@ def benchmark_finetuning(*, steps: int = 200) -> list[Table]:
     clock = Clock()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        build_digits(folder / "digits", sizes=Sizes(unlabeled=8, train_crops=20, val_crops=20))
+        build_digits(folder / "digits", sizes=SIZES)
         clock.since = time.process_time()
         with clock.part("imports"):
             finetune: Any = importlib.import_module("transfer.finetune")

@@ -13,6 +13,7 @@ import pytest
 from benchmarks import (
     coco_scale,
     command_lines,
+    finetuning,
     loader,
     plan_scale,
     slurm_commands,
@@ -20,7 +21,9 @@ from benchmarks import (
     whitening,
 )
 from benchmarks.command import BENCHMARKS, main, parser
+from benchmarks.finetuning import FORWARD, PARTS, REST
 from benchmarks.whitening import WhiteningCase
+from examples.digits.build import Sizes
 from pretrain.config.loss import LossConfig
 
 IMAGES = dataclasses.replace(
@@ -114,12 +117,21 @@ def test_slurm(measured: Measured, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_scale(measured: Measured, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coco_scale, "SETTLED_S", 0.0)
     (table,) = measured("scale", "--images", "20", "--objects", "160")
-    assert len(table["rows"]) == 4 and all(row["MB at most"] > 10 for row in table["rows"])
+    assert [row["what"].split()[0] for row in table["rows"]] == [
+        "check_data,",
+        "plan,",
+        "plan,",
+        "a",
+    ]
+    for row in table["rows"]:
+        assert row["seconds"] > 0 and row["CPU s"] > 0 and row["MB at most"] > 10
 
 
-@pytest.mark.slow
-def test_finetuning(measured: Measured) -> None:
+def test_finetuning(measured: Measured, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finetuning, "SIZES", Sizes(4, 2, 8, 20, 20))
     (table,) = measured("finetuning", "--steps", "2")
+    named = {part for part, *_ in PARTS} - {"precise BN"} | {*FORWARD.values(), "imports", REST}
+    assert {row["part"] for row in table["rows"]} == named | {"all"}
     *parts, whole = table["rows"]
     assert sum(row["CPU s"] for row in parts) == pytest.approx(whole["CPU s"])
 

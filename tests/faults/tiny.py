@@ -21,7 +21,7 @@ PRETRAIN = {
     "loss": {"name": "w-mse", "sub_batch": 8},
     "optimizer": {"lr": 0.001, "warmup_steps": 0},
     "batch_size": 8,
-    "max_steps": 6,
+    "max_steps": 4,
     "log_every": 1,
     "checkpoint_every": 1,
 }
@@ -33,7 +33,7 @@ TASK = {
         "MIN_SIZE_TRAIN": [SIZE], "MAX_SIZE_TRAIN": SIZE, "MIN_SIZE_TEST": SIZE,
         "MAX_SIZE_TEST": SIZE,
     },
-    "SOLVER": {"IMS_PER_BATCH": 2, "MAX_ITER": 6, "CHECKPOINT_PERIOD": 2, "WARMUP_ITERS": 0,
+    "SOLVER": {"IMS_PER_BATCH": 2, "MAX_ITER": 4, "CHECKPOINT_PERIOD": 2, "WARMUP_ITERS": 0,
                "STEPS": []},
 }  # fmt: skip
 PIPELINE = {
