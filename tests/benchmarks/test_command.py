@@ -88,8 +88,13 @@ def test_step(measured: Measured, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step, "GPU_CASES", (case,))
     (table,) = measured("step", "--rounds", "1", "--channels-last")
     steady, loaded = table["rows"]
-    assert steady["peak MB"] > 100 and loaded["case"] == "small, loaded"
-    assert steady["data"] is None and loaded["data"] > 0
+    assert (steady["case"], loaded["case"]) == ("small", "small, loaded")
+    assert {name for name, value in steady.items() if value is None} == {"data"}
+    assert steady.keys() == {"case", *step.PARTS, "whole", "views/s", "peak MB", "data"}
+    assert steady["encoder"] > steady["projector"] > 0 and steady["loss"] > 0
+    assert steady["views/s"] == pytest.approx(16e3 / steady["whole"])
+    assert steady["peak MB"] > 4 * 45  # R18 in float32: weights, gradients, two moments of Adam
+    assert 0 < loaded["data"] < loaded["whole"]
 
 
 def test_evaluation(measured: Measured) -> None:

@@ -7,6 +7,7 @@ import json
 import random
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 from PIL import Image, ImageDraw
@@ -36,7 +37,7 @@ TASK = {
     "SOLVER": {"IMS_PER_BATCH": 2, "MAX_ITER": 4, "CHECKPOINT_PERIOD": 2, "WARMUP_ITERS": 0,
                "STEPS": []},
 }  # fmt: skip
-PIPELINE = {
+PIPELINE: dict[str, Any] = {
     "name": "tiny",
     "backbones": [{"name": "random", "random": True}, {"name": "ours", "pretrain": "ours.yaml"}],
     "tasks": [{"name": "boxes", "config": "boxes.yaml"}],
