@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from examples.digits.build import Sizes, build_digits
+from transfer.checkpoints import read
 from transfer.config.data import KNOWN_DATASETS, CocoData, VocData
 from transfer.datasets.check import task_faults
 from transfer.datasets.findings import Needs
@@ -33,6 +34,12 @@ def no_left_handlers() -> Iterator[None]:
         for handler in list(logger.handlers):
             if type(handler) is logging.StreamHandler:
                 logger.removeHandler(handler)
+
+
+@pytest.fixture
+def windows_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let tensors lie on top of each other, as those of `published.windows` do."""
+    monkeypatch.setattr(read, "SHARED_BYTES", 2**27)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections import OrderedDict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,15 @@ State = dict[str, Tensor]
 
 
 def resnet(arch: str = "resnet18") -> State:
-    """Return a cheap network: small random numbers, sound statistics."""
+    """Return a cheap network: small random numbers, sound statistics.
+
+    The tensors are those of the last call: clone one before writing into it.
+    """
+    return dict(_drawn(arch))
+
+
+@cache
+def _drawn(arch: str) -> State:
     with torch.device("meta"):
         names = torchvision.models.get_model(arch, weights=None).state_dict()
     torch.manual_seed(0)
@@ -37,8 +46,40 @@ def resnet(arch: str = "resnet18") -> State:
     return state
 
 
+@cache
+def windows(arch: str) -> State:
+    """Return a network fit for computing with, whose files are small and quickly written.
+
+    Kernels are windows on one run of numbers and norms on another, no two of them equal. Only
+    under the fixture `windows_are_taken` are files of it read.
+    """
+    with torch.device("meta"):
+        names = torchvision.models.get_model(arch, weights=None).state_dict()
+    generator = torch.Generator().manual_seed(0)
+    kernels = 0.04 * torch.randn(512 * 512 * 9 + len(names), generator=generator)
+    norms = 0.5 + torch.rand(2048 + len(names), generator=generator)
+    state = {}
+    for index, (name, value) in enumerate(names.items()):
+        if name.startswith("fc."):
+            continue
+        if name.endswith("num_batches_tracked"):
+            state[name] = torch.tensor(7)
+        else:
+            run = norms if value.ndim == 1 else kernels
+            state[name] = run[index : index + value.numel()].view(value.shape)
+    return state
+
+
 def source_state(arch: str) -> State:
-    """Return a ResNet whose every entry differs from what a fresh network holds."""
+    """Return a ResNet whose every entry differs from what a fresh network holds.
+
+    The tensors are those of the last call: clone one before writing into it.
+    """
+    return dict(_trained(arch))
+
+
+@cache
+def _trained(arch: str) -> State:
     torch.manual_seed(1)
     model = torchvision.models.get_model(arch, weights=None)
     model.train()
@@ -212,19 +253,23 @@ def namespace() -> argparse.Namespace:
     return argparse.Namespace(lr=0.1, arch="resnet50")
 
 
+@cache
+def photographs() -> Tensor:
+    """Return scikit-learn's two photographs, RGB from 0 to 255."""
+    images = [
+        interpolate(torch.tensor(one).permute(2, 0, 1).double()[None], (256, 384), mode="area")
+        for one in load_sample_images().images
+    ]
+    return torch.cat(images)
+
+
 def fed_with(state: State, fed: dict[str, Any]) -> State:
     """Return bn1's statistics as if these photographs, fed so, had been the training images."""
     if not state:
         return {}
-    images = []
-    for photograph in load_sample_images().images:
-        pixels = torch.tensor(photograph).permute(2, 0, 1).double()[None]
-        pixels = interpolate(pixels, size=(256, 384), mode="area")
-        if fed["format"] == "BGR":
-            pixels = pixels.flip(1)
-        mean, std = (torch.tensor(fed[key])[:, None, None] for key in ("pixel_mean", "pixel_std"))
-        images.append((pixels - mean) / std)
-    out = conv2d(torch.cat(images), state["conv1.weight"].double(), stride=2).transpose(0, 1)
+    pixels = photographs().flip(1) if fed["format"] == "BGR" else photographs()
+    mean, std = (torch.tensor(fed[key])[:, None, None] for key in ("pixel_mean", "pixel_std"))
+    out = conv2d((pixels - mean) / std, state["conv1.weight"].double(), stride=2).transpose(0, 1)
     statistics = {"mean": out.flatten(1).mean(1), "var": out.flatten(1).var(1)}
     return {f"bn1.running_{key}": value.float() for key, value in statistics.items()}
 

@@ -6,15 +6,15 @@ import re
 import sys
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-import torchvision
 from torch import Tensor
 
 from tests.scripts import load_script
 from tests.transfer import published
-from transfer.checkpoints import encoders, read
+from transfer.checkpoints import encoders
 from transfer.checkpoints.families import (
     CAFFE2_INPUT,
     FAMILIES,
@@ -29,37 +29,8 @@ from transfer.resnet import to_detectron2
 command = load_script("convert_to_detectron2")
 
 
-@pytest.fixture(autouse=True)
-def windows_on_one_run_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take ResNet-50's as `weights` makes them, whose tensors lie on top of each other."""
-    monkeypatch.setattr(read, "SHARED_BYTES", 2**27)
-
-
-@cache
-def weights(arch: str) -> dict[str, Tensor]:
-    """Return a network whose every entry differs from every other's.
-
-    ResNet-50's are windows on one run of numbers, so that files of it are small; ResNet-18's are
-    fit for computing with.
-    """
-    with torch.device("meta"):
-        names = torchvision.models.get_model(arch, weights=None).state_dict()
-    generator = torch.Generator().manual_seed(0)
-    run = torch.rand(512 * 512 * 9 + len(names), generator=generator)
-    state = {}
-    for index, (name, value) in enumerate(names.items()):
-        if name.startswith("fc."):
-            continue
-        if name.endswith("num_batches_tracked"):
-            state[name] = torch.tensor(7)
-        elif arch == "resnet50":
-            state[name] = run[index : index + value.numel()].view(value.shape)
-        elif value.ndim == 1:
-            state[name] = 0.5 + torch.rand(value.shape, generator=generator)
-        else:
-            scale = (2 / value[0].numel()) ** 0.5
-            state[name] = scale * torch.randn(value.shape, generator=generator)
-    return state
+pytestmark = pytest.mark.usefixtures("windows_are_taken")
+weights = published.windows
 
 
 FORMS = [(name, arch) for arch in ("resnet18", "resnet50") for name in published.forms({}, arch)]
@@ -70,8 +41,13 @@ def save(content: object, path: Path, legacy: bool = False) -> Path:
     return path
 
 
-def form(name: str, arch: str) -> tuple[str, str, object]:
-    return published.forms(weights(arch), arch)[name]
+@cache
+def forms(arch: str) -> dict[str, tuple[str, str, Any]]:
+    return published.forms(weights(arch), arch)
+
+
+def form(name: str, arch: str) -> tuple[str, str, Any]:
+    return forms(arch)[name]
 
 
 INPUTS = {family.name: family.input or IMAGENET_INPUT for family in FAMILIES}
@@ -137,11 +113,7 @@ BOTTLENECKS = ["caffe2", "simclr-v2", "classyvision", "hugging-face", "byol-deep
 
 @pytest.mark.parametrize("name", BOTTLENECKS)
 def test_tables_of_bottleneck_names_give_the_same_features(name: str, tmp_path: Path) -> None:
-    state = {}
-    for key, value in weights("resnet50").items():
-        scale = (6 / value[0].numel()) ** 0.5 if value.ndim > 1 else 1.0
-        state[key] = (value - 0.5 * (value.ndim > 1)) * scale if value.ndim else value
-    content = published.forms(state, "resnet50")[name][2]
+    state, content = weights("resnet50"), form(name, "resnet50")[2]
     source, target = tmp_path / "weights", tmp_path / "out.pkl"
     if name == "byol-deepmind":
         source.write_bytes(pickle.dumps(content))
