@@ -39,7 +39,7 @@ def no_left_handlers() -> Iterator[None]:
 @pytest.fixture
 def windows_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let tensors lie on top of each other, as those of `published.windows` do."""
-    monkeypatch.setattr(read, "SHARED_BYTES", 2**27)
+    monkeypatch.setattr(read, "SHARED_BYTES", 2**29)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from collections import OrderedDict
 from functools import cache
@@ -47,7 +48,7 @@ def _drawn(arch: str) -> State:
 
 
 @cache
-def windows(arch: str) -> State:
+def windows(arch: str = "resnet18", widened: int = 1) -> State:
     """Return a network fit for computing with, whose files are small and quickly written.
 
     Kernels are windows on one run of numbers and norms on another, no two of them equal. Only
@@ -55,19 +56,27 @@ def windows(arch: str) -> State:
     """
     with torch.device("meta"):
         names = torchvision.models.get_model(arch, weights=None).state_dict()
+    shapes = {name: _widened(name, value.shape, widened) for name, value in names.items()}
     generator = torch.Generator().manual_seed(0)
-    kernels = 0.04 * torch.randn(512 * 512 * 9 + len(names), generator=generator)
-    norms = 0.5 + torch.rand(2048 + len(names), generator=generator)
+    largest = max(math.prod(shape) for shape in shapes.values())
+    kernels = 0.04 * torch.randn(largest + len(names), generator=generator)
+    norms = 0.5 + torch.rand(2048 * widened + len(names), generator=generator)
     state = {}
-    for index, (name, value) in enumerate(names.items()):
+    for index, (name, shape) in enumerate(shapes.items()):
         if name.startswith("fc."):
             continue
         if name.endswith("num_batches_tracked"):
             state[name] = torch.tensor(7)
         else:
-            run = norms if value.ndim == 1 else kernels
-            state[name] = run[index : index + value.numel()].view(value.shape)
+            run = norms if len(shape) == 1 else kernels
+            state[name] = run[index : index + math.prod(shape)].view(shape)
     return state
+
+
+def _widened(name: str, shape: tuple[int, ...], factor: int) -> tuple[int, ...]:
+    """Return the shape of an entry where every layer has so many times the channels."""
+    channels = 1 if name == "conv1.weight" else 2  # the input's stay three
+    return tuple(n * factor if axis < channels else n for axis, n in enumerate(shape))
 
 
 def source_state(arch: str) -> State:

@@ -17,7 +17,7 @@ from transformers import AutoImageProcessor, ResNetBackbone, ResNetModel
 from transformers.utils.logging import disable_progress_bar
 
 from tests.scripts import load_script
-from tests.transfer.published import resnet, save_backbone, source_state
+from tests.transfer.published import resnet, save_backbone, source_state, windows
 from transfer import export
 from transfer.checkpoints.read import Backbone, read_backbone
 from transfer.config.convert import StatedInput
@@ -213,14 +213,16 @@ WIDE = {  # the libraries that build it
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("windows_are_taken")
 @pytest.mark.parametrize("arch", sorted(WIDE))
 def test_other_widths_are_written_where_the_library_has_them(arch: str, tmp_path: Path) -> None:
-    torch.save(resnet(arch), tmp_path / "wide.pth")
+    torch.save(windows(arch), tmp_path / "wide.pth")
+    source = read_backbone(tmp_path / "wide.pth")
     for format in LIBRARIES:
         out = tmp_path / format
         if format in WIDE[arch]:
             export_backbone(tmp_path / "wide.pth", out, format)
-            same(read_backbone(tmp_path / "wide.pth"), read_backbone(out))
+            same(source, read_backbone(out))
         else:
             with pytest.raises(ValueError, match="no groups and no wide 3x3 convolutions"):
                 export_backbone(tmp_path / "wide.pth", out, format)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torchvision
 
-from tests.transfer.published import resnet
+from tests.transfer.published import windows
 from transfer.checkpoints import Backbone
 from transfer.convert import convert_checkpoint
 from transfer.resnet import (
@@ -60,6 +60,7 @@ def test_names_map_one_to_one() -> None:
     assert len({to_detectron2(name) for name in names}) == len(names)
 
 
+@pytest.mark.usefixtures("windows_are_taken")
 @pytest.mark.parametrize(
     ("arch", "keys"),
     [
@@ -73,21 +74,17 @@ def test_depth_and_width_come_from_the_shapes(
     arch: str, keys: dict[str, int], tmp_path: Path
 ) -> None:
     source = tmp_path / "file"
-    torch.save(resnet(arch), source)
+    torch.save(windows(arch), source)
     report = convert_checkpoint(source, tmp_path / "out.pkl")
     assert report.arch == arch and report.largest_feature_difference < 1e-5
     for key, value in keys.items():
         assert report.detectron2[f"MODEL.RESNETS.{key}"] == value
 
 
+@pytest.mark.usefixtures("windows_are_taken")
 def test_twice_the_width_everywhere(tmp_path: Path) -> None:
     source = tmp_path / "file"
-    state = {}
-    for name, value in resnet("resnet50").items():
-        repeats = [2 if i < 2 and not (name == "conv1.weight" and i == 1) else 1
-                   for i in range(value.ndim)]  # fmt: skip
-        state[name] = value.repeat(repeats) if value.ndim else value
-    torch.save(state, source)
+    torch.save(windows("resnet50", widened=2), source)
     report = convert_checkpoint(source, tmp_path / "out.pkl")
     assert report.arch == "resnet50_x2" and report.largest_feature_difference < 1e-5
     resnets = {key.split(".")[-1]: value for key, value in report.detectron2.items()}
@@ -123,6 +120,6 @@ def test_config_keys_follow_the_architecture() -> None:
 
 
 def test_what_the_checkpointer_leaves_out_is_seen() -> None:
-    model = c4_model(Backbone(resnet("resnet50"), "resnet50", "torchvision"))
+    model = c4_model(Backbone(windows("resnet50"), "resnet50", "torchvision"))
     lost = not_loaded(model, {"stem.conv1.weight": torch.ones(1)})
     assert len(lost) == 265 and {"stem.conv1.weight", "res5.2.conv3.norm.bias"} <= set(lost)

@@ -263,16 +263,25 @@ def _paid_by_size(step: Call) -> Call:
     return paid
 
 
-class _Paid(dict[int, Call]):
-    """The steps by their opcodes; each is paid for when it is looked up."""
+class _Paid:
+    """The steps by their opcodes; each is paid for when it is looked up.
 
-    def __init__(self, steps: dict[int, Call], limits: Limits) -> None:
-        super().__init__(steps)
-        self.limits = limits
+    Of all that reading a pickle takes this is the most, so it calls nothing while there is enough.
+    """
+
+    __slots__ = ("limits", "steps")
+
+    def __init__(self, steps: dict[int, tuple[Call, int]], limits: Limits) -> None:
+        self.steps, self.limits = steps, limits
 
     def __getitem__(self, code: int) -> Call:
-        self.limits.take(HEAVY_OPCODE_BYTES.get(code, OPCODE_BYTES), steps=1)
-        return super().__getitem__(code)
+        step, num_bytes = self.steps[code]
+        limits = self.limits
+        limits.memory -= num_bytes
+        limits.steps -= 1
+        if limits.memory < 0 or limits.steps < 0:
+            limits.take(0)  # says which
+        return step
 
 
 class SafeUnpickler(_Stdlib):  # type: ignore[misc]
@@ -288,7 +297,7 @@ class SafeUnpickler(_Stdlib):  # type: ignore[misc]
         super().__init__(stream, encoding="latin-1")
         self.persistent, self.limits = persistent, limits
         self.calls = {**CALLS, "torch.storage._load_from_bytes": nested}
-        self.dispatch = _Paid(type(self).dispatch, limits)
+        self.dispatch = _Paid(PRICED, limits)
         self.unknown: set[str] = set()
 
     def load(self) -> Any:
@@ -417,7 +426,7 @@ class SafeUnpickler(_Stdlib):  # type: ignore[misc]
         wide = re.search(rb"\\(U|u(?!00))", line) is not None
         self._text(line, "raw-unicode-escape", wide)
 
-    dispatch: dict[int, Call] = {  # noqa: RUF012  (each reader has a copy that it pays for)
+    dispatch: dict[int, Call] = {  # noqa: RUF012  (a reader looks them up in `PRICED`)
         **{code: step for code, step in _Stdlib.dispatch.items() if code not in OUT_OF_BAND},
         **{code[0]: _paid_by_size(_Stdlib.dispatch[code[0]]) for code in SIZED},
         pickle.REDUCE[0]: _reduce,
@@ -435,3 +444,9 @@ class SafeUnpickler(_Stdlib):  # type: ignore[misc]
         pickle.SHORT_BINUNICODE[0]: lambda self: self._binunicode(1),
         pickle.BYTEARRAY8[0]: _paid_by_size(_Stdlib.load_binbytes8),  # the stdlib's own takes first
     }
+
+
+PRICED = {
+    code: (step, HEAVY_OPCODE_BYTES.get(code, OPCODE_BYTES))
+    for code, step in SafeUnpickler.dispatch.items()
+}

@@ -7,10 +7,11 @@ import torch
 
 from tests.transfer import published
 from tests.transfer.checkpoints.reading import read, same
-from tests.transfer.published import resnet
+from tests.transfer.published import windows
 from transfer.checkpoints.encoders import find_candidates
 from transfer.checkpoints.read import read_backbone
 
+pytestmark = pytest.mark.usefixtures("windows_are_taken")
 PAIRS = (
     ("encoder", "momentum_encoder"), ("model.encoder_q", "model.encoder_k"),
     ("base_encoder", "momentum_encoder"), ("backbone", "backbone_momentum"),
@@ -21,7 +22,7 @@ PAIRS = (
 
 
 def test_every_encoder_of_a_dict_is_a_candidate() -> None:
-    state = resnet()
+    state = windows()
     names = published.under("module.encoder_q.", state)
     names |= published.under("module.encoder_k.", state)
     candidates = {one.label: one for one in find_candidates({"state_dict": names})}
@@ -33,7 +34,7 @@ def test_every_encoder_of_a_dict_is_a_candidate() -> None:
 
 @pytest.mark.parametrize(("online", "copy"), PAIRS)
 def test_the_evaluated_one_is_taken_beside_its_copy(online: str, copy: str, tmp_path: Path) -> None:
-    state = resnet()
+    state = windows()
     second = published.other(state)
     for wrapper, spelled in (("", published.sequential), ("module._orig_mod.", dict)):
         names = published.under(f"{wrapper}{copy}.", spelled(second))
@@ -51,7 +52,7 @@ def test_the_evaluated_one_is_taken_beside_its_copy(online: str, copy: str, tmp_
      ("encoder1", "encoder2"), ("backbone", "target_encoder")],
 )  # fmt: skip
 def test_what_projects_mean_differently_is_refused(one: str, other: str, tmp_path: Path) -> None:
-    state = resnet()
+    state = windows()
     names = published.under(f"{one}.", state) | published.under(f"{other}.", published.other(state))
     with pytest.raises(ValueError, match=rf"--encoder: {one}\. \(120 tensors\), {other}\."):
         read({"state_dict": names}, tmp_path / "file")
@@ -61,16 +62,16 @@ def test_what_projects_mean_differently_is_refused(one: str, other: str, tmp_pat
 @pytest.mark.parametrize("key", ["StochasticWeightAveraging", "EMACallback", "EMA"])
 @pytest.mark.parametrize("name", ["average_model_state", "ema_state_dict", "ema_weights"])
 def test_what_callbacks_keep_is_no_encoder_of_the_file(key: str, name: str, tmp_path: Path) -> None:
-    state = published.under("model.", resnet())
+    state = published.under("model.", windows())
     content = published.lightning(state)
     content["callbacks"] = {key: {name: published.other(state)}}
     backbone = read(content, tmp_path / "file")
-    assert backbone.encoder == "state_dict.model." and same(backbone.state_dict, resnet())
+    assert backbone.encoder == "state_dict.model." and same(backbone.state_dict, windows())
     assert backbone.other_encoders == (f"callbacks.{key}.{name}.model.",)
 
 
 def test_another_encoder_is_taken_on_demand(tmp_path: Path) -> None:
-    state = resnet()
+    state = windows()
     second = published.other(state)
     source = tmp_path / "file"
     cases = {
@@ -92,7 +93,7 @@ def test_another_encoder_is_taken_on_demand(tmp_path: Path) -> None:
 
 
 def test_a_second_encoder_is_taken_only_on_demand(tmp_path: Path) -> None:
-    state = resnet()
+    state = windows()
     content = {"state_dict": published.under("module.encoder_k.", state)}
     source = save(content, tmp_path / "file")
     backbone = read_backbone(source, encoder="module.encoder_k.")
@@ -105,7 +106,7 @@ def test_a_second_encoder_is_taken_only_on_demand(tmp_path: Path) -> None:
 
 
 def test_a_format_does_not_choose_between_encoders(tmp_path: Path) -> None:
-    state = resnet()
+    state = windows()
     second = published.other(state)
     both = {"model": state, "state_dict": second}
     source = save(both, tmp_path / "file")

@@ -7,9 +7,11 @@ import torch
 
 from tests.transfer import published
 from tests.transfer.checkpoints.reading import read, same
-from tests.transfer.published import resnet
+from tests.transfer.published import windows
 from transfer.checkpoints.key_patterns import role, split, without_wrappers
 from transfer.checkpoints.read import read_backbone
+
+pytestmark = pytest.mark.usefixtures("windows_are_taken")
 
 
 def test_names_of_each_spelling_by_hand() -> None:
@@ -24,7 +26,7 @@ def test_names_of_each_spelling_by_hand() -> None:
 
 
 def test_half_of_the_names_wrapped(tmp_path: Path) -> None:
-    state = resnet()
+    state = windows()
     for prefix in ("", "encoder_q."):
         mixed = {
             ("module." if index % 2 else "") + prefix + name: value
@@ -37,7 +39,7 @@ def test_half_of_the_names_wrapped(tmp_path: Path) -> None:
 
 
 def test_shortcut_for_downsample_with_a_stem_of_7x7(tmp_path: Path) -> None:
-    state = resnet()
+    state = windows()
     names = {name.replace("downsample", "shortcut"): value for name, value in state.items()}
     got = read({"state_dict": published.under("module.", names)}, tmp_path / "file")
     assert same(got.state_dict, state)
@@ -51,7 +53,7 @@ WRAPPERS = ("module.", "_orig_mod.", "net.", "module._orig_mod.", "_orig_mod.mod
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_wrappers_in_any_order_and_place(wrapper: str, tmp_path: Path) -> None:
-    state = resnet()
+    state = windows()
     source = tmp_path / "file"
     for outer, inner in ((wrapper, ""), ("", wrapper), (wrapper, wrapper)):
         online = published.under(f"{outer}encoder_q.{inner}", state)
