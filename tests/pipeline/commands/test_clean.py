@@ -16,7 +16,7 @@ from pipeline.stages.files import read_json, size_of, size_text, write_json
 from pipeline.stages.run_folder import LOCK, MANIFEST, lock, read_states
 from pipeline.stages.stage import Stage
 from tests.pipeline.edits import CONFIG, edit
-from tests.pipeline.local_runs import ONLY_A
+from tests.pipeline.local_runs import ONLY_A, ONLY_RANDOM
 from tests.pipeline.slurm_runs import plan_of, standings_of
 from tests.pipeline.slurm_runs import run as submit
 
@@ -59,7 +59,7 @@ def test_nothing_of_a_plan_is_removed_and_what_is_outdated_is_shown_first(
 def test_another_config_of_the_name_keeps_what_it_needs(
     fakes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert execute("run", CONFIG, []) == 0
+    assert execute("run", CONFIG, ONLY_RANDOM[:1]) == 0
     content = yaml.safe_load(CONFIG.read_text("utf-8")) | {"seeds": [0]}
     other = Path("configs/other.yaml")
     other.write_text(yaml.safe_dump(content), encoding="utf-8")
@@ -86,7 +86,7 @@ def test_another_config_of_the_name_keeps_what_it_needs(
 def test_in_a_copy_nothing_is_kept_for_the_config_of_another_place(
     fakes: Path, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str], fault: str
 ) -> None:
-    assert execute("run", CONFIG, []) == 0
+    assert execute("run", CONFIG, ONLY_RANDOM[:1]) == 0
     clone, there = tmp_path / "clone", CONFIG.resolve()
     shutil.copytree(Path.cwd(), clone)
     if fault == "broken":
@@ -108,7 +108,7 @@ def test_in_a_copy_nothing_is_kept_for_the_config_of_another_place(
 
 def test_configs_that_are_given_their_folder_keep_what_they_need_there(fakes: Path) -> None:
     given = ["output_dir=disk"]
-    assert execute("run", CONFIG, given) == 0
+    assert execute("run", CONFIG, [*given, *ONLY_RANDOM[:1]]) == 0
     content = yaml.safe_load(CONFIG.read_text("utf-8")) | {"seeds": [0]}
     other = Path("configs/other.yaml")
     other.write_text(yaml.safe_dump(content), encoding="utf-8")
@@ -121,7 +121,7 @@ def test_changes_take_nothing_from_what_the_config_needs_without_them(
     fakes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     edit(str(CONFIG), lambda content: content.update(seeds=[0]))
-    assert execute("run", CONFIG, ["seeds=[0, 1]"]) == 0
+    assert execute("run", CONFIG, ["seeds=[0, 1]", *ONLY_RANDOM[:1]]) == 0
     assert names(["seeds=[1]"]) == names(["seeds=[0, 1]"]) == []
     assert names([]) and all("seed1" in name for name in names([]))
     before = folders()

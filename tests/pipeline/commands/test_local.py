@@ -138,12 +138,13 @@ def test_a_report_with_another_baseline_is_of_the_same_results(
 ) -> None:
     """By `report` and by `run`, which has nothing else to do."""
     results = Path("runs/tiny/report/results.json")
-    assert execute("run", CONFIG, ["seeds=[0, 1]"]) == 0
+    plan = ["seeds=[0, 1]", "tasks=[{name: coco, config: coco.yaml}]"]
+    assert execute("run", CONFIG, plan) == 0
     assert json.loads(results.read_text("utf-8"))["baseline"] == "random"
     made = sorted(Path("runs/tiny").glob("*/*/manifest.json"))
     for command, name in (("report", "a"), ("run", "b")):
         capsys.readouterr()
-        assert execute(command, CONFIG, ["seeds=[0, 1]", f"baseline={name}"]) == 0
+        assert execute(command, CONFIG, [*plan, f"baseline={name}"]) == 0
         content = json.loads(results.read_text("utf-8"))
         assert content["baseline"] == name
         others = {each["backbone"] for each in content["summary"] if each["difference"]}
