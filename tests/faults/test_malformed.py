@@ -93,7 +93,7 @@ def once(function: Callable[..., Any]) -> Callable[..., Any]:
     answers: dict[str, Any] = {}
 
     def asked(*arguments: Any) -> Any:
-        key = repr(arguments)
+        key = repr(arguments).replace(str(Path.cwd()), "")  # each case has a folder of its own
         if key not in answers:
             answers[key] = function(*arguments)
         return copy.copy(answers[key])
