@@ -19,6 +19,9 @@ find_python() {
 free_gb() { df -Pk "$1" | awk 'NR == 2 { print int($4 / 1048576) }'; }
 
 python=$(find_python) || exit 2
+if ! "$VENV/bin/python" -c 'import torch' 2>/dev/null && [ "$(free_gb .)" -lt 8 ]; then
+    fail "only $(free_gb .) GB free on this disk, wanted 8 for the environment; free some and run again"
+fi
 [ -x "$VENV/bin/python" ] && is_recent "$VENV/bin/python" &&
     "$VENV/bin/python" -m pip --version >/dev/null 2>&1 || {
     rm -rf "$VENV"
@@ -26,9 +29,6 @@ python=$(find_python) || exit 2
         fail "$python has no venv module; install it (Debian and Ubuntu: apt-get install python3-venv)"
     "$python" -m venv "$VENV" || fail "cannot make $VENV here"
 }
-if ! "$VENV/bin/python" -c 'import torch' 2>/dev/null && [ "$(free_gb .)" -lt 8 ]; then
-    fail "only $(free_gb .) GB free on this disk, wanted 8 for the environment; free some and run again"
-fi
 
 log="$VENV/install.log"
 pip=

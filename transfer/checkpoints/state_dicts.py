@@ -94,6 +94,9 @@ class Instance:
     append = update = extend
 
 
+NESTED = (dict, list, tuple, Instance, Mapping)  # the abstract one last: asking for it is slow
+
+
 def describe(value: Any) -> str:
     """Return a name for what a file holds or would call."""
     if isinstance(value, Reference):
@@ -313,7 +316,7 @@ def _mappings(content: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, ...], Map
     def inside(path: tuple[str, ...], node: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
         pairs = node.items() if isinstance(node, Mapping) else enumerate(node)
         for key, value in pairs:
-            if not isinstance(value, Instance | Mapping | list | tuple):
+            if not isinstance(value, NESTED):
                 continue
             inner = value.items if isinstance(value, Instance) else value
             if id(inner) not in seen:

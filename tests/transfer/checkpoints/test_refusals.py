@@ -17,7 +17,7 @@ from torch import Tensor
 from tests.scripts import load_script
 from tests.transfer import published
 from tests.transfer.checkpoints.reading import State
-from tests.transfer.published import resnet
+from tests.transfer.published import resnet, windows
 from transfer.checkpoints.families import FORMATS
 from transfer.checkpoints.read import read_backbone
 from transfer.resnet import Architecture, ordered_names
@@ -44,7 +44,7 @@ def norm_without_statistics(state: State) -> State:
 
 
 def resnet200(state: State) -> State:
-    state = resnet("resnet50")
+    state = dict(windows("resnet50"))
     for stage, count in ((2, 24), (3, 36)):
         for block in range(3, count):
             for name in [n for n in state if n.startswith(f"layer{stage}.1.")]:
@@ -101,7 +101,7 @@ REFUSED: dict[str, tuple[Callable[[State], Any], str]] = {
     "R200": (resnet200, "ResNet-200"),
     "selective kernels": (
         lambda s: published.under("net.1.blocks.0.net.2.main_conv.", {"0.weight": torch.ones(2)})
-        | published.simclr_v2(resnet("resnet50")), "selective kernels"),
+        | published.simclr_v2(windows("resnet50")), "selective kernels"),
     "lightly's own": (lightly_own, "3x3 stem|lightly's own"),
     "ViT": (lambda s: {"cls_token": torch.ones(2), "blocks.0.attn.qkv.weight": torch.ones(2)},
             "vision transformer"),
@@ -140,7 +140,7 @@ REFUSED: dict[str, tuple[Callable[[State], Any], str]] = {
     "complex counter": (changed("bn1.num_batches_tracked", torch.tensor(1j)), "is no count"),
     "values negated by a flag": (changed("bn1.bias", torch._neg_view(torch.ones(64))),
                                  r"negated or conjugated by a flag.*\(bn1\.bias\)"),
-    "a bias in the stem": (lambda s: published.caffe2(resnet("resnet50"))
+    "a bias in the stem": (lambda s: published.caffe2(windows("resnet50"))
                            | {"conv1_b": np.ones(64, "f4")}, "conv1_b is not zero"),
     "only a momentum encoder": (
         lambda s: {"state_dict": published.under("module.encoder_k.", s)},
@@ -184,13 +184,14 @@ REFUSED: dict[str, tuple[Callable[[State], Any], str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.usefixtures("windows_are_taken")
 @pytest.mark.parametrize("name", sorted(REFUSED))
 def test_it_is_refused_in_one_line_and_nothing_is_written(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     change, expected = REFUSED[name]
     source = tmp_path / "some.pth"
-    torch.save(change(resnet()), source)
+    torch.save(change(windows()), source)
     assert command.main([str(source), str(tmp_path / "out.pkl")]) == 2
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.count("\n") == 1
