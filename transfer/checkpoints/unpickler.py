@@ -297,7 +297,7 @@ class SafeUnpickler(_Stdlib):  # type: ignore[misc]
         super().__init__(stream, encoding="latin-1")
         self.persistent, self.limits = persistent, limits
         self.calls = {**CALLS, "torch.storage._load_from_bytes": nested}
-        self.dispatch = _Paid(PRICED, limits)
+        self.dispatch = _Paid(PRICED, limits)  # type: ignore[assignment]  # it is only looked up in
         self.unknown: set[str] = set()
 
     def load(self) -> Any:
