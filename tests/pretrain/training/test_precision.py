@@ -93,6 +93,7 @@ def test_float32_is_ieees_and_tf32_another_result(
     assert results == {name: name for name in results}
 
 
+@pytest.mark.usefixtures("small_net")  # a CPU without bf16 is slow in it
 @pytest.mark.parametrize("name", ["simclr", "simsiam", "byol", "moco-v2"])
 def test_what_a_method_adds_runs_in_bf16_and_is_kept_in_float32(
     tiny: Make, tmp_path: Path, name: str
@@ -112,6 +113,7 @@ def test_what_a_method_adds_runs_in_bf16_and_is_kept_in_float32(
     assert {value.dtype for value in state} == {torch.float32, torch.int64}
 
 
+@pytest.mark.usefixtures("small_net")
 def test_bf16_runs_the_encoder_in_it_and_the_loss_in_float32(
     tiny: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,6 +165,7 @@ def test_the_encoder_is_compiled_once_for_all_views(
     assert len(layers) < compiler.op_count < 2 * len(layers)  # BatchNorms count batches too
 
 
+@pytest.mark.usefixtures("small_net")
 def test_views_of_differing_sizes_have_a_graph_for_each_size(
     tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
