@@ -203,7 +203,10 @@ def test_reduced_views_show_what_the_full_ones_do(
     images, shapes = open_images(config.data), set()
     chosen = [(epoch, n) for epoch in range(10) for n in range(3)]
     (drawn,) = cut_views(images, chosen, 3, 0, config.augment)
-    decoded = [images.read(n) for _, n in chosen for _ in range(3)]  # the order in which all is cut
+    whole_images = [images.read(n) for n in range(3)]
+    decoded = [
+        whole_images[n] for _, n in chosen for _ in range(3)
+    ]  # the order in which all is cut
     want: list[Tensor] = []
 
     def beside(image: Tensor, params: ViewParams, augment: AugmentConfig) -> Tensor:
