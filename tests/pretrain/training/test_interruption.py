@@ -6,14 +6,13 @@ import random
 import runpy
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed.run
 
 from pretrain.config.methods import LOSS_NAMES
 from pretrain.config.pretrain import PretrainConfig
@@ -75,6 +74,20 @@ def run(config: PretrainConfig, folder: Path, *strikes: Strike, world: int = 1) 
     for process in processes:
         process.join()
     return [process.exitcode for process in processes]
+
+
+def torchrun(*arguments: str) -> int | None:
+    """Run torchrun on two processes and return its exit code.
+
+    It comes from the fork server and they from it, which spares each the import of torch.
+    """
+    command = ["--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
+    command += ["--start-method", "fork", "--run-path", *arguments]
+    context = multiprocessing.get_context("forkserver")
+    agent = context.Process(target=torch.distributed.run.main, args=(command,))
+    agent.start()
+    agent.join()
+    return agent.exitcode
 
 
 def state(folder: Path, name: str = LAST) -> dict[str, Any]:
@@ -188,11 +201,7 @@ def test_torchrun_killed_and_started_again(tiny: Make, tmp_path: Path) -> None:
     killed = tmp_path / "killed"
     for strikes in ([(1, "gradients", 3, "SIGKILL")], []):
         job = json.dumps(job_of(config, killed, *strikes))
-        command = [
-            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
-            "--master-addr", "127.0.0.1", "--master-port", str(free_port()), str(CHILD), job,
-        ]  # fmt: skip
-        answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-        assert (answer.returncode == 0) == (not strikes), answer.stderr
+        code = torchrun("--master-port", str(free_port()), str(CHILD), job)
+        assert (code == 0) == (not strikes)
         assert state(killed)["step"] == (2 if strikes else 3)
     assert same_weights(tmp_path / "whole", killed)
