@@ -30,7 +30,7 @@ PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout", "100", "-
 GPU_MARKED = (*PYTEST, "-m", "gpu", "tests/pretrain")
 # Those of several processes take minutes, the part `smoke` has one; a CPU without bf16 takes half a
 # minute for it; reduced decoding is that of any machine.
-LEFT_OUT = ("--ignore-glob", "*distributed*", "-k", "not bf16 and not reduced")
+LEFT_OUT = ("--ignore-glob", "*distributed*", "-k", "not bf16 and not reduced_views")
 NUMERIC = (*PYTEST, "-n", "4", *LEFT_OUT, *NUMERIC_TESTS)
 PIPELINE = "configs/pipeline/quick.yaml"
 Variables = dict[str, str]  # of the environment

@@ -47,13 +47,17 @@ def _drawn(arch: str) -> State:
     return state
 
 
-@cache
 def windows(arch: str = "resnet18", widened: int = 1) -> State:
     """Return a network fit for computing with, whose files are small and quickly written.
 
     Kernels are windows on one run of numbers and norms on another, no two of them equal. Only
-    under the fixture `windows_are_taken` are files of it read.
+    under the fixture `windows_are_taken` are files of it read. All who ask share the tensors.
     """
+    return dict(_windows(arch, widened))
+
+
+@cache
+def _windows(arch: str, widened: int) -> State:
     with torch.device("meta"):
         names = torchvision.models.get_model(arch, weights=None).state_dict()
     shapes = {name: _widened(name, value.shape, widened) for name, value in names.items()}

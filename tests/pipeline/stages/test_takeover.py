@@ -28,14 +28,11 @@ def stages() -> dict[str, Stage]:
 
 
 @pytest.fixture
-def done(fakes: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Stage]:
+def done(fakes: Path) -> dict[str, Stage]:
     """Run all stages of a backbone, which write bytes that do not depend on signatures."""
-    monkeypatch.syspath_prepend(str(Path(slurm_runs.__file__).parent))
     Path("bytes-without-signature").touch()
     before = stages()
-    for entry in before.values():
-        prepare(entry)
-        assert run_worker(entry.run_dir) == 0
+    run(small_plan(ONLY_A))
     Path(before["finetune/a--voc--seed0"].run_dir / "metrics.jsonl").write_text('{"step": 1}\n')
     (before["finetune/a--voc--seed0"].run_dir / "tracking").mkdir()
     (before["finetune/a--voc--seed0"].run_dir / "tracking" / "wandb.json").write_text("{}")

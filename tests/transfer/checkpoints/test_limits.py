@@ -3,10 +3,12 @@
 A file may take four times its size and 500 MB, and a minute of CPU.
 """
 
+import io
 import json
 import math
 import os
 import pickle
+import pickletools
 import random
 import struct
 import subprocess
@@ -19,7 +21,14 @@ import torch
 import torchvision
 
 from tests.transfer.opcodes import storage, text, torch_zip
-from transfer.checkpoints.unpickler import LimitError, Limits, cpu_time_limit
+from transfer.checkpoints.unpickler import (
+    HEAVY_OPCODE_BYTES,
+    OPCODE_BYTES,
+    LimitError,
+    Limits,
+    SafeUnpickler,
+    cpu_time_limit,
+)
 
 ROOT = Path(__file__).resolve().parents[3]
 CHILD = """
@@ -190,6 +199,21 @@ def test_one_budget_for_all_that_a_file_holds() -> None:
         limits.take(1)
     with pytest.raises(LimitError, match="more than 8,000,000 parts"):
         Limits(1000).take(0, steps=8_000_001)
+
+
+@pytest.mark.parametrize("lacking", ["memory", "steps"])
+def test_every_opcode_is_paid_for(lacking: str) -> None:
+    content = pickle.dumps([(), {}], protocol=2)
+    opcodes = [code.code for code, *_ in pickletools.genops(content)]
+    price = sum(HEAVY_OPCODE_BYTES.get(ord(code), OPCODE_BYTES) for code in opcodes)
+    limits = Limits(0)
+    limits.memory, limits.steps = price, len(opcodes)
+    assert SafeUnpickler(io.BytesIO(content), None, bytes, limits).load() == [(), {}]
+    assert (limits.memory, limits.steps) == (0, 0)
+    limits.memory, limits.steps = price, len(opcodes)
+    setattr(limits, lacking, getattr(limits, lacking) - 1)
+    with pytest.raises(LimitError):
+        SafeUnpickler(io.BytesIO(content), None, bytes, limits).load()
 
 
 def test_the_cpu_time_is_limited_last() -> None:
