@@ -165,7 +165,6 @@ def test_the_encoder_is_compiled_once_for_all_views(
     assert len(layers) < compiler.op_count < 2 * len(layers)  # BatchNorms count batches too
 
 
-@pytest.mark.usefixtures("small_net")
 def test_views_of_differing_sizes_have_a_graph_for_each_size(
     tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
