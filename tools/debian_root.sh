@@ -20,6 +20,7 @@ make)
     # names and certificates are the machine's, as its network asks
     cp -L /etc/resolv.conf "$root/etc/resolv.conf"
     cp -L /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/ca-certificates.crt"
+    echo "127.0.0.1 localhost" >"$root/etc/hosts"  # as Debian's installer writes it; torchrun asks
     ;;
 run) # its own mounts, in a process space of its own: both end with it, whatever happens inside
     shift

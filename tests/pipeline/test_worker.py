@@ -124,6 +124,7 @@ def test_every_attempt_keeps_the_code_and_versions_that_it_started_with(fakes: P
     (entry.run_dir / MANIFEST).unlink()  # made again, it does not forget what it is made from
     run(plan)
     made = json.loads((entry.run_dir / MANIFEST).read_text("utf-8"))["provenance"]
+    provenance.code_state.cache_clear()  # what a test before asked may have had no git
     state = provenance.code_state()
     assert [attempt["code"] for attempt in made["attempts"]] == [state] * 3
     assert made["code"] == state and made["packages"]["torch"]
