@@ -20,7 +20,8 @@ make)
     # names and certificates are the machine's, as its network asks
     cp -L /etc/resolv.conf "$root/etc/resolv.conf"
     cp -L /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/ca-certificates.crt"
-    echo "127.0.0.1 localhost" >"$root/etc/hosts"  # as Debian's installer writes it; torchrun asks
+    # as Debian's installer writes them; torchrun asks for both
+    printf '127.0.0.1 localhost\n127.0.1.1 %s\n' "$(uname -n)" >"$root/etc/hosts"
     ;;
 run) # its own mounts, in a process space of its own: both end with it, whatever happens inside
     shift
