@@ -128,6 +128,7 @@ def tar_of_2016(state: State, views: bool = False) -> bytes:
     return file.getvalue()
 
 
+@pytest.mark.filterwarnings("ignore:Python 3.14 will, by default, filter")  # torch's reading
 @pytest.mark.parametrize("views", [False, True])
 def test_the_tar_of_torch_before_0_1_10_is_read(views: bool, tmp_path: Path) -> None:
     state, path = resnet(), tmp_path / "resnet18-5c106cde.pth"

@@ -160,6 +160,13 @@ class Hook(nn.Module):
         self.act = functools.partial(torch.relu)
 
 
+class Counter:
+    """Pickled as Python before 3.14 pickles a counter."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return itertools.count, (0,)
+
+
 HARMLESS_VALUES: dict[str, Any] = {
     "partial": functools.partial(torch.optim.SGD, lr=0.1),
     "enum": Colour.RED,
@@ -178,7 +185,7 @@ HARMLESS_VALUES: dict[str, Any] = {
     "objects": np.array([1, "a", None], dtype=object),
     "records": np.zeros(2, dtype=[("a", "f4")]),
     "date": np.datetime64("2020-01-01"),
-    "counter": itertools.count(),
+    "counter": Counter(),
     "file's state": Path().stat(),
     "loader": functools.partial(np.load, mmap_mode="r"),
     "torch's loader": torch.load,
