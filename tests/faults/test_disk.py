@@ -62,7 +62,7 @@ def pipeline(command: str) -> subprocess.CompletedProcess[str]:
 def private(command: str, size_kb: int, before: str) -> subprocess.CompletedProcess[str]:
     """Run in a mount namespace of its own, whose `runs` is a disk of so many kilobytes."""
     if os.geteuid() != 0 or call("unshare -m true").returncode != 0:
-        pytest.skip("only root can mount a small disk in a namespace of its own")
+        pytest.skip("a small disk wants root, and a machine that allows mount namespaces")
     inner = MOUNTED.format(size=size_kb, before=before, command=command)
     return call(f"unshare -m bash -c '{inner}'")
 

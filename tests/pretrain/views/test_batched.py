@@ -204,9 +204,8 @@ def test_reduced_views_show_what_the_full_ones_do(
     chosen = [(epoch, n) for epoch in range(10) for n in range(3)]
     (drawn,) = cut_views(images, chosen, 3, 0, config.augment)
     whole_images = [images.read(n) for n in range(3)]
-    decoded = [
-        whole_images[n] for _, n in chosen for _ in range(3)
-    ]  # the order in which all is cut
+    # the order in which all is cut
+    decoded = [whole_images[n] for _, n in chosen for _ in range(3)]
     want: list[Tensor] = []
 
     def beside(image: Tensor, params: ViewParams, augment: AugmentConfig) -> Tensor:
