@@ -9,13 +9,14 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 HERE = Path(__file__).resolve().parent
+FIRST = (HERE / "slurm", HERE / "docs" / "test_docs.py")
 SLURM = "tests/slurm/"
 LONGEST = "tests/slurm/test_survival.py"  # it takes as long as SLURM's other files together
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests on SLURM first: they take longest and use little of the processor."""
-    items.sort(key=lambda item: not item.path.is_relative_to(HERE / "slurm"))
+    """Put first what takes longest: the tests on SLURM, then the documents' commands."""
+    items.sort(key=lambda item: [not item.path.is_relative_to(place) for place in FIRST])
 
 
 def pytest_collection_finish() -> None:
@@ -26,8 +27,8 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Return a process for each core and two for SLURM's tests, which mostly wait."""
-    return len(os.sched_getaffinity(0)) + 2
+    """Return a process for each core, two for SLURM's tests and one more: all wait at times."""
+    return len(os.sched_getaffinity(0)) + 3
 
 
 class _ByFile(LoadScopeScheduling):
