@@ -14,7 +14,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +24,6 @@ import yaml
 
 from pipeline.config.schema import PipelineConfig
 from pretrain.config.pretrain import PretrainConfig
-from tests.docs.warm_python import warm_python
 
 ROOT = Path(__file__).resolve().parents[2]
 PIPELINES = sorted((ROOT / "configs" / "pipeline").glob("[!r]*.yaml"))  # rates are no plan
@@ -106,15 +104,6 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def search_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Where the documents' commands are looked for: `python` has imported torch already."""
-    folder = tmp_path_factory.mktemp("bin")
-    with warm_python(folder):
-        places = [str(folder), str(Path(sys.executable).parent), os.environ["PATH"]]
-        yield os.pathsep.join(places)
-
-
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)
 def test_blocks_are_marked(path: Path) -> None:
     for block in blocks(path):
@@ -170,8 +159,9 @@ def test_documents_name_different_runs() -> None:
     [path for path in DOCUMENTS if any(block.is_run for block in blocks(path))],
     ids=lambda path: path.stem,
 )
-def test_commands_run(path: Path, sandbox: Path, search_path: str) -> None:
-    env = {**os.environ, "PATH": search_path, "TMPDIR": str(sandbox)}
+def test_commands_run(path: Path, sandbox: Path) -> None:
+    path_of = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = {**os.environ, "PATH": path_of, "TMPDIR": str(sandbox)}
 
     def succeeds(command: list[str], about: str) -> None:
         answer = subprocess.run(
@@ -195,5 +185,4 @@ def test_commands_run(path: Path, sandbox: Path, search_path: str) -> None:
         pins = (ROOT / "constraints.txt").read_text("utf-8").split()
         is_pinned = f"torch=={version('torch').partition('+')[0]}" in pins
         for rule in RULES if is_pinned else RULES_OF_ANY_TORCH:
-            # some see what is imported, so in a Python that has imported nothing
-            succeeds([sys.executable if word == "python" else word for word in rule.split()], rule)
+            succeeds(rule.split(), rule)
