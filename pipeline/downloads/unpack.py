@@ -14,9 +14,8 @@ from typing import IO, NamedTuple
 from pipeline.stages.files import one_line, printable, size_text
 
 BLOCK = 1 << 20
-DAMAGE = (  # what zipfile and tarfile raise; encrypted is a RuntimeError, an odd method the last
-    tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError
-)  # fmt: skip
+# What zipfile and tarfile raise; of what is encrypted or packed by an odd method a RuntimeError.
+DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)
 
 
 class Entry(NamedTuple):

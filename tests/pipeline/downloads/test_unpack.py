@@ -108,10 +108,11 @@ def test_damage_is_one_line(tmp_path: Path) -> None:
                 unpack(path, tmp_path / "to", 10**6)
             assert "\n" not in str(error.value)
     path = zip_of(tmp_path / "c.zip", "b", 0, content)
-    whole = bytearray(path.read_bytes())
-    place = whole.index(b"PK\x01\x02") + 8
-    whole[6] |= 1  # encrypted
-    whole[place] |= 1
-    path.write_bytes(whole)
-    with pytest.raises(ValueError, match=r"damaged .*encrypted"):
-        unpack(path, tmp_path / "to", 10**6)
+    plain = path.read_bytes()
+    directory = plain.index(b"PK\x01\x02")
+    for place, value, said in ((6, 1, "encrypted"), (8, 99, "compression method")):
+        whole = bytearray(plain)
+        whole[place] = whole[directory + 2 + place] = value  # in the entry, and where it is listed
+        path.write_bytes(whole)
+        with pytest.raises(ValueError, match=rf"damaged .*{said}"):
+            unpack(path, tmp_path / "to", 10**6)
