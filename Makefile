@@ -48,7 +48,7 @@ $(OLDEST)/.installed: pyproject.toml constraints.txt tools/setup_env.sh
 
 # One thread each: OpenMP's threads wait actively for each other. Two thousand processes read the code:
 # compiled once, whatever the user's own setting is.
-PYTEST := -m pytest -n auto --maxprocesses 5 --no-loadscope-reorder
+PYTEST := -m pytest -n auto --maxprocesses 4 --no-loadscope-reorder
 ALONE := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
 
 test: env

@@ -27,8 +27,8 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Return a process for each core, two for SLURM's tests and one more: all wait at times."""
-    return len(os.sched_getaffinity(0)) + 3
+    """Return a process for each core and two for SLURM's tests, which mostly wait."""
+    return len(os.sched_getaffinity(0)) + 2
 
 
 class _ByFile(LoadScopeScheduling):
